@@ -1,0 +1,3 @@
+//! Element types.
+
+pub use safetensors::Dtype;

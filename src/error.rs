@@ -1,0 +1,99 @@
+//! One error for everything: what failed, on which file, tensor or key, and the way out.
+
+use std::fmt;
+use std::path::Path;
+
+/// What kind of thing went wrong; it decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The command, the config, or the plan made from it cannot be carried out. No tensor data was read.
+    Config,
+    /// An input checkpoint is missing, damaged, or changed while it was read.
+    Input,
+    /// The output could not be written.
+    Output,
+    /// The user asked to stop (Ctrl-C or SIGTERM).
+    Interrupted,
+}
+
+/// A failure, told to the user as `error: message`, then `hint: …` where there is a way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    /// What kind of failure this is.
+    pub kind: Kind,
+    /// What failed and on what, in one line or a few.
+    pub message: String,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+}
+
+/// The result of everything that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// The config, the command or the plan is wrong.
+    pub fn config(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Config, message: message.into(), hint: None }
+    }
+
+    /// An input is missing, damaged or changing.
+    pub fn input(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Input, message: message.into(), hint: None }
+    }
+
+    /// The output cannot be written.
+    pub fn output(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Output, message: message.into(), hint: None }
+    }
+
+    /// An input file that the system would not let us read.
+    pub fn reading(path: &Path, cause: &std::io::Error) -> Self {
+        Self::input(format!("cannot read {}: {cause}", path.display()))
+    }
+
+    /// An output file that the system would not let us write.
+    pub fn writing(path: &Path, cause: &std::io::Error) -> Self {
+        Self::output(format!("cannot write {}: {cause}", path.display()))
+    }
+
+    /// The user asked to stop.
+    pub fn interrupted() -> Self {
+        Self { kind: Kind::Interrupted, message: "interrupted: nothing was written".into(), hint: None }
+    }
+
+    /// Adds the way out.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The process exit code: 2 for config, 3 for input, 4 for output, 130 when interrupted.
+    pub fn exit_code(&self) -> u8 {
+        match self.kind {
+            Kind::Config => 2,
+            Kind::Input => 3,
+            Kind::Output => 4,
+            Kind::Interrupted => 130,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The candidate nearest to `typed`, when it is near enough to be what was meant.
+pub fn did_you_mean<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let typed = typed.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&typed, &candidate.to_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

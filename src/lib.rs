@@ -1,0 +1,4 @@
+//! mergeforge merges large model checkpoints.
+
+pub mod error;
+pub mod dtype;

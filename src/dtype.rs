@@ -1,3 +1,266 @@
-//! Element types.
+//! Element types, and bit-exact conversions between them and f32.
+//!
+//! Decoding is exact. Encoding rounds once, to nearest even, writes one NaN per type and +0 for every
+//! zero, so that the stored bytes do not depend on the device. Everything is integer code: the CUDA and
+//! WGSL twins do the same operations.
 
 pub use safetensors::Dtype;
+
+/// The floating-point types that can be merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Float {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16: the upper half of a binary32.
+    BF16,
+}
+
+impl Float {
+    /// The mergeable type of a tensor, if it has one.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
+    /// The type in a safetensors header.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+        }
+    }
+
+    /// Bytes per element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// The name in a mergekit YAML and in config.json.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+        }
+    }
+
+    /// The smallest type that holds both exactly (torch's promotion rule).
+    #[must_use]
+    pub fn promote(self, other: Self) -> Self {
+        if self == other { self } else { Self::F32 }
+    }
+}
+
+/// Decodes little-endian elements of type `float` to f32, exactly.
+///
+/// `bytes` holds `out.len()` elements.
+pub fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(bytes.len(), out.len() * float.bytes(), "decode: one element in, one out");
+    match float {
+        Float::F32 => each(bytes, out, |raw: [u8; 4]| f32::from_le_bytes(raw)),
+        Float::F16 => each(bytes, out, |raw: [u8; 2]| f16_to_f32(u16::from_le_bytes(raw))),
+        Float::BF16 => each(bytes, out, |raw: [u8; 2]| bf16_to_f32(u16::from_le_bytes(raw))),
+    }
+}
+
+/// Encodes f32 values as little-endian elements of type `float`, each rounded once.
+///
+/// Returns how many finite values became infinite.
+pub fn encode(float: Float, values: &[f32], out: &mut [u8]) -> u64 {
+    assert_eq!(out.len(), values.len() * float.bytes(), "encode: one element in, one out");
+    match float {
+        Float::F32 => each_back(values, out, |value| f32_to_f32(value).to_le_bytes()),
+        Float::F16 => each_back(values, out, |value| f32_to_f16(value).to_le_bytes()),
+        Float::BF16 => each_back(values, out, |value| f32_to_bf16(value).to_le_bytes()),
+    }
+    // The largest finite magnitudes that still round to a finite value of the type.
+    let finite_max_bits: u32 = match float {
+        Float::F32 => return 0,
+        Float::F16 => 0x477f_efff,
+        Float::BF16 => 0x7f7f_7fff,
+    };
+    values
+        .iter()
+        .map(|v| u32::from((finite_max_bits + 1..INFINITY_BITS).contains(&magnitude_bits(*v))))
+        .sum::<u32>()
+        .into()
+}
+
+/// The bits of |x| as an integer: ordered as the magnitudes are.
+#[inline]
+pub fn magnitude_bits(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
+}
+
+/// The bits of +infinity; larger magnitudes are NaN.
+pub const INFINITY_BITS: u32 = 0x7f80_0000;
+
+#[inline]
+fn each<const B: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; B]) -> f32) {
+    let (raw, _) = bytes.as_chunks::<B>();
+    for (value, raw) in out.iter_mut().zip(raw) {
+        *value = convert(*raw);
+    }
+}
+
+#[inline]
+fn each_back<const B: usize>(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; B]) {
+    let (raw, _) = out.as_chunks_mut::<B>();
+    for (raw, value) in raw.iter_mut().zip(values) {
+        *raw = convert(*value);
+    }
+}
+
+#[inline]
+fn bf16_to_f32(half: u16) -> f32 {
+    f32::from_bits(u32::from(half) << 16)
+}
+
+/// binary16 to binary32, branch-free so that it vectorises.
+///
+/// Subnormals are exact because the scaling by 2^112 (a multiplication by a power of two) is exact.
+#[inline]
+fn f16_to_f32(half: u16) -> f32 {
+    const TWO_POW_112: f32 = f32::from_bits((127 + 112) << 23);
+    let sign = u32::from(half & 0x8000) << 16;
+    let magnitude = u32::from(half & 0x7fff);
+    // Exponent and fraction moved into place are 2^112 too small; infinities and NaN need all exponent bits.
+    let scaled = (f32::from_bits(magnitude << 13) * TWO_POW_112).to_bits();
+    let special = 0x7f80_0000 | ((magnitude & 0x3ff) << 13);
+    f32::from_bits(sign | if magnitude >= 0x7c00 { special } else { scaled })
+}
+
+#[inline]
+fn f32_to_f32(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let canonical = if magnitude > INFINITY_BITS { 0x7fc0_0000 } else { bits };
+    if magnitude == 0 { 0 } else { canonical }
+}
+
+#[inline]
+fn f32_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // Adding just under half an ulp, and one more when the kept part is odd, rounds to nearest even.
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let rounded = if rounded & 0x7fff == 0 { 0 } else { rounded };
+    (if magnitude > INFINITY_BITS { 0x7fc0 } else { rounded }) as u16
+}
+
+#[inline]
+fn f32_to_f16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let sign = (bits >> 16) & 0x8000;
+    let magnitude = bits & 0x7fff_ffff;
+    // Normal results: re-bias the exponent by 112 and round to nearest even in the integer.
+    let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + ((magnitude >> 13) & 1)) >> 13;
+    // Subnormal results: below 2^-14 the units are 2^-24, and adding 0.5 makes the f32 adder round to them.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let rounded = if magnitude < 0x3880_0000 { subnormal } else { normal };
+    let finite = if magnitude > 0x477f_efff { 0x7c00 } else { rounded };
+    let signed = if finite == 0 { 0 } else { sign | finite };
+    (if magnitude > INFINITY_BITS { 0x7e00 } else { signed }) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(float: Float, half: u16) -> f32 {
+        let mut out = [0.0];
+        decode(float, &half.to_le_bytes(), &mut out);
+        out[0]
+    }
+
+    fn encoded(float: Float, value: f32) -> u16 {
+        let mut out = [0; 2];
+        encode(float, &[value], &mut out);
+        u16::from_le_bytes(out)
+    }
+
+    /// What storing must give, by the `half` crate's conversion with our rule for NaN and zero on top.
+    fn expected(float: Float, value: f32) -> u16 {
+        let (bits, nan) = match float {
+            Float::F16 => (half::f16::from_f32_const(value).to_bits(), 0x7e00),
+            _ => (half::bf16::from_f32_const(value).to_bits(), 0x7fc0),
+        };
+        match bits {
+            _ if value.is_nan() => nan,
+            0x8000 => 0,
+            bits => bits,
+        }
+    }
+
+    #[test]
+    fn every_half_decodes_exactly() {
+        for bits in 0..=u16::MAX {
+            let f16 = half::f16::from_bits(bits).to_f32_const();
+            let bf16 = half::bf16::from_bits(bits).to_f32_const();
+            for (ours, theirs) in [(decoded(Float::F16, bits), f16), (decoded(Float::BF16, bits), bf16)] {
+                assert!(
+                    ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
+                    "{bits:04x}"
+                );
+            }
+        }
+    }
+
+    /// All 2^32 values take minutes; the upper 20 bits with every kind of lower part meet every rounding case.
+    #[test]
+    fn every_rounding_case_encodes_to_nearest_even() {
+        let lower = [0u32, 1, 2, 0x7ff, 0x800, 0x801, 0xffe, 0xfff];
+        for upper in 0..1u32 << 20 {
+            for bits in lower.map(|low| upper << 12 | low) {
+                let value = f32::from_bits(bits);
+                assert_eq!(encoded(Float::F16, value), expected(Float::F16, value), "f16 {bits:08x}");
+                assert_eq!(encoded(Float::BF16, value), expected(Float::BF16, value), "bf16 {bits:08x}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_half_survives_a_round_trip() {
+        for float in [Float::F16, Float::BF16] {
+            for bits in 0..=u16::MAX {
+                let value = decoded(float, bits);
+                assert_eq!(encoded(float, value), expected(float, value), "{float:?} {bits:04x}");
+            }
+        }
+    }
+
+    #[test]
+    fn f32_keeps_its_bits_but_for_nan_and_negative_zero() {
+        for (value, bits) in [
+            (1.5f32, 1.5f32.to_bits()),
+            (-0.0, 0),
+            (f32::from_bits(1), 1),
+            (f32::NEG_INFINITY, 0xff80_0000),
+            (f32::from_bits(0xffc0_0001), 0x7fc0_0000),
+        ] {
+            let mut out = [0; 4];
+            assert_eq!(encode(Float::F32, &[value], &mut out), 0);
+            assert_eq!(u32::from_le_bytes(out), bits);
+        }
+    }
+
+    #[test]
+    fn only_finite_values_that_become_infinite_count_as_overflow() {
+        let values = [65504.0, 65519.99, 65520.0, -1e30, f32::INFINITY, f32::NAN, 0.0];
+        let mut out = [0; 14];
+        assert_eq!(encode(Float::F16, &values, &mut out), 2);
+        let values = [f32::MAX, f32::from_bits(0x7f7f_7fff), f32::from_bits(0x7f7f_8000), f32::INFINITY];
+        let mut out = [0; 8];
+        assert_eq!(encode(Float::BF16, &values, &mut out), 2);
+    }
+}

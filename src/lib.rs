@@ -1,4 +1,121 @@
-//! mergeforge merges large model checkpoints.
+//! mergeforge merges large model checkpoints: a mergekit YAML in, a Hugging Face checkpoint out.
+//!
+//! The way of the data is one way: [`config`] (what was written) and [`checkpoint`] headers make a [`plan`]
+//! (what it means), which the [`stream`] carries out: chunks of tensors through a [`backend`] that knows
+//! [`kernel`]s, as the [`recipe`]s of a [`method`] ask for them. `prepare` and `merge` below are the whole story.
+//!
+//! The same config, seed and inputs give the same bytes on every device, whatever the chunk size, the number
+//! of threads and the memory.
 
-pub mod error;
+pub mod backend;
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
 pub mod dtype;
+pub mod error;
+pub mod kernel;
+pub mod method;
+pub mod plan;
+pub mod recipe;
+pub mod report;
+pub mod stream;
+
+use std::path::{Path, PathBuf};
+
+use backend::cpu::Cpu;
+use checkpoint::{Sink, Source};
+use config::Config;
+use error::{Error, Result};
+use plan::{Choices, Plan};
+use report::Report;
+use stream::{Budget, Watch};
+
+/// A config with its models' headers and the plan made from them.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The config as written.
+    pub config: Config,
+    /// The models, in the plan's order.
+    pub sources: Vec<Source>,
+    /// What will happen.
+    pub plan: Plan,
+}
+
+/// Reads a config and its models' headers, and plans the merge. No tensor data is read.
+///
+/// # Errors
+/// Everything that is wrong with the config or the headers.
+pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
+    let source = std::fs::read(file).map_err(|cause| Error::reading(file, &cause))?;
+    let source = String::from_utf8(source)
+        .map_err(|_| Error::config(format!("{}: this is not text in UTF-8", file.display())))?;
+    let config = Config::parse(&file.display().to_string(), &source)?;
+    plan::method_of(&config)?;
+    let sources = open(&config)?;
+    let plan = Plan::new(&config, &sources, choices)?;
+    Ok(Prepared { config, sources, plan })
+}
+
+/// Opens every model that a config refers to.
+fn open(config: &Config) -> Result<Vec<Source>> {
+    let open = |model: &config::Located<config::ModelRef>| {
+        let folder = checkpoint::locate(&model.value.path, model.value.revision.as_deref())
+            .map_err(|error| Error { message: config.error_at(model.at, error.message).message, ..error })?;
+        Source::open(&model.value.to_string(), &folder)
+    };
+    let models = plan::references(config);
+    std::thread::scope(|scope| {
+        let opening: Vec<_> = models.iter().map(|model| scope.spawn(move || open(model))).collect();
+        opening.into_iter().map(|model| model.join().expect("opening a model does not panic")).collect()
+    })
+}
+
+/// What a merge may use and what it leaves beside the tensors.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The folder to make.
+    pub out: PathBuf,
+    /// Threads, memory and chunks.
+    pub budget: Budget,
+    /// Whether the donor's tokenizer files are copied.
+    pub copy_tokenizer: bool,
+    /// Whether a README.md is written.
+    pub model_card: bool,
+}
+
+/// Carries out a plan. The output folder appears whole, under its final name, or not at all.
+///
+/// # Errors
+/// An input that cannot be read or changes, an output that cannot be written, or the user's wish to stop.
+pub fn merge(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Result<Report> {
+    let Prepared { sources, plan, .. } = prepared;
+    check_room(prepared, options)?;
+    let limits = options.budget.limits(plan)?;
+    let backend = Cpu::new(limits.hold_bytes);
+    let sink = Sink::create(&options.out, &plan.layout)?;
+    let merged = stream::run(plan, sources, &backend, &sink, &limits, watch)?;
+    sources.iter().try_for_each(Source::verify_unchanged)?;
+    let report = Report::new(prepared, &backend, merged);
+    sink.finish(&report.sidecars(prepared, options)?, &|| watch.stop())?;
+    Ok(report)
+}
+
+/// Refuses an output folder that is not free, or a disk that is too small, before anything is read.
+///
+/// # Errors
+/// What is wrong with the folder or the disk.
+pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
+    let inputs: Vec<&Path> = prepared.sources.iter().map(|source| source.folder.as_path()).collect();
+    checkpoint::check_out(&options.out, &inputs)?;
+    let needed = prepared.plan.layout.file_bytes;
+    match checkpoint::free_bytes(&options.out) {
+        Some(free) if free < needed => Err(Error::output(format!(
+            "the output needs {}, and only {} are free where {} goes",
+            report::bytes(needed),
+            report::bytes(free),
+            options.out.display()
+        ))
+        .hint("free some space, or choose another disk")),
+        _ => Ok(()),
+    }
+}

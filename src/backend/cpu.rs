@@ -1,0 +1,276 @@
+//! The CPU: the reference for every other device, and a product of its own.
+//!
+//! A worker takes a span of tiles from read to result while it stays in its core's cache: decode a tile to
+//! f32, run the kernel's twin, encode. Inputs that another sweep needs are held in memory up to a budget.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{Backend, Hold, Lane, Launch, OddValues, Output, Read, Span, SpanResult};
+use crate::dtype::{Float, decode, encode};
+use crate::error::Result;
+use crate::kernel::{Inputs, Job, Result as Shape, TILE, Target};
+
+/// The CPU as a device.
+#[derive(Debug)]
+pub struct Cpu {
+    held: Mutex<Held>,
+}
+
+impl Cpu {
+    /// A CPU that holds at most `hold_bytes` of inputs between sweeps.
+    pub fn new(hold_bytes: u64) -> Self {
+        Self {
+            held: Mutex::new(Held { chunks: HashMap::new(), spare: Vec::new(), budget_bytes: hold_bytes }),
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().expect("no worker panics while it holds this lock")
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        "cpu".into()
+    }
+
+    fn lane(&self) -> Box<dyn Lane + '_> {
+        Box::new(CpuLane { cpu: self, slots: Vec::new(), room: Room::default(), finished: None })
+    }
+
+    fn forget(&self, tensor: usize) {
+        let mut held = self.held();
+        let keys: Vec<_> = held.chunks.keys().filter(|key| key.tensor == tensor).copied().collect();
+        for key in keys {
+            if let Some(chunk) = held.chunks.remove(&key) {
+                held.recycle(chunk);
+            }
+        }
+    }
+}
+
+/// Inputs held between sweeps.
+#[derive(Debug)]
+struct Held {
+    chunks: HashMap<Key, Arc<Vec<u8>>>,
+    /// Buffers to use again: fresh memory costs a page fault every 4 KiB.
+    spare: Vec<Vec<u8>>,
+    budget_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    tensor: usize,
+    first_tile: u64,
+    input: usize,
+}
+
+impl Held {
+    /// A buffer for something to hold, while the budget lasts.
+    fn buffer(&mut self, bytes: usize) -> Option<Vec<u8>> {
+        if let Some(at) = self.spare.iter().position(|spare| spare.capacity() >= bytes) {
+            let mut buffer = self.spare.swap_remove(at);
+            buffer.resize(bytes, 0);
+            return Some(buffer);
+        }
+        while self.budget_bytes < bytes as u64 {
+            self.budget_bytes += self.spare.pop()?.capacity() as u64;
+        }
+        self.budget_bytes -= bytes as u64;
+        Some(vec![0; bytes])
+    }
+
+    fn recycle(&mut self, chunk: Arc<Vec<u8>>) {
+        if let Some(buffer) = Arc::into_inner(chunk) {
+            self.spare.push(buffer);
+        }
+    }
+}
+
+/// One worker's buffers.
+struct CpuLane<'a> {
+    cpu: &'a Cpu,
+    /// A buffer per input, for what is not held.
+    slots: Vec<Vec<u8>>,
+    room: Room,
+    finished: Option<Finished>,
+}
+
+/// Where spans are computed and their results stay until they are collected.
+#[derive(Default)]
+struct Room {
+    /// A tile of every input as f32.
+    decoded: Vec<f32>,
+    /// A kernel's own room.
+    scratch: Vec<f32>,
+    values: Vec<u8>,
+    sums: Vec<f32>,
+    words: Vec<u32>,
+}
+
+/// A launch that waits to be collected.
+struct Finished {
+    shape: Shape,
+    /// Of each span, where its results end in the room's vector of that shape, and its odd values.
+    ends: Vec<(usize, OddValues)>,
+}
+
+impl Lane for CpuLane<'_> {
+    fn depth(&self) -> usize {
+        1
+    }
+
+    fn submit(&mut self, launch: Launch, read: &mut Read<'_>) -> Result<()> {
+        assert!(self.finished.is_none(), "a CPU lane is one launch deep");
+        self.room.values.clear();
+        self.room.sums.clear();
+        self.room.words.clear();
+        let mut ends = Vec::with_capacity(launch.spans.len());
+        for (index, span) in launch.spans.iter().enumerate() {
+            let held = self.inputs(&launch, index, span, read)?;
+            let bytes = |input: usize| -> &[u8] {
+                let slot: &[u8] = held[input].as_deref().unwrap_or(&self.slots[input]);
+                &slot[..span.elements * launch.floats[input].bytes()]
+            };
+            let job = &launch.jobs[span.job];
+            ends.push(self.room.run(job, span, &launch.floats, &bytes, launch.output));
+            if launch.hold == Hold::Take {
+                let mut store = self.cpu.held();
+                held.into_iter().flatten().for_each(|chunk| store.recycle(chunk));
+            }
+        }
+        self.finished = Some(Finished { shape: launch.jobs[0].result(), ends });
+        Ok(())
+    }
+
+    fn collect(&mut self, take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>) -> Result<()> {
+        let finished = self.finished.take().expect("collect follows submit");
+        let mut start = 0;
+        for (span, (end, odd)) in finished.ends.into_iter().enumerate() {
+            let result = match finished.shape {
+                Shape::Values => SpanResult::Values(&self.room.values[start..end]),
+                Shape::Sums { .. } => SpanResult::Sums(&self.room.sums[start..end]),
+                Shape::Counts { .. } => SpanResult::Counts(&self.room.words[start..end]),
+                Shape::Words { .. } => SpanResult::Words(&self.room.words[start..end]),
+            };
+            take(span, Output { result, odd })?;
+            start = end;
+        }
+        Ok(())
+    }
+}
+
+impl CpuLane<'_> {
+    /// Brings in a span's inputs: the chunks that are held, and `None` for those read into the lane's slots.
+    fn inputs(
+        &mut self,
+        launch: &Launch,
+        index: usize,
+        span: &Span,
+        read: &mut Read<'_>,
+    ) -> Result<Vec<Option<Arc<Vec<u8>>>>> {
+        self.slots.resize_with(self.slots.len().max(launch.reads.len()), Vec::new);
+        let mut held = Vec::with_capacity(launch.reads.len());
+        for (place, input) in launch.reads.iter().enumerate() {
+            let key = Key { tensor: span.tensor, first_tile: span.tiles.start, input: *input };
+            let bytes = span.elements * launch.floats[place].bytes();
+            let (found, buffer) = self.cpu.find(&key, bytes, launch.hold);
+            held.push(match (found, buffer) {
+                (Some(chunk), _) => Some(chunk),
+                (None, Some(mut buffer)) => {
+                    read(index, place, &mut buffer)?;
+                    let chunk = Arc::new(buffer);
+                    self.cpu.held().chunks.insert(key, Arc::clone(&chunk));
+                    Some(chunk)
+                }
+                (None, None) => {
+                    let slot = &mut self.slots[place];
+                    slot.resize(slot.len().max(bytes), 0);
+                    read(index, place, &mut slot[..bytes])?;
+                    None
+                }
+            });
+        }
+        Ok(held)
+    }
+}
+
+impl Cpu {
+    /// A held chunk, or else a buffer to hold one in.
+    fn find(&self, key: &Key, bytes: usize, hold: Hold) -> (Option<Arc<Vec<u8>>>, Option<Vec<u8>>) {
+        let mut held = self.held();
+        let long_enough = held.chunks.get(key).is_some_and(|chunk| chunk.len() >= bytes);
+        match hold {
+            Hold::Take if long_enough => (held.chunks.remove(key), None),
+            _ if long_enough => (held.chunks.get(key).cloned(), None),
+            Hold::Keep => (None, held.buffer(bytes)),
+            Hold::Peek | Hold::Take => (None, None),
+        }
+    }
+}
+
+impl Room {
+    /// Runs a job over a span; where the results of its shape end now, and the odd values.
+    fn run<'b>(
+        &mut self,
+        job: &Job,
+        span: &Span,
+        floats: &[Float],
+        bytes: &dyn Fn(usize) -> &'b [u8],
+        output: Float,
+    ) -> (usize, OddValues) {
+        let mut odd = OddValues::default();
+        self.decoded.resize(self.decoded.len().max(floats.len() * TILE), 0.0);
+        let shape = job.result();
+        let counters = self.words.len();
+        if let Shape::Counts { words } = shape {
+            self.words.resize(counters + words, 0);
+        }
+        for (tile, first) in span.tiles.clone().zip((0..span.elements).step_by(TILE)) {
+            let len = TILE.min(span.elements - first);
+            for (input, float) in floats.iter().enumerate() {
+                let tile_bytes = &bytes(input)[first * float.bytes()..][..len * float.bytes()];
+                let decoded = &mut self.decoded[input * TILE..][..len];
+                decode(*float, tile_bytes, decoded);
+                if shape == Shape::Values {
+                    odd.count(decoded);
+                }
+            }
+            let inputs = Inputs { values: &self.decoded, len };
+            match shape {
+                Shape::Values => {
+                    let mut merged = [0.0; TILE];
+                    job.run_tile(tile, &inputs, &mut self.scratch, Target::Values(&mut merged[..len]));
+                    let end = self.values.len();
+                    self.values.resize(end + len * output.bytes(), 0);
+                    odd.overflowed += encode(output, &merged[..len], &mut self.values[end..]);
+                }
+                Shape::Sums { words } => {
+                    let end = self.sums.len();
+                    self.sums.resize(end + words, 0.0);
+                    job.run_tile(tile, &inputs, &mut self.scratch, Target::Sums(&mut self.sums[end..]));
+                }
+                Shape::Counts { .. } => {
+                    job.run_tile(
+                        tile,
+                        &inputs,
+                        &mut self.scratch,
+                        Target::Words(&mut self.words[counters..]),
+                    );
+                }
+                Shape::Words { words } => {
+                    let end = self.words.len();
+                    self.words.resize(end + words * len, 0);
+                    job.run_tile(tile, &inputs, &mut self.scratch, Target::Words(&mut self.words[end..]));
+                }
+            }
+        }
+        let end = match shape {
+            Shape::Values => self.values.len(),
+            Shape::Sums { .. } => self.sums.len(),
+            Shape::Counts { .. } | Shape::Words { .. } => self.words.len(),
+        };
+        (end, odd)
+    }
+}

@@ -1,0 +1,22 @@
+//! Checkpoints in Hugging Face's form: a folder with `config.json`, safetensors files and companions.
+//!
+//! [`locate()`] turns a model reference into a folder, [`Source`] reads one, [`layout()`] says where every byte
+//! of an output goes, [`Sink`] writes it, and the sidecars are the small files beside the weights. Whatever
+//! a file says about itself is checked here, once, so that nobody else has to doubt it.
+
+mod file;
+pub mod header;
+pub mod layout;
+pub mod locate;
+mod out_folder;
+pub mod sidecars;
+pub mod sink;
+pub mod source;
+
+pub use header::TensorInfo;
+pub use layout::{Layout, OutTensor, Place, Shard, layout};
+pub use locate::locate;
+pub use out_folder::{check_out, free_bytes};
+pub use sidecars::{ConfigEdits, ModelCard, companion_files, config_json, model_card, per_layer_lists};
+pub use sink::{Content, Sidecar, Sink};
+pub use source::Source;

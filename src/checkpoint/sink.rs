@@ -1,0 +1,367 @@
+//! Writing an output checkpoint: tensors by position, in any order, from any thread; then the small files;
+//! then, all at once, its name.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::file::{open_regular, raise_open_file_limit, with_limit_hint, write_all_at};
+use super::layout::{Layout, Place};
+use super::out_folder::{Partial, free_bytes, sync_folder};
+use crate::error::{Error, Result};
+
+const INDEX: &str = "model.safetensors.index.json";
+const COPY_BYTES: usize = 1 << 20;
+
+/// A file beside the weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sidecar {
+    /// Its name in the output folder; a `/` leads into a folder there.
+    pub file: String,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a sidecar holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// The bytes of this file.
+    CopyOf(PathBuf),
+}
+
+/// An output checkpoint in the making. Dropped unfinished, it leaves nothing in its place.
+#[derive(Debug)]
+pub struct Sink {
+    // The order matters: files are closed before the folder that holds them is removed.
+    shards: Vec<OutFile>,
+    places: Vec<Place>,
+    index: Option<Vec<u8>>,
+    file_bytes: u64,
+    partial: Partial,
+}
+
+#[derive(Debug)]
+struct OutFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl Sink {
+    /// Makes `OUT.partial` beside `out` and in it every shard at its size, headers written.
+    ///
+    /// # Errors
+    /// Kind `Output`: another merge is writing there, something foreign is in the way, or the system refuses.
+    pub fn create(out: &Path, layout: &Layout) -> Result<Self> {
+        raise_open_file_limit();
+        let mut sink = Self {
+            shards: Vec::with_capacity(layout.shards.len()),
+            places: layout.places.clone(),
+            index: layout.index.clone(),
+            file_bytes: layout.file_bytes,
+            partial: Partial::create(out)?,
+        };
+        for shard in &layout.shards {
+            let out_file = sink.create_file(&shard.file)?;
+            let written = out_file
+                .file
+                .set_len(shard.bytes)
+                .and_then(|()| write_all_at(&out_file.file, &shard.header, 0));
+            written.map_err(|e| sink.write_error(&out_file.path, &e))?;
+            sink.shards.push(out_file);
+        }
+        Ok(sink)
+    }
+
+    /// Writes `bytes` into a tensor (its position in the layout) from byte `offset` of it on. Any thread may
+    /// call it.
+    ///
+    /// # Errors
+    /// Kind `Output`: the disk is full or fails.
+    ///
+    /// # Panics
+    /// When the bytes do not fit into the tensor.
+    pub fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let place = self.places[tensor];
+        let end = offset.checked_add(bytes.len() as u64);
+        assert!(end.is_some_and(|end| end <= place.bytes), "write inside the tensor {tensor}");
+        let OutFile { path, file } = &self.shards[place.shard];
+        write_all_at(file, bytes, place.offset + offset).map_err(|e| self.write_error(path, &e))
+    }
+
+    /// Writes the sidecars and the index, puts everything on the disk, and gives the folder its name.
+    /// `config.json` comes last: without it no reader takes the folder for a model. `stop` is asked on the way.
+    ///
+    /// # Errors
+    /// Kind `Output`, `Input` where a file to be copied cannot be read, or `Interrupted`. Nothing is left behind,
+    /// unless only the rename failed: then the message says where the finished files are.
+    pub fn finish(mut self, sidecars: &[Sidecar], stop: &dyn Fn() -> bool) -> Result<()> {
+        let go_on = || if stop() { Err(Error::interrupted()) } else { Ok(()) };
+        let index =
+            self.index.take().map(|index| Sidecar { file: INDEX.into(), content: Content::Bytes(index) });
+        let (last, first): (Vec<_>, Vec<_>) =
+            sidecars.iter().partition(|sidecar| sidecar.file == "config.json");
+        for OutFile { path, file } in &self.shards {
+            go_on()?;
+            file.sync_all().map_err(|e| self.write_error(path, &e))?;
+        }
+        for sidecar in first.into_iter().chain(&index).chain(last) {
+            self.write_sidecar(sidecar)?;
+        }
+        go_on()?;
+        let Self { shards, partial, .. } = self;
+        drop(shards);
+        partial.publish()
+    }
+
+    fn create_file(&self, name: &str) -> Result<OutFile> {
+        let path = self.partial.path().join(name);
+        let file = File::create_new(&path).map_err(|e| self.write_error(&path, &e))?;
+        Ok(OutFile { path, file })
+    }
+
+    fn write_sidecar(&self, sidecar: &Sidecar) -> Result<()> {
+        let folder = sidecar.file.rsplit_once('/').map(|(folder, _)| self.partial.path().join(folder));
+        if let Some(folder) = &folder {
+            fs::create_dir_all(folder).map_err(|e| self.write_error(folder, &e))?;
+        }
+        let OutFile { path, mut file } = self.create_file(&sidecar.file)?;
+        match &sidecar.content {
+            Content::Bytes(bytes) => file.write_all(bytes).map_err(|e| self.write_error(&path, &e))?,
+            Content::CopyOf(original) => self.copy(original, &path, &mut file)?,
+        }
+        file.sync_all().map_err(|e| self.write_error(&path, &e))?;
+        folder.as_deref().map_or(Ok(()), sync_folder)
+    }
+
+    /// Copies the bytes and nothing else (`std::fs::copy` would take the cache's read-only mode along).
+    fn copy(&self, original: &Path, path: &Path, into: &mut File) -> Result<()> {
+        let (mut from, _) = open_regular(original)?;
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => into.write_all(&buffer[..count]).map_err(|e| self.write_error(path, &e))?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::reading(original, &e)),
+            }
+        }
+    }
+
+    fn write_error(&self, path: &Path, cause: &io::Error) -> Error {
+        match cause.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                let needed = size(self.file_bytes);
+                let left = free_bytes(path).map_or(String::new(), |bytes| format!(", {} left", size(bytes)));
+                Error::output(format!(
+                    "disk full: cannot write {} ({needed} needed in all{left})",
+                    path.display()
+                ))
+                .hint("free some space, or choose an output folder on another disk")
+            }
+            io::ErrorKind::FileTooLarge => {
+                Error::writing(path, cause).hint("write smaller shards: the system limits the size of a file")
+            }
+            _ => with_limit_hint(Error::writing(path, cause), cause),
+        }
+    }
+}
+
+fn size(bytes: u64) -> String {
+    let (unit, name) = if bytes < 1_000_000_000 { (1e6, "MB") } else { (1e9, "GB") };
+    format!("{:.1} {name}", bytes as f64 / unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::layout::{OutTensor, layout};
+    use crate::checkpoint::source::Source;
+    use crate::dtype::Dtype;
+    use crate::error::Kind;
+    use proptest::prelude::*;
+    use safetensors::SafeTensors;
+
+    fn tensor(name: &str, dtype: Dtype, shape: &[usize]) -> OutTensor {
+        OutTensor { name: name.into(), dtype, shape: shape.to_vec() }
+    }
+
+    fn mixed() -> Vec<OutTensor> {
+        vec![
+            tensor("mask", Dtype::BOOL, &[3, 3]),
+            tensor("ids", Dtype::I64, &[5]),
+            tensor("scalar", Dtype::F32, &[]),
+            tensor("none", Dtype::BF16, &[0, 7]),
+            tensor("odd", Dtype::BF16, &[11]),
+            tensor("\"quoted\" \\ \n ü", Dtype::F16, &[1]),
+            tensor("byte", Dtype::U8, &[1]),
+            tensor("pairs", Dtype::F4, &[6]),
+            tensor("wide", Dtype::F64, &[2]),
+        ]
+    }
+
+    /// Bytes that differ from tensor to tensor and from place to place.
+    fn data(tensor: usize, bytes: u64) -> Vec<u8> {
+        (0..bytes).map(|i| (i * 7 + tensor as u64 * 31 + 1) as u8).collect()
+    }
+
+    fn config() -> Sidecar {
+        Sidecar { file: "config.json".into(), content: Content::Bytes(b"{}\n".to_vec()) }
+    }
+
+    /// Writes every tensor, last one first, each in two pieces, the later piece first.
+    fn write(out: &Path, tensors: &[OutTensor], shard_bytes: u64, sidecars: &[Sidecar]) -> Layout {
+        let layout = layout(tensors, shard_bytes);
+        let sink = Sink::create(out, &layout).unwrap();
+        for (i, tensor) in tensors.iter().enumerate().rev() {
+            let bytes = data(i, tensor.bytes());
+            let (start, end) = bytes.split_at(bytes.len() / 2);
+            sink.write_at(i, start.len() as u64, end).unwrap();
+            sink.write_at(i, 0, start).unwrap();
+        }
+        sink.finish(sidecars, &|| false).unwrap();
+        layout
+    }
+
+    /// Both readers, the safetensors crate and our Source, find what was written.
+    fn check(out: &Path, tensors: &[OutTensor], layout: &Layout) {
+        let files: Vec<Vec<u8>> =
+            layout.shards.iter().map(|shard| fs::read(out.join(&shard.file)).unwrap()).collect();
+        let source = Source::open("out", out).unwrap();
+        assert!(source.warnings().is_empty());
+        assert_eq!(source.tensors().len(), tensors.len());
+        assert_eq!(files.iter().map(|file| file.len() as u64).sum::<u64>(), layout.file_bytes);
+        for (i, tensor) in tensors.iter().enumerate() {
+            let expected = data(i, tensor.bytes());
+            let place = layout.places[i];
+            let file = SafeTensors::deserialize(&files[place.shard]).unwrap();
+            let view = file.tensor(&tensor.name).unwrap();
+            assert_eq!(
+                (view.dtype(), view.shape(), view.data()),
+                (tensor.dtype, &tensor.shape[..], &expected[..])
+            );
+            assert_eq!(
+                place.offset % (tensor.dtype.bitsize() as u64).div_ceil(8),
+                0,
+                "{} is aligned",
+                tensor.name
+            );
+            let mut read = vec![0; expected.len()];
+            source.read_at(source.tensor(&tensor.name).unwrap(), 0, &mut read).unwrap();
+            assert_eq!(read, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for shard_bytes in [1 << 30, 40, 1] {
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("deep/out");
+            let layout = write(&out, &mixed(), shard_bytes, &[config()]);
+            check(&out, &mixed(), &layout);
+            assert_eq!(out.join(INDEX).exists(), layout.shards.len() > 1);
+            assert_eq!(fs::read_dir(out.parent().unwrap()).unwrap().count(), 1, "no OUT.partial is left");
+            assert!(!out.join(".lock").exists());
+        }
+    }
+
+    #[test]
+    fn an_empty_output_folder_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = write(dir.path().join("").as_path(), &mixed(), 1 << 30, &[config()]);
+        check(dir.path(), &mixed(), &layout);
+    }
+
+    #[test]
+    fn sidecars_are_copied_byte_for_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let (original, out) = (dir.path().join("original"), dir.path().join("out"));
+        let bytes = data(1, 3_000_001);
+        fs::write(&original, &bytes).unwrap();
+        let mut permissions = fs::metadata(&original).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&original, permissions).unwrap();
+        let copy = |file: &str| Sidecar { file: file.into(), content: Content::CopyOf(original.clone()) };
+        write(&out, &[], 1, &[config(), copy("tokenizer.json"), copy("templates/tool.jinja")]);
+        assert_eq!(fs::read(out.join("tokenizer.json")).unwrap(), bytes);
+        assert_eq!(fs::read(out.join("templates/tool.jinja")).unwrap(), bytes);
+        assert!(!fs::metadata(out.join("tokenizer.json")).unwrap().permissions().readonly());
+    }
+
+    #[test]
+    fn an_unfinished_output_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        drop(Sink::create(&out, &layout(&mixed(), 40)).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let sink = Sink::create(&out, &layout(&mixed(), 40)).unwrap();
+        let missing = Sidecar { file: "a/b".into(), content: Content::CopyOf(dir.path().join("none")) };
+        assert_eq!(sink.finish(&[missing], &|| false).unwrap_err().kind, Kind::Input);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn threads_write_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let tensors: Vec<OutTensor> =
+            (0..64).map(|i| tensor(&i.to_string(), Dtype::U8, &[1000 + i])).collect();
+        let layout = layout(&tensors, 5000);
+        let sink = Sink::create(&out, &layout).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (sink, tensors) = (&sink, &tensors);
+                scope.spawn(move || {
+                    for i in (thread..tensors.len()).step_by(4) {
+                        sink.write_at(i, 0, &data(i, tensors[i].bytes())).unwrap();
+                    }
+                });
+            }
+        });
+        sink.finish(&[config()], &|| false).unwrap();
+        check(&out, &tensors, &layout);
+    }
+
+    #[test]
+    #[should_panic(expected = "write inside the tensor 1")]
+    fn writing_past_a_tensor_is_a_mistake() {
+        let dir = tempfile::tempdir().unwrap();
+        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40)).unwrap();
+        let _ = sink.write_at(1, 39, &[0; 2]);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_what_is_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40)).unwrap();
+        let full = sink.write_error(&dir.path().join("x"), &io::ErrorKind::StorageFull.into());
+        assert!(
+            full.message.contains("disk full") && full.message.contains("needed in all"),
+            "{}",
+            full.message
+        );
+        let limit = sink.write_error(&dir.path().join("x"), &io::ErrorKind::FileTooLarge.into());
+        assert!(limit.hint.unwrap().contains("smaller shards"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn any_checkpoint_round_trips(
+            shapes in prop::collection::vec((0_usize..5, prop::collection::vec(0_usize..5, 0..4)), 0..12),
+            shard_bytes in 0_u64..200,
+        ) {
+            let dtypes = [Dtype::BOOL, Dtype::BF16, Dtype::F32, Dtype::I64, Dtype::I8];
+            let tensors: Vec<OutTensor> = shapes
+                .iter()
+                .enumerate()
+                .map(|(i, (dtype, shape))| tensor(&format!("t.{i}"), dtypes[*dtype], shape))
+                .collect();
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("out");
+            let layout = write(&out, &tensors, shard_bytes, &[config()]);
+            check(&out, &tensors, &layout);
+        }
+    }
+}

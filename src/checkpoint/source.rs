@@ -1,0 +1,652 @@
+//! An input checkpoint: its config, where every tensor lies, and reads by position.
+//!
+//! Opening reads headers only. Nothing is trusted twice: the files' sizes and times are kept, so that a
+//! checkpoint that changes under a merge is noticed instead of merged.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+use indexmap::IndexMap;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+pub use super::header::TensorInfo;
+
+use super::file::{open_regular, raise_open_file_limit, read_exact_at};
+use super::header::{Entries, is_lfs_pointer, lfs_pointer, read_header, shown};
+use crate::error::{Error, Result};
+
+const CONFIG: &str = "config.json";
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+/// No config or index comes near this; more is a mistake and not worth the memory.
+const JSON_BYTES_MAX: u64 = 100_000_000;
+
+/// The index of a sharded checkpoint: tensor → file.
+type Index = IndexMap<String, String>;
+
+/// An input checkpoint, opened: headers read and checked, no tensor data.
+#[derive(Debug)]
+pub struct Source {
+    /// The model as the user wrote it.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// `config.json`.
+    pub config: Map<String, Value>,
+    tensors: IndexMap<String, TensorInfo>,
+    files: Vec<SourceFile>,
+    warnings: Vec<String>,
+}
+
+/// One safetensors file as it was when its header was read.
+#[derive(Debug)]
+struct SourceFile {
+    name: String,
+    path: PathBuf,
+    stamp: Stamp,
+    header: blake3::Hash,
+    /// Opened at the first read: a plan over hundreds of shards keeps none open.
+    handle: OnceLock<File>,
+}
+
+/// By what a changed file is told from an unchanged one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self { bytes: metadata.len(), modified: metadata.modified().ok() }
+    }
+}
+
+impl Source {
+    /// Opens the checkpoint in `folder`, which the user called `name`.
+    ///
+    /// Its weights are the shards of `model.safetensors.index.json`, else `model.safetensors`, else the only
+    /// `*.safetensors` there.
+    ///
+    /// # Errors
+    /// Kind `Input`: something is missing, damaged, or contradicts itself.
+    pub fn open(name: &str, folder: &Path) -> Result<Self> {
+        raise_open_file_limit();
+        let config = read_config(folder)?;
+        let present = files_in(folder)?;
+        let (shards, index) = weight_files(folder, &present)?;
+        let mut source = Self {
+            name: name.to_owned(),
+            folder: folder.to_path_buf(),
+            config,
+            tensors: IndexMap::new(),
+            files: Vec::with_capacity(shards.len()),
+            warnings: unread_files(name, &present, &shards).into_iter().collect(),
+        };
+        for shard in shards {
+            source.add_file(shard)?;
+        }
+        if let Some(index) = index {
+            source.check_index(&index)?;
+        }
+        Ok(source)
+    }
+
+    /// The tensors in file order: shards by name, inside a shard by offset.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
+        self.tensors.values()
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// The tensor at a place in file order.
+    pub fn tensor_at(&self, place: usize) -> &TensorInfo {
+        &self.tensors[place]
+    }
+
+    /// A tensor's place in file order.
+    pub fn place_of(&self, name: &str) -> Option<usize> {
+        self.tensors.get_index_of(name)
+    }
+
+    /// What the user should know, though it stops nothing: tensors missing from the index, files not read.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Fills `into` with a tensor's data from byte `offset` of the tensor on. Any thread may call it.
+    ///
+    /// # Errors
+    /// Kind `Input`: the file cannot be read, or is no longer as it was when it was opened.
+    ///
+    /// # Panics
+    /// When more is asked for than the tensor holds.
+    pub fn read_at(&self, tensor: &TensorInfo, offset: u64, into: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(into.len() as u64);
+        assert!(end.is_some_and(|end| end <= tensor.bytes), "read inside the tensor {}", tensor.name);
+        let file = &self.files[tensor.file];
+        read_exact_at(file.handle()?, into, tensor.offset + offset).map_err(|e| read_error(file, tensor, &e))
+    }
+
+    /// Checks that every file still has the size and time that it had when it was opened.
+    ///
+    /// # Errors
+    /// Kind `Input`: one has changed, so what was read may be a mixture of two states.
+    pub fn verify_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| {
+            let metadata = fs::metadata(&file.path).map_err(|e| Error::reading(&file.path, &e))?;
+            file.verify(&metadata)
+        })
+    }
+
+    /// Which bytes this checkpoint is, for the manifest: the hash of each file where the Hugging Face cache
+    /// names it, else its time and the hash of its header. No path but the name that the user wrote.
+    pub fn identity(&self) -> Value {
+        let files: Vec<Value> = self.files.iter().map(SourceFile::identity).collect();
+        let mut identity = json!({ "model": self.name, "files": files });
+        if let Some(commit) = snapshot_commit(&self.folder) {
+            identity["revision"] = commit.into();
+        }
+        identity
+    }
+
+    fn add_file(&mut self, name: String) -> Result<()> {
+        let path = self.folder.join(&name);
+        let (file, metadata) = open_regular(&path)?;
+        let stamp = Stamp::of(&metadata);
+        let header = read_header(&file, &path, stamp.bytes, self.files.len())?;
+        for tensor in header.tensors {
+            if let Some(other) = self.tensors.get(&tensor.name) {
+                let other = self.files[other.file].name.as_str();
+                let tensor = shown(&tensor.name);
+                return Err(contradiction(&path, &format!("tensor {tensor} is in {other} as well")));
+            }
+            self.tensors.insert(tensor.name.clone(), tensor);
+        }
+        self.files.push(SourceFile { name, path, stamp, header: header.blake3, handle: OnceLock::new() });
+        Ok(())
+    }
+
+    /// Every tensor of the index must be where it says. One that the index omits is taken, and noted.
+    fn check_index(&mut self, index: &Index) -> Result<()> {
+        let path = self.folder.join(INDEX);
+        for (tensor, file) in index {
+            let found = self.tensors.get(tensor).map(|info| self.files[info.file].name.as_str());
+            if found != Some(file) {
+                let instead = found.map_or("missing".to_owned(), |found| format!("in {found}"));
+                let tensor = shown(tensor);
+                return Err(contradiction(
+                    &path,
+                    &format!("tensor {tensor} should be in {file} but is {instead}"),
+                ));
+            }
+        }
+        let mut omitted = self.tensors.keys().filter(|name| !index.contains_key(*name));
+        if let Some(first) = omitted.next() {
+            let more = match omitted.count() {
+                0 => String::new(),
+                count => format!(" and {count} more"),
+            };
+            let (name, first) = (&self.name, shown(first));
+            self.warnings.push(format!(
+                "{name}: {INDEX} omits tensor {first}{more}; the shards have it, so it is read"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl SourceFile {
+    fn handle(&self) -> Result<&File> {
+        if let Some(file) = self.handle.get() {
+            return Ok(file);
+        }
+        let (file, metadata) = open_regular(&self.path)?;
+        self.verify(&metadata)?;
+        // Where two threads came here at once, one handle stays and the other is closed.
+        Ok(self.handle.get_or_init(|| file))
+    }
+
+    fn verify(&self, metadata: &Metadata) -> Result<()> {
+        if Stamp::of(metadata) == self.stamp {
+            return Ok(());
+        }
+        Err(Error::input(format!("{} changed while it was read", self.path.display()))
+            .hint("merge again when nothing writes to it any more"))
+    }
+
+    fn identity(&self) -> Value {
+        let (file, bytes) = (&self.name, self.stamp.bytes);
+        if let Some(sha256) = blob_sha256(&self.path) {
+            return json!({ "file": file, "bytes": bytes, "sha256": sha256 });
+        }
+        let since_1970 =
+            self.stamp.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let modified = since_1970.map(|time| format!("{}.{:09}", time.as_secs(), time.subsec_nanos()));
+        json!({ "file": file, "bytes": bytes, "modified": modified, "header_blake3": self.header.to_hex().as_str() })
+    }
+}
+
+/// The Hugging Face cache names large files by their SHA-256 and links to them.
+fn blob_sha256(path: &Path) -> Option<String> {
+    let target = fs::read_link(path).ok()?;
+    let name = target.file_name()?.to_str()?;
+    let in_blobs = target.parent()?.file_name()? == "blobs";
+    (in_blobs && name.len() == 64 && is_hex(name)).then(|| name.to_owned())
+}
+
+/// The commit, for a folder `…/snapshots/COMMIT` of the Hugging Face cache.
+fn snapshot_commit(folder: &Path) -> Option<String> {
+    let folder = folder.canonicalize().ok()?;
+    let commit = folder.file_name()?.to_str()?;
+    (folder.parent()?.file_name()? == "snapshots" && is_hex(commit)).then(|| commit.to_owned())
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn read_error(file: &SourceFile, tensor: &TensorInfo, cause: &io::Error) -> Error {
+    let (path, name) = (file.path.display(), shown(&tensor.name));
+    if cause.kind() == io::ErrorKind::UnexpectedEof {
+        return Error::input(format!("{path} was truncated while it was read (tensor {name})"))
+            .hint("merge again when nothing writes to it any more");
+    }
+    Error::input(format!("cannot read tensor {name} from {path}: {cause}"))
+}
+
+fn contradiction(path: &Path, what: &str) -> Error {
+    Error::input(format!("{}: {what}", path.display())).hint("download the model again, whole")
+}
+
+/// A small JSON file, whole.
+fn read_json_file(path: &Path) -> Result<Vec<u8>> {
+    let (file, metadata) = open_regular(path)?;
+    let mut bytes = Vec::new();
+    let too_large = || Error::input(format!("{} is too large ({} bytes)", path.display(), metadata.len()));
+    file.take(JSON_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| Error::reading(path, &e))?;
+    match &bytes {
+        bytes if bytes.len() as u64 > JSON_BYTES_MAX => Err(too_large()),
+        bytes if is_lfs_pointer(bytes) => Err(lfs_pointer(path)),
+        _ => Ok(bytes),
+    }
+}
+
+fn read_config(folder: &Path) -> Result<Map<String, Value>> {
+    let path = folder.join(CONFIG);
+    if !path.exists() {
+        let error = Error::input(format!("{} has no {CONFIG}", folder.display()));
+        return Err(if folder.join("adapter_config.json").exists() {
+            error.hint("this is a LoRA adapter: merge it into its base model first, and give that folder")
+        } else {
+            error.hint("give the folder of a whole model; an interrupted download can be run again")
+        });
+    }
+    let bytes = read_json_file(&path)?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        let error = Error::input(format!("{}: not a JSON object: {e}", path.display()));
+        let text = String::from_utf8_lossy(&bytes);
+        if text.contains("Infinity") || text.contains("NaN") {
+            return error
+                .hint("Python writes Infinity and NaN, which JSON does not have; replace them by numbers");
+        }
+        error
+    })
+}
+
+/// The names of the files in a folder, sorted. Names that are not UTF-8 are none that this format knows.
+fn files_in(folder: &Path) -> Result<BTreeSet<String>> {
+    let failed = |e| Error::reading(folder, &e);
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
+fn is_safetensors(name: &str) -> bool {
+    name.strip_suffix(".safetensors").is_some_and(|stem| !stem.is_empty())
+}
+
+/// The files that hold the weights, sorted, and the index if there is one.
+fn weight_files(folder: &Path, present: &BTreeSet<String>) -> Result<(Vec<String>, Option<Index>)> {
+    if present.contains(INDEX) {
+        let index = read_index(&folder.join(INDEX))?;
+        let shards: BTreeSet<&String> = index.values().collect();
+        if let Some(missing) = shards.iter().find(|shard| !present.contains(**shard)) {
+            return Err(Error::input(format!("{} has no {missing}, which {INDEX} names", folder.display()))
+                .hint("run the download again: a shard is missing"));
+        }
+        return Ok((shards.into_iter().cloned().collect(), Some(index)));
+    }
+    if present.contains(SINGLE) {
+        return Ok((vec![SINGLE.to_owned()], None));
+    }
+    let candidates: Vec<&String> = present.iter().filter(|name| is_safetensors(name)).collect();
+    match candidates[..] {
+        [] => Err(no_weights(folder, present)),
+        [only] => Ok((vec![only.clone()], None)),
+        [first, ..] => {
+            let (folder, count) = (folder.display(), candidates.len());
+            Err(Error::input(format!(
+                "{folder} holds {count} files such as {first}, but no {INDEX}: index missing"
+            ))
+            .hint("download the index too, or keep one safetensors file in the folder"))
+        }
+    }
+}
+
+/// The index, its entries checked by their spelling alone, before any is opened.
+fn read_index(path: &Path) -> Result<Index> {
+    #[derive(Deserialize)]
+    struct IndexFile {
+        weight_map: Entries<String>,
+    }
+    let parsed = serde_json::from_slice(&read_json_file(path)?);
+    let IndexFile { weight_map: Entries(index) } =
+        parsed.map_err(|e| contradiction(path, &format!("not the index of a checkpoint: {e}")))?;
+    if index.is_empty() {
+        return Err(contradiction(path, "weight_map lists no tensor"));
+    }
+    if let Some((tensor, file)) = index.iter().find(|(_, file)| !is_plain_shard_name(file)) {
+        let (tensor, file) = (shown(tensor), shown(file));
+        let what = format!("tensor {tensor} lies in {file}, which is no plain name of a safetensors file");
+        return Err(contradiction(path, &what));
+    }
+    Ok(index)
+}
+
+/// Whether an index entry names a safetensors file in the same folder, on any system: no separators of any
+/// kind, no drive letters, no control characters.
+fn is_plain_shard_name(name: &str) -> bool {
+    is_safetensors(name) && !name.contains(['/', '\\', ':']) && !name.chars().any(char::is_control)
+}
+
+/// Says which foreign format the folder holds, if it does.
+fn no_weights(folder: &Path, present: &BTreeSet<String>) -> Error {
+    let folder = folder.display();
+    let format = |name: &str| {
+        Some(match Path::new(name).extension()?.to_str()? {
+            "bin" | "pt" | "pth" => "PyTorch pickle",
+            "gguf" => "GGUF",
+            "h5" | "msgpack" => "TensorFlow or Flax",
+            _ => return None,
+        })
+    };
+    match present.iter().find_map(|name| Some((name, format(name)?))) {
+        Some((name, format)) => Error::input(format!("{folder} holds its weights as {format} ({name})"))
+            .hint(
+                "convert them to safetensors first: load the model in transformers and `save_pretrained` it",
+            ),
+        None => Error::input(format!("{folder} holds no safetensors file"))
+            .hint("give the folder of a whole model; an interrupted download can be run again"),
+    }
+}
+
+/// The safetensors files beside those that were chosen: a leftover of another save, or weights nobody lists.
+fn unread_files(name: &str, present: &BTreeSet<String>, shards: &[String]) -> Option<String> {
+    let unread: Vec<&str> = present
+        .iter()
+        .filter(|file| is_safetensors(file) && !shards.contains(file))
+        .map(String::as_str)
+        .collect();
+    let (first, more) = (unread.first()?, unread.len() - 1);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    Some(format!("{name}: {first}{more} is no part of the checkpoint that is read"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use tempfile::TempDir;
+
+    /// A safetensors file of U8 tensors.
+    fn shard(tensors: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut end = 0;
+        let entries: Vec<String> = tensors
+            .iter()
+            .map(|(name, data)| {
+                let start = end;
+                end += data.len();
+                format!(
+                    r#""{name}":{{"dtype":"U8","shape":[{}],"data_offsets":[{start},{end}]}}"#,
+                    data.len()
+                )
+            })
+            .collect();
+        let json = format!("{{{}}}", entries.join(","));
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        bytes.extend(tensors.iter().flat_map(|(_, data)| *data));
+        bytes
+    }
+
+    fn folder(files: &[(&str, &[u8])]) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(CONFIG), r#"{"z":1,"a":2}"#).unwrap();
+        for (name, bytes) in files {
+            fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        folder
+    }
+
+    fn open(folder: &TempDir) -> Result<Source> {
+        Source::open("me/model", folder.path())
+    }
+
+    fn refused(folder: &TempDir) -> String {
+        let error = open(folder).unwrap_err();
+        assert_eq!(error.kind, Kind::Input);
+        format!("{} | {}", error.message, error.hint.unwrap_or_default())
+    }
+
+    fn index(entries: &str) -> Vec<u8> {
+        format!(r#"{{"metadata":{{"total_size":0}},"weight_map":{{{entries}}}}}"#).into_bytes()
+    }
+
+    fn two_shards(entries: &str) -> TempDir {
+        folder(&[
+            ("m-2.safetensors", &shard(&[("b", &[4, 5]), ("a", &[6])])),
+            ("m-1.safetensors", &shard(&[("c", &[1, 2, 3])])),
+            (INDEX, &index(entries)),
+        ])
+    }
+
+    const GOOD_INDEX: &str = r#""a":"m-2.safetensors","b":"m-2.safetensors","c":"m-1.safetensors""#;
+
+    #[test]
+    fn shards_are_read_by_name_and_tensors_by_offset() {
+        let folder = two_shards(GOOD_INDEX);
+        let source = open(&folder).unwrap();
+        let names: Vec<_> = source.tensors().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names, ["c", "b", "a"]);
+        assert_eq!(source.config.keys().collect::<Vec<_>>(), ["z", "a"]);
+        assert!(source.warnings().is_empty());
+        assert!(source.tensor("d").is_none());
+        let mut into = [0; 2];
+        source.read_at(source.tensor("c").unwrap(), 1, &mut into).unwrap();
+        assert_eq!(into, [2, 3]);
+        source.read_at(source.tensor("b").unwrap(), 0, &mut into).unwrap();
+        assert_eq!(into, [4, 5]);
+        source.verify_unchanged().unwrap();
+    }
+
+    #[test]
+    fn a_single_file_may_have_any_name() {
+        let weights = shard(&[("a", &[1])]);
+        assert_eq!(open(&folder(&[(SINGLE, &weights)])).unwrap().tensors().len(), 1);
+        assert_eq!(open(&folder(&[("other.safetensors", &weights)])).unwrap().tensors().len(), 1);
+        let two = folder(&[(SINGLE, &weights), ("consolidated.safetensors", &weights)]);
+        assert!(open(&two).unwrap().warnings()[0].contains("consolidated.safetensors is no part"));
+        let loose = folder(&[("x.safetensors", &weights), ("y.safetensors", &weights)]);
+        assert!(refused(&loose).contains("index missing"));
+    }
+
+    #[test]
+    fn foreign_formats_are_named() {
+        assert!(refused(&folder(&[("pytorch_model.bin", b"")])).contains("PyTorch"));
+        let sharded: &[(&str, &[u8])] =
+            &[("pytorch_model.bin.index.json", b"{}"), ("pytorch_model-00001-of-00002.bin", b"")];
+        assert!(refused(&folder(sharded)).contains("safetensors first"));
+        assert!(refused(&folder(&[("model.gguf", b"")])).contains("GGUF"));
+        assert!(refused(&folder(&[])).contains("no safetensors file"));
+    }
+
+    #[test]
+    fn a_config_is_needed() {
+        let folder = folder(&[(SINGLE, &shard(&[]))]);
+        let config = folder.path().join(CONFIG);
+        for (text, expected) in
+            [("{", "not a JSON object"), ("[]", "not a JSON object"), (r#"{"a":Infinity}"#, "Python")]
+        {
+            fs::write(&config, text).unwrap();
+            assert!(refused(&folder).contains(expected), "{text}");
+        }
+        fs::remove_file(&config).unwrap();
+        assert!(refused(&folder).contains("has no config.json"));
+        fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+        assert!(refused(&folder).contains("LoRA"));
+        fs::create_dir(&config).unwrap();
+        assert!(refused(&folder).contains("not a regular file"));
+    }
+
+    #[test]
+    fn an_index_entry_must_be_a_plain_name() {
+        for hostile in [
+            "/etc/x.safetensors",
+            "../x.safetensors",
+            "sub/x.safetensors",
+            "..\\\\x.safetensors",
+            "C:x.safetensors",
+            "x\\u0000.safetensors",
+            "model.bin",
+            ".safetensors",
+            "",
+        ] {
+            let folder = folder(&[(INDEX, &index(&format!(r#""a":"{hostile}""#)))]);
+            assert!(refused(&folder).contains("no plain name"), "{hostile}");
+        }
+    }
+
+    #[test]
+    fn an_index_must_agree_with_its_shards() {
+        let wrong = |entries: &str, expected: &str| {
+            let message = refused(&two_shards(entries));
+            assert!(message.contains(expected), "{message}");
+        };
+        wrong(r#""a":"m-3.safetensors""#, "no m-3.safetensors");
+        wrong(r#""a":"m-1.safetensors""#, "missing");
+        wrong(r#""a":"m-1.safetensors","b":"m-2.safetensors""#, "should be in m-1.safetensors but is in m-2");
+        wrong(r#""a":"m-2.safetensors","a":"m-2.safetensors""#, "\"a\" is listed twice");
+        wrong(r#""a":1"#, "expected a string");
+        wrong("", "lists no tensor");
+        wrong(r#""a":"m-2.safetensors"},"weight_map":{"#, "duplicate field");
+        let bare = folder(&[(INDEX, b"{}")]);
+        assert!(refused(&bare).contains("missing field `weight_map`"));
+    }
+
+    #[test]
+    fn a_tensor_outside_the_index_is_read_and_noted() {
+        let source = open(&two_shards(r#""b":"m-2.safetensors","c":"m-1.safetensors""#)).unwrap();
+        assert!(source.tensor("a").is_some());
+        assert!(source.warnings()[0].contains("omits tensor \"a\";"));
+    }
+
+    #[test]
+    fn a_tensor_in_two_shards_is_refused() {
+        let folder = folder(&[
+            ("m-1.safetensors", &shard(&[("a", &[1])])),
+            ("m-2.safetensors", &shard(&[("a", &[1])])),
+            (INDEX, &index(r#""a":"m-1.safetensors","b":"m-2.safetensors""#)),
+        ]);
+        assert!(refused(&folder).contains("\"a\" is in m-1.safetensors as well"));
+    }
+
+    #[test]
+    fn pointers_of_git_lfs_are_recognised_everywhere() {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\n";
+        assert!(refused(&folder(&[(SINGLE, pointer)])).contains("git lfs pull"));
+        assert!(refused(&folder(&[(INDEX, pointer)])).contains("git lfs pull"));
+        assert!(refused(&folder(&[(CONFIG, pointer)])).contains("git lfs pull"));
+    }
+
+    #[test]
+    fn a_file_that_changes_is_noticed() {
+        let folder = two_shards(GOOD_INDEX);
+        let (source, late) = (open(&folder).unwrap(), open(&folder).unwrap());
+        let tensor = source.tensor("c").unwrap();
+        let mut into = [0; 3];
+        source.read_at(tensor, 0, &mut into).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(folder.path().join("m-1.safetensors")).unwrap();
+        file.set_len(tensor.offset + 1).unwrap();
+        let message = |result: Result<()>| result.unwrap_err().message;
+        let truncated = message(source.read_at(tensor, 0, &mut into));
+        assert!(truncated.contains("truncated while it was read (tensor \"c\")"), "{truncated}");
+        assert!(message(source.verify_unchanged()).contains("changed while it was read"));
+        assert!(message(late.read_at(tensor, 0, &mut into)).contains("changed while it was read"));
+    }
+
+    #[test]
+    fn a_file_rewritten_at_the_same_size_is_noticed() {
+        let folder = two_shards(GOOD_INDEX);
+        let source = open(&folder).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(folder.path().join("m-1.safetensors")).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(source.verify_unchanged().is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "read inside the tensor c")]
+    fn reading_past_a_tensor_is_a_mistake() {
+        let source = open(&two_shards(GOOD_INDEX)).unwrap();
+        let _ = source.read_at(source.tensor("c").unwrap(), 2, &mut [0; 2]);
+    }
+
+    #[test]
+    fn a_plain_folder_is_identified_by_time_and_header() {
+        let folder = folder(&[(SINGLE, &shard(&[("a", &[1])]))]);
+        let identity = open(&folder).unwrap().identity();
+        let file = &identity["files"][0];
+        assert_eq!((&identity["model"], &file["file"]), (&json!("me/model"), &json!(SINGLE)));
+        assert_eq!(file["header_blake3"].as_str().unwrap().len(), 64);
+        assert!(file["modified"].as_str().unwrap().contains('.'));
+        assert!(identity.get("revision").is_none());
+        assert!(!identity.to_string().contains(folder.path().to_str().unwrap()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_snapshot_of_the_cache_is_identified_by_its_hashes() {
+        let cache = tempfile::tempdir().unwrap();
+        let (blobs, snapshot) = (cache.path().join("blobs"), cache.path().join("snapshots/0123abcd"));
+        fs::create_dir_all(&blobs).unwrap();
+        fs::create_dir_all(&snapshot).unwrap();
+        let sha256 = "0f".repeat(32);
+        fs::write(blobs.join(&sha256), shard(&[("a", &[1])])).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{sha256}"), snapshot.join(SINGLE)).unwrap();
+        fs::write(snapshot.join(CONFIG), "{}").unwrap();
+        let source = Source::open("org/name", &snapshot).unwrap();
+        assert_eq!(source.identity()["revision"], "0123abcd");
+        assert_eq!(source.identity()["files"][0]["sha256"], sha256);
+        let mut into = [0];
+        source.read_at(source.tensor("a").unwrap(), 0, &mut into).unwrap();
+        assert_eq!(into, [1]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_is_refused_instead_of_read_for_ever() {
+        let folder = folder(&[]);
+        std::os::unix::fs::symlink("/dev/zero", folder.path().join(SINGLE)).unwrap();
+        assert!(refused(&folder).contains("not a regular file"));
+    }
+}

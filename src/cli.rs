@@ -1,0 +1,323 @@
+//! The command line: flags, progress, reports and hints. The only place that prints.
+//!
+//! Data goes to standard output, talk to standard error. Exit codes: 0 done, 2 the command, the config or
+//! the plan is wrong, 3 an input is missing or damaged, 4 the output cannot be written, 130 interrupted.
+
+mod progress;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::{Error, Result};
+use crate::plan::Choices;
+use crate::stream::Budget;
+use crate::{Options, Prepared, check_room, merge, prepare};
+use progress::Progress;
+
+/// Merge large model checkpoints: fast, exact, the same bytes everywhere.
+#[derive(Debug, Parser)]
+#[command(name = "mergeforge", version, about, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 2 the command, the config or the plan is wrong; 3 an input is missing or \
+                          damaged;\n4 the output cannot be written; 130 interrupted. NO_COLOR is respected.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Merge models as a mergekit YAML says, into a new checkpoint folder
+    Merge(MergeArgs),
+    /// Show what a merge would do, from the config and the checkpoints' headers alone
+    Plan(PlanArgs),
+    /// List the merge methods, or explain one
+    Methods {
+        /// The method to explain
+        name: Option<String>,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct MergeArgs {
+    /// The config: a mergekit YAML
+    config: PathBuf,
+    /// The folder to make; it must not exist, or be empty
+    out: PathBuf,
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Where to compute: auto or cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// Worker threads [default: one per core]
+    #[arg(long, short = 'j', visible_alias = "num-threads", value_name = "N")]
+    threads: Option<usize>,
+    /// Memory for buffers and held inputs, like 512MiB or 2GB [default: 768MiB, at most half of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    host_memory: Option<u64>,
+    /// Tiles of 1024 elements in a chunk; for experiments
+    #[arg(long, hide = true, default_value_t = Budget::CHUNK_TILES)]
+    chunk_tiles: u64,
+    /// Copy the tokenizer files of the base model (or of the first one)
+    #[arg(long, overrides_with = "no_copy_tokenizer")]
+    copy_tokenizer: bool,
+    /// Leave the tokenizer files out
+    #[arg(long)]
+    no_copy_tokenizer: bool,
+    /// Leave the model card README.md out
+    #[arg(long)]
+    no_write_model_card: bool,
+    /// Show no progress and no summary
+    #[arg(long, short)]
+    quiet: bool,
+    /// Print the manifest as JSON when done
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    mergekit: MergekitArgs,
+}
+
+#[derive(Debug, Args)]
+struct PlanArgs {
+    /// The config: a mergekit YAML
+    config: PathBuf,
+    /// The folder that the merge would make: checks that it is free and its disk large enough
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Show every tensor
+    #[arg(long, short)]
+    verbose: bool,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct CommonArgs {
+    /// Treat warnings as errors
+    #[arg(long)]
+    strict: bool,
+    /// The largest shard, like 5GB or mergekit's 5B
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "5GB")]
+    out_shard_size: u64,
+    /// The seed of random masks (DARE)
+    #[arg(long, visible_alias = "seed", value_name = "N", default_value_t = 0)]
+    random_seed: u64,
+}
+
+/// Flags of mergekit that people paste along: taken, and answered with a line where they mean nothing here.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own in mergekit")]
+struct MergekitArgs {
+    #[arg(long, hide = true)]
+    cuda: bool,
+    #[arg(long, hide = true)]
+    lazy_unpickle: bool,
+    #[arg(long, hide = true)]
+    low_cpu_memory: bool,
+    #[arg(long, hide = true)]
+    allow_crimes: bool,
+    #[arg(long, hide = true)]
+    trust_remote_code: bool,
+    #[arg(long, hide = true)]
+    read_to_gpu: bool,
+    #[arg(long, hide = true)]
+    multi_gpu: bool,
+    #[arg(long, hide = true)]
+    safe_serialization: bool,
+    #[arg(long, hide = true)]
+    clone_tensors: bool,
+    #[arg(long, hide = true)]
+    write_model_card: bool,
+}
+
+impl MergekitArgs {
+    /// What to say of each flag given.
+    fn notes(&self) -> impl Iterator<Item = &'static str> {
+        [
+            (self.cuda, "--cuda: this version merges on the CPU; the result is the same on every device"),
+            (self.lazy_unpickle, "--lazy-unpickle: not needed, tensors are always read in pieces"),
+            (self.low_cpu_memory, "--low-cpu-memory: not needed, memory is bounded by --host-memory"),
+            (
+                self.allow_crimes,
+                "--allow-crimes: not needed, tensors are matched by name and shape, not by architecture",
+            ),
+            (self.trust_remote_code, "--trust-remote-code: not needed, no code of a model is run"),
+            (
+                self.read_to_gpu || self.multi_gpu,
+                "--read-to-gpu, --multi-gpu: this version merges on the CPU",
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(given, note)| given.then_some(note))
+    }
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Merge(args) => run_merge(&args),
+        Command::Plan(args) => run_plan(&args),
+        Command::Methods { name, json } => show::methods(name.as_deref(), json),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            show::error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run_merge(args: &MergeArgs) -> Result<()> {
+    if !["auto", "cpu"].contains(&args.device.as_str()) {
+        return Err(Error::config(format!("--device {}: there is no such device", args.device))
+            .hint("this version merges on the CPU: use --device cpu, or auto"));
+    }
+    let progress = Progress::new(args.quiet)?;
+    let started = Instant::now();
+    args.mergekit.notes().for_each(show::note);
+    let prepared = prepared(&args.config, &args.common)?;
+    if !args.quiet {
+        show::summary(&prepared);
+    }
+    let options = Options {
+        out: args.out.clone(),
+        budget: Budget {
+            threads: args.threads.unwrap_or_else(cores).max(1),
+            host_bytes: args.host_memory.unwrap_or_else(default_host_bytes),
+            chunk_tiles: args.chunk_tiles.next_power_of_two(),
+        },
+        copy_tokenizer: !args.no_copy_tokenizer,
+        model_card: !args.no_write_model_card,
+    };
+    progress.expect(prepared.plan.layout.total_bytes);
+    let outcome = merge(&prepared, &options, &progress);
+    progress.finish();
+    let report = outcome?;
+    show::odd_values(&prepared.plan, &report);
+    if !args.quiet {
+        show::done(&args.out, &prepared.plan, &progress, started.elapsed());
+    }
+    if args.json {
+        show::json(report.manifest());
+    }
+    Ok(())
+}
+
+fn run_plan(args: &PlanArgs) -> Result<()> {
+    let prepared = prepared(&args.config, &args.common)?;
+    if let Some(out) = &args.out {
+        let budget =
+            Budget { threads: cores(), host_bytes: default_host_bytes(), chunk_tiles: Budget::CHUNK_TILES };
+        check_room(&prepared, &Options { out: out.clone(), budget, copy_tokenizer: true, model_card: true })?;
+    }
+    if args.json {
+        show::json(&show::plan_json(&prepared));
+    } else {
+        show::plan(&prepared, args.verbose);
+    }
+    Ok(())
+}
+
+/// Plans, and tells the warnings or refuses them.
+fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
+    let choices = Choices { seed: common.random_seed, shard_bytes: common.out_shard_size };
+    let prepared = prepare(config, &choices)?;
+    let of_config = prepared
+        .config
+        .warnings
+        .iter()
+        .map(|w| Error { hint: w.hint.clone(), ..Error::config(w.message.clone()) });
+    let warnings: Vec<Error> = of_config.chain(prepared.plan.warnings.iter().cloned()).collect();
+    if common.strict && !warnings.is_empty() {
+        let messages: Vec<&str> = warnings.iter().map(|warning| warning.message.as_str()).collect();
+        let refusal = Error::config(messages.join("\n"));
+        let hint = warnings.iter().find_map(|warning| warning.hint.clone()).unwrap_or_default();
+        return Err(refusal.hint(format!(
+            "{hint}{}--strict makes warnings errors",
+            if hint.is_empty() { "" } else { "; " }
+        )));
+    }
+    warnings.iter().for_each(show::warning);
+    Ok(prepared)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// 768 MiB leaves room for the program itself under 1 GiB; small machines keep half of their memory.
+fn default_host_bytes() -> u64 {
+    const DEFAULT: u64 = 768 << 20;
+    physical_bytes().map_or(DEFAULT, |bytes| DEFAULT.min(bytes / 2))
+}
+
+#[cfg(target_os = "linux")]
+fn physical_bytes() -> Option<u64> {
+    let info = rustix::system::sysinfo();
+    Some(info.totalram as u64 * u64::from(info.mem_unit))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn physical_bytes() -> Option<u64> {
+    None
+}
+
+/// Bytes, with a decimal (kB, MB, GB, or mergekit's K, M, B) or binary (KiB, MiB, GiB) unit.
+fn size(text: &str) -> std::result::Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..split].parse().map_err(|_| "expected a size like 512MiB or 5GB".to_string())?;
+    let unit: f64 = match text[split..].trim().to_ascii_lowercase().as_str() {
+        "" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "b" | "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1_048_576.0,
+        "gib" => 1_073_741_824.0,
+        "tib" => 1_099_511_627_776.0,
+        other => return Err(format!("there is no unit `{other}`: use kB, MB, GB, KiB, MiB or GiB")),
+    };
+    match number * unit {
+        bytes if bytes >= 1.0 && bytes < 1e18 => Ok(bytes as u64),
+        _ => Err("expected a size of at least one byte".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_take_decimal_and_binary_units() {
+        for (text, bytes) in [
+            ("5B", 5_000_000_000),
+            ("1.5GiB", 3 << 29),
+            ("100", 100),
+            ("64 KiB", 65_536),
+            ("5GB", 5_000_000_000),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "B", "5X", "-1", "0", "1e400GB", "nan"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

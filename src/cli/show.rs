@@ -1,0 +1,318 @@
+//! Words and JSON for people and programs.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use super::progress::Progress;
+use crate::Prepared;
+use crate::error::{Error, Result, did_you_mean};
+use crate::method::{self, Base, Kind, METHODS, Method, Parameter, Scope, Settings, Value};
+use crate::plan::{Action, Plan, Tensor};
+use crate::report::{Report, bytes};
+
+/// Prints to standard output; a reader that went away is no error.
+macro_rules! out {
+    ($($arg:tt)*) => {{ let _ = writeln!(std::io::stdout(), $($arg)*); }};
+}
+
+/// A word in colour, where that helps and is wanted.
+fn coloured(code: &str, word: &str) -> String {
+    let wanted =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if wanted { format!("\x1b[{code}m{word}\x1b[0m") } else { word.into() }
+}
+
+fn told(code: &str, word: &str, error: &Error) {
+    eprintln!("{}: {}", coloured(code, word), error.message);
+    if let Some(hint) = &error.hint {
+        eprintln!("{}: {hint}", coloured("1;36", "hint"));
+    }
+}
+
+pub(super) fn error(error: &Error) {
+    told("1;31", "error", error);
+}
+
+pub(super) fn warning(warning: &Error) {
+    told("1;33", "warning", warning);
+}
+
+pub(super) fn note(note: &str) {
+    eprintln!("{}: {note}", coloured("1", "note"));
+}
+
+pub(super) fn json(value: &Json) {
+    out!("{value:#}");
+}
+
+/// What a merge is about to do, in a few lines.
+pub(super) fn summary(prepared: &Prepared) {
+    let plan = &prepared.plan;
+    let (read, most) = plan.read_bytes(&prepared.sources);
+    let sweeps = if most > read {
+        format!(" ({} with every sweep that the method may need)", bytes(most))
+    } else {
+        String::new()
+    };
+    eprintln!(
+        "{} of {}: {} tensors, {} to read{sweeps}, {} to write",
+        plan.method.name,
+        plan.models.join(", "),
+        plan.tensors.len(),
+        bytes(read),
+        bytes(plan.layout.file_bytes),
+    );
+    plan.notes.iter().for_each(|n| note(n));
+    for left_out in &plan.left_out {
+        note(&format!("left out: {}: {} ({} tensors)", left_out.model, left_out.what, left_out.tensors));
+    }
+}
+
+/// The end of a merge.
+pub(super) fn done(out: &Path, plan: &Plan, progress: &Progress, elapsed: Duration) {
+    let (read, written) = progress.moved_bytes();
+    let seconds = elapsed.as_secs_f64();
+    eprintln!(
+        "{} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read, {} written)",
+        plan.tensors.len(),
+        out.display(),
+        (read + written) as f64 / 1e9 / seconds,
+        bytes(read),
+        bytes(written),
+    );
+}
+
+/// Odd values by tensor; the manifest has them all.
+pub(super) fn odd_values(plan: &Plan, report: &Report) {
+    const TOLD_MAX: usize = 8;
+    let (_, tensors) = report.odd();
+    let odd = plan.tensors.iter().zip(&report.merged).filter(|(_, merged)| merged.odd.any());
+    for (tensor, merged) in odd.take(TOLD_MAX) {
+        let odd = merged.odd;
+        let parts = [
+            (odd.nan, "NaN read"),
+            (odd.infinite, "infinities read"),
+            (odd.overflowed, "results overflowed"),
+        ];
+        let parts: Vec<String> =
+            parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        warning(&Error::input(format!("tensor {}: {}", tensor.name, parts.join(", "))));
+    }
+    if tensors > TOLD_MAX {
+        warning(&Error::input(format!(
+            "… and {} more tensors with odd values: see mergeforge.json",
+            tensors - TOLD_MAX
+        )));
+    }
+}
+
+/// The plan, for people.
+pub(super) fn plan(prepared: &Prepared, verbose: bool) {
+    let plan = &prepared.plan;
+    let (read, most) = plan.read_bytes(&prepared.sources);
+    out!("method   {}: {}", plan.method.name, plan.method.summary);
+    for (i, model) in plan.models.iter().enumerate() {
+        let roles = [(plan.base == Some(i), "base"), (plan.donor == i, "gives config and tokenizer")];
+        let roles: Vec<&str> = roles.iter().filter(|(yes, _)| *yes).map(|(_, role)| *role).collect();
+        out!(
+            "model    {model}{}",
+            if roles.is_empty() { String::new() } else { format!("  ({})", roles.join(", ")) }
+        );
+    }
+    let copied = plan.tensors.iter().filter(|t| matches!(t.action, Action::Copy(_))).count();
+    out!("tensors  {} merged, {copied} copied", plan.tensors.len() - copied);
+    out!(
+        "read     {}{}",
+        bytes(read),
+        if most > read { format!(", up to {} over all sweeps", bytes(most)) } else { String::new() }
+    );
+    out!("write    {} in {} file(s)", bytes(plan.layout.file_bytes), plan.layout.shards.len());
+    plan.left_out.iter().for_each(|l| out!("left out {}: {} ({} tensors)", l.model, l.what, l.tensors));
+    plan.notes.iter().for_each(|note| out!("note     {note}"));
+    out!("");
+    if verbose {
+        plan.tensors.iter().for_each(|tensor| out!("{}  {}", shape(tensor), what_happens(plan, tensor)));
+    } else {
+        kinds(plan);
+    }
+}
+
+/// Tensors that are treated alike, together: the layers' numbers replaced by a star.
+fn kinds(plan: &Plan) {
+    let mut kinds: indexmap::IndexMap<(String, String, String), usize> = indexmap::IndexMap::new();
+    for tensor in &plan.tensors {
+        let starred: Vec<&str> =
+            tensor.name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part }).collect();
+        *kinds.entry((starred.join("."), shape(tensor), action(plan, tensor))).or_insert(0) += 1;
+    }
+    for ((name, shape, action), count) in kinds {
+        out!("{count:>6} × {name}  {shape}\n         {action}");
+    }
+}
+
+fn shape(tensor: &Tensor) -> String {
+    format!("{:?} {:?}", tensor.dtype, tensor.shape)
+}
+
+fn what_happens(plan: &Plan, tensor: &Tensor) -> String {
+    format!("{}\n    {}", tensor.name, action(plan, tensor))
+}
+
+fn action(plan: &Plan, tensor: &Tensor) -> String {
+    match &tensor.action {
+        Action::Copy(copy) => format!("copied from {}", plan.models[copy.holders[0].source]),
+        Action::Merge(merge) => {
+            let shared =
+                merge.settings.shared.iter().map(|(name, value)| format!("{name} {}", shown(*value)));
+            let own = merge
+                .inputs
+                .iter()
+                .enumerate()
+                .map(|(input, at)| of_input(plan, &merge.settings, input, at.source));
+            own.chain(shared).collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
+fn of_input(plan: &Plan, settings: &Settings, input: usize, source: usize) -> String {
+    let values = settings.per_input[input].iter().map(|(name, value)| format!("{name} {}", shown(*value)));
+    let role = if settings.base == Some(input) { vec!["base".to_string()] } else { Vec::new() };
+    let words = role.into_iter().chain(values).collect::<Vec<_>>().join(" ");
+    format!("{}{}{words}", plan.models[source], if words.is_empty() { "" } else { ": " })
+}
+
+fn shown(value: Value) -> String {
+    match value {
+        Value::Number(number) => format!("{number}"),
+        Value::Flag(flag) => format!("{flag}"),
+        Value::Null => "none".into(),
+    }
+}
+
+fn value_json(value: Value) -> Json {
+    match value {
+        Value::Number(number) => json!(number),
+        Value::Flag(flag) => json!(flag),
+        Value::Null => Json::Null,
+    }
+}
+
+/// The plan, for programs.
+pub(super) fn plan_json(prepared: &Prepared) -> Json {
+    let plan = &prepared.plan;
+    let (read, most) = plan.read_bytes(&prepared.sources);
+    let values = |values: &[(&'static str, Value)]| {
+        values
+            .iter()
+            .map(|(name, value)| ((*name).to_string(), value_json(*value)))
+            .collect::<serde_json::Map<_, _>>()
+    };
+    let tensor = |(tensor, place): (&Tensor, &crate::checkpoint::Place)| {
+        let action = match &tensor.action {
+            Action::Copy(copy) => {
+                json!({ "copy": copy.holders.iter().map(|at| &plan.models[at.source]).collect::<Vec<_>>() })
+            }
+            Action::Merge(merge) => {
+                let input = |(i, at): (usize, &crate::plan::At)| {
+                    let tensor = &prepared.sources[at.source].tensor_at(at.tensor).name;
+                    json!({ "model": plan.models[at.source], "tensor": tensor, "base": merge.settings.base == Some(i),
+                            "parameters": values(&merge.settings.per_input[i]) })
+                };
+                json!({ "merge": merge.inputs.iter().enumerate().map(input).collect::<Vec<_>>(),
+                        "parameters": values(&merge.settings.shared), "sweeps_most": merge.sweeps.most })
+            }
+        };
+        json!({ "name": tensor.name, "dtype": format!("{:?}", tensor.dtype), "shape": tensor.shape,
+                "file": plan.layout.shards[place.shard].file, "action": action })
+    };
+    let left_out =
+        |l: &crate::plan::LeftOut| json!({ "model": l.model, "what": l.what, "tensors": l.tensors });
+    json!({
+        "method": plan.method.name, "seed": plan.seed, "models": plan.models,
+        "base_model": plan.base.map(|base| &plan.models[base]), "donor": plan.models[plan.donor],
+        "read_bytes": read, "read_bytes_most": most, "write_bytes": plan.layout.file_bytes,
+        "notes": plan.notes, "warnings": plan.warnings.iter().map(|w| &w.message).collect::<Vec<_>>(),
+        "left_out": plan.left_out.iter().map(left_out).collect::<Vec<_>>(),
+        "tensors": plan.tensors.iter().zip(&plan.layout.places).map(tensor).collect::<Vec<_>>(),
+    })
+}
+
+/// `mergeforge methods [NAME]`.
+pub(super) fn methods(name: Option<&str>, as_json: bool) -> Result<()> {
+    let chosen: Vec<&Method> = match name {
+        None => METHODS.to_vec(),
+        Some(name) => vec![method::find(name).ok_or_else(|| no_method(name))?],
+    };
+    if as_json {
+        json(&chosen.iter().map(|method| method_json(method)).collect());
+    } else if name.is_some() {
+        chosen.iter().for_each(|method| explain(method));
+    } else {
+        chosen.iter().for_each(|method| out!("{:16} {}", method.name, method.summary));
+    }
+    Ok(())
+}
+
+fn no_method(name: &str) -> Error {
+    let names = METHODS.iter().map(|method| method.name);
+    let error = Error::config(format!("there is no merge method `{name}`"));
+    match did_you_mean(name, names.clone()) {
+        Some(meant) => error.hint(format!("did you mean `{meant}`?")),
+        None => error.hint(format!("the methods are {}", names.collect::<Vec<_>>().join(", "))),
+    }
+}
+
+fn explain(method: &Method) {
+    out!("{}: {}\n\n    {}\n", method.name, method.summary, method.formula);
+    if let Some(paper) = method.paper {
+        out!("paper       {} <{}>", paper.title, paper.url);
+    }
+    out!(
+        "base_model  {}",
+        if method.base == Base::Required { "required" } else { "not used but for config and tokenizer" }
+    );
+    out!("models      {}", models(method));
+    if !method.parameters.is_empty() {
+        out!("\nparameters");
+    }
+    for parameter in method.parameters {
+        out!("  {:10} {:22} {}", parameter.name, describe(parameter), parameter.meaning);
+    }
+}
+
+fn models(method: &Method) -> String {
+    match (*method.models.start(), *method.models.end()) {
+        (low, high) if low == high => format!("{low}"),
+        (low, usize::MAX) => format!("{low} or more"),
+        (low, high) => format!("{low} to {high}"),
+    }
+}
+
+fn describe(parameter: &Parameter) -> String {
+    let scope = match parameter.scope {
+        Scope::Input => "per model",
+        Scope::NonBase => "per model but base",
+        Scope::Shared => "shared",
+    };
+    let default = parameter.default.map_or("required".into(), |value| format!("default {}", shown(value)));
+    format!("({scope}, {default})")
+}
+
+fn method_json(method: &Method) -> Json {
+    let parameter = |p: &Parameter| {
+        let kind = match p.kind {
+            Kind::Number => "number",
+            Kind::NumberOrNull => "number or null",
+            Kind::Flag => "flag",
+        };
+        json!({ "name": p.name, "kind": kind, "per_model": p.scope != Scope::Shared, "required": p.default.is_none(),
+                "default": p.default.map_or(Json::Null, value_json), "meaning": p.meaning })
+    };
+    json!({ "name": method.name, "summary": method.summary, "formula": method.formula,
+            "paper": method.paper.map(|paper| json!({ "title": paper.title, "url": paper.url })),
+            "base_model_required": method.base == Base::Required,
+            "parameters": method.parameters.iter().map(parameter).collect::<Vec<_>>() })
+}

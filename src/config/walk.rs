@@ -1,0 +1,482 @@
+//! The way from the YAML tree to a [`Config`]: which keys there are, and in which forms their values come.
+
+use super::yaml::{self, Key, Kind, Node};
+use super::{
+    Conditional, Config, Input, Inputs, Located, ModelRef, Parameter, Parameters, Position, Scalar, Slice,
+    SliceSource, TokenizerSource, Value, Warning, error_at, quoted,
+};
+use crate::dtype::Float;
+use crate::error::{Error, Result, did_you_mean};
+use std::fmt;
+use std::ops::Range;
+
+const TOP_KEYS: &[&str] = &[
+    "merge_method",
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "dtype",
+    "out_dtype",
+    "parameters",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    // mergekit-multi names its documents; a single one may keep its name.
+    "name",
+];
+/// Named in mergekit's README, but gone from its schema.
+const LEGACY_KEYS: &[&str] = &["embed_slerp", "input_model_parameters"];
+const PARAMETER_FORMS: &str =
+    "expected a number, a list of numbers (a gradient over the layers) or a list of {filter, value}";
+const DTYPES: &[&str] = &["bfloat16", "float16", "float32"];
+const LITERAL_PATH_HINT: &str = "a path that contains `@` or `+` is written {model: {path: …}}";
+/// Far beyond any model, and exact in `f64`.
+const LAYERS_MAX: f64 = 1e6;
+
+/// Reads a config from its text.
+pub fn read(file: &str, source: &str) -> Result<Config> {
+    let document = yaml::parse(file, source)?;
+    let mut walk = Walk { file, warnings: Vec::new() };
+    let top = walk.document(&document)?;
+    Ok(Config {
+        file: file.to_string(),
+        source: source.to_string(),
+        merge_method: walk.merge_method(&top)?,
+        inputs: walk.inputs(&top)?,
+        base_model: walk.optional(&top, "base_model", Walk::model)?,
+        dtype: walk.optional(&top, "dtype", |walk, node| walk.dtype(node))?,
+        out_dtype: walk.optional(&top, "out_dtype", |walk, node| walk.dtype(node))?,
+        parameters: walk.parameters(&top)?,
+        tokenizer: walk.tokenizer(&top)?,
+        chat_template: walk.optional(&top, "chat_template", Walk::text)?,
+        warnings: walk.into_warnings(),
+    })
+}
+
+impl Node {
+    /// The text of a scalar as it is spelled: a model may be called 123.
+    fn text(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Text(text) | Kind::Bool(_, text) | Kind::Number(_, text) => Some(text),
+            Kind::Null | Kind::List(_) | Kind::Map(_) => None,
+        }
+    }
+
+    fn scalar(&self) -> Option<Scalar> {
+        match &self.kind {
+            Kind::Null => Some(Scalar::Null),
+            Kind::Bool(value, _) => Some(Scalar::Bool(*value)),
+            Kind::Number(value, _) => Some(Scalar::Number(*value)),
+            Kind::Text(text) => Some(Scalar::Text(text.clone())),
+            Kind::List(_) | Kind::Map(_) => None,
+        }
+    }
+}
+
+/// An opened mapping. A key that holds `null` is the same as one left out.
+struct Fields<'n> {
+    at: Position,
+    entries: &'n [(Key, Node)],
+}
+
+impl<'n> Fields<'n> {
+    fn entry(&self, name: &str) -> Option<&'n (Key, Node)> {
+        self.entries.iter().find(|(key, _)| key.name == name)
+    }
+
+    fn get(&self, name: &str) -> Option<&'n Node> {
+        let (_, node) = self.entry(name)?;
+        (!matches!(node.kind, Kind::Null)).then_some(node)
+    }
+
+    /// Where a key that has a value is written.
+    fn key_at(&self, name: &str) -> Option<Position> {
+        self.get(name).and(self.entry(name)).map(|(key, _)| key.at)
+    }
+}
+
+/// The way through the tree, collecting warnings.
+struct Walk<'a> {
+    file: &'a str,
+    warnings: Vec<(Position, Warning)>,
+}
+
+impl Walk<'_> {
+    fn error(&self, at: Position, message: impl fmt::Display) -> Error {
+        error_at(self.file, at, message)
+    }
+
+    fn warn(&mut self, at: Position, message: impl fmt::Display, hint: Option<String>) {
+        let message = format!("{}:{at}: {message}", self.file);
+        self.warnings.push((at, Warning { message, hint }));
+    }
+
+    /// Aliases bring the same place up again: each warning is given once.
+    fn into_warnings(mut self) -> Vec<Warning> {
+        self.warnings.sort_by_key(|(at, _)| *at);
+        self.warnings.dedup();
+        self.warnings.into_iter().map(|(_, warning)| warning).collect()
+    }
+
+    fn document<'n>(&mut self, document: &'n Node) -> Result<Fields<'n>> {
+        let hint = "the least is `merge_method: linear` and `models:` with a list of `- model: path`";
+        match &document.kind {
+            Kind::Null => Err(self.error(document.at, "the config is empty").hint(hint)),
+            Kind::Map(_) => self.fields(document, "a config", TOP_KEYS),
+            _ => Err(self
+                .error(document.at, "a config is a mapping with keys such as merge_method and models")
+                .hint(hint)),
+        }
+    }
+
+    /// Opens a mapping and warns of keys that nobody will take.
+    fn fields<'n>(&mut self, node: &'n Node, what: &str, known: &[&str]) -> Result<Fields<'n>> {
+        let Kind::Map(entries) = &node.kind else {
+            let message = format!("expected {what}: a mapping with the keys {}", known.join(", "));
+            return Err(self.error(node.at, message));
+        };
+        for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&key.name.as_str())) {
+            let hint = if LEGACY_KEYS.contains(&key.name.as_str()) {
+                Some("mergekit ignores it too".to_string())
+            } else {
+                did_you_mean(&key.name, known.iter().copied()).map(|near| format!("did you mean `{near}`?"))
+            };
+            self.warn(key.at, format_args!("unknown key {} is ignored", quoted(&key.name)), hint);
+        }
+        Ok(Fields { at: node.at, entries })
+    }
+
+    fn optional<T>(
+        &mut self,
+        fields: &Fields,
+        name: &str,
+        read: impl FnOnce(&mut Self, &Node) -> Result<T>,
+    ) -> Result<Option<T>> {
+        fields.get(name).map(|node| read(self, node)).transpose()
+    }
+
+    fn text(&mut self, node: &Node) -> Result<Located<String>> {
+        let text = node.text().ok_or_else(|| self.error(node.at, "expected a text"))?;
+        Ok(Located { value: text.to_string(), at: node.at })
+    }
+
+    fn merge_method(&mut self, top: &Fields) -> Result<Located<String>> {
+        let Some(node) = top.get("merge_method") else {
+            return Err(self
+                .error(top.at, "`merge_method` is missing")
+                .hint("for example `merge_method: linear`"));
+        };
+        self.text(node)
+    }
+
+    fn inputs(&mut self, top: &Fields) -> Result<Inputs> {
+        if let Some(at) = top.key_at("modules") {
+            let message = "modules: (multi-module models) is not supported yet";
+            return Err(self.error(at, message).hint("merge each module as a checkpoint of its own"));
+        }
+        let keys = (top.key_at("models"), top.key_at("slices"));
+        match (keys, top.get("models"), top.get("slices")) {
+            ((Some(models), Some(slices)), ..) => Err(self
+                .error(models.max(slices), "`models` and `slices` exclude each other")
+                .hint("`models` merges whole models, `slices` stacks layers: keep one")),
+            (_, Some(node), None) => Ok(Inputs::Models(self.list(node, "models", Self::input)?)),
+            (_, None, Some(node)) => Ok(Inputs::Slices(self.list(node, "slices", Self::slice)?)),
+            _ => Err(self
+                .error(top.at, "nothing to merge: `models` or `slices` is missing")
+                .hint("list the inputs under `models:`, each as `- model: path`")),
+        }
+    }
+
+    fn list<T>(
+        &mut self,
+        node: &Node,
+        name: &str,
+        each: impl Fn(&mut Self, &Node) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        match &node.kind {
+            Kind::List(items) if items.is_empty() => {
+                Err(self.error(node.at, format_args!("`{name}` is empty")).hint("list at least one"))
+            }
+            Kind::List(items) => items.iter().map(|item| each(self, item)).collect(),
+            _ => Err(self
+                .error(node.at, format_args!("`{name}` must be a list"))
+                .hint("begin each entry with `- `")),
+        }
+    }
+
+    fn input(&mut self, node: &Node) -> Result<Input> {
+        let fields = self.entry(node, &["model", "parameters"])?;
+        Ok(Input { model: self.required_model(&fields)?, parameters: self.parameters(&fields)? })
+    }
+
+    fn slice(&mut self, node: &Node) -> Result<Slice> {
+        let known = ["sources", "base_model", "parameters", "residual_weight"];
+        let fields = self.fields(node, "a slice", &known)?;
+        if let Some(at) = fields.key_at("residual_weight") {
+            self.warn(at, "`residual_weight` has no effect", Some("mergekit ignores it too".into()));
+        }
+        let at = fields.at;
+        let Some(sources) = fields.get("sources") else {
+            return Err(self.error(at, "this slice has no `sources`").hint("list at least one model there"));
+        };
+        let sources = self.list(sources, "sources", Self::slice_source)?;
+        self.check_lengths(at, &sources)?;
+        Ok(Slice {
+            at,
+            sources,
+            base_model: self.optional(&fields, "base_model", Self::model)?,
+            parameters: self.parameters(&fields)?,
+        })
+    }
+
+    fn check_lengths(&self, at: Position, sources: &[SliceSource]) -> Result<()> {
+        let length = |source: &SliceSource| Some(source.layer_range.as_ref()?.value.len());
+        let Some(lengths) = sources.iter().map(length).collect::<Option<Vec<_>>>() else { return Ok(()) };
+        if lengths.iter().all(|length| *length == lengths[0]) {
+            return Ok(());
+        }
+        let lengths: Vec<_> = lengths.iter().map(usize::to_string).collect();
+        let message =
+            format!("the sources of this slice have different numbers of layers: {}", lengths.join(", "));
+        Err(self.error(at, message).hint("every layer_range of a slice must be equally long"))
+    }
+
+    fn slice_source(&mut self, node: &Node) -> Result<SliceSource> {
+        let fields = self.entry(node, &["model", "layer_range", "parameters"])?;
+        Ok(SliceSource {
+            model: self.required_model(&fields)?,
+            layer_range: self.optional(&fields, "layer_range", |walk, node| walk.layer_range(node))?,
+            parameters: self.parameters(&fields)?,
+        })
+    }
+
+    /// An entry that names a model; the bare path is a slip worth a hint of its own.
+    fn entry<'n>(&mut self, node: &'n Node, known: &[&str]) -> Result<Fields<'n>> {
+        let hint = node.text().map(|text| format!("write `- model: {text}`"));
+        let opened = self.fields(node, "an entry", known);
+        opened.map_err(|error| if let Some(hint) = hint { error.hint(hint) } else { error })
+    }
+
+    fn layer_range(&self, node: &Node) -> Result<Located<Range<usize>>> {
+        let ends = match &node.kind {
+            Kind::List(ends) => ends.iter().map(layer).collect::<Option<Vec<_>>>(),
+            _ => None,
+        };
+        let Some(&[start, end]) = ends.as_deref() else {
+            let message = "layer_range must be two layer numbers, [first, end]";
+            return Err(self.error(node.at, message).hint("the end is not included: [0, 8] is 8 layers"));
+        };
+        match start.cmp(&end) {
+            std::cmp::Ordering::Less => Ok(Located { value: start..end, at: node.at }),
+            std::cmp::Ordering::Equal => Err(self
+                .error(node.at, format_args!("layer_range [{start}, {end}] selects no layers"))
+                .hint(format!("the end is not included: [{start}, {}] selects layer {start}", end + 1))),
+            std::cmp::Ordering::Greater => Err(self
+                .error(node.at, format_args!("layer_range [{start}, {end}] ends before it begins"))
+                .hint(format!("did you mean [{end}, {start}]?"))),
+        }
+    }
+
+    fn required_model(&mut self, fields: &Fields) -> Result<Located<ModelRef>> {
+        let Some(node) = fields.get("model") else {
+            return Err(self.error(fields.at, "`model` is missing").hint("write `model: path`"));
+        };
+        self.model(node)
+    }
+
+    /// `path[@revision]`, or the long form {model: {path, revision}}.
+    fn model(&mut self, node: &Node) -> Result<Located<ModelRef>> {
+        let at = node.at;
+        let value = match node.text() {
+            Some(text) if text.contains('+') => return Err(self.adapter(at, text)),
+            Some(text) => self.revisioned(at, text)?,
+            None => self.model_long_form(node)?,
+        };
+        Ok(Located { value, at })
+    }
+
+    fn model_long_form(&mut self, node: &Node) -> Result<ModelRef> {
+        let at = node.at;
+        if !matches!(node.kind, Kind::Map(_)) {
+            return Err(self.error(at, "expected a model: a path, or {model: {path, revision}}"));
+        }
+        let fields = self.fields(node, "a model", &["model", "lora", "override_architecture"])?;
+        if let Some(lora) = fields.key_at("lora") {
+            return Err(self.adapter(lora, "lora"));
+        }
+        if let Some(at) = fields.key_at("override_architecture") {
+            let hint = "tensor names are read from the checkpoints themselves".to_string();
+            self.warn(at, "`override_architecture` is not needed and is ignored", Some(hint));
+        }
+        let Some(model) = fields.get("model") else {
+            return Err(self.error(at, "`model` is missing").hint("write {model: {path: …, revision: …}}"));
+        };
+        if let Some(text) = model.text() {
+            return self.revisioned(model.at, text);
+        }
+        let fields = self.fields(model, "a model", &["path", "revision"])?;
+        let Some(path) = self.optional(&fields, "path", Self::text)? else {
+            return Err(self.error(fields.at, "`path` is missing"));
+        };
+        let revision = self.optional(&fields, "revision", Self::text)?;
+        self.reference(path.at, &path.value, revision.as_ref().map(|revision| revision.value.as_str()))
+    }
+
+    /// `path[@revision]`.
+    fn revisioned(&self, at: Position, text: &str) -> Result<ModelRef> {
+        match text.split('@').collect::<Vec<_>>()[..] {
+            [path] => self.reference(at, path, None),
+            [path, revision] => self.reference(at, path, Some(revision)),
+            _ => Err(self
+                .error(at, format_args!("more than one `@` in the model {}", quoted(text)))
+                .hint(LITERAL_PATH_HINT)),
+        }
+    }
+
+    fn reference(&self, at: Position, path: &str, revision: Option<&str>) -> Result<ModelRef> {
+        if path.trim().is_empty() {
+            return Err(self.error(at, "the model's path is empty"));
+        }
+        if revision.is_some_and(|revision| revision.trim().is_empty()) {
+            return Err(self.error(at, format_args!("the revision of {} is empty", quoted(path))));
+        }
+        Ok(ModelRef { path: path.to_string(), revision: revision.map(str::to_string) })
+    }
+
+    /// Why a model with a `+` in its name, or a `lora` key, is refused.
+    fn adapter(&self, at: Position, text: &str) -> Error {
+        if text.matches('+').count() > 1 {
+            let message = format!("more than one `+` in the model {}", quoted(text));
+            return self.error(at, message).hint(LITERAL_PATH_HINT);
+        }
+        let hint = "merge the adapter into a full checkpoint first, for example with peft's merge_and_unload";
+        let hint = if text.contains('+') { format!("{hint}; {LITERAL_PATH_HINT}") } else { hint.to_string() };
+        self.error(at, format_args!("LoRA adapters are not supported ({})", quoted(text))).hint(hint)
+    }
+
+    fn dtype(&self, node: &Node) -> Result<Located<Float>> {
+        let Some(text) = node.text() else {
+            return Err(self.error(node.at, "expected a type").hint(format!("one of {}", DTYPES.join(", "))));
+        };
+        let value = match text.strip_prefix("torch.").unwrap_or(text) {
+            "bfloat16" => Float::BF16,
+            "float16" => Float::F16,
+            "float32" => Float::F32,
+            "float64" => {
+                return Err(self.error(node.at, "float64 is not supported yet").hint("use float32"));
+            }
+            other => {
+                return Err(self
+                    .error(node.at, format_args!("{} is not a type to merge in", quoted(text)))
+                    .hint(near_dtype(other)));
+            }
+        };
+        Ok(Located { value, at: node.at })
+    }
+
+    fn tokenizer(&mut self, top: &Fields) -> Result<Option<Located<TokenizerSource>>> {
+        if let (Some(one), Some(other)) = (top.key_at("tokenizer_source"), top.key_at("tokenizer")) {
+            return Err(self
+                .error(one.max(other), "`tokenizer_source` and `tokenizer` exclude each other")
+                .hint("`tokenizer_source: union` is short for `tokenizer: {source: union}`"));
+        }
+        if let Some(node) = top.get("tokenizer_source") {
+            return self.tokenizer_source(node).map(Some);
+        }
+        let Some(node) = top.get("tokenizer") else { return Ok(None) };
+        let at = node.at;
+        let fields = self.fields(node, "a tokenizer", &["source", "tokens", "pad_to_multiple_of"])?;
+        for name in ["tokens", "pad_to_multiple_of"] {
+            // Ignoring these would merge something else than what was asked for.
+            if let Some(at) = fields.key_at(name) {
+                return Err(self.error(at, format_args!("`{name}` under `tokenizer` is not supported yet")));
+            }
+        }
+        let source = self.optional(&fields, "source", Self::tokenizer_source)?;
+        Ok(Some(source.unwrap_or(Located { value: TokenizerSource::Union, at })))
+    }
+
+    fn tokenizer_source(&mut self, node: &Node) -> Result<Located<TokenizerSource>> {
+        let at = node.at;
+        let value = match node.text() {
+            Some("union") => TokenizerSource::Union,
+            Some("base") => TokenizerSource::Base,
+            _ => TokenizerSource::Model(self.model(node)?.value),
+        };
+        Ok(Located { value, at })
+    }
+
+    /// The `parameters` of whatever these fields belong to.
+    fn parameters(&mut self, fields: &Fields) -> Result<Parameters> {
+        let Some(node) = fields.get("parameters") else { return Ok(Parameters::new()) };
+        let Kind::Map(entries) = &node.kind else {
+            return Err(self
+                .error(node.at, "`parameters` must be a mapping of names to values")
+                .hint("for example `parameters: {weight: 0.5}`"));
+        };
+        let mut parameters = Parameters::new();
+        for (key, node) in entries {
+            let at = node.at;
+            if let Some(value) = self.parameter(node)? {
+                parameters.insert(key.name.clone(), Located { value, at });
+            }
+        }
+        Ok(parameters)
+    }
+
+    /// A parameter in any of its forms; an empty list is the same as leaving it out.
+    fn parameter(&mut self, node: &Node) -> Result<Option<Parameter>> {
+        let entries = match &node.kind {
+            Kind::List(items) if items.is_empty() => return Ok(None),
+            Kind::List(items) if items.iter().all(|item| matches!(item.kind, Kind::Map(_))) => {
+                items.iter().map(|item| self.conditional(item)).collect::<Result<_>>()?
+            }
+            Kind::Map(_) => vec![self.conditional(node)?],
+            _ => vec![Conditional { filter: None, value: self.value(node)? }],
+        };
+        Ok(Some(Parameter(entries)))
+    }
+
+    fn conditional(&mut self, node: &Node) -> Result<Conditional> {
+        let fields = self.fields(node, "a condition", &["filter", "value"])?;
+        let Some((_, value)) = fields.entry("value") else {
+            return Err(self.error(fields.at, PARAMETER_FORMS).hint("`value` is missing here"));
+        };
+        let filter = self.optional(&fields, "filter", Self::text)?.map(|filter| filter.value);
+        Ok(Conditional { filter: filter.filter(|filter| filter != "*"), value: self.value(value)? })
+    }
+
+    fn value(&self, node: &Node) -> Result<Value> {
+        match &node.kind {
+            // Under a filter an empty list cannot be left out: the filter still ends the search.
+            Kind::List(items) if items.is_empty() => Ok(Value::One(Scalar::Null)),
+            Kind::List(items) => items
+                .iter()
+                .map(|item| match item.scalar() {
+                    Some(Scalar::Null) | None => Err(self.error(item.at, PARAMETER_FORMS)),
+                    Some(scalar) => Ok(scalar),
+                })
+                .collect::<Result<_>>()
+                .map(Value::Gradient),
+            _ => node.scalar().map(Value::One).ok_or_else(|| self.error(node.at, PARAMETER_FORMS)),
+        }
+    }
+}
+
+/// A layer number: like pydantic's `int`, 8.0 and "8" count, 8.5 and true do not.
+fn layer(node: &Node) -> Option<usize> {
+    let number = node.scalar().filter(|scalar| !matches!(scalar, Scalar::Bool(_)))?.as_number()?;
+    ((0.0..=LAYERS_MAX).contains(&number) && number.fract() == 0.0).then_some(number as usize)
+}
+
+/// What to write instead of a type that does not exist.
+fn near_dtype(typed: &str) -> String {
+    let near = match typed.to_lowercase().as_str() {
+        "bf16" => Some("bfloat16"),
+        "f16" | "fp16" | "half" => Some("float16"),
+        "f32" | "fp32" | "float" => Some("float32"),
+        other => did_you_mean(other, DTYPES.iter().copied()),
+    };
+    near.map_or_else(|| format!("use one of {}", DTYPES.join(", ")), |near| format!("did you mean `{near}`?"))
+}

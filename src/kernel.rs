@@ -1,0 +1,182 @@
+//! The kernels: what a backend can do to a tile of elements, and the CPU twin of each.
+//!
+//! A kernel works on tiles of [`TILE`] elements of f32 (types are decoded at the door) and knows neither
+//! methods nor files. A launch is a list of jobs and spans of tiles; jobs are plain `#[repr(C)]` numbers, so
+//! that every backend reads the same ones. The arithmetic is f32 in the written order, never fused.
+
+pub mod consensus;
+pub mod gram;
+pub mod keys;
+pub mod magnitudes;
+pub mod masked_sums;
+pub mod philox;
+pub mod weighted_sum;
+
+/// Elements in a tile: the unit of sums, of tables and of scheduling. Tiles start anew with each tensor.
+pub const TILE: usize = 1024;
+
+/// The most non-base models in a sign vote: the table of divisors has 2^N entries.
+pub const VOTERS_MAX: usize = 12;
+
+/// How many tiles `elements` fill, the last one perhaps in part.
+pub const fn tiles(elements: u64) -> u64 {
+    elements.div_ceil(TILE as u64)
+}
+
+/// What a kernel leaves behind for the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Result {
+    /// One f32 per element: the merged values.
+    Values,
+    /// `words` f32 per tile, added up by the host in f64 and in tile order.
+    Sums {
+        /// f32 words per tile.
+        words: usize,
+    },
+    /// `words` u32 counters per span, added up by the host.
+    Counts {
+        /// u32 words per span.
+        words: usize,
+    },
+    /// `words` u32 per element, element by element within a tile, kept in order.
+    Words {
+        /// u32 words per element.
+        words: usize,
+    },
+}
+
+/// One job: a kernel with its numbers. A tensor has one job per launch.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Job {
+    /// Σ cᵢ xᵢ, perhaps around an anchor.
+    WeightedSum(weighted_sum::Job),
+    /// Task vectors trimmed or dropped, voted on and averaged.
+    Consensus(consensus::Job),
+    /// All pairwise inner products.
+    Gram(gram::Job),
+    /// Counts of |delta| in bins.
+    Magnitudes(magnitudes::Job),
+    /// |delta| as integers, element by element.
+    Keys(keys::Job),
+    /// L1 norms of task vectors before and after a random mask.
+    MaskedSums(masked_sums::Job),
+}
+
+/// Where a kernel's twin writes.
+#[derive(Debug)]
+pub enum Target<'a> {
+    /// One value per element of the tile.
+    Values(&'a mut [f32]),
+    /// This tile's sums.
+    Sums(&'a mut [f32]),
+    /// This span's counters, or this tile's words.
+    Words(&'a mut [u32]),
+}
+
+impl Job {
+    /// The kernel's name: its file stem in `src/kernel/`.
+    pub fn kernel(&self) -> &'static str {
+        match self {
+            Self::WeightedSum(_) => "weighted_sum",
+            Self::Consensus(_) => "consensus",
+            Self::Gram(_) => "gram",
+            Self::Magnitudes(_) => "magnitudes",
+            Self::Keys(_) => "keys",
+            Self::MaskedSums(_) => "masked_sums",
+        }
+    }
+
+    /// How many tensors the job reads.
+    pub fn inputs(&self) -> usize {
+        match self {
+            Self::WeightedSum(job) => job.coefficients.len(),
+            Self::Consensus(job) => 1 + job.models.len(),
+            Self::Gram(job) => job.inputs,
+            Self::Magnitudes(job) => 1 + job.models.len(),
+            Self::Keys(job) => 1 + job.models,
+            Self::MaskedSums(job) => 1 + job.models.len(),
+        }
+    }
+
+    /// What the job leaves behind.
+    pub fn result(&self) -> Result {
+        match self {
+            Self::WeightedSum(_) | Self::Consensus(_) => Result::Values,
+            Self::Gram(job) => Result::Sums { words: gram::pairs(job.inputs) },
+            Self::Magnitudes(job) => Result::Counts { words: job.models.len() * magnitudes::WORDS },
+            Self::Keys(job) => Result::Words { words: job.models },
+            Self::MaskedSums(job) => Result::Sums { words: 2 * job.models.len() },
+        }
+    }
+
+    /// Runs the CPU twin on tile number `tile` of the tensor; `inputs` are its decoded elements.
+    pub fn run_tile(&self, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
+        match (self, target) {
+            (Self::WeightedSum(job), Target::Values(out)) => weighted_sum::tile(job, inputs, out),
+            (Self::Consensus(job), Target::Values(out)) => consensus::tile(job, tile, inputs, scratch, out),
+            (Self::Gram(job), Target::Sums(out)) => gram::tile(job, inputs, out),
+            (Self::Magnitudes(job), Target::Words(out)) => magnitudes::tile(job, inputs, out),
+            (Self::Keys(job), Target::Words(out)) => keys::tile(job, inputs, out),
+            (Self::MaskedSums(job), Target::Sums(out)) => masked_sums::tile(job, tile, inputs, out),
+            (job, target) => unreachable!("{} does not write {target:?}", job.kernel()),
+        }
+    }
+}
+
+/// A tile of every input, decoded: `inputs.of(i)` are the elements of input `i`.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    /// `[TILE]` values per input, one after the other.
+    pub values: &'a [f32],
+    /// How many elements of the tile exist.
+    pub len: usize,
+}
+
+impl<'a> Inputs<'a> {
+    /// The decoded elements of one input.
+    #[inline]
+    pub fn of(&self, input: usize) -> &'a [f32] {
+        &self.values[input * TILE..][..self.len]
+    }
+}
+
+/// |delta| of one element as an integer key: the order of keys is the order of magnitudes.
+///
+/// All NaN share the largest key, because their payloads differ between processors.
+#[inline]
+pub fn key(delta: f32) -> u32 {
+    crate::dtype::magnitude_bits(delta).min(KEY_MAX)
+}
+
+/// The largest key: that of NaN.
+pub const KEY_MAX: u32 = crate::dtype::INFINITY_BITS + 1;
+
+/// Sums `TILE` products or magnitudes in the contract's order: groups of eight as
+/// ((0+1)+(2+3))+((4+5)+(6+7)), then the 128 group sums by halves. The elements past the end are zero.
+#[inline]
+pub(crate) fn fold(terms: &mut [f32; TILE]) -> f32 {
+    for len in [TILE / 2, TILE / 4, TILE / 8] {
+        for i in 0..len {
+            terms[i] = terms[2 * i] + terms[2 * i + 1];
+        }
+    }
+    let mut half = TILE / 16;
+    while half > 0 {
+        let (low, high) = terms[..2 * half].split_at_mut(half);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low += *high;
+        }
+        half /= 2;
+    }
+    terms[0]
+}
+
+/// Fills `terms` with `term(i)` for the elements that exist and zero for the rest, and folds them.
+#[inline]
+pub(crate) fn fold_terms(terms: &mut [f32; TILE], len: usize, term: impl Fn(usize) -> f32) -> f32 {
+    for (i, slot) in terms[..len].iter_mut().enumerate() {
+        *slot = term(i);
+    }
+    terms[len..].fill(0.0);
+    fold(terms)
+}

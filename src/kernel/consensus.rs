@@ -1,0 +1,153 @@
+//! The fused merge of task vectors: subtract, trim or drop, weight, elect the sign, average, add the base.
+//!
+//! ```text
+//! vᵢ   = (kept ? cᵢ : 0) · (xᵢ − base)
+//! sign = Σ vᵢ ≥ 0 ? + : −                        (ties, and an exact 0, go to +)
+//! out  = base + scale[agreeing] · Σ (vᵢ agrees ? vᵢ : 0 · vᵢ)
+//! ```
+//!
+//! Trimming is TIES' (Yadav et al., arXiv:2306.01708), dropping is DARE's (Yu et al., arXiv:2311.03099).
+//! `scale` has an entry for every set of agreeing models. An excluded term is multiplied by 0, so that NaN
+//! and infinity spread as the formula says.
+
+use std::cmp::Ordering;
+
+use super::{Inputs, TILE, key, philox};
+
+/// The numbers of one tensor: input 0 is the base, then one model per further input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// One entry per non-base model.
+    pub models: Vec<Model>,
+    /// 2^models factors, by the set of agreeing models (bit i: model i). Empty: no vote, all agree, factor 1.
+    pub scale: Vec<f32>,
+}
+
+/// One model's part in the merge.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Model {
+    /// The weight, with everything that scales the whole task vector folded in.
+    pub coefficient: f32,
+    /// Which elements are kept.
+    pub keep: Keep,
+}
+
+/// Which elements of a task vector take part.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Keep {
+    /// All of them.
+    All,
+    /// The largest magnitudes.
+    Trim(Trim),
+    /// A random choice.
+    Drop(Drop),
+}
+
+/// Keeps keys above the threshold, and keys equal to it before the cut.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Trim {
+    /// The k-th largest key.
+    pub threshold: u32,
+    /// The tile of the first dropped element among those equal to the threshold.
+    pub cut_tile: u32,
+    /// That element's place in its tile.
+    pub cut_lane: u32,
+}
+
+/// Keeps each element with probability `keep / 2^32`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Drop {
+    /// The probability in units of 2^-32.
+    pub keep: u32,
+    /// The key of the random generator.
+    pub key: [u32; 2],
+}
+
+impl Drop {
+    /// Writes `coefficient` for kept elements of the tile and 0 for the others.
+    #[inline]
+    pub fn mask(&self, tile: u64, coefficient: f32, mask: &mut [f32; TILE]) {
+        let first_block = tile * (TILE / philox::DRAWS) as u64;
+        for (block, lanes) in (first_block..).zip(mask.as_chunks_mut::<{ philox::DRAWS }>().0) {
+            let kept = philox::kept(block, self.key, self.keep);
+            for (i, lane) in lanes.iter_mut().enumerate() {
+                *lane = if kept >> i & 1 == 1 { coefficient } else { 0.0 };
+            }
+        }
+    }
+}
+
+impl Trim {
+    /// How many of the tile's elements stand before the cut.
+    #[inline]
+    fn before_cut(&self, tile: u64) -> usize {
+        match tile.cmp(&u64::from(self.cut_tile)) {
+            Ordering::Less => TILE,
+            Ordering::Equal => self.cut_lane as usize,
+            Ordering::Greater => 0,
+        }
+    }
+}
+
+/// Writes `vᵢ` of one model.
+#[inline]
+pub(super) fn weighted_delta(model: &Model, tile: u64, x: &[f32], base: &[f32], v: &mut [f32; TILE]) {
+    let c = model.coefficient;
+    let lanes = v.iter_mut().zip(x).zip(base);
+    match model.keep {
+        Keep::All => lanes.for_each(|((v, x), base)| *v = c * (x - base)),
+        Keep::Drop(drop) => {
+            let mut mask = [0.0; TILE];
+            drop.mask(tile, c, &mut mask);
+            lanes.zip(&mask).for_each(|(((v, x), base), c)| *v = c * (x - base));
+        }
+        Keep::Trim(trim) => {
+            let (smallest, cut) = (trim.threshold, trim.before_cut(tile).min(x.len()));
+            let trimmed =
+                |smallest: u32, delta: f32| if key(delta) >= smallest { c * delta } else { 0.0 * delta };
+            for ((v, x), base) in v[..cut].iter_mut().zip(&x[..cut]).zip(&base[..cut]) {
+                *v = trimmed(smallest, x - base);
+            }
+            for ((v, x), base) in v[cut..].iter_mut().zip(&x[cut..]).zip(&base[cut..]) {
+                *v = trimmed(smallest + 1, x - base);
+            }
+        }
+    }
+}
+
+/// Merges one tile. `scratch` is room for `vᵢ` that outlives the call, because clearing it costs as much
+/// as the merge; what it holds does not matter.
+#[inline]
+pub fn tile(job: &Job, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, out: &mut [f32]) {
+    let base = inputs.of(0);
+    let len = inputs.len;
+    scratch.resize(job.models.len() * TILE, 0.0);
+    let (v, _) = scratch.as_chunks_mut::<TILE>();
+    let mut sum = [0.0; TILE];
+    for (i, (model, v)) in job.models.iter().zip(v.iter_mut()).enumerate() {
+        weighted_delta(model, tile, inputs.of(i + 1), base, v);
+        for (sum, v) in sum[..len].iter_mut().zip(&*v) {
+            *sum += v;
+        }
+    }
+    if job.scale.is_empty() {
+        for ((out, base), sum) in out.iter_mut().zip(base).zip(&sum) {
+            *out = base + sum;
+        }
+        return;
+    }
+    let mut mixed = [0.0f32; TILE];
+    let mut agreeing = [0u32; TILE];
+    for (i, v) in v[..job.models.len()].iter().enumerate() {
+        for lane in 0..len {
+            let agrees = if sum[lane] >= 0.0 { v[lane] > 0.0 } else { v[lane] < 0.0 };
+            mixed[lane] += if agrees { v[lane] } else { 0.0 * v[lane] };
+            agreeing[lane] |= u32::from(agrees) << i;
+        }
+    }
+    for (lane, (out, base)) in out.iter_mut().zip(base).enumerate() {
+        *out = base + mixed[lane] * job.scale[agreeing[lane] as usize];
+    }
+}

@@ -1,0 +1,217 @@
+//! The merge methods: one record each in [`METHODS`], one file per family.
+//!
+//! A record says everything about a method: its parameters with their defaults, its formula and paper, and
+//! how to make the recipe of a tensor. The parser's warnings, the plan, `mergeforge methods` and the
+//! README's table are derived from it. A new method is one file and a line here.
+
+mod dare;
+mod linear;
+mod passthrough;
+mod slerp;
+mod task_vectors;
+mod ties;
+mod top_k;
+
+use std::ops::RangeInclusive;
+
+use crate::recipe::Recipe;
+
+/// Every method, in the order in which they are listed to the user.
+pub const METHODS: &[&Method] = &[
+    &linear::LINEAR,
+    &slerp::SLERP,
+    &task_vectors::TASK_ARITHMETIC,
+    &ties::TIES,
+    &dare::DARE_LINEAR,
+    &dare::DARE_TIES,
+    &passthrough::PASSTHROUGH,
+];
+
+/// The method of a `merge_method` key.
+pub fn find(name: &str) -> Option<&'static Method> {
+    METHODS.iter().copied().find(|method| method.name == name)
+}
+
+/// One merge method.
+#[derive(Debug)]
+pub struct Method {
+    /// As written in `merge_method`.
+    pub name: &'static str,
+    /// What it is, in one sentence.
+    pub summary: &'static str,
+    /// What it computes, in the field's symbols.
+    pub formula: &'static str,
+    /// Where it was published: title and address.
+    pub paper: Option<Paper>,
+    /// Whether it needs a base model.
+    pub base: Base,
+    /// How many models it takes, the base included where it has one.
+    pub models: RangeInclusive<usize>,
+    /// The parameters it reads.
+    pub parameters: &'static [Parameter],
+    /// Makes the recipe of one tensor. An error is the reason why these values cannot be merged.
+    pub recipe: fn(&Settings) -> Result<Recipe, String>,
+}
+
+/// A publication.
+#[derive(Debug, Clone, Copy)]
+pub struct Paper {
+    /// Authors and title.
+    pub title: &'static str,
+    /// Where it can be read.
+    pub url: &'static str,
+}
+
+/// What a method does with `base_model`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// The method works on differences to it.
+    Required,
+    /// The method treats all models alike; the key only names the donor of config and tokenizer.
+    Ignored,
+}
+
+/// One parameter of a method.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter {
+    /// The YAML key.
+    pub name: &'static str,
+    /// Whether every model has its own value.
+    pub scope: Scope,
+    /// What values it takes.
+    pub kind: Kind,
+    /// The value when none is configured; `None`: one must be.
+    pub default: Option<Value>,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+/// Who has a value of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Every model.
+    Input,
+    /// Every model but the base.
+    NonBase,
+    /// The output tensor.
+    Shared,
+}
+
+/// The type of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A number.
+    Number,
+    /// A number, or null for none.
+    NumberOrNull,
+    /// true or false.
+    Flag,
+}
+
+/// A resolved parameter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Value {
+    /// A finite number.
+    Number(f64),
+    /// true or false.
+    Flag(bool),
+    /// Configured as none.
+    Null,
+}
+
+/// Everything that decides how one tensor is merged, resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The output tensor's name: random masks depend on it.
+    pub tensor: String,
+    /// The merge's random seed.
+    pub seed: u64,
+    /// How many elements the tensor has.
+    pub elements: u64,
+    /// How many models are merged.
+    pub inputs: usize,
+    /// Which of them is the base, for a method that has one.
+    pub base: Option<usize>,
+    /// The values of shared parameters, by name.
+    pub shared: Values,
+    /// The values of per-model parameters, by input.
+    pub per_input: Vec<Values>,
+}
+
+/// Parameter values by name.
+pub type Values = Vec<(&'static str, Value)>;
+
+fn value(values: &Values, name: &str) -> Value {
+    let found = values.iter().find(|(parameter, _)| *parameter == name);
+    found.unwrap_or_else(|| panic!("the method has no parameter {name}")).1
+}
+
+fn number(values: &Values, name: &str) -> f64 {
+    match value(values, name) {
+        Value::Number(number) => number,
+        other => panic!("{name} is {other:?}, not a number"),
+    }
+}
+
+fn flag(values: &Values, name: &str) -> bool {
+    value(values, name) == Value::Flag(true)
+}
+
+impl Settings {
+    /// A shared number.
+    pub fn number(&self, name: &str) -> f64 {
+        number(&self.shared, name)
+    }
+
+    /// A shared flag.
+    pub fn flag(&self, name: &str) -> bool {
+        flag(&self.shared, name)
+    }
+
+    /// A number of one input.
+    pub fn number_of(&self, input: usize, name: &str) -> f64 {
+        number(&self.per_input[input], name)
+    }
+
+    /// A number of one input, where one is configured.
+    pub fn number_or_null_of(&self, input: usize, name: &str) -> Option<f64> {
+        (value(&self.per_input[input], name) != Value::Null).then(|| self.number_of(input, name))
+    }
+
+    /// The base's place among the inputs.
+    pub fn base_input(&self) -> usize {
+        self.base.expect("the plan refuses a method that needs a base and has none")
+    }
+
+    /// The inputs other than the base, in the order listed.
+    pub fn non_base(&self) -> impl Iterator<Item = usize> + Clone + '_ {
+        (0..self.inputs).filter(|input| Some(*input) != self.base)
+    }
+}
+
+impl Parameter {
+    const fn required(name: &'static str, scope: Scope, meaning: &'static str) -> Self {
+        Self { name, scope, kind: Kind::Number, default: None, meaning }
+    }
+
+    const fn number(name: &'static str, scope: Scope, default: f64, meaning: &'static str) -> Self {
+        Self { name, scope, kind: Kind::Number, default: Some(Value::Number(default)), meaning }
+    }
+
+    const fn flag(name: &'static str, default: bool, meaning: &'static str) -> Self {
+        Self { name, scope: Scope::Shared, kind: Kind::Flag, default: Some(Value::Flag(default)), meaning }
+    }
+}
+
+/// A sum of weights as a divisor: one that is lost in rounding counts as 0, and dividing by 0 as by 1.
+fn divisor(weights: impl Iterator<Item = f32> + Clone) -> f64 {
+    let sum: f64 = weights.clone().map(f64::from).sum();
+    let magnitude: f64 = weights.map(|w| f64::from(w).abs()).sum();
+    if vanishes(sum, magnitude) { 1.0 } else { sum }
+}
+
+/// Whether a sum of terms whose magnitudes add up to `magnitude` is 0 but for rounding.
+fn vanishes(sum: f64, magnitude: f64) -> bool {
+    const NEGLIGIBLE: f64 = 1.0 / (1 << 20) as f64;
+    sum.abs() <= NEGLIGIBLE * magnitude
+}

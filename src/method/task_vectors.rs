@@ -1,0 +1,208 @@
+//! Generalised task arithmetic: `out = base + λ · combine(wᵢ · sparsify(xᵢ − base))`.
+//!
+//! The family's common part. A member chooses how task vectors are thinned out (not at all, by magnitude,
+//! at random) and whether a sign vote decides which of them are averaged, element by element. Here too is
+//! task_arithmetic itself, the member that does neither.
+
+use super::top_k::{COUNTING_SWEEPS_MAX, TopK};
+use super::{Base, Method, Paper, Parameter, Scope, Settings, dare, divisor};
+use crate::kernel::consensus::{self, Drop, Keep, Model};
+use crate::kernel::{Job, masked_sums, weighted_sum};
+use crate::recipe::{Machine, Measured, Pass, Recipe, Sweeps, everything};
+
+pub(super) const TASK_ARITHMETIC: Method = Method {
+    name: "task_arithmetic",
+    summary: "the models' differences to the base, weighted and added to it",
+    formula: "out = base + λ·Σ wᵢ·(xᵢ − base)   (normalize: divided by Σ wᵢ)",
+    paper: Some(Paper {
+        title: "Ilharco et al., Editing models with task arithmetic (ICLR 2023)",
+        url: "https://arxiv.org/abs/2212.04089",
+    }),
+    base: Base::Required,
+    models: 1..=usize::MAX,
+    parameters: &const { parameters(false, false) },
+    recipe: |settings| recipe(settings, Thinning::None, false),
+};
+
+/// The parameters of the family, with the member's own defaults.
+pub(super) const fn parameters(normalize: bool, rescale: bool) -> [Parameter; 6] {
+    [
+        Parameter::required("weight", Scope::NonBase, "the task vector's weight"),
+        Parameter::number(
+            "density",
+            Scope::NonBase,
+            1.0,
+            "the share of the task vector's elements that is kept",
+        ),
+        Parameter::flag(
+            "normalize",
+            normalize,
+            "divide by the sum of the weights (of the agreeing models, with a vote)",
+        ),
+        Parameter::flag("rescale", rescale, "scale what is kept so that the task vector's L1 norm stays"),
+        Parameter::number("lambda", Scope::Shared, 1.0, "a factor for the merged task vector"),
+        Parameter::flag("int8_mask", false, "accepted for mergekit's sake; it never changed a result"),
+    ]
+}
+
+/// How task vectors are thinned out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Thinning {
+    /// Not at all, whatever the density says.
+    None,
+    /// The largest magnitudes stay.
+    Magnitude,
+    /// A random choice stays.
+    Random,
+}
+
+/// The recipe of a member of the family.
+pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Result<Recipe, String> {
+    let merge = Merge::of(settings, thinning, vote);
+    if merge.models.is_empty() || (!vote && merge.models.iter().all(|model| model.keep == Keep::All)) {
+        let (reads, job) = merge.weighted_sum();
+        return Ok(Recipe::combine(reads, job));
+    }
+    let measuring = u32::from(merge.rescale);
+    let counting = |most: u32| if merge.selection.is_some() { most } else { 0 };
+    let sweeps =
+        Sweeps { usual: 1 + measuring + counting(1), most: 1 + measuring + counting(COUNTING_SWEEPS_MAX) };
+    Ok(Recipe::Passes { sweeps, machine: Box::new(merge) })
+}
+
+/// The merge of one tensor: select thresholds, measure norms, combine; steps not needed are left out.
+struct Merge {
+    elements: u64,
+    base: usize,
+    models: Vec<Member>,
+    /// λ, and the sum of all weights where it divides.
+    lambda: f64,
+    divisor: f64,
+    normalize: bool,
+    vote: bool,
+    rescale: bool,
+    selection: Option<TopK>,
+    norms_asked: bool,
+}
+
+/// A task vector that takes part: one of density 0 does not.
+struct Member {
+    input: usize,
+    weight: f64,
+    keep: Keep,
+    trimmed: bool,
+    /// What brings the thinned vector back to its L1 norm.
+    rescale: f64,
+}
+
+impl Merge {
+    fn of(settings: &Settings, thinning: Thinning, vote: bool) -> Self {
+        let weight = |input| settings.number_of(input, "weight");
+        let density =
+            |input| if thinning == Thinning::None { 1.0 } else { settings.number_of(input, "density") };
+        let member = |(position, input): (usize, usize)| {
+            let density = density(input);
+            let thinned = density < 1.0;
+            let keep = match thinning {
+                Thinning::Random if thinned => Keep::Drop(Drop {
+                    keep: dare::probability(density),
+                    key: dare::mask_key(settings.seed, &settings.tensor, position),
+                }),
+                _ => Keep::All,
+            };
+            let trimmed = thinned && thinning == Thinning::Magnitude;
+            (density > 0.0).then(|| Member { input, weight: weight(input), keep, trimmed, rescale: 1.0 })
+        };
+        let models: Vec<Member> = settings.non_base().enumerate().filter_map(member).collect();
+        let thinned = models.iter().any(|m| m.trimmed || m.keep != Keep::All);
+        let trimmed = models.iter().filter(|m| m.trimmed).map(|m| (m.input, density(m.input)));
+        let selection = TopK::new(settings.elements, settings.base_input(), trimmed);
+        let normalize = settings.flag("normalize");
+        Self {
+            elements: settings.elements,
+            base: settings.base_input(),
+            lambda: settings.number("lambda"),
+            divisor: if normalize { divisor(settings.non_base().map(|i| weight(i) as f32)) } else { 1.0 },
+            normalize,
+            vote,
+            rescale: thinned && settings.flag("rescale"),
+            selection: models.iter().any(|m| m.trimmed).then_some(selection),
+            norms_asked: false,
+            models,
+        }
+    }
+
+    fn reads(&self) -> Vec<usize> {
+        std::iter::once(self.base).chain(self.models.iter().map(|m| m.input)).collect()
+    }
+
+    /// Without thinning and vote the merge is a weighted sum around the base.
+    fn weighted_sum(&self) -> (Vec<usize>, Job) {
+        let solved = |m: &Member| (m.input, (self.lambda * m.weight / self.divisor) as f32);
+        let used = self.models.iter().map(solved).filter(|(_, coefficient)| *coefficient != 0.0);
+        let (reads, coefficients) = std::iter::once((self.base, 0.0)).chain(used).unzip();
+        (reads, Job::WeightedSum(weighted_sum::Job { anchored: true, coefficients }))
+    }
+
+    fn take_thresholds(&mut self, selection: &TopK) {
+        let trimmed = self.models.iter_mut().filter(|m| m.trimmed);
+        for (member, trim) in trimmed.zip(selection.trims()) {
+            member.keep = Keep::Trim(trim);
+        }
+    }
+
+    fn take_norms(&mut self, sums: &[f64]) {
+        /// A norm below this is too small to divide by.
+        const SMALLEST_NORM: f64 = 1e-7;
+        for (member, norms) in self.models.iter_mut().zip(sums.chunks_exact(2)) {
+            let [all, kept] = [norms[0], norms[1]];
+            let thinned = member.keep != Keep::All;
+            if thinned && !(all < SMALLEST_NORM || kept < SMALLEST_NORM) {
+                member.rescale = all / kept;
+            }
+        }
+    }
+
+    fn combine(&self) -> Pass {
+        let factor = if self.vote { 1.0 } else { self.lambda / self.divisor };
+        let model = |m: &Member| Model { coefficient: (m.weight * m.rescale * factor) as f32, keep: m.keep };
+        let job = consensus::Job {
+            models: self.models.iter().map(model).collect(),
+            scale: if self.vote { self.scale() } else { Vec::new() },
+        };
+        Pass::Combine { reads: self.reads(), job: Job::Consensus(job) }
+    }
+
+    /// λ over the sum of the agreeing weights, for every set of agreeing models.
+    fn scale(&self) -> Vec<f32> {
+        let weights: Vec<f32> = self.models.iter().map(|m| m.weight as f32).collect();
+        let of_set = |set: usize| {
+            let agreeing =
+                weights.iter().enumerate().filter(move |(i, _)| set >> i & 1 == 1).map(|(_, w)| *w);
+            if self.normalize { self.lambda / divisor(agreeing) } else { self.lambda }
+        };
+        (0..1usize << weights.len()).map(|set| of_set(set) as f32).collect()
+    }
+}
+
+impl Machine for Merge {
+    fn next(&mut self, measured: Measured) -> Pass {
+        if let Some(mut selection) = self.selection.take() {
+            if let Some(pass) = selection.next(measured) {
+                self.selection = Some(selection);
+                return pass;
+            }
+            self.take_thresholds(&selection);
+        } else if self.norms_asked {
+            self.take_norms(&measured.sums());
+            return self.combine();
+        }
+        if !self.rescale {
+            return self.combine();
+        }
+        self.norms_asked = true;
+        let models = self.models.iter().map(|m| m.keep).collect();
+        let job = Job::MaskedSums(masked_sums::Job { models });
+        Pass::Measure { reads: self.reads(), job, over: everything(self.elements) }
+    }
+}

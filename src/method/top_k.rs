@@ -1,0 +1,276 @@
+//! Exact selection of the k largest magnitudes of every task vector, by counting.
+//!
+//! `k = max(1, trunc(density · n))`, and of equal magnitudes at the end the lowest flat indices are kept.
+//! A sample gives each model a bracket around its k-th magnitude; a counting sweep then either finds the
+//! exact key there, or the narrower stretch that holds it, and the next sweep goes on. The sample decides
+//! how many sweeps it takes, never the result. Where equal keys have to be cut, only the stretch with the
+//! cut is scanned again.
+
+use std::ops::Range;
+
+use crate::kernel::consensus::Trim;
+use crate::kernel::magnitudes::{self, ABOVE, BINS, Bracket, UNEVEN, WORDS};
+use crate::kernel::{Job, KEY_MAX, TILE, keys, tiles};
+use crate::recipe::{Measured, Pass, Record, everything};
+
+/// Tiles in a sample, spread over the tensor; tensors up to this size are selected from their keys directly.
+const SAMPLE_TILES: u64 = 16;
+
+/// How many tiles' keys are looked through on the host to find the cut among equal keys.
+const SEARCH_TILES_MAX: u64 = 128;
+
+/// Counting sweeps at most: a bracket that misses, then three of 2^11 bins for the 31 bits of a key.
+pub(super) const COUNTING_SWEEPS_MAX: u32 = 4;
+
+/// The selection for all models of a tensor that are trimmed.
+#[derive(Debug)]
+pub(super) struct TopK {
+    elements: u64,
+    base: usize,
+    searches: Vec<Search>,
+    /// The searches that the pass under way measures, in its order.
+    measuring: Vec<usize>,
+    sampled: bool,
+}
+
+/// How far the selection of one model has come.
+#[derive(Debug)]
+struct Search {
+    input: usize,
+    k: u64,
+    /// The key is in here.
+    interval: Range<u32>,
+    bracket: Bracket,
+    found: Option<Found>,
+}
+
+/// A threshold, and where to cut among the keys equal to it.
+#[derive(Debug)]
+struct Found {
+    threshold: u32,
+    cut: Cut,
+}
+
+#[derive(Debug)]
+enum Cut {
+    /// Keep equal keys at flat indices below this one.
+    At(u64),
+    /// The last key to keep is the `keep`-th equal one of these tiles.
+    Within { tiles: Range<u64>, keep: u64 },
+}
+
+/// `max(1, trunc(density · n))`, for 0 < density < 1.
+pub(super) fn kept(density: f64, elements: u64) -> u64 {
+    ((density * elements as f64) as u64).clamp(1, elements.max(1))
+}
+
+impl TopK {
+    /// A selection of `density` of each of the given inputs' differences to the input `base`.
+    pub(super) fn new(elements: u64, base: usize, inputs: impl Iterator<Item = (usize, f64)>) -> Self {
+        let search = |(input, density)| Search {
+            input,
+            k: kept(density, elements),
+            interval: 0..KEY_MAX + 1,
+            bracket: bracket(&(0..KEY_MAX + 1)),
+            found: None,
+        };
+        Self { elements, base, searches: inputs.map(search).collect(), measuring: Vec::new(), sampled: false }
+    }
+
+    /// Takes in what the last pass measured; the next pass, or none when every threshold is known.
+    pub(super) fn next(&mut self, measured: Measured) -> Option<Pass> {
+        match measured {
+            Measured::Nothing => {}
+            Measured::Words(words) if !self.sampled => self.take_sample(&words),
+            Measured::Words(words) => self.take_cut(&words),
+            measured => self.take_counts(&measured.counts()),
+        }
+        if self.searches.is_empty() || self.elements == 0 {
+            return None;
+        }
+        if self.sampled {
+            return self.counting_pass().or_else(|| self.cutting_pass());
+        }
+        self.measuring = (0..self.searches.len()).collect();
+        Some(self.pass(Job::Keys(keys::Job { models: self.measuring.len() }), self.sample()))
+    }
+
+    /// The thresholds, in the order of the inputs given.
+    pub(super) fn trims(&self) -> impl Iterator<Item = Trim> + '_ {
+        self.searches.iter().map(|search| match &search.found {
+            Some(Found { threshold, cut: Cut::At(cut) }) => Trim {
+                threshold: *threshold,
+                cut_tile: (cut / TILE as u64) as u32,
+                cut_lane: (cut % TILE as u64) as u32,
+            },
+            // An empty tensor: there is nothing to keep.
+            _ => Trim { threshold: 0, cut_tile: 0, cut_lane: 0 },
+        })
+    }
+
+    fn sample(&self) -> Vec<Range<u64>> {
+        let all = tiles(self.elements);
+        if all <= SAMPLE_TILES {
+            return everything(self.elements);
+        }
+        (0..SAMPLE_TILES).map(|i| i * all / SAMPLE_TILES).map(|tile| tile..tile + 1).collect()
+    }
+
+    fn pass(&self, job: Job, over: Vec<Range<u64>>) -> Pass {
+        let models = self.measuring.iter().map(|search| self.searches[*search].input);
+        Pass::Measure { reads: std::iter::once(self.base).chain(models).collect(), job, over }
+    }
+
+    fn take_sample(&mut self, words: &[u32]) {
+        self.sampled = true;
+        let models = self.searches.len();
+        let whole = words.len() as u64 == self.elements * models as u64;
+        for (model, search) in self.searches.iter_mut().enumerate() {
+            let keys = keys_of(words, model, models);
+            if whole {
+                search.found = Some(select(keys, search.k));
+            } else {
+                search.bracket = guess(keys, search.k as f64 / self.elements as f64);
+            }
+        }
+    }
+
+    fn counting_pass(&mut self) -> Option<Pass> {
+        self.measuring =
+            (0..self.searches.len()).filter(|search| self.searches[*search].found.is_none()).collect();
+        let models: Vec<_> = self.measuring.iter().map(|search| self.searches[*search].bracket).collect();
+        (!models.is_empty())
+            .then(|| self.pass(Job::Magnitudes(magnitudes::Job { models }), everything(self.elements)))
+    }
+
+    fn take_counts(&mut self, records: &[Record]) {
+        let elements = self.elements;
+        for (place, search) in self.measuring.iter().enumerate() {
+            let counts = |record: &Record| record.counts[place * WORDS..][..WORDS].to_vec();
+            let records: Vec<_> =
+                records.iter().map(|r| Record { tiles: r.tiles.clone(), counts: counts(r) }).collect();
+            self.searches[*search].narrow(&records, elements);
+        }
+    }
+
+    /// A pass over the stretch that holds some model's cut: counted if it is long, else looked through.
+    fn cutting_pass(&mut self) -> Option<Pass> {
+        let (search, threshold, tiles) = self.searches.iter().enumerate().find_map(|(i, search)| {
+            let found = search.found.as_ref()?;
+            let Cut::Within { tiles, .. } = &found.cut else { return None };
+            Some((i, found.threshold, tiles.clone()))
+        })?;
+        self.measuring = vec![search];
+        let job = if tiles.end - tiles.start > SEARCH_TILES_MAX {
+            Job::Magnitudes(magnitudes::Job { models: vec![Bracket { lowest: threshold, shift: 0 }] })
+        } else {
+            Job::Keys(keys::Job { models: 1 })
+        };
+        Some(self.pass(job, vec![tiles]))
+    }
+
+    fn take_cut(&mut self, words: &[u32]) {
+        let found = self.searches[self.measuring[0]].found.as_mut().expect("a cut follows a threshold");
+        let Cut::Within { tiles, keep } = &found.cut else { unreachable!("only open cuts are looked for") };
+        let mut equal = (0u64..).zip(words).filter(|(_, key)| **key == found.threshold);
+        let (last, _) = equal.nth(*keep as usize - 1).expect("the counts promised this many equal keys");
+        found.cut = Cut::At(tiles.start * TILE as u64 + last + 1);
+    }
+}
+
+impl Search {
+    /// Takes in the counters of this model's bracket.
+    fn narrow(&mut self, records: &[Record], elements: u64) {
+        if let Some(Found { cut: Cut::Within { keep, .. }, threshold }) = self.found {
+            let equal = records.iter().map(|r| (r.tiles.clone(), u64::from(r.counts[0])));
+            self.found = Some(Found { threshold, cut: cut_within(equal, keep) });
+            return;
+        }
+        let total = |word: usize| records.iter().map(|r| u64::from(r.counts[word])).sum::<u64>();
+        let Bracket { lowest, shift } = self.bracket;
+        let mut above = total(ABOVE);
+        if above >= self.k {
+            // No key is as large as the end of a bracket that reaches past the largest key.
+            self.interval.start = lowest + ((BINS as u32) << shift);
+            return self.rebracket();
+        }
+        for bin in (0..BINS).rev() {
+            let in_bin = total(bin);
+            if above + in_bin >= self.k {
+                let key = lowest + ((bin as u32) << shift);
+                if shift > 0 && total(UNEVEN) > 0 {
+                    self.interval = key..key + (1 << shift);
+                    return self.rebracket();
+                }
+                let keep = self.k - above;
+                let equal = records.iter().map(|r| (r.tiles.clone(), u64::from(r.counts[bin])));
+                let all = keep == in_bin || key == 0;
+                let cut = if all { Cut::At(elements) } else { cut_within(equal, keep) };
+                self.found = Some(Found { threshold: key, cut });
+                return;
+            }
+            above += in_bin;
+        }
+        self.interval.end = lowest;
+        self.rebracket();
+    }
+
+    fn rebracket(&mut self) {
+        self.bracket = bracket(&self.interval);
+    }
+}
+
+/// The finest bracket that covers an interval of keys.
+fn bracket(interval: &Range<u32>) -> Bracket {
+    let covers = |bracket: &Bracket| {
+        u64::from(interval.end) <= u64::from(bracket.lowest) + ((BINS as u64) << bracket.shift)
+    };
+    let at = |shift: u32| Bracket { lowest: interval.start >> shift << shift, shift };
+    (0..32).map(at).find(covers).expect("2048 bins of 2^21 keys cover all keys")
+}
+
+/// A bracket around the key that stands at share `density` of the sample, wide enough for its error.
+fn guess(mut keys: Vec<u32>, density: f64) -> Bracket {
+    keys.sort_unstable_by(|a, b| b.cmp(a));
+    let count = keys.len() as f64;
+    // Four standard deviations, doubled because neighbours in a tensor resemble each other.
+    let margin = 8.0 * (count * density * (1.0 - density)).sqrt() + 8.0;
+    let at = |rank: f64| keys[rank.clamp(0.0, count - 1.0) as usize];
+    let (high, low) = (at(density * count - margin), at(density * count + margin));
+    // The true key may be the next one that occurs, on either side.
+    let next_low = keys.iter().copied().find(|key| *key < low).unwrap_or(low);
+    let next_high = keys.iter().rev().copied().find(|key| *key > high).unwrap_or(high);
+    bracket(&(next_low..next_high.saturating_add(1).min(KEY_MAX + 1)))
+}
+
+/// The k-th largest of all keys, and the cut among its equals.
+fn select(keys: Vec<u32>, k: u64) -> Found {
+    let elements = keys.len() as u64;
+    let mut sorted = keys.clone();
+    let (_, threshold, _) = sorted.select_nth_unstable_by(k as usize - 1, |a, b| b.cmp(a));
+    let threshold = *threshold;
+    let above = keys.iter().filter(|key| **key > threshold).count() as u64;
+    let mut equal = (0u64..).zip(&keys).filter(|(_, key)| **key == threshold);
+    let cut = equal.nth((k - above) as usize).map_or(elements, |(first_dropped, _)| first_dropped);
+    Found { threshold, cut: Cut::At(cut) }
+}
+
+/// The stretch that holds the `keep`-th of the counted keys.
+fn cut_within(stretches: impl Iterator<Item = (Range<u64>, u64)>, mut keep: u64) -> Cut {
+    for (tiles, count) in stretches {
+        if keep <= count {
+            return Cut::Within { tiles, keep };
+        }
+        keep -= count;
+    }
+    unreachable!("there are as many equal keys as were counted")
+}
+
+/// One model's keys out of a pass that kept those of several: tile after tile, model after model.
+fn keys_of(words: &[u32], model: usize, models: usize) -> Vec<u32> {
+    let tile = |words: &[u32]| {
+        let len = words.len() / models;
+        words[model * len..][..len].to_vec()
+    };
+    words.chunks(TILE * models).flat_map(tile).collect()
+}

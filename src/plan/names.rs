@@ -1,0 +1,100 @@
+//! Layers, by the names of tensors alone: no architecture files.
+//!
+//! A layer's number is the first all-digit part of a name that another part follows; what stands before it
+//! names the stack of layers. Every other tensor is loose. `model.layers.7.mlp.up_proj.weight` is layer 7 of the
+//! stack `model.layers`, `lm_head.weight` is loose.
+
+use indexmap::IndexMap;
+
+/// A tensor of a layer: its stack, its layer and its name within the layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layered<'a> {
+    pub(super) stack: &'a str,
+    pub(super) layer: usize,
+    pub(super) rest: &'a str,
+}
+
+/// Takes a name apart; `None` for a loose tensor.
+pub(super) fn layered(name: &str) -> Option<Layered<'_>> {
+    let mut start = 0;
+    for part in name.split('.') {
+        let end = start + part.len();
+        let digits = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        if digits && end < name.len() {
+            let layer = part.parse().ok()?;
+            return Some(Layered { stack: &name[..start.saturating_sub(1)], layer, rest: &name[end + 1..] });
+        }
+        start = end + 1;
+    }
+    None
+}
+
+impl Layered<'_> {
+    /// The tensor's name as layer `layer`.
+    pub(super) fn named(&self, layer: usize) -> String {
+        let dot = if self.stack.is_empty() { "" } else { "." };
+        format!("{}{dot}{layer}.{}", self.stack, self.rest)
+    }
+}
+
+/// Whether a loose tensor comes before the layers (embeddings do; norms and heads come after).
+pub(super) fn before_layers(loose: &str) -> bool {
+    ["embed", "wte", "wpe"].iter().any(|part| loose.contains(part))
+}
+
+/// The stacks of a model and how many layers each has.
+pub(super) fn stacks<'a>(names: impl Iterator<Item = &'a str>) -> IndexMap<&'a str, usize> {
+    let mut stacks = IndexMap::new();
+    for layered in names.filter_map(layered) {
+        let layers = stacks.entry(layered.stack).or_insert(0);
+        *layers = (*layers).max(layered.layer + 1);
+    }
+    stacks
+}
+
+/// Whether a tensor is an output head that may be tied to the input embedding.
+pub(super) fn is_head(name: &str) -> bool {
+    name == "lm_head.weight" || name.ends_with(".lm_head.weight")
+}
+
+/// Whether a tensor is an input embedding over the vocabulary.
+pub(super) fn is_embedding(name: &str) -> bool {
+    ["embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"]
+        .iter()
+        .any(|end| name == *end || name.strip_suffix(end).is_some_and(|rest| rest.ends_with('.')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_number_with_something_behind_it_is_the_layer() {
+        let parts = |name| layered(name).map(|l| (l.stack, l.layer, l.rest));
+        assert_eq!(
+            parts("model.layers.12.mlp.experts.3.w1.weight"),
+            Some(("model.layers", 12, "mlp.experts.3.w1.weight"))
+        );
+        assert_eq!(parts("h.0.attn.bias"), Some(("h", 0, "attn.bias")));
+        assert_eq!(parts("3.weight"), Some(("", 3, "weight")));
+        for loose in ["lm_head.weight", "model.norm.weight", "codebook.0", "model.layers2.weight", "a..b"] {
+            assert_eq!(parts(loose), None, "{loose}");
+        }
+        assert_eq!(layered("99999999999999999999999.x"), None, "a number past usize is no layer");
+    }
+
+    #[test]
+    fn names_go_apart_and_together() {
+        for name in ["model.layers.12.mlp.w", "3.weight", "h.0.b"] {
+            let layered = layered(name).unwrap();
+            assert_eq!(layered.named(layered.layer), name);
+        }
+    }
+
+    #[test]
+    fn embeddings_come_before_the_layers() {
+        assert!(before_layers("model.embed_tokens.weight") && before_layers("transformer.wpe.weight"));
+        assert!(!before_layers("model.norm.weight") && !before_layers("lm_head.weight"));
+        assert!(is_embedding("model.embed_tokens.weight") && !is_embedding("pos_embed.weight"));
+    }
+}

@@ -1,0 +1,206 @@
+//! Puts the results of a pass together, whatever order its units finish in.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+
+use crate::backend::SpanResult;
+use crate::kernel::Result as Shape;
+use crate::recipe::{Measured, RECORDS_MAX, Record};
+
+/// What one tensor's pass has measured so far.
+#[derive(Debug)]
+pub(super) enum Fold {
+    /// A combining pass measures nothing.
+    Nothing,
+    /// f32 sums per tile, added in f64 and in tile order.
+    Sums { totals: Vec<f64>, order: InOrder<Vec<f32>> },
+    /// Counters, added up per record.
+    Counts { records: Vec<Record>, spans: usize },
+    /// Words, one after the other.
+    Words { all: Vec<u32>, order: InOrder<Vec<u32>> },
+}
+
+impl Fold {
+    /// A fold of the results of `spans` spans.
+    pub(super) fn new(shape: Shape, spans: usize) -> Self {
+        match shape {
+            Shape::Values => Self::Nothing,
+            Shape::Sums { words } => Self::Sums { totals: vec![0.0; words], order: InOrder::default() },
+            Shape::Counts { words } => {
+                let record = Record { tiles: 0..0, counts: vec![0; words] };
+                let records = spans.min(RECORDS_MAX as usize);
+                Self::Counts { records: vec![record; records], spans }
+            }
+            Shape::Words { .. } => Self::Words { all: Vec::new(), order: InOrder::default() },
+        }
+    }
+
+    /// Takes in the result of the pass's span number `ordinal`, which covers `tiles`.
+    pub(super) fn add(&mut self, ordinal: usize, tiles: &Range<u64>, result: &SpanResult<'_>) {
+        match (self, result) {
+            (Self::Nothing, SpanResult::Values(_)) => {}
+            (Self::Sums { totals, order }, SpanResult::Sums(sums)) => {
+                order.push(ordinal, sums.to_vec(), |sums| {
+                    for tile in sums.chunks_exact(totals.len()) {
+                        totals.iter_mut().zip(tile).for_each(|(total, sum)| *total += f64::from(*sum));
+                    }
+                });
+            }
+            (Self::Counts { records, spans }, SpanResult::Counts(counts)) => {
+                let record = ordinal * records.len() / *spans;
+                records[record].add(tiles, counts);
+            }
+            (Self::Words { all, order }, SpanResult::Words(words)) => {
+                order.push(ordinal, words.to_vec(), |words| all.extend(words));
+            }
+            (fold, result) => unreachable!("{result:?} does not belong to {fold:?}"),
+        }
+    }
+
+    /// What the pass measured.
+    pub(super) fn finish(self) -> Measured {
+        match self {
+            Self::Nothing => Measured::Nothing,
+            Self::Sums { totals, .. } => Measured::Sums(totals),
+            Self::Counts { records, .. } => Measured::Counts(records),
+            Self::Words { all, .. } => Measured::Words(all),
+        }
+    }
+}
+
+impl Record {
+    fn add(&mut self, tiles: &Range<u64>, counts: &[u32]) {
+        let empty = self.tiles.is_empty();
+        self.tiles.start = if empty { tiles.start } else { self.tiles.start.min(tiles.start) };
+        self.tiles.end = self.tiles.end.max(tiles.end);
+        self.counts.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
+    }
+}
+
+/// Gives back in order what arrives out of order.
+#[derive(Debug)]
+pub(super) struct InOrder<T> {
+    next: usize,
+    waiting: BTreeMap<usize, T>,
+}
+
+impl<T> Default for InOrder<T> {
+    fn default() -> Self {
+        Self { next: 0, waiting: BTreeMap::new() }
+    }
+}
+
+impl<T> InOrder<T> {
+    fn push(&mut self, ordinal: usize, value: T, mut take: impl FnMut(T)) {
+        self.waiting.insert(ordinal, value);
+        while let Some(value) = self.waiting.remove(&self.next) {
+            take(value);
+            self.next += 1;
+        }
+    }
+}
+
+/// The BLAKE3 digest of a tensor whose chunks are hashed apart, in any order.
+///
+/// Chunks are a power of two bytes, so each is a subtree of BLAKE3's tree.
+#[derive(Debug)]
+pub(super) struct Digest {
+    bytes: u64,
+    subtrees: Vec<Option<ChainingValue>>,
+    whole: Option<blake3::Hash>,
+}
+
+/// The digest of one chunk.
+#[derive(Debug)]
+pub(super) enum Subtree {
+    /// The chunk is the whole tensor.
+    Whole(blake3::Hash),
+    /// The chunk is a part of it.
+    Part(ChainingValue),
+}
+
+impl Digest {
+    /// A digest of a tensor of `bytes` bytes in `chunks` chunks.
+    pub(super) fn new(bytes: u64, chunks: usize) -> Self {
+        let whole = (bytes == 0).then(|| blake3::hash(b""));
+        Self { bytes, subtrees: vec![None; chunks], whole }
+    }
+
+    /// Hashes one chunk. It takes no lock: call it where the bytes are hot.
+    pub(super) fn subtree(tensor_bytes: u64, offset: u64, chunk: &[u8]) -> Subtree {
+        if chunk.len() as u64 == tensor_bytes {
+            return Subtree::Whole(blake3::hash(chunk));
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(offset).update(chunk);
+        Subtree::Part(hasher.finalize_non_root())
+    }
+
+    /// Takes in the digest of chunk number `chunk`.
+    pub(super) fn add(&mut self, chunk: usize, subtree: Subtree) {
+        match subtree {
+            Subtree::Whole(hash) => self.whole = Some(hash),
+            Subtree::Part(value) => self.subtrees[chunk] = Some(value),
+        }
+    }
+
+    /// The digest of the tensor.
+    pub(super) fn finish(&self) -> blake3::Hash {
+        if let Some(hash) = self.whole {
+            return hash;
+        }
+        let values: Vec<_> =
+            self.subtrees.iter().map(|value| value.expect("every chunk was written")).collect();
+        assert!(values.len() > 1, "{} bytes in one part", self.bytes);
+        let (left, right) = values.split_at(left_len(values.len()));
+        merge_subtrees_root(&merged(left), &merged(right), Mode::Hash)
+    }
+}
+
+/// BLAKE3's tree is left-balanced: the left part is the largest power of two below the whole.
+fn left_len(subtrees: usize) -> usize {
+    subtrees.next_power_of_two() / 2
+}
+
+fn merged(subtrees: &[ChainingValue]) -> ChainingValue {
+    match subtrees {
+        [one] => *one,
+        several => {
+            let (left, right) = several.split_at(left_len(several.len()));
+            merge_subtrees_non_root(&merged(left), &merged(right), Mode::Hash)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_hashed_apart_give_the_digest_of_the_whole() {
+        let data: Vec<u8> = (0..70_001u32).map(|i| (i * 7 % 251) as u8).collect();
+        for chunk_bytes in [1024, 4096, 65_536, 131_072] {
+            for len in [0, 1, 1024, 4096, 4097, 65_536, 70_001] {
+                let bytes = &data[..len];
+                let chunks: Vec<_> = bytes.chunks(chunk_bytes).enumerate().collect();
+                let mut digest = Digest::new(len as u64, chunks.len());
+                for (i, chunk) in chunks.into_iter().rev() {
+                    digest.add(i, Digest::subtree(len as u64, (i * chunk_bytes) as u64, chunk));
+                }
+                assert_eq!(digest.finish(), blake3::hash(bytes), "{len} bytes by {chunk_bytes}");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_are_added_in_tile_order() {
+        let mut fold = Fold::new(Shape::Sums { words: 1 }, 3);
+        // In f64, 1e30 − 1e30 + 1 is 1 and 1 + 1e30 − 1e30 is 0: the order shows.
+        for (ordinal, sum) in [(2, 1.0f32), (1, -1e30), (0, 1e30)] {
+            fold.add(ordinal, &(0..1), &SpanResult::Sums(&[sum]));
+        }
+        assert_eq!(fold.finish(), Measured::Sums(vec![1.0]));
+    }
+}

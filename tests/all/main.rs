@@ -1,0 +1,6 @@
+//! Everything that is tested from outside, in one binary: it links once.
+
+mod llama;
+mod methods;
+mod models;
+mod oracle;

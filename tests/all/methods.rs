@@ -1,0 +1,483 @@
+//! Every method against the oracle, in two parts: decisions are equal, values are within the contract's bound.
+
+use std::path::Path;
+
+use mergeforge::kernel::consensus::Keep;
+use mergeforge::kernel::{Inputs, Job, Result as Shape, TILE, Target};
+use mergeforge::method::{self, Settings, Value};
+use mergeforge::recipe::{Measured, Pass, Recipe, Record};
+use safetensors::Dtype;
+
+use crate::models::{self, Form, PLAIN, RUN, Random, Stored, Tensors, stored, tuned, values, weights};
+use crate::oracle::{self, Expected, Family, Model, Thinning};
+
+/// Runs a recipe on tensors in memory and returns the combining pass, which holds every decision.
+fn solve(settings: &Settings, name: &str, inputs: &[&[f32]]) -> (Vec<usize>, Job) {
+    let Ok(Recipe::Passes { mut machine, .. }) = (method::find(name).unwrap().recipe)(settings) else {
+        panic!("{name} makes passes")
+    };
+    let mut measured = Measured::Nothing;
+    loop {
+        match machine.next(measured) {
+            Pass::Combine { reads, job } => return (reads, job),
+            Pass::Measure { reads, job, over } => {
+                let inputs: Vec<&[f32]> = reads.iter().map(|i| inputs[*i]).collect();
+                measured = measure(&job, &inputs, over.into_iter().flatten());
+            }
+        }
+    }
+}
+
+/// Measures tile by tile, each tile a record of its own.
+fn measure(job: &Job, inputs: &[&[f32]], tiles: impl Iterator<Item = u64>) -> Measured {
+    let (mut totals, mut records, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    for tile in tiles {
+        let first = tile as usize * TILE;
+        let len = TILE.min(inputs[0].len() - first);
+        let mut decoded = vec![0.0; inputs.len() * TILE];
+        for (input, room) in inputs.iter().zip(decoded.chunks_mut(TILE)) {
+            room[..len].copy_from_slice(&input[first..first + len]);
+        }
+        let inputs = Inputs { values: &decoded, len };
+        let mut scratch = Vec::new();
+        match job.result() {
+            Shape::Sums { words } => {
+                let mut sums = vec![0.0; words];
+                job.run_tile(tile, &inputs, &mut scratch, Target::Sums(&mut sums));
+                totals.resize(words, 0.0);
+                totals.iter_mut().zip(sums).for_each(|(total, sum): (&mut f64, _)| *total += f64::from(sum));
+            }
+            Shape::Counts { words } => {
+                let mut counts = vec![0; words];
+                job.run_tile(tile, &inputs, &mut scratch, Target::Words(&mut counts));
+                records.push(Record { tiles: tile..tile + 1, counts });
+            }
+            Shape::Words { words } => {
+                let mut own = vec![0; words * len];
+                job.run_tile(tile, &inputs, &mut scratch, Target::Words(&mut own));
+                all.extend(own);
+            }
+            Shape::Values => panic!("{} does not measure", job.kernel()),
+        }
+    }
+    match job.result() {
+        Shape::Sums { .. } => Measured::Sums(totals),
+        Shape::Counts { .. } => Measured::Counts(records),
+        _ => Measured::Words(all),
+    }
+}
+
+fn settings(
+    inputs: usize,
+    elements: usize,
+    shared: &[(&'static str, Value)],
+    per_input: &[Vec<(&'static str, Value)>],
+) -> Settings {
+    Settings {
+        tensor: "t".into(),
+        seed: 5,
+        elements: elements as u64,
+        inputs,
+        base: Some(0),
+        shared: shared.to_vec(),
+        per_input: std::iter::once(Vec::new()).chain(per_input.iter().cloned()).collect(),
+    }
+}
+
+fn family(normalize: bool, rescale: bool, lambda: f64) -> [(&'static str, Value); 4] {
+    [
+        ("normalize", Value::Flag(normalize)),
+        ("rescale", Value::Flag(rescale)),
+        ("lambda", Value::Number(lambda)),
+        ("int8_mask", Value::Flag(false)),
+    ]
+}
+
+/// Task vectors of every kind of magnitude distribution that has caused trouble.
+fn deltas(kind: usize, elements: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random(seed);
+    let mut delta = move || match kind {
+        0 => random.normal() as f32,
+        1 => (random.normal() * 2.0).round() as f32 * 2f32.powi(-12),
+        2 => 0.0,
+        3 => {
+            if random.next() % 10 == 0 {
+                random.normal() as f32
+            } else {
+                0.0
+            }
+        }
+        4 => 0.25f32.copysign(random.normal() as f32),
+        5 => f32::from_bits(random.next() as u32 & 0x807f_ffff | (random.next() as u32 % 256) << 23),
+        6 => f32::from_bits(random.next() as u32 % 3),
+        _ => 2f32.powi(random.next() as i32 % 60) * if random.next() % 2 == 0 { 1.0 } else { 1.000_000_1 },
+    };
+    (0..elements).map(|_| delta()).collect()
+}
+
+#[test]
+fn selection_keeps_exactly_the_largest_with_ties_from_the_lowest_index() {
+    for elements in [1, 2, 7, 1023, 1024, 1025, 16 * 1024, 16 * 1024 + 1, 40_000, 300_000] {
+        for kind in 0..8 {
+            let delta = deltas(kind, elements, 11 + kind as u64);
+            let base = vec![0.0; elements];
+            for density in [1e-9, 0.01, 0.1, 0.5, 0.77, 0.999] {
+                let own = vec![vec![("weight", Value::Number(1.0)), ("density", Value::Number(density))]];
+                let settings = settings(2, elements, &family(true, false, 1.0), &own);
+                let (_, job) = solve(&settings, "ties", &[&base, &delta]);
+                let Job::Consensus(job) = job else { panic!("ties votes") };
+                let Keep::Trim(trim) = job.models[0].keep else { panic!("ties trims") };
+                let expected = oracle::largest(&delta, density);
+                let cut = u64::from(trim.cut_tile) * TILE as u64 + u64::from(trim.cut_lane);
+                for (i, (delta, expected)) in delta.iter().zip(&expected).enumerate() {
+                    let key = mergeforge::kernel::key(*delta);
+                    let kept = key > trim.threshold || (key == trim.threshold && (i as u64) < cut);
+                    // Where the k-th magnitude is 0 the tie rule does not matter: zeros add nothing.
+                    assert!(
+                        kept == *expected || *delta == 0.0,
+                        "kind {kind}, {elements} at {density}: element {i}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn masks_and_scales_are_those_of_the_oracle() {
+    let elements = 10_000;
+    let base = weights(elements, 1);
+    let models: Vec<Model> = [(0.3, 0.5), (1.0, 0.9), (-0.7, 0.25)]
+        .iter()
+        .zip(2..)
+        .map(|(&(weight, density), seed)| Model { values: tuned(&base, seed), weight, density })
+        .collect();
+    let rule = Family {
+        thinning: Thinning::Random { seed: 5 },
+        vote: true,
+        normalize: false,
+        rescale: true,
+        lambda: 1.0,
+    };
+    let expected = oracle::thinned(&base, &models, &rule, "t");
+    let own: Vec<_> = models
+        .iter()
+        .map(|m| vec![("weight", Value::Number(m.weight)), ("density", Value::Number(m.density))])
+        .collect();
+    let inputs: Vec<&[f32]> =
+        std::iter::once(base.as_slice()).chain(models.iter().map(|m| m.values.as_slice())).collect();
+    let (_, job) = solve(&settings(4, elements, &family(false, true, 1.0), &own), "dare_ties", &inputs);
+    let Job::Consensus(job) = job else { panic!("dare_ties votes") };
+    for (model, (keep, coefficient)) in job.models.iter().zip(expected) {
+        assert_eq!(model.coefficient, coefficient as f32);
+        let Keep::Drop(drop) = model.keep else { panic!("dare drops") };
+        let mut mask = [0.0; TILE];
+        for (tile, keep) in keep.chunks(TILE).enumerate() {
+            drop.mask(tile as u64, 1.0, &mut mask);
+            let kept: Vec<bool> = mask[..keep.len()].iter().map(|m| *m == 1.0).collect();
+            assert_eq!(kept, keep);
+        }
+    }
+}
+
+#[test]
+fn slerp_takes_the_branch_and_the_coefficients_of_the_oracle() {
+    let base = weights(5000, 1);
+    let far = weights(5000, 2);
+    let opposite: Vec<f32> = base.iter().map(|b| -b).collect();
+    let near_threshold: Vec<f32> = base.iter().zip(&far).map(|(b, f)| b + 0.0316 * f).collect();
+    let zero = vec![0.0; 5000];
+    for other in [&far, &opposite, &near_threshold, &base, &zero] {
+        for t in [0.0, 0.3, 0.5, 1.0, 1.5, -0.5] {
+            let shared = [("t", Value::Number(t))];
+            let (reads, job) = solve(&settings(2, 5000, &shared, &[Vec::new()]), "slerp", &[&base, other]);
+            let Job::WeightedSum(job) = job else { panic!("slerp adds") };
+            let (linear, coefficients) = oracle::slerp_coefficients(&base, other, t);
+            assert_eq!(job.anchored, linear, "t {t}");
+            let anchor_needed = linear && coefficients[1] != 1.0;
+            let used: Vec<usize> =
+                (0..2).filter(|i| coefficients[*i] as f32 != 0.0 || (*i == 0 && anchor_needed)).collect();
+            assert_eq!(reads, used, "t {t}: an input with coefficient 0 is not read");
+            for (c, i) in job.coefficients.iter().zip(used) {
+                assert!((f64::from(*c) - coefficients[i]).abs() <= 1e-6 * coefficients[i].abs(), "t {t}");
+            }
+        }
+    }
+}
+
+/// Compares a merged tensor with what the oracle expects, element by element.
+pub fn check(name: &str, merged: &Stored, expected: &Expected) {
+    for (i, ((value, exact), slack)) in
+        values(merged).iter().zip(&expected.exact).zip(&expected.slack).enumerate()
+    {
+        let error = (f64::from(*value) - exact).abs();
+        let bound = half_ulp(merged.dtype, *exact) + slack;
+        assert!(error <= bound, "{name}[{i}]: {value}, exactly {exact}; off by {error:e}, allowed {bound:e}");
+    }
+}
+
+/// Half the distance of neighbouring values of a type around `x`.
+fn half_ulp(dtype: Dtype, x: f64) -> f64 {
+    let (bits, lowest) = match dtype {
+        Dtype::F32 => (23, -126),
+        Dtype::F16 => (10, -14),
+        _ => (7, -126),
+    };
+    let exponent = if x == 0.0 { lowest } else { (x.abs().log2().floor() as i32).max(lowest) };
+    2f64.powi(exponent - bits - 1)
+}
+
+/// A merge of made models: shapes, types, forms and numbers drawn from a seed.
+struct Case {
+    base: Tensors,
+    models: Vec<Tensors>,
+    weights: Vec<f64>,
+    densities: Vec<f64>,
+    dtype: Option<Dtype>,
+}
+
+const DTYPES: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
+
+impl Case {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let mut pick = |n: usize| (random.next() % n as u64) as usize;
+        let models = 1 + pick(5);
+        let shapes: [&[usize]; 7] = [&[1], &[], &[3, 5], &[1024], &[33, 61], &[20, 1111], &[7]];
+        let mixed = pick(2) == 0;
+        let plain = DTYPES[pick(3)];
+        let mut dtypes = |_: usize| if mixed { DTYPES[pick(3)] } else { plain };
+        let mut case = Self {
+            base: Tensors::new(),
+            models: vec![Tensors::new(); models],
+            weights: Vec::new(),
+            densities: Vec::new(),
+            dtype: None,
+        };
+        for (i, shape) in shapes.iter().enumerate() {
+            let name = if i < 4 { format!("model.layers.{}.t{i}", i % 2) } else { format!("loose{i}") };
+            let elements = shape.iter().product::<usize>();
+            let base = weights_of(i, elements, seed);
+            case.base.insert(name.clone(), stored(dtypes(i), shape, &base));
+            for (m, model) in case.models.iter_mut().enumerate() {
+                // One tensor is the base's own in every model: zero deltas.
+                let moved = if i == 4 { base.clone() } else { tuned(&base, seed * 31 + m as u64) };
+                model.insert(name.clone(), stored(dtypes(i), shape, &moved));
+            }
+        }
+        case.weights = (0..models).map(|_| [0.5, 1.0, -0.3, 0.0, 0.25][pick(5)]).collect();
+        case.densities = (0..models).map(|_| [0.0, 0.01, 0.5, 1.0, 0.3][pick(5)]).collect();
+        case.dtype = [None, Some(Dtype::BF16), Some(Dtype::F16), Some(Dtype::F32)][pick(4)];
+        case
+    }
+
+    fn write(&self, folder: &Path, seed: u64) {
+        let form = |i: u64| Form {
+            shards: 1 + ((seed + i) % 3) as usize,
+            reversed: (seed + i) % 2 == 1,
+            tied: false,
+        };
+        models::write(&folder.join("base"), &self.base, form(0));
+        for (i, model) in self.models.iter().enumerate() {
+            models::write(&folder.join(format!("m{i}")), model, form(i as u64 + 1));
+        }
+    }
+
+    fn dtype_line(&self) -> String {
+        match self.dtype {
+            None => String::new(),
+            Some(Dtype::BF16) => "dtype: bfloat16\n".into(),
+            Some(Dtype::F16) => "dtype: float16\n".into(),
+            Some(_) => "dtype: float32\n".into(),
+        }
+    }
+
+    fn config(&self, folder: &Path, method: &str, shared: &str, base: bool) -> String {
+        let mut config = format!("merge_method: {method}\n{}parameters: {{{shared}}}\n", self.dtype_line());
+        if base {
+            config += &format!("base_model: {}\n", folder.join("base").display());
+        }
+        config += "models:\n";
+        for (i, (weight, density)) in self.weights.iter().zip(&self.densities).enumerate() {
+            config += &format!(
+                "  - model: {}\n    parameters: {{weight: {weight}, density: {density}}}\n",
+                folder.join(format!("m{i}")).display()
+            );
+        }
+        config
+    }
+
+    /// The type the contract stores a tensor in.
+    fn stored_as(&self, name: &str, with_base: bool) -> Dtype {
+        let base = with_base.then(|| self.base[name].dtype);
+        let all: Vec<Dtype> = base.into_iter().chain(self.models.iter().map(|m| m[name].dtype)).collect();
+        let promoted = if all.iter().all(|dtype| *dtype == all[0]) { all[0] } else { Dtype::F32 };
+        self.dtype.unwrap_or(promoted)
+    }
+}
+
+fn weights_of(i: usize, elements: usize, seed: u64) -> Vec<f32> {
+    weights(elements, seed * 7 + i as u64)
+}
+
+#[test]
+fn the_family_of_task_arithmetic_merges_as_the_oracle_does() {
+    let members = [
+        ("task_arithmetic", Thinning::None, false, false, false),
+        ("ties", Thinning::Magnitude, true, true, false),
+        ("dare_linear", Thinning::Random { seed: 9 }, false, false, true),
+        ("dare_ties", Thinning::Random { seed: 9 }, true, false, true),
+    ];
+    for seed in 0..24 {
+        let folder = tempfile::tempdir().unwrap();
+        let case = Case::new(seed);
+        case.write(folder.path(), seed);
+        for (method, thinning, vote, mut normalize, mut rescale) in members {
+            let mut shared = String::new();
+            let mut lambda = 1.0;
+            if seed % 3 == 1 {
+                (normalize, rescale, lambda) = (!normalize, !rescale, 0.75);
+                shared = format!("normalize: {normalize}, rescale: {rescale}, lambda: {lambda}");
+            }
+            let rule = Family { thinning, vote, normalize, rescale, lambda };
+            let config = case.config(folder.path(), method, &shared, true);
+            models::run(folder.path(), &config, method, models::Run { seed: 9, ..RUN }).unwrap();
+            let merged = models::read(&folder.path().join(method));
+            assert_eq!(merged.len(), case.base.len());
+            for (name, tensor) in &merged {
+                let own = |(m, tensors): (usize, &Tensors)| Model {
+                    values: values(&tensors[name]),
+                    weight: case.weights[m],
+                    density: case.densities[m],
+                };
+                let models: Vec<Model> = case.models.iter().enumerate().map(own).collect();
+                let expected = oracle::task_vectors(&values(&case.base[name]), &models, &rule, name);
+                assert_eq!(tensor.dtype, case.stored_as(name, true), "{name}");
+                assert_eq!(tensor.shape, case.base[name].shape);
+                check(&format!("{method} seed {seed}: {name}"), tensor, &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_merges_as_the_oracle_does() {
+    for seed in 0..24 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut case = Case::new(seed);
+        case.weights[0] = 0.4;
+        case.write(folder.path(), seed);
+        for normalize in [true, false] {
+            let sum: f64 = case.weights.iter().sum();
+            if normalize && sum.abs() < 1e-6 {
+                continue;
+            }
+            let out = format!("linear-{normalize}");
+            let config = case.config(folder.path(), "linear", &format!("normalize: {normalize}"), false);
+            models::run(folder.path(), &config, &out, RUN).unwrap();
+            for (name, tensor) in models::read(&folder.path().join(&out)) {
+                let inputs: Vec<Vec<f32>> = case.models.iter().map(|m| values(&m[&name])).collect();
+                let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+                assert_eq!(tensor.dtype, case.stored_as(&name, false), "{name}");
+                check(
+                    &format!("linear seed {seed}: {name}"),
+                    &tensor,
+                    &oracle::linear(&inputs, &case.weights, normalize),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn slerp_merges_as_the_oracle_does() {
+    for seed in 0..12 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut case = Case::new(seed);
+        if seed % 2 == 0 {
+            // Far apart, so that the interpolation is spherical.
+            for tensor in case.models[0].values_mut() {
+                *tensor = stored(
+                    tensor.dtype,
+                    &tensor.shape.clone(),
+                    &weights(tensor.shape.iter().product(), seed + 500),
+                );
+            }
+        }
+        case.write(folder.path(), seed);
+        let t = [0.0, 0.5, 1.0, 0.3, 1.5][seed as usize % 5];
+        let config = format!(
+            "merge_method: slerp\n{}base_model: {base}\nparameters: {{t: {t}}}\nmodels:\n  - model: {}\n  - model: {base}\n",
+            case.dtype_line(),
+            folder.path().join("m0").display(),
+            base = folder.path().join("base").display(),
+        );
+        models::run(folder.path(), &config, "slerp", RUN).unwrap();
+        for (name, tensor) in models::read(&folder.path().join("slerp")) {
+            let (base, other) = (values(&case.base[&name]), values(&case.models[0][&name]));
+            check(&format!("slerp seed {seed}: {name}"), &tensor, &oracle::slerp(&base, &other, t));
+        }
+    }
+}
+
+#[test]
+fn passthrough_copies_bytes_or_scales() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tensors = Case::new(3).base;
+    tensors.insert("buffer".into(), Stored { dtype: Dtype::I64, shape: vec![3], bytes: (0..24).collect() });
+    let odd = [f32::NAN, -0.0, f32::INFINITY, 1e-40];
+    tensors.insert("odd".into(), stored(Dtype::F32, &[4], &odd));
+    models::write(&folder.path().join("m"), &tensors, PLAIN);
+    let config = |more: &str| {
+        format!(
+            "merge_method: passthrough\nmodels:\n  - model: {}\n{more}",
+            folder.path().join("m").display()
+        )
+    };
+    models::run(folder.path(), &config(""), "copy", RUN).unwrap();
+    assert_eq!(models::read(&folder.path().join("copy")), tensors);
+    models::run(
+        folder.path(),
+        &config("    parameters: {scale: [{filter: loose, value: -2.5}, {value: null}]}\n"),
+        "scaled",
+        RUN,
+    )
+    .unwrap();
+    for (name, tensor) in models::read(&folder.path().join("scaled")) {
+        if name.contains("loose") {
+            check(&name, &tensor, &oracle::weighted_sum(&[&values(&tensors[&name])], &[-2.5], false));
+        } else {
+            assert_eq!(tensor, tensors[&name], "{name}");
+        }
+    }
+    models::run(folder.path(), &config("dtype: float32\n"), "wide", RUN).unwrap();
+    for (name, tensor) in models::read(&folder.path().join("wide")) {
+        let from = &tensors[&name];
+        if from.dtype == Dtype::I64 {
+            assert_eq!(tensor, *from);
+        } else if name != "odd" {
+            assert_eq!(tensor.dtype, Dtype::F32);
+            assert_eq!(values(&tensor), values(from), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_model_merged_with_itself_comes_back_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = Case::new(4);
+    for name in ["base", "m0", "m1", "m2"] {
+        models::write(&folder.path().join(name), &case.base, PLAIN);
+    }
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for method in ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"] {
+        let models = if method == "slerp" { 1 } else { 3 };
+        let mut config = format!(
+            "merge_method: {method}\nbase_model: {}\nparameters: {{weight: 0.3, density: 0.5, t: 0.3}}\nmodels:\n",
+            path("base")
+        );
+        (0..models).for_each(|i| config += &format!("  - model: {}\n", path(&format!("m{i}"))));
+        models::run(folder.path(), &config, method, RUN).unwrap();
+        assert_eq!(models::read(&folder.path().join(method)), case.base, "{method}");
+    }
+}

@@ -89,6 +89,11 @@ impl std::error::Error for Error {}
 
 /// The candidate nearest to `typed`, when it is near enough to be what was meant.
 pub fn did_you_mean<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    /// Longer words are no slip of a key, and comparing them takes memory by the square of their length.
+    const LONGEST: usize = 64;
+    if typed.len() > LONGEST {
+        return None;
+    }
     let typed = typed.to_lowercase();
     candidates
         .into_iter()

@@ -412,14 +412,14 @@ def slice_cases(of):
 
 def type_cases(of):
     halves = [model(of["medical"], weight=0.5), model(of["chat"], weight=0.5)]
+    unweighted = [model(of["medical"]), model(of["chat"])]
     mixed = [model(of["medical-f16"], weight=0.3), model(of["chat-f32"], weight=0.3), model(of["base"], weight=0.4)]
     vectors = [model(of["medical-f16"], weight=0.5), model(of["chat"], weight=1)]
     tied = [model(of["medical-tied"], weight=0.3), model(of["chat-tied"], weight=0.7)]
     return [
         Case("out_dtype bfloat16", merge("linear", halves, out_dtype="bfloat16")),
         Case("out_dtype float16", merge("linear", halves, out_dtype="float16")),
-        Case("out_dtype bfloat16, slerp", merge("slerp", [model(of["medical"]), model(of["chat"])], base=of["chat"],
-                                                parameters={"t": 0.4}, out_dtype="bfloat16")),
+        Case("out_dtype bfloat16, slerp", merge("slerp", unweighted, base=of["chat"], parameters={"t": 0.4}, out_dtype="bfloat16")),
         Case("dtype bfloat16, linear", merge("linear", halves, dtype="bfloat16")),
         Case("inputs of three types", merge("linear", mixed)),
         Case("inputs of three types, no dtype", merge("linear", mixed, dtype=None)),
@@ -710,7 +710,9 @@ def compare_values(result, ours, theirs):
         result.worst = max(result.worst, float(relative[decided].max(initial=0.0)))
         compare_kept(result, name, a, b)
     result.equal_all, result.equal_decided = equal / count, decided_equal / decided_count
-    if ulp and result.equal_decided < 1 - ROUNDED_APART:
+    # In 16 bits, elements an ulp apart passed above; here they may be but few.
+    rounded = any(STORED_ULP[tensor.dtype] for tensor in ours.values())
+    if rounded and result.equal_decided < 1 - ROUNDED_APART:
         result.problems.append(f"{1 - result.equal_decided:.2%} of the elements differ")
     if decided_count < count / 2:
         result.problems.append("more than half of the elements are undecided: this case tests nothing")

@@ -140,7 +140,7 @@ impl Walk<'_> {
             let hint = if LEGACY_KEYS.contains(&key.name.as_str()) {
                 Some("mergekit ignores it too".to_string())
             } else {
-                did_you_mean(&key.name, known.iter().copied()).map(|near| format!("did you mean `{near}`?"))
+                near(&key.name, known).map(|near| format!("did you mean `{near}`?"))
             };
             self.warn(key.at, format_args!("unknown key {} is ignored", quoted(&key.name)), hint);
         }
@@ -157,7 +157,8 @@ impl Walk<'_> {
     }
 
     fn text(&mut self, node: &Node) -> Result<Located<String>> {
-        let text = node.text().ok_or_else(|| self.error(node.at, "expected a text"))?;
+        let text =
+            node.text().ok_or_else(|| self.error(node.at, "expected a text, not a list or a mapping"))?;
         Ok(Located { value: text.to_string(), at: node.at })
     }
 
@@ -253,7 +254,7 @@ impl Walk<'_> {
 
     /// An entry that names a model; the bare path is a slip worth a hint of its own.
     fn entry<'n>(&mut self, node: &'n Node, known: &[&str]) -> Result<Fields<'n>> {
-        let hint = node.text().map(|text| format!("write `- model: {text}`"));
+        let hint = node.text().map(|text| format!("write {}", quoted(&format!("- model: {text}"))));
         let opened = self.fields(node, "an entry", known);
         opened.map_err(|error| if let Some(hint) = hint { error.hint(hint) } else { error })
     }
@@ -470,13 +471,18 @@ fn layer(node: &Node) -> Option<usize> {
     ((0.0..=LAYERS_MAX).contains(&number) && number.fract() == 0.0).then_some(number as usize)
 }
 
+/// The nearest of the known words. The distance costs memory by length, and no slip is this long.
+fn near<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
+    if typed.len() > 64 { None } else { did_you_mean(typed, known.iter().copied()) }
+}
+
 /// What to write instead of a type that does not exist.
 fn near_dtype(typed: &str) -> String {
     let near = match typed.to_lowercase().as_str() {
         "bf16" => Some("bfloat16"),
         "f16" | "fp16" | "half" => Some("float16"),
         "f32" | "fp32" | "float" => Some("float32"),
-        other => did_you_mean(other, DTYPES.iter().copied()),
+        _ => near(typed, DTYPES),
     };
     near.map_or_else(|| format!("use one of {}", DTYPES.join(", ")), |near| format!("did you mean `{near}`?"))
 }

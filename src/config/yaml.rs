@@ -53,7 +53,7 @@ pub struct Key {
 pub fn parse(file: &str, source: &str) -> Result<Node> {
     if source.len() > SOURCE_BYTES_MAX {
         let megabytes = source.len() >> 20;
-        let message = format!("{file}: {megabytes} MB is too large for a merge config");
+        let message = format!("{file}:{}: {megabytes} MB is too large for a merge config", Position::START);
         return Err(Error::config(message).hint("give the YAML config, not a checkpoint or a tokenizer"));
     }
     let options = serde_saphyr::options! {
@@ -92,7 +92,7 @@ fn explain(file: &str, error: &serde_saphyr::Error) -> Error {
         | E::AliasReplayLimitExceeded { .. }
         | E::AliasExpansionLimitExceeded { .. }
         | E::AliasReplayStackDepthExceeded { .. } => say(
-            "the document is too large, too deeply nested, or too large once its aliases are written out",
+            "the document is too large or too deeply nested (aliases count as if written out)",
         )
         .hint("a merge config needs no more than a few thousand values: write it without nested aliases"),
         E::DuplicateMappingKey { key: Some(key), .. } => {
@@ -102,7 +102,7 @@ fn explain(file: &str, error: &serde_saphyr::Error) -> Error {
         E::RecursiveReferencesRequireWeakTypes { .. } => say("this alias (`*name`) contains itself"),
         other => {
             let message = UserMessageFormatter.format_message(other);
-            say(&format!("not valid YAML: {}", message.escape_debug()))
+            say(&format!("not valid YAML: {}", super::printable(&message)))
         }
     }
 }

@@ -30,8 +30,14 @@ pub trait Lane {
     /// How many launches may be under way at once.
     fn depth(&self) -> usize;
     /// Reads the inputs of a launch, through `read`, and starts it.
+    ///
+    /// # Errors
+    /// Those of `read`, and of the device.
     fn submit(&mut self, launch: Launch, read: &mut Read<'_>) -> Result<()>;
     /// Waits for the oldest launch and hands its results to `take`, span by span.
+    ///
+    /// # Errors
+    /// Those of `take`, and of the device.
     fn collect(&mut self, take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>) -> Result<()>;
 }
 
@@ -126,7 +132,7 @@ impl OddValues {
     }
 
     /// Counts the NaN and infinities among decoded inputs.
-    #[inline]
+    #[inline(always)]
     pub fn count(&mut self, values: &[f32]) {
         use crate::dtype::{INFINITY_BITS, magnitude_bits};
         // One pass that vectorises finds the rule; the exception may take its time.

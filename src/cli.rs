@@ -46,6 +46,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct MergeArgs {
     /// The config: a mergekit YAML
     config: PathBuf,
@@ -259,18 +260,19 @@ fn cores() -> usize {
 /// 768 MiB leaves room for the program itself under 1 GiB; small machines keep half of their memory.
 fn default_host_bytes() -> u64 {
     const DEFAULT: u64 = 768 << 20;
-    physical_bytes().map_or(DEFAULT, |bytes| DEFAULT.min(bytes / 2))
+    DEFAULT.min(physical_bytes() / 2)
 }
 
 #[cfg(target_os = "linux")]
-fn physical_bytes() -> Option<u64> {
+fn physical_bytes() -> u64 {
     let info = rustix::system::sysinfo();
-    Some(info.totalram as u64 * u64::from(info.mem_unit))
+    info.totalram as u64 * u64::from(info.mem_unit)
 }
 
+/// Elsewhere the default stands as it is.
 #[cfg(not(target_os = "linux"))]
-fn physical_bytes() -> Option<u64> {
-    None
+fn physical_bytes() -> u64 {
+    u64::MAX
 }
 
 /// Bytes, with a decimal (kB, MB, GB, or mergekit's K, M, B) or binary (KiB, MiB, GiB) unit.
@@ -290,7 +292,7 @@ fn size(text: &str) -> std::result::Result<u64, String> {
         other => return Err(format!("there is no unit `{other}`: use kB, MB, GB, KiB, MiB or GiB")),
     };
     match number * unit {
-        bytes if bytes >= 1.0 && bytes < 1e18 => Ok(bytes as u64),
+        bytes if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
         _ => Err("expected a size of at least one byte".into()),
     }
 }

@@ -64,6 +64,7 @@ impl Float {
 /// Decodes little-endian elements of type `float` to f32, exactly.
 ///
 /// `bytes` holds `out.len()` elements.
+#[inline(always)]
 pub fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), out.len() * float.bytes(), "decode: one element in, one out");
     match float {
@@ -76,6 +77,7 @@ pub fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
 /// Encodes f32 values as little-endian elements of type `float`, each rounded once.
 ///
 /// Returns how many finite values became infinite.
+#[inline(always)]
 pub fn encode(float: Float, values: &[f32], out: &mut [u8]) -> u64 {
     assert_eq!(out.len(), values.len() * float.bytes(), "encode: one element in, one out");
     match float {
@@ -97,7 +99,7 @@ pub fn encode(float: Float, values: &[f32], out: &mut [u8]) -> u64 {
 }
 
 /// The bits of |x| as an integer: ordered as the magnitudes are.
-#[inline]
+#[inline(always)]
 pub fn magnitude_bits(x: f32) -> u32 {
     x.to_bits() & 0x7fff_ffff
 }
@@ -105,7 +107,7 @@ pub fn magnitude_bits(x: f32) -> u32 {
 /// The bits of +infinity; larger magnitudes are NaN.
 pub const INFINITY_BITS: u32 = 0x7f80_0000;
 
-#[inline]
+#[inline(always)]
 fn each<const B: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; B]) -> f32) {
     let (raw, _) = bytes.as_chunks::<B>();
     for (value, raw) in out.iter_mut().zip(raw) {
@@ -113,7 +115,7 @@ fn each<const B: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; B])
     }
 }
 
-#[inline]
+#[inline(always)]
 fn each_back<const B: usize>(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; B]) {
     let (raw, _) = out.as_chunks_mut::<B>();
     for (raw, value) in raw.iter_mut().zip(values) {
@@ -121,7 +123,7 @@ fn each_back<const B: usize>(values: &[f32], out: &mut [u8], convert: impl Fn(f3
     }
 }
 
-#[inline]
+#[inline(always)]
 fn bf16_to_f32(half: u16) -> f32 {
     f32::from_bits(u32::from(half) << 16)
 }
@@ -129,7 +131,7 @@ fn bf16_to_f32(half: u16) -> f32 {
 /// binary16 to binary32, branch-free so that it vectorises.
 ///
 /// Subnormals are exact because the scaling by 2^112 (a multiplication by a power of two) is exact.
-#[inline]
+#[inline(always)]
 fn f16_to_f32(half: u16) -> f32 {
     const TWO_POW_112: f32 = f32::from_bits((127 + 112) << 23);
     let sign = u32::from(half & 0x8000) << 16;
@@ -140,7 +142,7 @@ fn f16_to_f32(half: u16) -> f32 {
     f32::from_bits(sign | if magnitude >= 0x7c00 { special } else { scaled })
 }
 
-#[inline]
+#[inline(always)]
 fn f32_to_f32(value: f32) -> u32 {
     let bits = value.to_bits();
     let magnitude = bits & 0x7fff_ffff;
@@ -148,17 +150,17 @@ fn f32_to_f32(value: f32) -> u32 {
     if magnitude == 0 { 0 } else { canonical }
 }
 
-#[inline]
+#[inline(always)]
 fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let magnitude = bits & 0x7fff_ffff;
     // Adding just under half an ulp, and one more when the kept part is odd, rounds to nearest even.
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let rounded = if rounded & 0x7fff == 0 { 0 } else { rounded };
+    let rounded = if rounded << 17 == 0 { 0 } else { rounded };
     (if magnitude > INFINITY_BITS { 0x7fc0 } else { rounded }) as u16
 }
 
-#[inline]
+#[inline(always)]
 fn f32_to_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let sign = (bits >> 16) & 0x8000;

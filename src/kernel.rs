@@ -7,6 +7,7 @@
 pub mod consensus;
 pub mod gram;
 pub mod keys;
+pub mod levels;
 pub mod magnitudes;
 pub mod masked_sums;
 pub mod philox;
@@ -54,6 +55,8 @@ pub enum Job {
     Consensus(consensus::Job),
     /// All pairwise inner products.
     Gram(gram::Job),
+    /// Counts of |delta| at given keys.
+    Levels(levels::Job),
     /// Counts of |delta| in bins.
     Magnitudes(magnitudes::Job),
     /// |delta| as integers, element by element.
@@ -80,6 +83,7 @@ impl Job {
             Self::WeightedSum(_) => "weighted_sum",
             Self::Consensus(_) => "consensus",
             Self::Gram(_) => "gram",
+            Self::Levels(_) => "levels",
             Self::Magnitudes(_) => "magnitudes",
             Self::Keys(_) => "keys",
             Self::MaskedSums(_) => "masked_sums",
@@ -92,6 +96,7 @@ impl Job {
             Self::WeightedSum(job) => job.coefficients.len(),
             Self::Consensus(job) => 1 + job.models.len(),
             Self::Gram(job) => job.inputs,
+            Self::Levels(job) => 1 + job.models.len(),
             Self::Magnitudes(job) => 1 + job.models.len(),
             Self::Keys(job) => 1 + job.models,
             Self::MaskedSums(job) => 1 + job.models.len(),
@@ -103,18 +108,21 @@ impl Job {
         match self {
             Self::WeightedSum(_) | Self::Consensus(_) => Result::Values,
             Self::Gram(job) => Result::Sums { words: gram::pairs(job.inputs) },
+            Self::Levels(job) => Result::Counts { words: job.models.len() * levels::WORDS },
             Self::Magnitudes(job) => Result::Counts { words: job.models.len() * magnitudes::WORDS },
             Self::Keys(job) => Result::Words { words: job.models },
             Self::MaskedSums(job) => Result::Sums { words: 2 * job.models.len() },
         }
     }
 
+    #[inline(always)]
     /// Runs the CPU twin on tile number `tile` of the tensor; `inputs` are its decoded elements.
     pub fn run_tile(&self, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
         match (self, target) {
             (Self::WeightedSum(job), Target::Values(out)) => weighted_sum::tile(job, inputs, out),
             (Self::Consensus(job), Target::Values(out)) => consensus::tile(job, tile, inputs, scratch, out),
-            (Self::Gram(job), Target::Sums(out)) => gram::tile(job, inputs, out),
+            (Self::Gram(job), Target::Sums(out)) => gram::tile(job, inputs, scratch, out),
+            (Self::Levels(job), Target::Words(out)) => levels::tile(job, inputs, out),
             (Self::Magnitudes(job), Target::Words(out)) => magnitudes::tile(job, inputs, out),
             (Self::Keys(job), Target::Words(out)) => keys::tile(job, inputs, out),
             (Self::MaskedSums(job), Target::Sums(out)) => masked_sums::tile(job, tile, inputs, out),
@@ -134,7 +142,7 @@ pub struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     /// The decoded elements of one input.
-    #[inline]
+    #[inline(always)]
     pub fn of(&self, input: usize) -> &'a [f32] {
         &self.values[input * TILE..][..self.len]
     }
@@ -143,7 +151,7 @@ impl<'a> Inputs<'a> {
 /// |delta| of one element as an integer key: the order of keys is the order of magnitudes.
 ///
 /// All NaN share the largest key, because their payloads differ between processors.
-#[inline]
+#[inline(always)]
 pub fn key(delta: f32) -> u32 {
     crate::dtype::magnitude_bits(delta).min(KEY_MAX)
 }
@@ -153,30 +161,25 @@ pub const KEY_MAX: u32 = crate::dtype::INFINITY_BITS + 1;
 
 /// Sums `TILE` products or magnitudes in the contract's order: groups of eight as
 /// ((0+1)+(2+3))+((4+5)+(6+7)), then the 128 group sums by halves. The elements past the end are zero.
-#[inline]
-pub(crate) fn fold(terms: &mut [f32; TILE]) -> f32 {
-    for len in [TILE / 2, TILE / 4, TILE / 8] {
-        for i in 0..len {
-            terms[i] = terms[2 * i] + terms[2 * i + 1];
-        }
-    }
+#[inline(always)]
+fn fold_tile(terms: impl Iterator<Item = f32>) -> f32 {
+    let mut padded = [0.0; TILE];
+    padded.iter_mut().zip(terms).for_each(|(slot, term)| *slot = term);
+    let mut groups: [f32; TILE / 8] =
+        add_neighbours(&add_neighbours::<{ TILE / 4 }>(&add_neighbours::<{ TILE / 2 }>(&padded)));
     let mut half = TILE / 16;
     while half > 0 {
-        let (low, high) = terms[..2 * half].split_at_mut(half);
-        for (low, high) in low.iter_mut().zip(high) {
-            *low += *high;
-        }
+        let (low, high) = groups[..2 * half].split_at_mut(half);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
         half /= 2;
     }
-    terms[0]
+    groups[0]
 }
 
-/// Fills `terms` with `term(i)` for the elements that exist and zero for the rest, and folds them.
-#[inline]
-pub(crate) fn fold_terms(terms: &mut [f32; TILE], len: usize, term: impl Fn(usize) -> f32) -> f32 {
-    for (i, slot) in terms[..len].iter_mut().enumerate() {
-        *slot = term(i);
-    }
-    terms[len..].fill(0.0);
-    fold(terms)
+/// One level of the fold: 0+1, 2+3, … A result of its own lets the compiler use vectors.
+#[inline(always)]
+fn add_neighbours<const HALF: usize>(terms: &[f32]) -> [f32; HALF] {
+    let mut sums = [0.0; HALF];
+    sums.iter_mut().zip(terms.as_chunks::<2>().0).for_each(|(sum, [a, b])| *sum = a + b);
+    sums
 }

@@ -11,7 +11,7 @@ mod wanted;
 use std::fmt::Display;
 
 use crate::checkpoint::{ConfigEdits, Layout, OutTensor, Source, TensorInfo, layout, per_layer_lists};
-use crate::config::{Config, Inputs, Located, ModelRef, TokenizerSource};
+use crate::config::{Config, Inputs, Located, ModelRef};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result, did_you_mean};
 use crate::kernel::tiles;
@@ -168,6 +168,9 @@ pub fn references(config: &Config) -> Vec<Located<ModelRef>> {
 }
 
 /// The method that a config names.
+///
+/// # Errors
+/// There is none of this name.
 pub fn method_of(config: &Config) -> Result<&'static Method> {
     let Located { value: name, at } = &config.merge_method;
     method::find(name).ok_or_else(|| {
@@ -278,16 +281,16 @@ impl<'a> Planner<'a> {
         let file = |source: &Source| std::fs::read(source.folder.join("tokenizer.json")).ok();
         let donor = file(&self.sources[self.donor()]);
         let alike = donor.is_some() && self.sources.iter().all(|source| file(source) == donor);
-        match (&wish.value, alike) {
-            (_, true) => self.notes.push("all models have the same tokenizer: it is copied".into()),
-            (TokenizerSource::Base | TokenizerSource::Union | TokenizerSource::Model(_), false) => {
-                let problem = self.config.error_at(
-                    wish.at,
-                    "the models' tokenizers differ, and merging them is not supported yet",
-                );
-                self.problems.add(problem.hint("without this key the base model's tokenizer is copied, if all vocabularies have the same size"));
-            }
+        if alike {
+            self.notes.push("all models have the same tokenizer: it is copied".into());
+            return;
         }
+        let problem = self
+            .config
+            .error_at(wish.at, "the models' tokenizers differ, and merging them is not supported yet");
+        self.problems.add(problem.hint(
+            "without this key the base model's tokenizer is copied, if all vocabularies have the same size",
+        ));
     }
 
     /// What happens to one tensor, or why nothing can.

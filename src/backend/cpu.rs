@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use multiversion::multiversion;
+
 use super::{Backend, Hold, Lane, Launch, OddValues, Output, Read, Span, SpanResult};
 use crate::dtype::{Float, decode, encode};
 use crate::error::Result;
@@ -104,7 +106,7 @@ struct Room {
     decoded: Vec<f32>,
     /// A kernel's own room.
     scratch: Vec<f32>,
-    values: Vec<u8>,
+    values: Values,
     sums: Vec<f32>,
     words: Vec<u32>,
 }
@@ -123,24 +125,26 @@ impl Lane for CpuLane<'_> {
 
     fn submit(&mut self, launch: Launch, read: &mut Read<'_>) -> Result<()> {
         assert!(self.finished.is_none(), "a CPU lane is one launch deep");
-        self.room.values.clear();
-        self.room.sums.clear();
-        self.room.words.clear();
+        self.room.clear();
+        let shape = launch.jobs[0].result();
         let mut ends = Vec::with_capacity(launch.spans.len());
         for (index, span) in launch.spans.iter().enumerate() {
-            let held = self.inputs(&launch, index, span, read)?;
-            let bytes = |input: usize| -> &[u8] {
-                let slot: &[u8] = held[input].as_deref().unwrap_or(&self.slots[input]);
-                &slot[..span.elements * launch.floats[input].bytes()]
-            };
+            let chunks = self.inputs(&launch, index, span, read)?;
+            let slots = chunks.iter().zip(&self.slots).zip(&launch.floats);
+            let bytes: Vec<&[u8]> = slots
+                .map(|((chunk, slot), float)| {
+                    &chunk.as_deref().unwrap_or(slot)[..span.elements * float.bytes()]
+                })
+                .collect();
             let job = &launch.jobs[span.job];
-            ends.push(self.room.run(job, span, &launch.floats, &bytes, launch.output));
+            let odd = run_span(&mut self.room, job, span, &launch.floats, &bytes, launch.output);
+            ends.push((self.room.len(shape), odd));
             if launch.hold == Hold::Take {
                 let mut store = self.cpu.held();
-                held.into_iter().flatten().for_each(|chunk| store.recycle(chunk));
+                chunks.into_iter().flatten().for_each(|chunk| store.recycle(chunk));
             }
         }
-        self.finished = Some(Finished { shape: launch.jobs[0].result(), ends });
+        self.finished = Some(Finished { shape, ends });
         Ok(())
     }
 
@@ -149,7 +153,7 @@ impl Lane for CpuLane<'_> {
         let mut start = 0;
         for (span, (end, odd)) in finished.ends.into_iter().enumerate() {
             let result = match finished.shape {
-                Shape::Values => SpanResult::Values(&self.room.values[start..end]),
+                Shape::Values => SpanResult::Values(&self.room.values.bytes[start..end]),
                 Shape::Sums { .. } => SpanResult::Sums(&self.room.sums[start..end]),
                 Shape::Counts { .. } => SpanResult::Counts(&self.room.words[start..end]),
                 Shape::Words { .. } => SpanResult::Words(&self.room.words[start..end]),
@@ -199,78 +203,107 @@ impl CpuLane<'_> {
 impl Cpu {
     /// A held chunk, or else a buffer to hold one in.
     fn find(&self, key: &Key, bytes: usize, hold: Hold) -> (Option<Arc<Vec<u8>>>, Option<Vec<u8>>) {
-        let mut held = self.held();
-        let long_enough = held.chunks.get(key).is_some_and(|chunk| chunk.len() >= bytes);
+        let mut store = self.held();
+        let long_enough = store.chunks.get(key).is_some_and(|chunk| chunk.len() >= bytes);
         match hold {
-            Hold::Take if long_enough => (held.chunks.remove(key), None),
-            _ if long_enough => (held.chunks.get(key).cloned(), None),
-            Hold::Keep => (None, held.buffer(bytes)),
+            Hold::Take if long_enough => (store.chunks.remove(key), None),
+            _ if long_enough => (store.chunks.get(key).cloned(), None),
+            Hold::Keep => (None, store.buffer(bytes)),
             Hold::Peek | Hold::Take => (None, None),
         }
     }
 }
 
+/// Runs a job over a span: decode, kernel, encode, tile by tile. Results are appended to the room's vector of the
+/// job's shape.
+///
+/// Compiled for several instruction sets, the best of which is chosen at run time; none of them fuses or reorders
+/// arithmetic, so they all give the same bytes.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+bmi1+bmi2+lzcnt+popcnt",
+    "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt",
+    "aarch64+neon",
+))]
+fn run_span(
+    room: &mut Room,
+    job: &Job,
+    span: &Span,
+    floats: &[Float],
+    inputs: &[&[u8]],
+    output: Float,
+) -> OddValues {
+    let mut odd = OddValues::default();
+    room.decoded.resize(room.decoded.len().max(floats.len() * TILE), 0.0);
+    let shape = job.result();
+    let counters = room.words.len();
+    if let Shape::Counts { words } = shape {
+        room.words.resize(counters + words, 0);
+    }
+    for (tile, first) in span.tiles.clone().zip((0..span.elements).step_by(TILE)) {
+        let len = TILE.min(span.elements - first);
+        for ((input, float), decoded) in inputs.iter().zip(floats).zip(room.decoded.chunks_exact_mut(TILE)) {
+            let decoded = &mut decoded[..len];
+            decode(*float, &input[first * float.bytes()..][..len * float.bytes()], decoded);
+            if shape == Shape::Values {
+                odd.count(decoded);
+            }
+        }
+        let inputs = Inputs { values: &room.decoded, len };
+        let scratch = &mut room.scratch;
+        match shape {
+            Shape::Values => {
+                let mut merged = [0.0; TILE];
+                job.run_tile(tile, &inputs, scratch, Target::Values(&mut merged[..len]));
+                let encoded = room.values.room_for(len * output.bytes());
+                odd.overflowed += encode(output, &merged[..len], encoded);
+            }
+            Shape::Sums { words } => {
+                let end = room.sums.len();
+                room.sums.resize(end + words, 0.0);
+                job.run_tile(tile, &inputs, scratch, Target::Sums(&mut room.sums[end..]));
+            }
+            Shape::Counts { .. } => {
+                job.run_tile(tile, &inputs, scratch, Target::Words(&mut room.words[counters..]));
+            }
+            Shape::Words { words } => {
+                let end = room.words.len();
+                room.words.resize(end + words * len, 0);
+                job.run_tile(tile, &inputs, scratch, Target::Words(&mut room.words[end..]));
+            }
+        }
+    }
+    odd
+}
+
 impl Room {
-    /// Runs a job over a span; where the results of its shape end now, and the odd values.
-    fn run<'b>(
-        &mut self,
-        job: &Job,
-        span: &Span,
-        floats: &[Float],
-        bytes: &dyn Fn(usize) -> &'b [u8],
-        output: Float,
-    ) -> (usize, OddValues) {
-        let mut odd = OddValues::default();
-        self.decoded.resize(self.decoded.len().max(floats.len() * TILE), 0.0);
-        let shape = job.result();
-        let counters = self.words.len();
-        if let Shape::Counts { words } = shape {
-            self.words.resize(counters + words, 0);
-        }
-        for (tile, first) in span.tiles.clone().zip((0..span.elements).step_by(TILE)) {
-            let len = TILE.min(span.elements - first);
-            for (input, float) in floats.iter().enumerate() {
-                let tile_bytes = &bytes(input)[first * float.bytes()..][..len * float.bytes()];
-                let decoded = &mut self.decoded[input * TILE..][..len];
-                decode(*float, tile_bytes, decoded);
-                if shape == Shape::Values {
-                    odd.count(decoded);
-                }
-            }
-            let inputs = Inputs { values: &self.decoded, len };
-            match shape {
-                Shape::Values => {
-                    let mut merged = [0.0; TILE];
-                    job.run_tile(tile, &inputs, &mut self.scratch, Target::Values(&mut merged[..len]));
-                    let end = self.values.len();
-                    self.values.resize(end + len * output.bytes(), 0);
-                    odd.overflowed += encode(output, &merged[..len], &mut self.values[end..]);
-                }
-                Shape::Sums { words } => {
-                    let end = self.sums.len();
-                    self.sums.resize(end + words, 0.0);
-                    job.run_tile(tile, &inputs, &mut self.scratch, Target::Sums(&mut self.sums[end..]));
-                }
-                Shape::Counts { .. } => {
-                    job.run_tile(
-                        tile,
-                        &inputs,
-                        &mut self.scratch,
-                        Target::Words(&mut self.words[counters..]),
-                    );
-                }
-                Shape::Words { words } => {
-                    let end = self.words.len();
-                    self.words.resize(end + words * len, 0);
-                    job.run_tile(tile, &inputs, &mut self.scratch, Target::Words(&mut self.words[end..]));
-                }
-            }
-        }
-        let end = match shape {
-            Shape::Values => self.values.len(),
+    fn clear(&mut self) {
+        self.values.used = 0;
+        self.sums.clear();
+        self.words.clear();
+    }
+
+    /// How much there is of a shape's results.
+    fn len(&self, shape: Shape) -> usize {
+        match shape {
+            Shape::Values => self.values.used,
             Shape::Sums { .. } => self.sums.len(),
             Shape::Counts { .. } | Shape::Words { .. } => self.words.len(),
-        };
-        (end, odd)
+        }
+    }
+}
+
+/// Encoded values; the vector only grows, because clearing what is overwritten anyway would cost a pass.
+#[derive(Default)]
+struct Values {
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl Values {
+    fn room_for(&mut self, bytes: usize) -> &mut [u8] {
+        let start = self.used;
+        self.used += bytes;
+        self.bytes.resize(self.bytes.len().max(self.used), 0);
+        &mut self.bytes[start..self.used]
     }
 }

@@ -67,21 +67,15 @@ pub struct Drop {
 
 impl Drop {
     /// Writes `coefficient` for kept elements of the tile and 0 for the others.
-    #[inline]
+    #[inline(always)]
     pub fn mask(&self, tile: u64, coefficient: f32, mask: &mut [f32; TILE]) {
-        let first_block = tile * (TILE / philox::DRAWS) as u64;
-        for (block, lanes) in (first_block..).zip(mask.as_chunks_mut::<{ philox::DRAWS }>().0) {
-            let kept = philox::kept(block, self.key, self.keep);
-            for (i, lane) in lanes.iter_mut().enumerate() {
-                *lane = if kept >> i & 1 == 1 { coefficient } else { 0.0 };
-            }
-        }
+        philox::choose(tile * philox::BLOCKS as u64, self.key, self.keep, coefficient, mask);
     }
 }
 
 impl Trim {
     /// How many of the tile's elements stand before the cut.
-    #[inline]
+    #[inline(always)]
     fn before_cut(&self, tile: u64) -> usize {
         match tile.cmp(&u64::from(self.cut_tile)) {
             Ordering::Less => TILE,
@@ -92,7 +86,7 @@ impl Trim {
 }
 
 /// Writes `vᵢ` of one model.
-#[inline]
+#[inline(always)]
 pub(super) fn weighted_delta(model: &Model, tile: u64, x: &[f32], base: &[f32], v: &mut [f32; TILE]) {
     let c = model.coefficient;
     let lanes = v.iter_mut().zip(x).zip(base);
@@ -117,9 +111,17 @@ pub(super) fn weighted_delta(model: &Model, tile: u64, x: &[f32], base: &[f32], 
     }
 }
 
+/// The factors of up to four models.
+#[inline(always)]
+fn small_table(scale: &[f32]) -> Option<[f32; 16]> {
+    let mut table = [0.0; 16];
+    table.get_mut(..scale.len())?.copy_from_slice(scale);
+    Some(table)
+}
+
 /// Merges one tile. `scratch` is room for `vᵢ` that outlives the call, because clearing it costs as much
 /// as the merge; what it holds does not matter.
-#[inline]
+#[inline(always)]
 pub fn tile(job: &Job, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, out: &mut [f32]) {
     let base = inputs.of(0);
     let len = inputs.len;
@@ -140,14 +142,20 @@ pub fn tile(job: &Job, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, o
     }
     let mut mixed = [0.0f32; TILE];
     let mut agreeing = [0u32; TILE];
-    for (i, v) in v[..job.models.len()].iter().enumerate() {
-        for lane in 0..len {
-            let agrees = if sum[lane] >= 0.0 { v[lane] > 0.0 } else { v[lane] < 0.0 };
-            mixed[lane] += if agrees { v[lane] } else { 0.0 * v[lane] };
-            agreeing[lane] |= u32::from(agrees) << i;
+    for (i, v) in v.iter().enumerate() {
+        let lanes = mixed.iter_mut().zip(&mut agreeing).zip(v).zip(&sum);
+        for (((mixed, agreeing), v), sum) in lanes.take(len) {
+            let agrees = if *sum >= 0.0 { *v > 0.0 } else { *v < 0.0 };
+            *mixed += if agrees { *v } else { 0.0 * v };
+            *agreeing |= u32::from(agrees) << i;
         }
     }
-    for (lane, (out, base)) in out.iter_mut().zip(base).enumerate() {
-        *out = base + mixed[lane] * job.scale[agreeing[lane] as usize];
+    let lanes = out.iter_mut().zip(base).zip(&mixed).zip(&agreeing);
+    // A small table of fixed size needs no checks, and the compiler can gather from it.
+    if let Some(small) = small_table(&job.scale) {
+        lanes
+            .for_each(|(((out, base), mixed), set)| *out = base + mixed * small[*set as usize % small.len()]);
+    } else {
+        lanes.for_each(|(((out, base), mixed), set)| *out = base + mixed * job.scale[*set as usize]);
     }
 }

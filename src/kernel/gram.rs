@@ -3,7 +3,7 @@
 //! The differences are measured instead of the models, so that nearly parallel models do not cancel; the
 //! host changes to the basis it wants.
 
-use super::{Inputs, TILE, fold_terms};
+use super::{Inputs, TILE, fold_tile};
 
 /// The numbers of one tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,18 +18,21 @@ pub const fn pairs(inputs: usize) -> usize {
 }
 
 /// Writes the tile's [`pairs`] inner products.
-#[inline]
-pub fn tile(job: &Job, inputs: &Inputs<'_>, sums: &mut [f32]) {
+#[inline(always)]
+pub fn tile(job: &Job, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, sums: &mut [f32]) {
+    scratch.resize(job.inputs * TILE, 0.0);
     let anchor = inputs.of(0);
-    let vector = |input: usize, i: usize| match input {
-        0 => anchor[i],
-        _ => inputs.of(input)[i] - anchor[i],
-    };
-    let mut terms = [0.0; TILE];
+    scratch[..inputs.len].copy_from_slice(anchor);
+    for (input, vector) in scratch.chunks_exact_mut(TILE).enumerate().skip(1) {
+        for ((difference, x), anchor) in vector.iter_mut().zip(inputs.of(input)).zip(anchor) {
+            *difference = x - anchor;
+        }
+    }
+    let vector = |input: usize| scratch[input * TILE..][..inputs.len].iter();
     let mut next = sums.iter_mut();
     for a in 0..job.inputs {
         for (b, sum) in (a..job.inputs).zip(&mut next) {
-            *sum = fold_terms(&mut terms, inputs.len, |i| vector(a, i) * vector(b, i));
+            *sum = fold_tile(vector(a).zip(vector(b)).map(|(a, b)| a * b));
         }
     }
 }

@@ -13,7 +13,7 @@ pub struct Job {
 }
 
 /// Writes `models` keys per element: all of the first model's tile, then the second's.
-#[inline]
+#[inline(always)]
 pub fn tile(job: &Job, inputs: &Inputs<'_>, words: &mut [u32]) {
     let base = inputs.of(0);
     for (model, words) in (1..=job.models).zip(words.chunks_exact_mut(inputs.len)) {

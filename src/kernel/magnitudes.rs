@@ -4,7 +4,7 @@
 //! in each bin and above the bracket. A bin holds one distinct key when `shift` is 0, or when no key of the
 //! bracket has any of its low bits set, as is the rule for deltas of bfloat16 weights.
 
-use super::{Inputs, key};
+use super::{Inputs, TILE, key};
 
 /// Bins of a bracket; with the counters of four models they fit 32 KiB of on-chip memory.
 pub const BINS: usize = 2048;
@@ -36,25 +36,35 @@ pub struct Job {
 }
 
 /// Adds one tile to the counters: [`WORDS`] per model.
-#[inline]
+#[inline(always)]
 pub fn tile(job: &Job, inputs: &Inputs<'_>, counts: &mut [u32]) {
     let base = inputs.of(0);
     for (model, (bracket, counts)) in job.models.iter().zip(counts.chunks_exact_mut(WORDS)).enumerate() {
-        let (mut above, mut uneven) = (0, 0);
-        let low_bits = (1 << bracket.shift) - 1;
-        for (x, base) in inputs.of(model + 1).iter().zip(base) {
-            let key = key(x - base);
-            let bin = key.wrapping_sub(bracket.lowest) >> bracket.shift;
-            if key >= bracket.lowest {
-                if (bin as usize) < BINS {
-                    counts[bin as usize] += 1;
-                    uneven += u32::from(key & low_bits != 0);
-                } else {
-                    above += 1;
-                }
-            }
-        }
-        counts[ABOVE] += above;
-        counts[UNEVEN] += uneven;
+        count(*bracket, inputs.of(model + 1), base, counts);
+    }
+}
+
+#[inline(always)]
+fn count(bracket: Bracket, x: &[f32], base: &[f32], counts: &mut [u32]) {
+    let Bracket { lowest, shift } = bracket;
+    let low_bits = (1u32 << shift) - 1;
+    let mut keys = [0; TILE];
+    keys.iter_mut().zip(x).zip(base).for_each(|((slot, x), base)| *slot = key(x - base));
+    let keys = &keys[..x.len()];
+    let bin = |key: u32| key.wrapping_sub(lowest) >> shift;
+    let inside = |key: u32| key >= lowest && bin(key) < BINS as u32;
+    let above = |key: u32| key >= lowest && bin(key) >= BINS as u32;
+    counts[ABOVE] += keys.iter().map(|key| u32::from(above(*key))).sum::<u32>();
+    counts[UNEVEN] += keys.iter().map(|key| u32::from(inside(*key) && key & low_bits != 0)).sum::<u32>();
+    // Few keys are inside, and where is not to be foreseen: they are gathered without a branch, then counted.
+    let mut bins = [0u16; TILE];
+    let mut found = 0;
+    for key in keys {
+        bins[found % TILE] = bin(*key) as u16;
+        found += usize::from(inside(*key));
+    }
+    let bin_counts: &mut [u32; BINS] = counts[..BINS].as_mut_array().expect("the bins come first");
+    for bin in &bins[..found] {
+        bin_counts[usize::from(*bin) % BINS] += 1;
     }
 }

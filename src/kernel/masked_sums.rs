@@ -3,7 +3,7 @@
 //! The two L1 norms stand side by side per tile: all, then kept. A dropped term is multiplied by 0.
 
 use super::consensus::{Keep, Model, weighted_delta};
-use super::{Inputs, TILE, fold_terms};
+use super::{Inputs, TILE, fold_tile};
 
 /// The numbers of one tensor: input 0 is the base, then one rule per further input.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,15 +13,14 @@ pub struct Job {
 }
 
 /// Writes the tile's sums: two per model.
-#[inline]
+#[inline(always)]
 pub fn tile(job: &Job, tile: u64, inputs: &Inputs<'_>, sums: &mut [f32]) {
     let base = inputs.of(0);
-    let mut terms = [0.0; TILE];
     let mut kept = [0.0; TILE];
     for (model, (keep, sums)) in job.models.iter().zip(sums.chunks_exact_mut(2)).enumerate() {
         let x = inputs.of(model + 1);
         weighted_delta(&Model { coefficient: 1.0, keep: *keep }, tile, x, base, &mut kept);
-        sums[0] = fold_terms(&mut terms, inputs.len, |i| (x[i] - base[i]).abs());
-        sums[1] = fold_terms(&mut terms, inputs.len, |i| kept[i].abs());
+        sums[0] = fold_tile(x.iter().zip(base).map(|(x, base)| (x - base).abs()));
+        sums[1] = fold_tile(kept[..inputs.len].iter().map(|kept| kept.abs()));
     }
 }

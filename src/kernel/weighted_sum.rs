@@ -14,7 +14,7 @@ pub struct Job {
 }
 
 /// Merges one tile.
-#[inline]
+#[inline(always)]
 pub fn tile(job: &Job, inputs: &Inputs<'_>, out: &mut [f32]) {
     let first = inputs.of(0);
     if !job.anchored {

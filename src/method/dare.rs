@@ -1,4 +1,4 @@
-//! dare_linear and dare_ties: task vectors thinned out at random, then added, or voted on as in TIES.
+//! `dare_linear` and `dare_ties`: task vectors thinned out at random, then added, or voted on as in TIES.
 //!
 //! What is kept is scaled so that the task vector keeps its L1 norm. The masks come from a counter-based
 //! generator, keyed by seed, tensor name and model: the same on every device and schedule.

@@ -35,11 +35,11 @@ fn recipe(settings: &Settings) -> Result<Recipe, String> {
     }
     let coefficients: Vec<f32> =
         weights.iter().map(|w| if normalize { w / sum } else { *w } as f32).collect();
-    Ok(weighted_sum(coefficients, normalize))
+    Ok(weighted_sum(&coefficients, normalize))
 }
 
 /// A weighted sum that leaves inputs with coefficient 0 unread.
-fn weighted_sum(coefficients: Vec<f32>, anchored: bool) -> Recipe {
+fn weighted_sum(coefficients: &[f32], anchored: bool) -> Recipe {
     let mut reads: Vec<usize> = (0..coefficients.len()).filter(|i| coefficients[*i] != 0.0).collect();
     if reads.is_empty() {
         reads.push(0);

@@ -2,7 +2,7 @@
 //!
 //! The family's common part. A member chooses how task vectors are thinned out (not at all, by magnitude,
 //! at random) and whether a sign vote decides which of them are averaged, element by element. Here too is
-//! task_arithmetic itself, the member that does neither.
+//! `task_arithmetic` itself, the member that does neither.
 
 use super::top_k::{COUNTING_SWEEPS_MAX, TopK};
 use super::{Base, Method, Paper, Parameter, Scope, Settings, dare, divisor};
@@ -71,6 +71,7 @@ pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Res
 }
 
 /// The merge of one tensor: select thresholds, measure norms, combine; steps not needed are left out.
+#[expect(clippy::struct_excessive_bools, reason = "each is a parameter or a stage of its own")]
 struct Merge {
     elements: u64,
     base: usize,

@@ -1,15 +1,16 @@
 //! Exact selection of the k largest magnitudes of every task vector, by counting.
 //!
 //! `k = max(1, trunc(density · n))`, and of equal magnitudes at the end the lowest flat indices are kept.
-//! A sample gives each model a bracket around its k-th magnitude; a counting sweep then either finds the
-//! exact key there, or the narrower stretch that holds it, and the next sweep goes on. The sample decides
-//! how many sweeps it takes, never the result. Where equal keys have to be cut, only the stretch with the
-//! cut is scanned again.
+//! A sample shows where each model's k-th magnitude is likely to be: among a few levels, where magnitudes are
+//! often equal, or else in a bracket of bins. A counting sweep then finds the exact key there, or the narrower
+//! stretch that holds it, and the next sweep goes on. The sample decides how many sweeps it takes, never the
+//! result. Where equal keys have to be cut, only the stretch with the cut is scanned again.
 
 use std::ops::Range;
 
 use crate::kernel::consensus::Trim;
-use crate::kernel::magnitudes::{self, ABOVE, BINS, Bracket, UNEVEN, WORDS};
+use crate::kernel::levels::{self, LEVELS_MAX};
+use crate::kernel::magnitudes::{self, ABOVE, BINS, Bracket, UNEVEN};
 use crate::kernel::{Job, KEY_MAX, TILE, keys, tiles};
 use crate::recipe::{Measured, Pass, Record, everything};
 
@@ -19,7 +20,7 @@ const SAMPLE_TILES: u64 = 16;
 /// How many tiles' keys are looked through on the host to find the cut among equal keys.
 const SEARCH_TILES_MAX: u64 = 128;
 
-/// Counting sweeps at most: a bracket that misses, then three of 2^11 bins for the 31 bits of a key.
+/// Counting sweeps at most: a guess that misses, then three of 2^11 bins for the 31 bits of a key.
 pub(super) const COUNTING_SWEEPS_MAX: u32 = 4;
 
 /// The selection for all models of a tensor that are trimmed.
@@ -41,6 +42,8 @@ struct Search {
     /// The key is in here.
     interval: Range<u32>,
     bracket: Bracket,
+    /// Keys of which one is likely to be the key, ascending; none: the bracket is to be counted.
+    levels: Vec<u32>,
     found: Option<Found>,
 }
 
@@ -72,6 +75,7 @@ impl TopK {
             k: kept(density, elements),
             interval: 0..KEY_MAX + 1,
             bracket: bracket(&(0..KEY_MAX + 1)),
+            levels: Vec::new(),
             found: None,
         };
         Self { elements, base, searches: inputs.map(search).collect(), measuring: Vec::new(), sampled: false }
@@ -128,9 +132,9 @@ impl TopK {
         for (model, search) in self.searches.iter_mut().enumerate() {
             let keys = keys_of(words, model, models);
             if whole {
-                search.found = Some(select(keys, search.k));
+                search.found = Some(select(&keys, search.k));
             } else {
-                search.bracket = guess(keys, search.k as f64 / self.elements as f64);
+                search.guess(keys, search.k as f64 / self.elements as f64);
             }
         }
     }
@@ -138,15 +142,23 @@ impl TopK {
     fn counting_pass(&mut self) -> Option<Pass> {
         self.measuring =
             (0..self.searches.len()).filter(|search| self.searches[*search].found.is_none()).collect();
-        let models: Vec<_> = self.measuring.iter().map(|search| self.searches[*search].bracket).collect();
-        (!models.is_empty())
-            .then(|| self.pass(Job::Magnitudes(magnitudes::Job { models }), everything(self.elements)))
+        // All models are counted by the same kernel: one that needs bins gives them to all.
+        let measuring = || self.measuring.iter().map(|search| &self.searches[*search]);
+        let job = if measuring().all(|search| !search.levels.is_empty()) {
+            Job::Levels(levels::Job { models: measuring().map(|search| search.levels.clone()).collect() })
+        } else {
+            let models = measuring().map(|search| search.bracket).collect();
+            self.measuring.iter().for_each(|search| self.searches[*search].levels.clear());
+            Job::Magnitudes(magnitudes::Job { models })
+        };
+        (!self.measuring.is_empty()).then(|| self.pass(job, everything(self.elements)))
     }
 
     fn take_counts(&mut self, records: &[Record]) {
         let elements = self.elements;
         for (place, search) in self.measuring.iter().enumerate() {
-            let counts = |record: &Record| record.counts[place * WORDS..][..WORDS].to_vec();
+            let words = records[0].counts.len() / self.measuring.len();
+            let counts = |record: &Record| record.counts[place * words..][..words].to_vec();
             let records: Vec<_> =
                 records.iter().map(|r| Record { tiles: r.tiles.clone(), counts: counts(r) }).collect();
             self.searches[*search].narrow(&records, elements);
@@ -162,7 +174,7 @@ impl TopK {
         })?;
         self.measuring = vec![search];
         let job = if tiles.end - tiles.start > SEARCH_TILES_MAX {
-            Job::Magnitudes(magnitudes::Job { models: vec![Bracket { lowest: threshold, shift: 0 }] })
+            Job::Levels(levels::Job { models: vec![vec![threshold]] })
         } else {
             Job::Keys(keys::Job { models: 1 })
         };
@@ -179,40 +191,78 @@ impl TopK {
 }
 
 impl Search {
-    /// Takes in the counters of this model's bracket.
+    /// Takes in the counters of this model.
     fn narrow(&mut self, records: &[Record], elements: u64) {
         if let Some(Found { cut: Cut::Within { keep, .. }, threshold }) = self.found {
-            let equal = records.iter().map(|r| (r.tiles.clone(), u64::from(r.counts[0])));
-            self.found = Some(Found { threshold, cut: cut_within(equal, keep) });
-            return;
+            self.found = Some(Found { threshold, cut: cut_within(records, 1, keep) });
+        } else if self.levels.is_empty() {
+            self.narrow_bins(records, elements);
+        } else {
+            self.narrow_levels(records, elements);
         }
-        let total = |word: usize| records.iter().map(|r| u64::from(r.counts[word])).sum::<u64>();
+    }
+
+    fn narrow_levels(&mut self, records: &[Record], elements: u64) {
+        for (level, key) in std::mem::take(&mut self.levels).into_iter().enumerate().rev() {
+            let (at_or_above, equal) = (total(records, 2 * level), total(records, 2 * level + 1));
+            if at_or_above - equal >= self.k {
+                self.interval.start = key + 1;
+                return self.rebracket();
+            }
+            if at_or_above >= self.k {
+                return self.settle(key, at_or_above - equal, records, 2 * level + 1, elements);
+            }
+            self.interval.end = key;
+        }
+        self.rebracket();
+    }
+
+    fn narrow_bins(&mut self, records: &[Record], elements: u64) {
         let Bracket { lowest, shift } = self.bracket;
-        let mut above = total(ABOVE);
+        let mut above = total(records, ABOVE);
         if above >= self.k {
-            // No key is as large as the end of a bracket that reaches past the largest key.
             self.interval.start = lowest + ((BINS as u32) << shift);
             return self.rebracket();
         }
         for bin in (0..BINS).rev() {
-            let in_bin = total(bin);
+            let in_bin = total(records, bin);
             if above + in_bin >= self.k {
                 let key = lowest + ((bin as u32) << shift);
-                if shift > 0 && total(UNEVEN) > 0 {
+                if shift > 0 && total(records, UNEVEN) > 0 {
                     self.interval = key..key + (1 << shift);
                     return self.rebracket();
                 }
-                let keep = self.k - above;
-                let equal = records.iter().map(|r| (r.tiles.clone(), u64::from(r.counts[bin])));
-                let all = keep == in_bin || key == 0;
-                let cut = if all { Cut::At(elements) } else { cut_within(equal, keep) };
-                self.found = Some(Found { threshold: key, cut });
-                return;
+                return self.settle(key, above, records, bin, elements);
             }
             above += in_bin;
         }
         self.interval.end = lowest;
         self.rebracket();
+    }
+
+    /// The key is found; `above` keys are larger, and the records' counter `word` counts those equal to it.
+    fn settle(&mut self, threshold: u32, above: u64, records: &[Record], word: usize, elements: u64) {
+        let keep = self.k - above;
+        let all = keep == total(records, word) || threshold == 0;
+        let cut = if all { Cut::At(elements) } else { cut_within(records, word, keep) };
+        self.found = Some(Found { threshold, cut });
+    }
+
+    /// Chooses what to count from a sample of keys, in which the key stands at share `density`.
+    fn guess(&mut self, mut sample: Vec<u32>, density: f64) {
+        sample.sort_unstable();
+        let count = sample.len() as f64;
+        // Four standard deviations, doubled because neighbours in a tensor resemble each other.
+        let margin = 8.0 * (count * density * (1.0 - density)).sqrt() + 8.0;
+        let rank = (1.0 - density) * count;
+        let place = |rank: f64| rank.clamp(0.0, count - 1.0) as usize;
+        let likely = place(rank - margin)..place(rank + margin) + 1;
+        self.levels = common_levels(&sample[likely.clone()]);
+        // The true key may be the next one that occurs, on either side.
+        let (low, high) = (sample[likely.start], sample[likely.end - 1]);
+        let next_low = sample.iter().rev().copied().find(|key| *key < low).unwrap_or(low);
+        let next_high = sample.iter().copied().find(|key| *key > high).unwrap_or(high);
+        self.bracket = bracket(&(next_low..next_high.saturating_add(1).min(KEY_MAX + 1)));
     }
 
     fn rebracket(&mut self) {
@@ -229,37 +279,40 @@ fn bracket(interval: &Range<u32>) -> Bracket {
     (0..32).map(at).find(covers).expect("2048 bins of 2^21 keys cover all keys")
 }
 
-/// A bracket around the key that stands at share `density` of the sample, wide enough for its error.
-fn guess(mut keys: Vec<u32>, density: f64) -> Bracket {
-    keys.sort_unstable_by(|a, b| b.cmp(a));
-    let count = keys.len() as f64;
-    // Four standard deviations, doubled because neighbours in a tensor resemble each other.
-    let margin = 8.0 * (count * density * (1.0 - density)).sqrt() + 8.0;
-    let at = |rank: f64| keys[rank.clamp(0.0, count - 1.0) as usize];
-    let (high, low) = (at(density * count - margin), at(density * count + margin));
-    // The true key may be the next one that occurs, on either side.
-    let next_low = keys.iter().copied().find(|key| *key < low).unwrap_or(low);
-    let next_high = keys.iter().rev().copied().find(|key| *key > high).unwrap_or(high);
-    bracket(&(next_low..next_high.saturating_add(1).min(KEY_MAX + 1)))
+/// The most frequent of some sorted keys, if they are most of them; else none.
+fn common_levels(sorted: &[u32]) -> Vec<u32> {
+    let mut runs: Vec<&[u32]> = sorted.chunk_by(|a, b| a == b).collect();
+    runs.sort_by_key(|run| std::cmp::Reverse(run.len()));
+    runs.truncate(LEVELS_MAX);
+    let covered: usize = runs.iter().map(|run| run.len()).sum();
+    let mut levels: Vec<u32> = runs.iter().map(|run| run[0]).collect();
+    levels.sort_unstable();
+    if covered * 4 >= sorted.len() * 3 { levels } else { Vec::new() }
+}
+
+/// One counter over all records.
+fn total(records: &[Record], word: usize) -> u64 {
+    records.iter().map(|record| u64::from(record.counts[word])).sum()
 }
 
 /// The k-th largest of all keys, and the cut among its equals.
-fn select(keys: Vec<u32>, k: u64) -> Found {
+fn select(keys: &[u32], k: u64) -> Found {
     let elements = keys.len() as u64;
-    let mut sorted = keys.clone();
+    let mut sorted = keys.to_vec();
     let (_, threshold, _) = sorted.select_nth_unstable_by(k as usize - 1, |a, b| b.cmp(a));
     let threshold = *threshold;
     let above = keys.iter().filter(|key| **key > threshold).count() as u64;
-    let mut equal = (0u64..).zip(&keys).filter(|(_, key)| **key == threshold);
+    let mut equal = (0u64..).zip(keys).filter(|(_, key)| **key == threshold);
     let cut = equal.nth((k - above) as usize).map_or(elements, |(first_dropped, _)| first_dropped);
     Found { threshold, cut: Cut::At(cut) }
 }
 
-/// The stretch that holds the `keep`-th of the counted keys.
-fn cut_within(stretches: impl Iterator<Item = (Range<u64>, u64)>, mut keep: u64) -> Cut {
-    for (tiles, count) in stretches {
+/// The record that holds the `keep`-th of the keys that the counter `word` counts.
+fn cut_within(records: &[Record], word: usize, mut keep: u64) -> Cut {
+    for Record { tiles, counts } in records {
+        let count = u64::from(counts[word]);
         if keep <= count {
-            return Cut::Within { tiles, keep };
+            return Cut::Within { tiles: tiles.clone(), keep };
         }
         keep -= count;
     }

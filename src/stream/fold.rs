@@ -113,7 +113,7 @@ pub(super) struct Digest {
 }
 
 /// The digest of one chunk.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Subtree {
     /// The chunk is the whole tensor.
     Whole(blake3::Hash),

@@ -101,7 +101,7 @@ fn deltas(kind: usize, elements: usize, seed: u64) -> Vec<f32> {
         1 => (random.normal() * 2.0).round() as f32 * 2f32.powi(-12),
         2 => 0.0,
         3 => {
-            if random.next() % 10 == 0 {
+            if random.next().is_multiple_of(10) {
                 random.normal() as f32
             } else {
                 0.0
@@ -110,7 +110,10 @@ fn deltas(kind: usize, elements: usize, seed: u64) -> Vec<f32> {
         4 => 0.25f32.copysign(random.normal() as f32),
         5 => f32::from_bits(random.next() as u32 & 0x807f_ffff | (random.next() as u32 % 256) << 23),
         6 => f32::from_bits(random.next() as u32 % 3),
-        _ => 2f32.powi(random.next() as i32 % 60) * if random.next() % 2 == 0 { 1.0 } else { 1.000_000_1 },
+        _ => {
+            2f32.powi(random.next() as i32 % 60)
+                * if random.next().is_multiple_of(2) { 1.0 } else { 1.000_000_1 }
+        }
     };
     (0..elements).map(|_| delta()).collect()
 }

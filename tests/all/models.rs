@@ -169,7 +169,7 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
     merge(&prepared, &options, &Quiet)
 }
 
-/// A small, fast and repeatable source of numbers (SplitMix64).
+/// A small, fast and repeatable source of numbers (`SplitMix64`).
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);
 

@@ -34,6 +34,23 @@ pub fn philox4x32<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u
     words
 }
 
+/// The generator's words for the blocks of a tile.
+#[inline(always)]
+fn draws(first_block: u64, call: u32, key: [u32; 2]) -> [[u32; BLOCKS]; 4] {
+    let mut counters = [[0; BLOCKS], [0; BLOCKS], [call; BLOCKS], [0; BLOCKS]];
+    for i in 0..BLOCKS {
+        counters[0][i] = (first_block + i as u64) as u32;
+        counters[1][i] = ((first_block + i as u64) >> 32) as u32;
+    }
+    philox4x32(counters, key)
+}
+
+/// The 16 bits of element `i` of a block.
+#[inline(always)]
+fn half(words: &[[u32; BLOCKS]; 4], block: usize, i: usize) -> u32 {
+    words[i / 2][block] >> (16 * (i % 2)) & 0xffff
+}
+
 /// Which elements of a tile are kept, each with probability `keep / 2^32`: `coefficient` for those, else 0.
 ///
 /// Element `i` of the tensor uses 16 bits of the call with counter `i / 8`: the low half of word `i % 8 / 2`
@@ -42,14 +59,7 @@ pub fn philox4x32<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u
 #[inline(always)]
 pub fn choose(first_block: u64, key: [u32; 2], keep: u32, coefficient: f32, mask: &mut [f32; TILE]) {
     let (upper, lower) = (keep >> 16, keep & 0xffff);
-    let draws = |call: u32| {
-        let low = std::array::from_fn(|i| (first_block + i as u64) as u32);
-        let high = std::array::from_fn(|i| ((first_block + i as u64) >> 32) as u32);
-        philox4x32::<BLOCKS>([low, high, [call; BLOCKS], [0; BLOCKS]], key)
-    };
-    let half =
-        |words: &[[u32; BLOCKS]; 4], block: usize, i: usize| words[i / 2][block] >> (16 * (i % 2)) & 0xffff;
-    let first = draws(0);
+    let first = draws(first_block, 0, key);
     let mut undecided = false;
     for (block, lanes) in mask.as_chunks_mut::<DRAWS>().0.iter_mut().enumerate() {
         for (i, lane) in lanes.iter_mut().enumerate() {
@@ -60,7 +70,7 @@ pub fn choose(first_block: u64, key: [u32; 2], keep: u32, coefficient: f32, mask
     }
     // Rare: one tile in 64.
     if undecided {
-        let second = draws(1);
+        let second = draws(first_block, 1, key);
         for (i, lane) in mask.iter_mut().enumerate() {
             let (block, i) = (i / DRAWS, i % DRAWS);
             if half(&first, block, i) == upper {

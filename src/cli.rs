@@ -57,15 +57,6 @@ struct MergeArgs {
     /// Where to compute: auto or cpu
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
-    /// Worker threads [default: one per core]
-    #[arg(long, short = 'j', visible_alias = "num-threads", value_name = "N")]
-    threads: Option<usize>,
-    /// Memory for buffers and held inputs, like 512MiB or 2GB [default: 768MiB, at most half of the machine's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    host_memory: Option<u64>,
-    /// Tiles of 1024 elements in a chunk; for experiments
-    #[arg(long, hide = true, default_value_t = Budget::CHUNK_TILES)]
-    chunk_tiles: u64,
     /// Copy the tokenizer files of the base model (or of the first one)
     #[arg(long, overrides_with = "no_copy_tokenizer")]
     copy_tokenizer: bool,
@@ -113,6 +104,25 @@ struct CommonArgs {
     /// The seed of random masks (DARE)
     #[arg(long, visible_alias = "seed", value_name = "N", default_value_t = 0)]
     random_seed: u64,
+    /// Worker threads [default: one per core]
+    #[arg(long, short = 'j', visible_alias = "num-threads", value_name = "N")]
+    threads: Option<usize>,
+    /// Memory for buffers and held inputs, like 512MiB or 2GB [default: 768MiB, at most half of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    host_memory: Option<u64>,
+    /// Tiles of 1024 elements in a chunk; for experiments
+    #[arg(long, hide = true, default_value_t = Budget::CHUNK_TILES)]
+    chunk_tiles: u64,
+}
+
+impl CommonArgs {
+    fn budget(&self) -> Budget {
+        Budget {
+            threads: self.threads.unwrap_or_else(cores).max(1),
+            host_bytes: self.host_memory.unwrap_or_else(default_host_bytes),
+            chunk_tiles: self.chunk_tiles.next_power_of_two(),
+        }
+    }
 }
 
 /// Flags of mergekit that people paste along: taken, and answered with a line where they mean nothing here.
@@ -193,11 +203,7 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
     }
     let options = Options {
         out: args.out.clone(),
-        budget: Budget {
-            threads: args.threads.unwrap_or_else(cores).max(1),
-            host_bytes: args.host_memory.unwrap_or_else(default_host_bytes),
-            chunk_tiles: args.chunk_tiles.next_power_of_two(),
-        },
+        budget: args.common.budget(),
         copy_tokenizer: !args.no_copy_tokenizer,
         model_card: !args.no_write_model_card,
     };
@@ -217,15 +223,15 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
 
 fn run_plan(args: &PlanArgs) -> Result<()> {
     let prepared = prepared(&args.config, &args.common)?;
+    let budget = args.common.budget();
+    let limits = budget.limits(&prepared.plan)?;
     if let Some(out) = &args.out {
-        let budget =
-            Budget { threads: cores(), host_bytes: default_host_bytes(), chunk_tiles: Budget::CHUNK_TILES };
         check_room(&prepared, &Options { out: out.clone(), budget, copy_tokenizer: true, model_card: true })?;
     }
     if args.json {
-        show::json(&show::plan_json(&prepared));
+        show::json(&show::plan_json(&prepared, &budget, &limits));
     } else {
-        show::plan(&prepared, args.verbose);
+        show::plan(&prepared, &budget, &limits, args.verbose);
     }
     Ok(())
 }

@@ -277,11 +277,20 @@ impl<'a> Planner<'a> {
             self.problems
                 .add(problem.hint("remove the key, and edit chat_template in the output's tokenizer files"));
         }
-        let Some(wish) = &self.config.tokenizer else { return };
         let file = |source: &Source| std::fs::read(source.folder.join("tokenizer.json")).ok();
-        let donor = file(&self.sources[self.donor()]);
-        let alike = donor.is_some() && self.sources.iter().all(|source| file(source) == donor);
-        if alike {
+        let donor = &self.sources[self.donor()];
+        let own = file(donor);
+        let other = self.sources.iter().find(|source| file(source) != own);
+        let Some(wish) = &self.config.tokenizer else {
+            if let Some(other) = other {
+                self.notes.push(format!(
+                    "{} has another tokenizer than {}, whose is copied",
+                    other.name, donor.name
+                ));
+            }
+            return;
+        };
+        if other.is_none() && own.is_some() {
             self.notes.push("all models have the same tokenizer: it is copied".into());
             return;
         }

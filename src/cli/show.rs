@@ -12,6 +12,7 @@ use crate::error::{Error, Result, did_you_mean};
 use crate::method::{self, Base, Kind, METHODS, Method, Parameter, Scope, Settings, Value};
 use crate::plan::{Action, Plan, Tensor};
 use crate::report::{Report, bytes};
+use crate::stream::{Budget, Limits};
 
 /// Prints to standard output; a reader that went away is no error.
 macro_rules! out {
@@ -110,7 +111,7 @@ pub(super) fn odd_values(plan: &Plan, report: &Report) {
 }
 
 /// The plan, for people.
-pub(super) fn plan(prepared: &Prepared, verbose: bool) {
+pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbose: bool) {
     let plan = &prepared.plan;
     let (read, most) = plan.read_bytes(&prepared.sources);
     out!("method   {}: {}", plan.method.name, plan.method.summary);
@@ -130,6 +131,12 @@ pub(super) fn plan(prepared: &Prepared, verbose: bool) {
         if most > read { format!(", up to {} over all sweeps", bytes(most)) } else { String::new() }
     );
     out!("write    {} in {} file(s)", bytes(plan.layout.file_bytes), plan.layout.shards.len());
+    out!(
+        "memory   at most {} beside the program: {} threads, up to {} of inputs held between sweeps",
+        bytes(budget.host_bytes),
+        limits.threads,
+        bytes(limits.hold_bytes),
+    );
     plan.left_out.iter().for_each(|l| out!("left out {}: {} ({} tensors)", l.model, l.what, l.tensors));
     plan.notes.iter().for_each(|note| out!("note     {note}"));
     out!("");
@@ -201,7 +208,7 @@ fn value_json(value: Value) -> Json {
 }
 
 /// The plan, for programs.
-pub(super) fn plan_json(prepared: &Prepared) -> Json {
+pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -> Json {
     let plan = &prepared.plan;
     let (read, most) = plan.read_bytes(&prepared.sources);
     let values = |values: &[(&'static str, Value)]| {
@@ -234,6 +241,7 @@ pub(super) fn plan_json(prepared: &Prepared) -> Json {
         "method": plan.method.name, "seed": plan.seed, "models": plan.models,
         "base_model": plan.base.map(|base| &plan.models[base]), "donor": plan.models[plan.donor],
         "read_bytes": read, "read_bytes_most": most, "write_bytes": plan.layout.file_bytes,
+        "memory_bytes": budget.host_bytes, "threads": limits.threads,
         "notes": plan.notes, "warnings": plan.warnings.iter().map(|w| &w.message).collect::<Vec<_>>(),
         "left_out": plan.left_out.iter().map(left_out).collect::<Vec<_>>(),
         "tensors": plan.tensors.iter().zip(&plan.layout.places).map(tensor).collect::<Vec<_>>(),

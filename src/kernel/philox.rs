@@ -37,12 +37,10 @@ pub fn philox4x32<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u
 /// The generator's words for the blocks of a tile.
 #[inline(always)]
 fn draws(first_block: u64, call: u32, key: [u32; 2]) -> [[u32; BLOCKS]; 4] {
-    let mut counters = [[0; BLOCKS], [0; BLOCKS], [call; BLOCKS], [0; BLOCKS]];
-    for i in 0..BLOCKS {
-        counters[0][i] = (first_block + i as u64) as u32;
-        counters[1][i] = ((first_block + i as u64) >> 32) as u32;
-    }
-    philox4x32(counters, key)
+    let (mut low, mut high) = ([0; BLOCKS], [0; BLOCKS]);
+    low.iter_mut().zip(first_block..).for_each(|(word, block)| *word = block as u32);
+    high.iter_mut().zip(first_block..).for_each(|(word, block)| *word = (block >> 32) as u32);
+    philox4x32([low, high, [call; BLOCKS], [0; BLOCKS]], key)
 }
 
 /// The 16 bits of element `i` of a block.

@@ -73,6 +73,8 @@ struct Member {
 }
 
 /// Cuts the plan into groups: runs of small tensors that are merged alike, and every other tensor alone.
+///
+/// Copies whose holders have to agree go first, so that a merge that must fail fails early.
 pub(super) fn plan_groups(plan: &Plan, chunk_tiles: u64) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
     let mut group_tiles = 0;
@@ -89,6 +91,10 @@ pub(super) fn plan_groups(plan: &Plan, chunk_tiles: u64) -> Vec<Range<usize>> {
         }
         group_tiles += own_tiles;
     }
+    groups.sort_by_key(|group| match &plan.tensors[group.start].action {
+        Action::Copy(copy) => copy.holders.len() < 2,
+        Action::Merge(_) => true,
+    });
     groups
 }
 

@@ -179,7 +179,7 @@ impl Stream<'_> {
                 match unit.task {
                     Task::Copy { range } => {
                         unit.group.copy(self, range, &mut bytes)?;
-                        self.finish_unit(&unit.group)?;
+                        self.finish_unit(&unit.group);
                     }
                     Task::Launch { launch, places } => {
                         self.submit(&mut *lane, launch)?;
@@ -189,7 +189,7 @@ impl Stream<'_> {
             }
             let Some((group, places)) = flying.pop_front() else { return Ok(()) };
             lane.collect(&mut |span, output| self.deliver(&group, &places[span], &output))?;
-            self.finish_unit(&group)?;
+            self.finish_unit(&group);
         }
     }
 
@@ -235,7 +235,7 @@ impl Stream<'_> {
                 queue.open += 1;
                 drop(queue);
                 let group = Arc::new(Group::new(self.plan, range, self.chunk_tiles));
-                self.advance(&group)?;
+                self.advance(&group);
                 queue = self.queue();
                 continue;
             }
@@ -247,13 +247,15 @@ impl Stream<'_> {
     }
 
     /// Notes that one of the group's units is done; the last one of a pass starts the next pass.
-    fn finish_unit(&self, group: &Arc<Group>) -> Result<()> {
-        if group.finish_unit() { self.advance(group) } else { Ok(()) }
+    fn finish_unit(&self, group: &Arc<Group>) {
+        if group.finish_unit() {
+            self.advance(group);
+        }
     }
 
     /// Starts the group's next pass, or closes it.
-    fn advance(&self, group: &Arc<Group>) -> Result<()> {
-        let units = group.next_pass(self.plan, self.chunk_tiles)?;
+    fn advance(&self, group: &Arc<Group>) {
+        let units = group.next_pass(self.plan, self.chunk_tiles);
         let mut queue = self.queue();
         if units.is_empty() {
             for (tensor, merged) in group.merged() {
@@ -268,7 +270,6 @@ impl Stream<'_> {
         }
         drop(queue);
         self.changed.notify_all();
-        Ok(())
     }
 
     fn stop(&self, failure: Option<Error>) {

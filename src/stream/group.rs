@@ -164,7 +164,7 @@ impl Group {
     }
 
     /// The units of the next pass; none when every tensor of the group is done.
-    pub(super) fn next_pass(&self, plan: &Plan, chunk_tiles: u64) -> Result<Vec<Task>> {
+    pub(super) fn next_pass(&self, plan: &Plan, chunk_tiles: u64) -> Vec<Task> {
         let mut state = self.state();
         let mut tasks = Vec::new();
         let mut cutter = Cutter { chunk_tiles, launches: Vec::new() };
@@ -194,7 +194,7 @@ impl Group {
             cutter.launches.into_iter().map(|cut| Task::Launch { launch: cut.launch, places: cut.places }),
         );
         state.pending = tasks.len();
-        Ok(tasks)
+        tasks
     }
 
     /// What became of the group's tensors.

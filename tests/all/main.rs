@@ -4,3 +4,4 @@ mod llama;
 mod methods;
 mod models;
 mod oracle;
+mod twins;

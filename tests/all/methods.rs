@@ -146,6 +146,24 @@ fn selection_keeps_exactly_the_largest_with_ties_from_the_lowest_index() {
     }
 }
 
+/// The k-th magnitude is one that the sample has not shown, next to one that it has.
+#[test]
+fn selection_finds_a_rare_magnitude_between_common_ones() {
+    let elements = 300_000;
+    let base = vec![0.0; elements];
+    let mut delta: Vec<f32> = (0..elements).map(|i| if i % 2 == 0 { 1.0 } else { 0.5 }).collect();
+    for rare in [0.5f32.next_up(), 0.75, 1.0f32.next_down()] {
+        delta[77_777] = rare;
+        let density = (elements / 2 + 1) as f64 / elements as f64;
+        let own = vec![vec![("weight", Value::Number(1.0)), ("density", Value::Number(density))]];
+        let settings = settings(2, elements, &family(true, false, 1.0), &own);
+        let (_, job) = solve(&settings, "ties", &[&base, &delta]);
+        let Job::Consensus(job) = job else { panic!("ties votes") };
+        let Keep::Trim(trim) = job.models[0].keep else { panic!("ties trims") };
+        assert_eq!(f32::from_bits(trim.threshold), rare);
+    }
+}
+
 #[test]
 fn masks_and_scales_are_those_of_the_oracle() {
     let elements = 10_000;

@@ -14,6 +14,7 @@ mod top_k;
 
 use std::ops::RangeInclusive;
 
+use crate::error::Result;
 use crate::recipe::Recipe;
 
 /// Every method, in the order in which they are listed to the user.
@@ -50,7 +51,7 @@ pub struct Method {
     /// The parameters it reads.
     pub parameters: &'static [Parameter],
     /// Makes the recipe of one tensor. An error is the reason why these values cannot be merged.
-    pub recipe: fn(&Settings) -> Result<Recipe, String>,
+    pub recipe: fn(&Settings) -> Result<Recipe>,
 }
 
 /// A publication.

@@ -313,8 +313,9 @@ impl<'a> Planner<'a> {
         let dtypes: Vec<Dtype> = holders.iter().map(|at| self.info(*at).dtype).collect();
         let floats: Option<Vec<Float>> = dtypes.iter().map(|dtype| Float::of(*dtype)).collect();
         let settings = self.settings(wanted, self.info(holders[0]).elements())?;
-        let recipe = (self.method.recipe)(&settings).map_err(|reason| {
-            Error::config(format!("{}: {}: {reason}", self.config.file, self.method.name))
+        let recipe = (self.method.recipe)(&settings).map_err(|refusal| {
+            let at = self.config.merge_method.at;
+            Error { hint: refusal.hint, ..self.config.error_at(at, refusal.message) }
         })?;
         match (recipe, floats) {
             (Recipe::Copy, _) => self.copied(wanted, holders),
@@ -480,11 +481,19 @@ impl<'a> Planner<'a> {
 
     fn missing(&self, parameter: &str, of: &dyn Display) -> Error {
         let at = self.config.merge_method.at;
-        self.config.error_at(at, format!("{} needs `{parameter}`, and {of} has none", self.method.name)).hint(
-            format!(
+        let error =
+            self.config.error_at(at, format!("{} needs `{parameter}`, and {of} has none", self.method.name));
+        // The commonest reason is a slip of a key.
+        let meant = format!("did you mean `{parameter}`?");
+        let slip = parameters::unread(self.config, self.method)
+            .into_iter()
+            .find(|w| w.hint.as_ref() == Some(&meant));
+        error.hint(match slip {
+            Some(slip) => format!("{}; {meant}", slip.message),
+            None => format!(
                 "add `parameters: {{{parameter}: …}}` to the model, or to the whole config for all models"
             ),
-        )
+        })
     }
 
     fn finish(mut self, tensors: Vec<Tensor>, wanted: &[Wanted<'_>]) -> Result<Plan> {

@@ -10,7 +10,7 @@ use super::progress::Progress;
 use crate::Prepared;
 use crate::error::{Error, Result, did_you_mean};
 use crate::method::{self, Base, Kind, METHODS, Method, Parameter, Scope, Settings, Value};
-use crate::plan::{Action, Plan, Tensor};
+use crate::plan::{Action, LeftOut, Plan, Tensor};
 use crate::report::{Report, bytes};
 use crate::stream::{Budget, Limits};
 
@@ -68,8 +68,13 @@ pub(super) fn summary(prepared: &Prepared) {
     );
     plan.notes.iter().for_each(|n| note(n));
     for left_out in &plan.left_out {
-        note(&format!("left out: {}: {} ({} tensors)", left_out.model, left_out.what, left_out.tensors));
+        note(&format!("left out: {}", left(left_out)));
     }
+}
+
+fn left(out: &LeftOut) -> String {
+    let LeftOut { model, what, tensors } = out;
+    if *tensors == 1 { format!("{model}: {what}") } else { format!("{model}: {what} ({tensors} tensors)") }
 }
 
 /// The end of a merge.
@@ -137,7 +142,7 @@ pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbos
         limits.threads,
         bytes(limits.hold_bytes),
     );
-    plan.left_out.iter().for_each(|l| out!("left out {}: {} ({} tensors)", l.model, l.what, l.tensors));
+    plan.left_out.iter().for_each(|l| out!("left out {}", left(l)));
     plan.notes.iter().for_each(|note| out!("note     {note}"));
     out!("");
     if verbose {
@@ -235,8 +240,7 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
         json!({ "name": tensor.name, "dtype": format!("{:?}", tensor.dtype), "shape": tensor.shape,
                 "file": plan.layout.shards[place.shard].file, "action": action })
     };
-    let left_out =
-        |l: &crate::plan::LeftOut| json!({ "model": l.model, "what": l.what, "tensors": l.tensors });
+    let left_out = |l: &LeftOut| json!({ "model": l.model, "what": l.what, "tensors": l.tensors });
     json!({
         "method": plan.method.name, "seed": plan.seed, "models": plan.models,
         "base_model": plan.base.map(|base| &plan.models[base]), "donor": plan.models[plan.donor],

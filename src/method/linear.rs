@@ -4,6 +4,7 @@
 //! with a weight: `x₀ + Σ (wᵢ / Σ w) (xᵢ − x₀)`, so that equal models average to themselves exactly.
 
 use super::{Base, Method, Paper, Parameter, Scope, Settings, vanishes};
+use crate::error::{Error, Result};
 use crate::kernel::{Job, weighted_sum};
 use crate::recipe::Recipe;
 
@@ -24,14 +25,13 @@ pub(super) const LINEAR: Method = Method {
     recipe,
 };
 
-fn recipe(settings: &Settings) -> Result<Recipe, String> {
+fn recipe(settings: &Settings) -> Result<Recipe> {
     let weights: Vec<f64> = (0..settings.inputs).map(|i| settings.number_of(i, "weight")).collect();
     let sum: f64 = weights.iter().sum();
     let normalize = settings.flag("normalize");
     if normalize && vanishes(sum, weights.iter().map(|w| w.abs()).sum()) {
-        return Err("the weights add up to 0, and normalize divides by their sum; set normalize: false, or \
-                    weights with another sum"
-            .into());
+        return Err(Error::config("linear: the weights add up to 0, and normalize divides by their sum")
+            .hint("set normalize: false, or give weights with another sum"));
     }
     let coefficients: Vec<f32> =
         weights.iter().map(|w| if normalize { w / sum } else { *w } as f32).collect();

@@ -1,6 +1,7 @@
 //! passthrough: one model's tensors as they are, or scaled. With slices it stacks layers of several models.
 
 use super::{Base, Kind, Method, Parameter, Scope, Settings, Value};
+use crate::error::Result;
 use crate::kernel::{Job, weighted_sum};
 use crate::recipe::Recipe;
 
@@ -21,7 +22,7 @@ pub(super) const PASSTHROUGH: Method = Method {
     recipe,
 };
 
-fn recipe(settings: &Settings) -> Result<Recipe, String> {
+fn recipe(settings: &Settings) -> Result<Recipe> {
     Ok(match settings.number_or_null_of(0, "scale") {
         None => Recipe::Copy,
         Some(scale) => {

@@ -9,6 +9,7 @@
 //! parallel tensors are interpolated linearly around x₀, so that equal models give themselves exactly.
 
 use super::{Base, Method, Paper, Parameter, Scope, Settings};
+use crate::error::Result;
 use crate::kernel::{Job, gram, weighted_sum};
 use crate::recipe::{Measured, Pass, Recipe, Sweeps, everything};
 
@@ -36,7 +37,7 @@ const PARALLEL_COSINE: f64 = 0.9995;
 /// Vectors shorter than this count as zero and are not normalised.
 const SHORTEST: f64 = 1e-8;
 
-fn recipe(settings: &Settings) -> Result<Recipe, String> {
+fn recipe(settings: &Settings) -> Result<Recipe> {
     let t = settings.number("t");
     let base = settings.base_input();
     let inputs: Vec<usize> = std::iter::once(base).chain(settings.non_base()).collect();

@@ -6,6 +6,7 @@
 
 use super::top_k::{COUNTING_SWEEPS_MAX, TopK};
 use super::{Base, Method, Paper, Parameter, Scope, Settings, dare, divisor};
+use crate::error::Result;
 use crate::kernel::consensus::{self, Drop, Keep, Model};
 use crate::kernel::{Job, masked_sums, weighted_sum};
 use crate::recipe::{Machine, Measured, Pass, Recipe, Sweeps, everything};
@@ -57,7 +58,7 @@ pub(super) enum Thinning {
 }
 
 /// The recipe of a member of the family.
-pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Result<Recipe, String> {
+pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Result<Recipe> {
     let merge = Merge::of(settings, thinning, vote);
     if merge.models.is_empty() || (!vote && merge.models.iter().all(|model| model.keep == Keep::All)) {
         let (reads, job) = merge.weighted_sum();

@@ -355,7 +355,8 @@ pub(super) fn left_out(sources: &[Source], tensors: &[Tensor]) -> Vec<LeftOut> {
         let layers: std::collections::BTreeSet<usize> =
             layered.iter().filter_map(|n| names::layered(n)).map(|l| l.layer).collect();
         if !layers.is_empty() {
-            entry(format!("layers {}", runs(layers.into_iter())), layered.len());
+            let word = if layers.len() == 1 { "layer" } else { "layers" };
+            entry(format!("{word} {}", runs(layers.into_iter())), layered.len());
         }
         loose.iter().for_each(|name| entry((*name).into(), 1));
     }

@@ -120,7 +120,7 @@ impl CommonArgs {
         Budget {
             threads: self.threads.unwrap_or_else(cores).max(1),
             host_bytes: self.host_memory.unwrap_or_else(default_host_bytes),
-            chunk_tiles: self.chunk_tiles.next_power_of_two(),
+            chunk_tiles: self.chunk_tiles,
         }
     }
 }

@@ -46,7 +46,8 @@ pub struct Prepared {
 /// # Errors
 /// Everything that is wrong with the config or the headers.
 pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
-    let source = std::fs::read(file).map_err(|cause| Error::reading(file, &cause))?;
+    let source = std::fs::read(file)
+        .map_err(|cause| Error::config(format!("cannot read {}: {cause}", file.display())))?;
     let source = String::from_utf8(source)
         .map_err(|_| Error::config(format!("{}: this is not text in UTF-8", file.display())))?;
     let config = Config::parse(&file.display().to_string(), &source)?;

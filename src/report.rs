@@ -89,8 +89,9 @@ fn card(prepared: &Prepared, title: &str) -> String {
     let on_hub = |source: &&Source| {
         source.name.split('/').count() == 2 && !std::path::Path::new(&source.name).exists()
     };
-    let hub_models: Vec<String> =
-        prepared.sources.iter().filter(on_hub).map(|source| source.name.clone()).collect();
+    // The Hub knows repositories, not their revisions.
+    let repository = |source: &Source| source.name.split('@').next().unwrap_or_default().to_string();
+    let hub_models: Vec<String> = prepared.sources.iter().filter(on_hub).map(repository).collect();
     model_card(&ModelCard {
         title,
         method: plan.method.name,

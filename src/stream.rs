@@ -28,7 +28,7 @@ pub struct Budget {
     pub threads: usize,
     /// Memory for buffers and held inputs, in bytes.
     pub host_bytes: u64,
-    /// The most tiles in a chunk, a power of two.
+    /// The most tiles in a chunk, rounded up to a power of two: chunks are subtrees of a digest.
     pub chunk_tiles: u64,
 }
 
@@ -58,7 +58,7 @@ impl Budget {
         let fixed_bytes = (inputs as u64 + 2) * (64 << 10) + (1 << 20);
         let lane_bytes = |chunk_tiles: u64| chunk_tiles * (TILE * element_bytes) as u64 + fixed_bytes;
         // A chunk beyond the largest tensor would only cost memory.
-        let mut chunk_tiles = self.chunk_tiles.min(plan.largest_tiles().next_power_of_two());
+        let mut chunk_tiles = self.chunk_tiles.clamp(1, plan.largest_tiles()).next_power_of_two();
         let mut threads = self.threads;
         while threads as u64 * lane_bytes(chunk_tiles) > self.host_bytes {
             match (chunk_tiles, threads) {

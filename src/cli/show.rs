@@ -16,7 +16,19 @@ use crate::stream::{Budget, Limits};
 
 /// Prints to standard output; a reader that went away is no error.
 macro_rules! out {
-    ($($arg:tt)*) => {{ let _ = writeln!(std::io::stdout(), $($arg)*); }};
+    ($($arg:tt)*) => {{ let _ = writeln!(std::io::stdout(), "{}", plain(&format!($($arg)*))); }};
+}
+
+/// Prints to standard error, likewise.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Text in which nothing steers the terminal: names come from files.
+fn plain(text: &str) -> String {
+    let escaped =
+        |c: char| if c.is_control() && c != '\n' { c.escape_default().collect() } else { String::from(c) };
+    text.chars().map(escaped).collect()
 }
 
 /// A word in colour, where that helps and is wanted.
@@ -27,9 +39,9 @@ fn coloured(code: &str, word: &str) -> String {
 }
 
 fn told(code: &str, word: &str, error: &Error) {
-    eprintln!("{}: {}", coloured(code, word), error.message);
+    tell(&format!("{}: {}", coloured(code, word), plain(&error.message)));
     if let Some(hint) = &error.hint {
-        eprintln!("{}: {hint}", coloured("1;36", "hint"));
+        tell(&format!("{}: {}", coloured("1;36", "hint"), plain(hint)));
     }
 }
 
@@ -42,7 +54,7 @@ pub(super) fn warning(warning: &Error) {
 }
 
 pub(super) fn note(note: &str) {
-    eprintln!("{}: {note}", coloured("1", "note"));
+    tell(&format!("{}: {}", coloured("1", "note"), plain(note)));
 }
 
 pub(super) fn json(value: &Json) {
@@ -58,14 +70,14 @@ pub(super) fn summary(prepared: &Prepared) {
     } else {
         String::new()
     };
-    eprintln!(
+    tell(&plain(&format!(
         "{} of {}: {} tensors, {} to read{sweeps}, {} to write",
         plan.method.name,
         plan.models.join(", "),
         plan.tensors.len(),
         bytes(read),
         bytes(plan.layout.file_bytes),
-    );
+    )));
     plan.notes.iter().for_each(|n| note(n));
     for left_out in &plan.left_out {
         note(&format!("left out: {}", left(left_out)));
@@ -81,14 +93,14 @@ fn left(out: &LeftOut) -> String {
 pub(super) fn done(out: &Path, plan: &Plan, progress: &Progress, elapsed: Duration) {
     let (read, written) = progress.moved_bytes();
     let seconds = elapsed.as_secs_f64();
-    eprintln!(
+    tell(&plain(&format!(
         "{} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read, {} written)",
         plan.tensors.len(),
         out.display(),
         (read + written) as f64 / 1e9 / seconds,
         bytes(read),
         bytes(written),
-    );
+    )));
 }
 
 /// Odd values by tensor; the manifest has them all.

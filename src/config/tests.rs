@@ -1,0 +1,563 @@
+//! What the config's parser reads, warns of and refuses.
+
+use super::*;
+use crate::error::Kind;
+use proptest::prelude::*;
+
+const MODELS: &str = "merge_method: linear\nmodels:\n  - model: a\n";
+
+fn parse(source: &str) -> Config {
+    Config::parse("c.yaml", source).unwrap_or_else(|error| panic!("{error}\nin\n{source}"))
+}
+
+fn refused(source: &str) -> Error {
+    let error = Config::parse("c.yaml", source).expect_err(source);
+    assert_eq!(error.kind, Kind::Config);
+    error
+}
+
+/// The config of one model with these lines added at the top.
+fn with(lines: &str) -> String {
+    format!("{lines}\n{MODELS}")
+}
+
+/// The value of a parameter `t`, written so.
+fn parameter(written: &str) -> Option<Vec<Conditional>> {
+    let config = parse(&with(&format!("parameters:\n  t: {written}")));
+    config.parameters.get("t").map(|parameter| parameter.value.0.clone())
+}
+
+fn scalar(written: &str) -> Scalar {
+    match &parameter(written).expect(written)[..] {
+        [Conditional { filter: None, value: Value::One(scalar) }] => scalar.clone(),
+        other => panic!("{written}: {other:?}"),
+    }
+}
+
+fn everywhere(value: Value) -> Vec<Conditional> {
+    vec![Conditional { filter: None, value }]
+}
+
+fn number(value: f64) -> Scalar {
+    Scalar::Number(value)
+}
+
+fn model(written: &str) -> ModelRef {
+    let config = parse(&with(&format!("base_model: {written}")));
+    config.base_model.expect(written).value
+}
+
+fn model_ref(path: &str, revision: Option<&str>) -> ModelRef {
+    ModelRef { path: path.into(), revision: revision.map(str::to_string) }
+}
+
+fn lines(numbers: Range<usize>, line: impl Fn(usize) -> String) -> String {
+    numbers.map(line).collect::<Vec<_>>().concat()
+}
+
+#[track_caller]
+fn assert_refused(source: &str, begins: &str, hint: &str) {
+    let error = refused(source);
+    assert!(error.message.starts_with(begins), "{error:?}\nin\n{source}");
+    assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{error:?}");
+}
+
+#[track_caller]
+fn assert_warned(source: &str, message: &str, hint: Option<&str>) {
+    let warnings = parse(source).warnings;
+    assert_eq!(warnings, [Warning { message: message.into(), hint: hint.map(str::to_string) }]);
+}
+
+#[test]
+fn reads_a_whole_config() {
+    let source = "\
+# weights follow the paper
+merge_method: ties
+base_model: org/base@v1.0
+models:
+  - model: org/math
+    parameters: {weight: [0.2, 0.8], density: 0.5}
+  - model: {model: {path: ./c++@home, revision: main}}
+parameters:
+  normalize: true
+  t:
+    - {filter: self_attn, value: [0, 0.5]}
+    - value: 0.3
+dtype: torch.float32
+out_dtype: bfloat16
+tokenizer: {source: base}
+chat_template: auto
+name: mine
+";
+    let config = parse(source);
+    assert_eq!((config.file.as_str(), config.source.as_str()), ("c.yaml", source));
+    assert_eq!(config.merge_method.value, "ties");
+    assert_eq!(config.merge_method.at, Position { line: 2, column: 15 });
+    let base = config.base_model.unwrap();
+    assert_eq!(base.value.to_string(), "org/base@v1.0");
+    assert_eq!(base.at, Position { line: 3, column: 13 });
+    let Inputs::Models(models) = config.inputs else { panic!("not models") };
+    assert_eq!(models[0].model.value, model_ref("org/math", None));
+    let weight = &models[0].parameters["weight"];
+    assert_eq!(weight.at, Position { line: 6, column: 26 });
+    assert_eq!(weight.value.0[0].value, Value::Gradient(vec![number(0.2), number(0.8)]));
+    assert_eq!(models[1].model.value, model_ref("./c++@home", Some("main")));
+    assert_eq!(models[1].model.at.line, 7);
+    assert_eq!(config.parameters["normalize"].value.0[0].value, Value::One(Scalar::Bool(true)));
+    let filters = config.parameters["t"].value.0.iter().map(|entry| entry.filter.as_deref());
+    assert_eq!(filters.collect::<Vec<_>>(), [Some("self_attn"), None]);
+    assert_eq!(config.dtype.unwrap().value, Float::F32);
+    assert_eq!(config.out_dtype.unwrap().value, Float::BF16);
+    assert_eq!(config.tokenizer.unwrap().value, TokenizerSource::Base);
+    assert_eq!(config.chat_template.unwrap().value, "auto");
+    assert_eq!(config.warnings, []);
+}
+
+#[test]
+fn reads_slices() {
+    let config = parse(
+        "merge_method: slerp
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 8]}
+      - {model: b, layer_range: [8, 16.0], parameters: {weight: 1}}
+    base_model: a
+    parameters: {t: 0.5}
+  - sources: [{model: a}]
+",
+    );
+    let Inputs::Slices(slices) = config.inputs else { panic!("not slices") };
+    assert_eq!(slices[0].at, Position { line: 3, column: 5 });
+    assert_eq!(slices[0].sources[0].layer_range.as_ref().unwrap().value, 0..8);
+    let range = slices[0].sources[1].layer_range.as_ref().unwrap();
+    assert_eq!((range.value.clone(), range.at), (8..16, Position { line: 5, column: 33 }));
+    assert!(slices[0].sources[1].parameters.contains_key("weight"));
+    assert_eq!(slices[0].base_model.as_ref().unwrap().value.path, "a");
+    assert!(slices[0].parameters.contains_key("t"));
+    assert!(slices[1].sources[0].layer_range.is_none());
+}
+
+#[test]
+fn null_is_the_same_as_leaving_a_key_out() {
+    let config = parse(&with(
+        "base_model: null\ndtype: ~\nout_dtype:\nparameters: null\ntokenizer_source: null
+tokenizer: null\nchat_template: null\nslices: null\nmodules: null",
+    ));
+    assert!(config.base_model.is_none() && config.dtype.is_none() && config.out_dtype.is_none());
+    assert!(config.parameters.is_empty() && config.tokenizer.is_none() && config.chat_template.is_none());
+    assert_refused("merge_method:\nmodels: [{model: a}]", "c.yaml:1:1: `merge_method` is missing", "");
+    assert_refused("merge_method: a\nmodels: [{model: }]", "c.yaml:2:10: `model` is missing", "model: path");
+}
+
+#[test]
+fn inputs_are_models_or_slices_and_never_empty() {
+    assert_refused("merge_method: a", "c.yaml:1:1: nothing to merge", "models:");
+    assert_refused(&with("slices: []"), "c.yaml:3:1: `models` and `slices` exclude each other", "keep one");
+    assert_refused(&with("modules: {x: 1}"), "c.yaml:1:1: modules: (multi-module models) is not", "");
+    assert_refused("merge_method: a\nmodels: []", "c.yaml:2:9: `models` is empty", "");
+    assert_refused("merge_method: a\nslices: []", "c.yaml:2:9: `slices` is empty", "");
+    assert_refused("merge_method: a\nslices: [{sources: []}]", "c.yaml:2:20: `sources` is empty", "");
+    assert_refused("merge_method: a\nslices: [{base_model: b}]", "c.yaml:2:10: this slice has no", "");
+    assert_refused("merge_method: a\nmodels: {model: b}", "c.yaml:2:9: `models` must be a list", "- ");
+    assert_refused("merge_method: a\nmodels: [b]", "c.yaml:2:10: expected an entry", "`- model: b`");
+    assert_refused("merge_method: [a]\nmodels: [b]", "c.yaml:1:15: expected a text", "");
+}
+
+#[test]
+fn layer_ranges_select_layers() {
+    let source = |range: &str| {
+        format!("merge_method: a\nslices:\n  - sources:\n      - model: b\n        layer_range: {range}")
+    };
+    assert_refused(&source("[8, 8]"), "c.yaml:5:22: layer_range [8, 8] selects no layers", "[8, 9]");
+    assert_refused(&source("[9, 8]"), "c.yaml:5:22: layer_range [9, 8] ends before", "[8, 9]");
+    for wrong in ["[-1, 8]", "[0, 1.5]", "[0]", "[0, 1, 2]", "8", "0-8", "[a, b]", "[no, yes]", "[0, .inf]"] {
+        assert_refused(&source(wrong), "c.yaml:5:22: layer_range must be two layer numbers", "not included");
+    }
+}
+
+#[test]
+fn the_sources_of_a_slice_are_equally_long() {
+    let source = |second: &str| {
+        format!(
+            "merge_method: a\nslices:\n- sources: [{{model: b, layer_range: [0, 8]}}, {{model: c{second}}}]"
+        )
+    };
+    let message = "c.yaml:3:3: the sources of this slice have different numbers of layers: 8, 4";
+    assert_refused(&source(", layer_range: [0, 4]"), message, "equally long");
+    parse(&source(", layer_range: [4, 12]"));
+    parse(&source(""));
+}
+
+#[test]
+fn models_are_paths_with_a_revision() {
+    assert_eq!(model("org/a"), model_ref("org/a", None));
+    assert_eq!(model("org/a@1.0"), model_ref("org/a", Some("1.0")));
+    assert_eq!(model("{model: org/a@1.0}"), model_ref("org/a", Some("1.0")));
+    assert_eq!(model("{model: {path: a@b+c}, lora: null}"), model_ref("a@b+c", None));
+    for plain in ["123", "1e5", "1.50", "0x1F", "1_000", "yes", "y", "ü", "🦀"] {
+        assert_eq!(model(plain), model_ref(plain, None));
+    }
+    assert_eq!(model("&é 1.50").path, "1.50");
+    let source = |written: &str| with(&format!("base_model: {written}"));
+    assert_refused(&source("a@b@c"), "c.yaml:1:13: more than one `@` in the model `a@b@c`", "{path: …}");
+    assert_refused(&source("a+b+c"), "c.yaml:1:13: more than one `+` in the model `a+b+c`", "{path: …}");
+    assert_refused(
+        &source("a@x+b@y"),
+        "c.yaml:1:13: LoRA adapters are not supported",
+        "full checkpoint first",
+    );
+    assert_refused(&source("{model: a, lora: {path: b}}"), "c.yaml:1:24: LoRA adapters are not", "first");
+    assert_refused(&source("{path: b}"), "c.yaml:1:13: `model` is missing", "{path: …");
+    assert_refused(&source("{model: {revision: b}}"), "c.yaml:1:21: `path` is missing", "");
+    assert_refused(&source("[a]"), "c.yaml:1:13: expected a model", "");
+    assert_refused(&source("'@main'"), "c.yaml:1:13: the model's path is empty", "");
+    assert_refused(&source("a@"), "c.yaml:1:13: the revision of `a` is empty", "");
+    assert_warned(
+        &source("{model: a, override_architecture: Llama}"),
+        "c.yaml:1:24: `override_architecture` is not needed and is ignored",
+        Some("tensor names are read from the checkpoints themselves"),
+    );
+}
+
+#[test]
+fn dtypes() {
+    for (written, float) in [
+        ("bfloat16", Float::BF16),
+        ("torch.bfloat16", Float::BF16),
+        ("float16", Float::F16),
+        ("'float32'", Float::F32),
+    ] {
+        assert_eq!(parse(&with(&format!("dtype: {written}"))).dtype.unwrap().value, float);
+    }
+    assert_refused(&with("dtype: float64"), "c.yaml:1:8: float64 is not supported yet", "use float32");
+    assert_refused(
+        &with("out_dtype: int64"),
+        "c.yaml:1:12: `int64` is not a type",
+        "one of bfloat16, float16",
+    );
+    assert_refused(
+        &with("dtype: bflot16"),
+        "c.yaml:1:8: `bflot16` is not a type",
+        "did you mean `bfloat16`?",
+    );
+    assert_refused(&with("dtype: torch.fp16"), "c.yaml:1:8: `torch.fp16` is", "did you mean `float16`?");
+    assert_refused(&with("dtype: [float16]"), "c.yaml:1:8: expected a type", "bfloat16");
+}
+
+#[test]
+fn tokenizers() {
+    let source = |written: &str| parse(&with(written)).tokenizer.map(|tokenizer| tokenizer.value);
+    assert_eq!(source("tokenizer_source: union"), Some(TokenizerSource::Union));
+    assert_eq!(source("tokenizer_source: base"), Some(TokenizerSource::Base));
+    assert_eq!(source("tokenizer: {}"), Some(TokenizerSource::Union));
+    let expected = TokenizerSource::Model(model_ref("org/a", Some("v1")));
+    assert_eq!(source("tokenizer_source: org/a@v1"), Some(expected.clone()));
+    assert_eq!(source("tokenizer: {source: {model: {path: org/a, revision: v1}}}"), Some(expected));
+    let both = with("tokenizer_source: base\ntokenizer: {}");
+    assert_refused(&both, "c.yaml:2:1: `tokenizer_source` and `tokenizer` exclude", "short for");
+    assert_refused(&with("tokenizer: {tokens: {a: b}}"), "c.yaml:1:13: `tokens` under `tokenizer`", "");
+    assert_refused(&with("tokenizer: {pad_to_multiple_of: 8}"), "c.yaml:1:13: `pad_to_multiple_of`", "");
+    assert_refused(&with("tokenizer: union"), "c.yaml:1:12: expected a tokenizer", "");
+}
+
+#[test]
+fn unknown_keys_warn_wherever_they_are() {
+    let unknown = "c.yaml:1:1: unknown key `merge_metod` is ignored";
+    assert_warned(&with("merge_metod: x"), unknown, Some("did you mean `merge_method`?"));
+    assert_warned(&with("bogus: 5"), "c.yaml:1:1: unknown key `bogus` is ignored", None);
+    for legacy in ["embed_slerp", "input_model_parameters"] {
+        let message = format!("c.yaml:1:1: unknown key `{legacy}` is ignored");
+        assert_warned(&with(&format!("{legacy}: true")), &message, Some("mergekit ignores it too"));
+    }
+    let entry = format!("{MODELS}    parameter: {{}}");
+    let message = "c.yaml:4:5: unknown key `parameter` is ignored";
+    assert_warned(&entry, message, Some("did you mean `parameters`?"));
+    let condition = with("parameters: {t: [{filter: a, value: 1, filtr: b}]}");
+    let message = "c.yaml:1:40: unknown key `filtr` is ignored";
+    assert_warned(&condition, message, Some("did you mean `filter`?"));
+    let warnings = parse(
+        "merge_method: a
+slices:
+  - residual_weight: 0.5
+    source: 1
+    sources: [{model: b, layer_rnge: 1}]
+zzz: 1",
+    );
+    let at: Vec<_> = warnings.warnings.iter().map(|warning| &warning.message[..11]).collect();
+    assert_eq!(at, ["c.yaml:3:5:", "c.yaml:4:5:", "c.yaml:5:26", "c.yaml:6:1:"]);
+    let escaped = &parse(&with("\"\\e[31m\\n\": 1")).warnings[0].message;
+    assert_eq!(escaped, "c.yaml:1:1: unknown key `\\u{1b}[31m\\n` is ignored");
+}
+
+#[test]
+fn parameters_take_four_forms() {
+    let gradient = || Value::Gradient(vec![number(0.0), number(0.5), number(1.0)]);
+    let one = |value: f64| Value::One(number(value));
+    assert_eq!(parameter("0.5"), Some(everywhere(one(0.5))));
+    assert_eq!(parameter("[0, .5, 1]"), Some(everywhere(gradient())));
+    assert_eq!(parameter("{value: 0.5}"), Some(everywhere(one(0.5))));
+    assert_eq!(parameter("{value: 0.5, filter: '*'}"), Some(everywhere(one(0.5))));
+    assert_eq!(parameter("[{value: [0, .5, 1], filter: null}]"), Some(everywhere(gradient())));
+    let expected = vec![
+        Conditional { filter: Some("mlp".into()), value: gradient() },
+        Conditional { filter: Some("7".into()), value: Value::One(Scalar::Text("sum".into())) },
+        Conditional { filter: None, value: Value::One(Scalar::Null) },
+    ];
+    let written = "[{filter: mlp, value: [0, .5, 1]}, {filter: 7, value: sum}, {value: []}]";
+    assert_eq!(parameter(written), Some(expected));
+    assert_eq!(parameter("[]"), None);
+    assert_eq!(scalar("null"), Scalar::Null);
+}
+
+#[test]
+fn parameters_in_other_forms_are_refused() {
+    let refused = |written: &str, at: &str| {
+        let begins =
+            format!("c.yaml:{at}: expected a number, a list of numbers (a gradient over the layers)");
+        assert_refused(&with(&format!("parameters: {{t: {written}}}")), &begins, "");
+    };
+    refused("[0, [1]]", "1:21");
+    refused("[0, {value: 1}]", "1:21");
+    refused("[{value: 1}, 0]", "1:18");
+    refused("[0, null]", "1:21");
+    refused("{filter: a}", "1:17");
+    refused("[{value: {a: 1}}]", "1:26");
+    refused("[{value: [[1]]}]", "1:27");
+    assert_refused(&with("parameters: 1"), "c.yaml:1:13: `parameters` must be a mapping", "weight");
+    assert_refused(&with("parameters: {t: {value: 1, filter: [a]}}"), "c.yaml:1:36: expected a text", "");
+}
+
+#[test]
+fn plain_scalars_find_their_type() {
+    let numbers =
+        [("1", 1.0), ("1.0", 1.0), (".5", 0.5), ("-.5", -0.5), ("1e-5", 1e-5), ("+3", 3.0), ("1_000", 1e3)];
+    for (written, value) in numbers {
+        assert_eq!(scalar(written), number(value), "{written}");
+    }
+    assert_eq!(scalar("010"), number(8.0));
+    assert_eq!(scalar("0x10"), number(16.0));
+    assert_eq!(scalar(".inf"), number(f64::INFINITY));
+    assert_eq!(scalar("-.inf"), number(f64::NEG_INFINITY));
+    assert!(matches!(scalar(".nan"), Scalar::Number(value) if value.is_nan()));
+    for (written, value) in [("true", true), ("Yes", true), ("ON", true), ("no", false), ("off", false)] {
+        assert_eq!(scalar(written), Scalar::Bool(value), "{written}");
+        assert_eq!(scalar(&format!("'{written}'")), Scalar::Text(written.into()));
+    }
+    for text in ["y", "N", "inf", "nan", "sum", "1.0.0", "'1'", "\"1e-5\"", "!!str 1", "2024-01-01"] {
+        assert!(matches!(scalar(text), Scalar::Text(_)), "{text}");
+    }
+}
+
+#[test]
+fn scalars_turn_into_numbers_and_truth_values() {
+    let text = |text: &str| Scalar::Text(text.into());
+    assert_eq!(text("1e-5").as_number(), Some(1e-5));
+    assert_eq!(text("inf").as_number(), Some(f64::INFINITY));
+    assert_eq!(text("sum").as_number(), None);
+    assert_eq!(Scalar::Bool(true).as_number(), Some(1.0));
+    assert_eq!(Scalar::Null.as_number(), None);
+    assert_eq!(text("Yes").as_bool(), Some(true));
+    assert_eq!(text("OFF").as_bool(), Some(false));
+    assert_eq!(text("maybe").as_bool(), None);
+    assert_eq!(number(1.0).as_bool(), Some(true));
+    assert_eq!(number(0.0).as_bool(), Some(false));
+    assert_eq!(number(0.5).as_bool(), None);
+    assert_eq!(Scalar::Null.as_bool(), None);
+}
+
+#[test]
+fn anchors_and_merge_keys_work() {
+    let config = parse(
+        "merge_method: a
+models:
+  - model: b
+    parameters: &p {weight: 0.5, density: [0, 1], zeta: [{value: 1, oops: 2}]}
+  - model: c
+    parameters: *p
+  - model: d
+    parameters:
+      <<: *p
+      weight: 0.7
+",
+    );
+    let Inputs::Models(models) = &config.inputs else { panic!("not models") };
+    assert_eq!(models[1].parameters["weight"].value, models[0].parameters["weight"].value);
+    assert_eq!(models[1].parameters["weight"].at, Position { line: 4, column: 29 });
+    assert_eq!(models[2].parameters["weight"].value.0[0].value, Value::One(number(0.7)));
+    assert!(models[2].parameters.contains_key("density"));
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    let shared = lines(0..200, |i| format!("  - {{model: m{i}, parameters: *p}}\n"));
+    parse(&format!("parameters: &p {{weight: 1}}\nmerge_method: a\nmodels:\n{shared}"));
+}
+
+#[test]
+fn duplicate_keys_are_refused() {
+    let error = "c.yaml:2:1: the key `dtype` is given twice";
+    assert_refused(&with("dtype: float16\ndtype: float32"), error, "remove one");
+}
+
+#[test]
+fn what_is_not_a_config_is_refused() {
+    for (source, message) in [
+        ("", "c.yaml:1:1: the config is empty"),
+        ("# nothing\n", "c.yaml:2:1: the config is empty"),
+        ("linear", "c.yaml:1:1: a config is a mapping"),
+        ("- a\n- b\n", "c.yaml:1:1: a config is a mapping"),
+    ] {
+        assert_refused(source, message, "merge_method: linear");
+    }
+    let several = format!("{MODELS}---\n{MODELS}");
+    let message = "several documents; mergekit-multi files are not supported: give one";
+    assert_refused(&several, &format!("c.yaml:5:1: {message}"), "own file");
+    parse(&format!("\u{feff}%YAML 1.1\n---\n{MODELS}"));
+    assert_eq!(parse(&format!("\u{feff}base_model: 1.50\n{MODELS}")).base_model.unwrap().value.path, "1.50");
+    parse(&format!("{MODELS}...\n"));
+    parse(&MODELS.replace('\n', "\r\n"));
+}
+
+#[test]
+fn broken_yaml_is_refused_with_its_place() {
+    assert_refused("merge_method: a\nmodels:\n\t- model: b\n", "c.yaml:3:2: not valid YAML: tabs", "");
+    assert_refused("merge_method: [a\nmodels: b", "c.yaml:2:7: not valid YAML: ", "");
+    assert_refused("a: *b", "c.yaml:1:4: this alias (`*name`) has no anchor", "");
+    assert_refused("a: &b [*b]", "c.yaml:1:8: this alias (`*name`) contains itself", "");
+    assert_refused("a: \"b", "c.yaml:1:", "");
+    assert_refused("a: \u{0}", "c.yaml:1:", "");
+    assert_refused("[a]: b", "c.yaml:1:", "");
+}
+
+/// A limit that did not hold would show as a test without an end.
+#[test]
+fn bombs_are_refused() {
+    let laughs = lines(1..9, |i| format!("l{i}: &l{i} [{}]\n", format!("*l{}, ", i - 1).repeat(10)));
+    let bomb = format!("l0: &l0 [{}]\n{laughs}{MODELS}", "ha, ".repeat(10));
+    let merges =
+        lines(1..20, |i| format!("m{i}: &m{i}\n  <<: [{}]\n  k{i}: 1\n", format!("*m{}, ", i - 1).repeat(4)));
+    let blocks = lines(0..1000, |i| format!("{}a:\n", " ".repeat(i)));
+    for (name, source) in [
+        ("billion laughs", bomb),
+        ("merge keys", format!("m0: &m0 {{a: 1}}\n{merges}")),
+        ("flow nesting", "[".repeat(100_000)),
+        ("map nesting", "{a: ".repeat(100_000)),
+        ("list nesting", "- ".repeat(100_000)),
+        ("block nesting", blocks),
+        ("many values", format!("a: [{}]", "1, ".repeat(300_000))),
+    ] {
+        let error = refused(&source);
+        let deep = error.message.ends_with("recursion limit exceeded");
+        assert!(deep || error.message.contains("too large or too deeply nested"), "{name}: {error:?}");
+    }
+    assert_refused(&"#".repeat(5 << 20), "c.yaml:1:1: 5 MB is too large", "not a checkpoint");
+}
+
+#[test]
+fn errors_of_others_are_placed_too() {
+    let config = parse(MODELS);
+    let error = config.error_at(config.merge_method.at, "no such method");
+    assert_eq!(error.message, "c.yaml:1:15: no such method");
+}
+
+/// Whatever the text is, it is read or refused at a place within it.
+fn read_or_refuse(source: &str) {
+    let Err(error) = Config::parse("c.yaml", source) else { return };
+    let mut parts = error.message.splitn(4, ':').skip(1);
+    let mut position = || parts.next().and_then(|part| part.parse::<usize>().ok()).expect(&error.message);
+    assert!((1..=source.len() + 1).contains(&position()), "{error}\nin\n{source}");
+    assert!((1..=source.len() + 1).contains(&position()), "{error}\nin\n{source}");
+}
+
+proptest! {
+    #[test]
+    fn random_text_never_panics(source in "\\PC{0,60}") {
+        read_or_refuse(&source);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        read_or_refuse(&String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn random_yaml_never_panics(words in prop::collection::vec(prop::sample::select(WORDS), 0..40)) {
+        read_or_refuse(&words.concat());
+        read_or_refuse(&format!("{MODELS}{}", words.concat()));
+    }
+
+    #[test]
+    fn mutated_configs_never_panic(
+        places in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(WORDS)), 1..6)
+    ) {
+        let mut source: Vec<char> = WHOLE.chars().collect();
+        for (place, word) in places {
+            let place = place.index(source.len());
+            source.splice(place..=place, word.chars());
+        }
+        read_or_refuse(&source.iter().collect::<String>());
+    }
+}
+
+const WORDS: &[&str] = &[
+    "",
+    " ",
+    "\n",
+    "\n  ",
+    "\n    - ",
+    ":",
+    ": ",
+    "- ",
+    "[",
+    "]",
+    "{",
+    "}",
+    ", ",
+    "&a ",
+    "*a",
+    "<<: ",
+    "'",
+    "\"",
+    "|\n",
+    "#",
+    "\t",
+    "? ",
+    "!!str ",
+    "!!bool ",
+    "---\n",
+    "a",
+    "0",
+    "1e999",
+    "-1",
+    "null",
+    "y",
+    "@",
+    "+",
+    "é",
+    "\u{feff}",
+    "model",
+    "models",
+    "slices",
+    "sources",
+    "layer_range",
+    "parameters",
+    "value",
+    "filter",
+    "tokenizer",
+    "source",
+    "dtype",
+    "float32",
+    "base_model",
+    "merge_method",
+    "\r",
+    "%",
+    "\u{85}",
+];
+const WHOLE: &str = "merge_method: slerp
+slices:
+  - sources: &s
+      - {model: a@b, layer_range: [0, 8], parameters: {weight: [0, 1]}}
+      - model: {model: {path: b, revision: é}}
+        layer_range: [8, 16]
+    parameters: {t: [{filter: mlp, value: .5}, {value: 1}]}
+  - sources: *s
+tokenizer: {source: union}
+dtype: bfloat16
+";

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use mergeforge::error::Kind;
 use mergeforge::kernel::consensus::Keep;
 use mergeforge::kernel::{Inputs, Job, Result as Shape, TILE, Target};
 use mergeforge::method::{self, Settings, Value};
 use mergeforge::recipe::{Measured, Pass, Recipe, Record};
 use safetensors::Dtype;
 
+use crate::llama;
 use crate::models::{self, Form, PLAIN, RUN, Random, Stored, Tensors, stored, tuned, values, weights};
 use crate::oracle::{self, Expected, Family, Model, Thinning};
 
@@ -501,4 +503,254 @@ fn a_model_merged_with_itself_comes_back_bit_for_bit() {
         models::run(folder.path(), &config, method, RUN).unwrap();
         assert_eq!(models::read(&folder.path().join(method)), case.base, "{method}");
     }
+}
+
+/// A tensor of 300 MB whose elements follow from their places, so that nobody has to hold three of them.
+mod large {
+    use super::*;
+
+    const SHAPE: [usize; 2] = [12_207, 12_288];
+    const ELEMENTS: usize = SHAPE[0] * SHAPE[1];
+    const WEIGHTS: [f64; 2] = [0.5, 1.0];
+    const DENSITY: f64 = 0.5;
+    /// Elements that the oracle looks at in one go.
+    const BLOCK: usize = 16 << 10;
+
+    /// The bits of element `i` of the base, or of a model tuned from it: moved by whole ulps, or not at all.
+    fn bits(model: Option<usize>, i: usize) -> u16 {
+        let mut random = Random(i as u64).next();
+        let base = 0x3c00 | (random & 0x81ff) as u16;
+        let Some(model) = model else { return base };
+        random >>= 16 * (model + 1);
+        // Over the base's four binades these are some ten magnitudes, so the median is shared by millions.
+        let ulps = [0, 0, 0, 1, 1, 1, 2, 8][random as usize % 8];
+        if random & 8 == 0 { base + ulps } else { base - ulps }
+    }
+
+    fn value(model: Option<usize>, i: usize) -> f32 {
+        half::bf16::from_bits(bits(model, i)).to_f32()
+    }
+
+    fn delta(model: usize, i: usize) -> f32 {
+        value(Some(model), i) - value(None, i)
+    }
+
+    /// What a model keeps: magnitudes above the threshold, and those equal to it before the cut.
+    struct Kept {
+        threshold: u16,
+        cut: usize,
+    }
+
+    /// The upper half of a magnitude's bits, which is all there is in differences of neighbouring bfloat16.
+    fn magnitude(model: usize, i: usize) -> u16 {
+        let bits = delta(model, i).abs().to_bits();
+        assert_eq!(bits & 0xffff, 0);
+        (bits >> 16) as u16
+    }
+
+    impl Kept {
+        fn of(model: usize) -> Self {
+            let mut all: Vec<u16> = (0..ELEMENTS).map(|i| magnitude(model, i)).collect();
+            let k = (DENSITY * ELEMENTS as f64) as usize;
+            let (_, threshold, above) = all.select_nth_unstable(ELEMENTS - k);
+            let threshold = *threshold;
+            let above = above.iter().filter(|magnitude| **magnitude > threshold).count();
+            let mut equal = (0..ELEMENTS).filter(|i| magnitude(model, *i) == threshold);
+            let last = equal.nth(k - above - 1).expect("the k-th has this magnitude");
+            assert!(threshold > 0 && equal.next().is_some(), "the cut goes through a class of equals");
+            Self { threshold, cut: last + 1 }
+        }
+
+        fn keeps(&self, model: usize, i: usize) -> bool {
+            let magnitude = magnitude(model, i);
+            magnitude > self.threshold || (magnitude == self.threshold && i < self.cut)
+        }
+    }
+
+    fn write(folder: &Path, model: Option<usize>) {
+        let bytes = (0..ELEMENTS).flat_map(|i| bits(model, i).to_le_bytes()).collect();
+        let tensor = Stored { dtype: Dtype::BF16, shape: SHAPE.to_vec(), bytes };
+        models::write(folder, &[("large".to_string(), tensor)].into(), PLAIN);
+    }
+
+    /// Compares one block with the oracle. A trimmed element is one that did not move, so the oracle need not trim.
+    fn check_block(merged: &Stored, first: usize, kept: &[Kept; 2]) {
+        let places = first..ELEMENTS.min(first + BLOCK);
+        let values = |model: usize| {
+            let value = |i| value(kept[model].keeps(model, i).then_some(model), i);
+            places.clone().map(value).collect()
+        };
+        let base: Vec<f32> = places.clone().map(|i| value(None, i)).collect();
+        let model = |m: usize| Model { values: values(m), weight: WEIGHTS[m], density: 1.0 };
+        let rule =
+            Family { thinning: Thinning::None, vote: true, normalize: true, rescale: false, lambda: 1.0 };
+        let expected = oracle::task_vectors(&base, &[model(0), model(1)], &rule, "large");
+        let bytes = merged.bytes[2 * first..2 * places.end].to_vec();
+        let part = Stored { dtype: Dtype::BF16, shape: vec![places.len()], bytes };
+        check(&format!("from {first}"), &part, &expected);
+    }
+
+    /// Where no model keeps its difference the base stays, bit for bit: a wrong mask shows wherever it is wrong.
+    fn check_unmoved(merged: &Stored, places: std::ops::Range<usize>, kept: &[Kept; 2]) {
+        for i in places {
+            let moved = (0..2).any(|model| kept[model].keeps(model, i));
+            let out = u16::from_le_bytes([merged.bytes[2 * i], merged.bytes[2 * i + 1]]);
+            assert!(moved || out == bits(None, i), "element {i} should be the base's");
+        }
+    }
+
+    #[test]
+    fn a_tensor_of_300_mb_is_merged_as_a_small_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let kept = std::thread::scope(|scope| {
+            let searches = [0, 1].map(|model| scope.spawn(move || Kept::of(model)));
+            write(&path("base"), None);
+            (0..2).for_each(|model| write(&path(&format!("m{model}")), Some(model)));
+            searches.map(|search| search.join().unwrap())
+        });
+        let model = |m: usize| {
+            format!(
+                "  - {{model: {}, parameters: {{weight: {}}}}}\n",
+                path(&format!("m{m}")).display(),
+                WEIGHTS[m]
+            )
+        };
+        let config = format!(
+            "merge_method: ties\nbase_model: {}\nparameters: {{density: {DENSITY}}}\nmodels:\n{}{}",
+            path("base").display(),
+            model(0),
+            model(1)
+        );
+        models::run(folder.path(), &config, "out", RUN).unwrap();
+        let merged = &models::read(&path("out"))["large"];
+        assert_eq!(merged.bytes.len(), 2 * ELEMENTS);
+        // Every 64th block, the last one, and those with a cut.
+        let cuts = kept.iter().map(|kept| kept.cut / BLOCK);
+        let blocks: Vec<usize> =
+            (0..ELEMENTS / BLOCK).step_by(64).chain(cuts).chain([ELEMENTS / BLOCK]).collect();
+        let (kept, blocks) = (&kept, &blocks);
+        std::thread::scope(|scope| {
+            for half in 0..2 {
+                scope.spawn(move || {
+                    check_unmoved(merged, half * ELEMENTS / 2..(half + 1) * ELEMENTS / 2, kept);
+                    let mine = blocks.iter().skip(half).step_by(2);
+                    mine.for_each(|block| check_block(merged, block * BLOCK, kept));
+                });
+            }
+        });
+    }
+}
+
+/// Writes models with these tensors, merges them (`base` is the base, if there is one), and reads what comes out.
+fn merged(
+    folder: &Path,
+    method: &str,
+    models: &[(&str, &Tensors, bool)],
+) -> mergeforge::error::Result<Tensors> {
+    let mut config = format!("merge_method: {method}\nparameters: {{weight: 0.5}}\nmodels:\n");
+    for (name, tensors, tied) in models {
+        models::write(&folder.join(name), tensors, Form { tied: *tied, ..PLAIN });
+        let path = folder.join(name).display().to_string();
+        config += &if *name == "base" { String::new() } else { format!("  - model: {path}\n") };
+    }
+    if models.iter().any(|(name, ..)| *name == "base") {
+        config += &format!("base_model: {}\n", folder.join("base").display());
+    }
+    models::run(folder, &config, "out", RUN)?;
+    Ok(models::read(&folder.join("out")))
+}
+
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+#[test]
+fn a_tied_head_is_merged_as_the_embedding_it_is() {
+    let embedding = |seed| stored(Dtype::BF16, &[30, 50], &weights(1500, seed));
+    let tied = |seed| Tensors::from([(EMBEDDING.into(), embedding(seed))]);
+    let untied = Tensors::from([(EMBEDDING.into(), embedding(1)), (HEAD.into(), embedding(2))]);
+    for models in [
+        [("base", &untied, false), ("a", &tied(3), true), ("b", &tied(4), true)],
+        [("base", &tied(3), true), ("a", &untied, false), ("b", &tied(4), true)],
+        [("base", &tied(3), true), ("a", &tied(4), true), ("b", &untied, false)],
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = merged(folder.path(), "task_arithmetic", &models).unwrap();
+        let head = |tensors: &Tensors| values(tensors.get(HEAD).unwrap_or(&tensors[EMBEDDING]));
+        let inputs = models.map(|(_, tensors, _)| head(tensors));
+        let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+        check(HEAD, &out[HEAD], &oracle::weighted_sum(&inputs, &[1.0, 0.5, 0.5], true));
+        let config = std::fs::read(folder.path().join("out/config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["tie_word_embeddings"], false, "the head is written, so it must be read");
+    }
+}
+
+#[test]
+fn a_tensor_that_some_models_lack_is_copied_where_that_is_clear() {
+    let common = |seed| ("w".to_string(), stored(Dtype::BF16, &[20], &weights(20, seed)));
+    let extra = |seed| ("extra".to_string(), stored(Dtype::BF16, &[30], &weights(30, seed)));
+    let with = |seed, own| Tensors::from([common(seed), extra(own)]);
+    let without = |seed| Tensors::from([common(seed)]);
+    let folder = || tempfile::tempdir().unwrap();
+    let merge = |folder: &Path, base: Tensors, a: Tensors, b: Tensors| {
+        merged(folder, "task_arithmetic", &[("base", &base, false), ("a", &a, false), ("b", &b, false)])
+    };
+    for (base, a, b, copied) in [
+        // Only the base has it; two that agree have it, the base among them or not.
+        (with(1, 7), without(2), without(3), 7),
+        (with(1, 7), with(2, 7), without(3), 7),
+        (without(1), with(2, 8), with(3, 8), 8),
+    ] {
+        let folder = folder();
+        let out = merge(folder.path(), base, a, b).unwrap();
+        assert_eq!(out["extra"], extra(copied).1);
+        let prepared = mergeforge::prepare(
+            &folder.path().join("out.yml"),
+            &mergeforge::plan::Choices { seed: 0, shard_bytes: 5_000_000_000 },
+        );
+        let notes = prepared.unwrap().plan.notes;
+        assert!(notes.len() == 1 && notes[0].starts_with("extra: copied from "), "{notes:?}");
+    }
+    // Two that differ, whether the base is one of them or not; and one that is not the base.
+    for (base, a, b, kind) in [
+        (with(1, 7), with(2, 8), without(3), Kind::Input),
+        (without(1), with(2, 7), with(3, 8), Kind::Input),
+        (without(1), with(2, 7), without(3), Kind::Config),
+    ] {
+        let folder = folder();
+        let error = merge(folder.path(), base, a, b).unwrap_err();
+        assert!(error.kind == kind && error.message.contains("tensor extra: "), "{error:?}");
+        assert!(!folder.path().join("out").exists() && !folder.path().join("out.partial").exists());
+    }
+}
+
+/// Merges an example and asks whether it speaks as well as the same merge by torch did: `examples/models/README.md`.
+fn speaks(example: &str, recorded: [f64; 4]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = std::fs::read_to_string(root.join("examples").join(format!("{example}.yml"))).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    models::run(folder.path(), &config, "out", RUN).unwrap();
+    let sets = ["general_valid.txt", "medical_valid.txt", "chat_valid.jsonl", "medqa_valid.jsonl"];
+    for (set, recorded) in sets.iter().zip(recorded) {
+        let found =
+            llama::perplexity(&folder.path().join("out"), &root.join("examples/models/texts").join(set));
+        println!("{example} on {set}: {found:.2}, recorded {recorded:.2}");
+        assert!((found / recorded - 1.0).abs() < 0.005, "{example} on {set}: {found:.3}, not {recorded}");
+    }
+}
+
+#[test]
+fn an_even_average_speaks_as_recorded() {
+    speaks("linear", [34.88, 31.84, 27.00, 26.01]);
+}
+
+#[test]
+fn an_average_of_3_to_7_speaks_as_recorded() {
+    speaks("linear_3_7", [36.01, 34.82, 19.99, 20.92]);
+}
+
+#[test]
+fn task_arithmetic_speaks_as_recorded() {
+    speaks("task_arithmetic", [43.50, 38.48, 18.65, 18.72]);
 }

@@ -1,0 +1,91 @@
+//! The program as a user runs it: a process of its own, with what it prints and how it ends.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The repository: examples name their models from here.
+pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The program, started in the repository. Nothing of the machine's own settings or caches reaches it.
+pub fn mergeforge() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mergeforge"));
+    command.current_dir(ROOT).env("HF_HUB_CACHE", "/nowhere");
+    for key in ["NO_COLOR", "COLUMNS", "HF_HOME"] {
+        command.env_remove(key);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// `None`: a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
+        let ended =
+            Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+        ended
+    }
+}
+
+impl Ended {
+    /// A run that has to succeed.
+    #[track_caller]
+    pub fn succeeded(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        self
+    }
+
+    /// A run that has to fail with this code, and to say all of this.
+    #[track_caller]
+    pub fn failed(self, code: i32, says: &[&str]) -> Self {
+        assert_eq!(self.code, Some(code), "{}", self.stderr);
+        assert!(self.stdout.is_empty(), "an error is no data: {}", self.stdout);
+        for part in says {
+            assert!(self.stderr.contains(part), "no `{part}` in\n{}", self.stderr);
+        }
+        self
+    }
+}
+
+/// Runs the program to its end.
+pub fn run<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ended {
+    mergeforge().args(arguments).output().expect("the program starts").into()
+}
+
+/// Writes a config into a folder.
+pub fn config(folder: &Path, text: &str) -> PathBuf {
+    let path = folder.join("config.yml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Merges by the text of a config, from and into a folder: the output is `folder/out`.
+pub fn merge(folder: &Path, text: &str, more: &[&str]) -> Ended {
+    let (config, out) = (config(folder, text), folder.join("out"));
+    mergeforge().arg("merge").args([&config, &out]).args(more).output().expect("the program starts").into()
+}
+
+/// Plans by the text of a config.
+pub fn plan(folder: &Path, text: &str, more: &[&str]) -> Ended {
+    mergeforge().arg("plan").arg(config(folder, text)).args(more).output().expect("the program starts").into()
+}
+
+/// That neither `folder/out` nor anything on the way to it is left.
+#[track_caller]
+pub fn assert_nothing_left(folder: &Path) {
+    let left: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("out"))
+        .collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}

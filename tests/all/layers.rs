@@ -1,0 +1,313 @@
+//! Who may use whom, and a few things that no file may do. The table is the architecture: a layer that reaches up or
+//! sideways fails here, by file and line, before anyone depends on it.
+//!
+//! The source is read as text without comments and strings; `crate::x` and `super::` paths are resolved from
+//! where a file lies. Unit tests at a file's end may use what they like.
+
+use std::path::{Path, PathBuf};
+
+/// A layer and the layers below it that it may use. `error` is open to all. `lib` are the items of the crate's
+/// root: what `lib.rs` makes of all layers together.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("main", ALL),
+    ("cli", ALL),
+    ("lib", ALL),
+    ("report", &["lib", "plan", "checkpoint", "backend", "stream", "config"]),
+    ("stream", &["plan", "recipe", "checkpoint", "backend", "kernel", "dtype"]),
+    ("plan", &["config", "method", "recipe", "checkpoint", "kernel", "dtype"]),
+    ("backend", &["kernel", "dtype"]),
+    ("method", &["recipe", "kernel"]),
+    ("recipe", &["kernel"]),
+    ("kernel", &["dtype"]),
+    ("checkpoint", &["dtype"]),
+    ("config", &["dtype"]),
+    ("dtype", &[]),
+    ("error", &[]),
+];
+
+const ALL: &[&str] = &[
+    "lib",
+    "cli",
+    "report",
+    "stream",
+    "plan",
+    "backend",
+    "method",
+    "recipe",
+    "kernel",
+    "checkpoint",
+    "config",
+    "dtype",
+];
+
+/// Words that only these layers may say; an empty list: nobody.
+const RESERVED: &[(&str, &[&str])] = &[
+    // Data and talk go out in one place.
+    ("println!", &["cli"]),
+    ("eprintln!", &["cli"]),
+    ("print!", &["cli"]),
+    ("eprint!", &["cli"]),
+    ("stdout()", &["cli"]),
+    ("stderr()", &["cli"]),
+    // One place knows YAML.
+    ("serde_saphyr", &["config"]),
+    // A fused operation rounds once where the contract rounds twice.
+    ("mul_add", &[]),
+    ("todo!", &[]),
+    ("unimplemented!", &[]),
+    ("dbg!", &[]),
+];
+
+pub const LINES_MAX: usize = 700;
+
+/// A source file: where it lies under `src/`, and its text.
+pub struct File {
+    pub path: String,
+    pub text: String,
+}
+
+impl File {
+    /// The layer is the first part of the path: `plan/wanted.rs` belongs to `plan`.
+    fn layer(&self) -> &str {
+        self.path.split(['/', '.']).next().expect("a path has a first part")
+    }
+
+    /// How many modules the file lies below the crate's root.
+    fn depth(&self) -> usize {
+        if self.path == "lib.rs" || self.path == "main.rs" { 0 } else { self.path.split('/').count() }
+    }
+
+    /// Without comments, the contents of strings, and the unit tests at the end.
+    fn code(&self) -> String {
+        let code = blank_out(&self.text);
+        let tests = code.find("#[cfg(test)]\nmod tests").unwrap_or(code.len());
+        code[..tests].to_string()
+    }
+
+    fn line(&self, at: usize) -> String {
+        format!("src/{}:{}", self.path, self.text[..at].matches('\n').count() + 1)
+    }
+}
+
+/// Comments and what stands between quotes become spaces, byte for byte, so that places stay.
+fn blank_out(text: &str) -> String {
+    let mut out = text.as_bytes().to_vec();
+    let mut at = 0;
+    while at < out.len() {
+        let rest = &text.as_bytes()[at..];
+        let len = if rest.starts_with(b"//") {
+            find(rest, b"\n", 2)
+        } else if rest.starts_with(b"/*") {
+            find(rest, b"*/", 2) + 2
+        } else if rest.starts_with(b"r\"") || rest.starts_with(b"r#") {
+            raw_string(rest)
+        } else if rest[0] == b'"' {
+            quoted(rest, b'"')
+        } else if rest.starts_with(b"'\\") || (rest[0] == b'\'' && char_ends(&text[at..])) {
+            quoted(rest, b'\'')
+        } else {
+            at += 1;
+            continue;
+        };
+        let end = out.len().min(at + len.max(1));
+        out[at..end].iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b' ');
+        at = end;
+    }
+    String::from_utf8(out).expect("whole characters were replaced")
+}
+
+fn find(text: &[u8], what: &[u8], from: usize) -> usize {
+    (from..text.len()).find(|at| text[*at..].starts_with(what)).unwrap_or(text.len())
+}
+
+/// `'x'` is a character, `'x` a lifetime.
+fn char_ends(text: &str) -> bool {
+    text.chars().nth(2) == Some('\'')
+}
+
+fn quoted(text: &[u8], quote: u8) -> usize {
+    let mut at = 1;
+    while at < text.len() && text[at] != quote {
+        at += if text[at] == b'\\' { 2 } else { 1 };
+    }
+    at + 1
+}
+
+/// `r"…"` or `r#"…"#`; a raw identifier (`r#type`) is left alone but for its `r`.
+fn raw_string(text: &[u8]) -> usize {
+    let hashes = text[1..].iter().take_while(|byte| **byte == b'#').count();
+    if text.get(1 + hashes) != Some(&b'"') {
+        return 1;
+    }
+    let end = [b"\"".as_slice(), &b"#".repeat(hashes)].concat();
+    find(text, &end, 2 + hashes) + end.len()
+}
+
+/// Where a word stands by itself, not as the end of a longer one.
+fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let part_of_name = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(word).map(|(at, _)| at).filter(move |at| !code[..*at].ends_with(part_of_name))
+}
+
+/// The names that follow a path's `::`: one, or the first of each branch of `{a::b, c}`.
+fn heads(after: &str) -> Vec<String> {
+    let name = |text: &str| {
+        text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+    };
+    let Some(inside) = after.trim_start().strip_prefix('{') else { return vec![name(after)] };
+    let (mut depth, mut start, mut found) = (0, 0, Vec::new());
+    for (at, c) in inside.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                found.push(name(&inside[start..at]));
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    found.retain(|name| !name.is_empty());
+    found
+}
+
+/// What a file uses from the crate's root: layers or root items, and where.
+fn uses(file: &File) -> Vec<(usize, String)> {
+    let code = file.code();
+    let mut found = Vec::new();
+    for at in words(&code, "crate::") {
+        found.extend(heads(&code[at + "crate::".len()..]).into_iter().map(|head| (at, head)));
+    }
+    for at in words(&code, "super::").filter(|at| !code[..*at].ends_with("super::")) {
+        let path = &code[at..];
+        let rest = path.trim_start_matches("super::");
+        let levels = (path.len() - rest.len()) / "super::".len();
+        // As many levels as the file is deep lead to the root; fewer stay inside the layer.
+        if levels == file.depth() {
+            found.extend(heads(rest).into_iter().map(|head| (at, head)));
+        }
+    }
+    found
+}
+
+/// What a file does that its layer may not.
+fn violations(file: &File) -> Vec<String> {
+    let layer = file.layer();
+    let Some((_, below)) = LAYERS.iter().find(|(name, _)| *name == layer) else {
+        return vec![format!("src/{}: the layer {layer} is not in the table", file.path)];
+    };
+    let known = |head: &str| LAYERS.iter().any(|(name, _)| *name == head);
+    let mut found = Vec::new();
+    for (at, head) in uses(file) {
+        let used = if known(&head) { head.as_str() } else { "lib" };
+        if used != layer && used != "error" && !below.contains(&used) {
+            found.push(format!("{}: {layer} uses {head}", file.line(at)));
+        }
+    }
+    let code = file.code();
+    for (word, allowed) in RESERVED {
+        if !allowed.contains(&layer) {
+            found.extend(words(&code, word).map(|at| format!("{}: {layer} says {word}", file.line(at))));
+        }
+    }
+    found
+}
+
+pub fn sources() -> Vec<File> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    rust_files(&root, &mut paths);
+    assert!(paths.len() > 20, "the sources are somewhere else");
+    let file = |path: PathBuf| File {
+        path: path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/"),
+        text: std::fs::read_to_string(&path).unwrap(),
+    };
+    paths.into_iter().map(file).collect()
+}
+
+fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+#[test]
+fn no_layer_reaches_beyond_those_below_it() {
+    let sources = sources();
+    // A checker that no longer sees the paths would pass everything.
+    let seen: usize = sources.iter().map(|file| uses(file).len()).sum();
+    assert!(seen > 50, "only {seen} paths seen");
+    let found: Vec<String> = sources.iter().flat_map(violations).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Everything in the table is used: a row for what is no more would allow what nobody checked.
+#[test]
+fn the_table_names_layers_that_exist() {
+    let sources = sources();
+    for (layer, below) in LAYERS {
+        assert!(sources.iter().any(|file| file.layer() == *layer), "there is no layer {layer}");
+        for used in *below {
+            assert!(LAYERS.iter().any(|(name, _)| name == used), "{layer} uses {used}, which has no row");
+        }
+    }
+}
+
+/// What the checker says of a file with this text.
+fn told(path: &str, text: &str) -> Vec<String> {
+    violations(&File { path: path.into(), text: text.into() })
+}
+
+#[test]
+fn planted_violations_are_found() {
+    let cases = [
+        ("kernel/gram.rs", "use crate::method::Method;", "src/kernel/gram.rs:1: kernel uses method"),
+        ("kernel.rs", "\nuse super::stream;", "src/kernel.rs:2: kernel uses stream"),
+        ("plan/wanted.rs", "use super::super::stream::Budget;", "src/plan/wanted.rs:1: plan uses stream"),
+        ("backend/cpu.rs", "fn f(p: &crate::plan::Plan) {}", "src/backend/cpu.rs:1: backend uses plan"),
+        (
+            "dtype.rs",
+            "use crate::{error::Error, kernel::{TILE, tiles}};",
+            "src/dtype.rs:1: dtype uses kernel",
+        ),
+        ("recipe.rs", "use crate::{\n    kernel::Job, plan,\n};", "src/recipe.rs:1: recipe uses plan"),
+        ("stream.rs", "use crate::Prepared;", "src/stream.rs:1: stream uses Prepared"),
+        ("plan.rs", "let quote = '\"'; println!(\"{quote}\");", "src/plan.rs:1: plan says println!"),
+        ("report.rs", "writeln!(std::io::stderr(), \"x\");", "src/report.rs:1: report says stderr()"),
+        ("plan.rs", "serde_saphyr::from_str(x)", "src/plan.rs:1: plan says serde_saphyr"),
+        ("kernel.rs", "a.mul_add(b, c)", "src/kernel.rs:1: kernel says mul_add"),
+        ("cli.rs", "todo!()", "src/cli.rs:1: cli says todo!"),
+        ("extra.rs", "", "src/extra.rs: the layer extra is not in the table"),
+    ];
+    for (path, text, expected) in cases {
+        assert_eq!(told(path, text), [expected], "{path}: {text}");
+    }
+}
+
+#[test]
+fn what_is_allowed_is_not_told() {
+    let cases = [
+        ("kernel/gram.rs", "use crate::dtype::Float;\nuse super::{Inputs, TILE};\nuse crate::error::Result;"),
+        ("plan/wanted.rs", "use super::{At, names};\nuse crate::config::{Inputs, Slice};"),
+        ("config/walk.rs", "use serde_saphyr::Options;"),
+        ("cli/show.rs", "eprintln!(\"x\"); let _ = std::io::stdout();"),
+        ("kernel.rs", "/// See [`crate::plan::Plan`].\n// println!\n/* dbg!(x) */ let x = \"todo!\";"),
+        (
+            "kernel.rs",
+            "let x = r#\"a \"crate::plan\" b\"#; let y: &'static str = \"\\\"mul_add\"; let z = '\\'';",
+        ),
+        ("kernel.rs", "fn f() {}\n\n#[cfg(test)]\nmod tests {\n    use crate::plan::Plan;\n    dbg!(1);\n}"),
+        ("error.rs", "pub fn eprintln_less() { mycrate::plan(); }"),
+    ];
+    for (path, text) in cases {
+        assert_eq!(told(path, text), [""; 0], "{path}: {text}");
+    }
+}

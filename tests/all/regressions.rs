@@ -1,0 +1,100 @@
+//! What went wrong once, and must not again.
+
+use std::path::Path;
+
+use safetensors::Dtype;
+
+use crate::command::{self, Ended, merge, mergeforge, plan, run};
+use crate::layers::{File, LINES_MAX, sources};
+use crate::models::{self, PLAIN, RUN, Tensors, stored, weights};
+
+fn models_of(folder: &Path, name: &str, elements: usize) -> String {
+    let tensors = |seed| {
+        Tensors::from([(name.to_string(), stored(Dtype::BF16, &[elements], &weights(elements, seed)))])
+    };
+    models::write(&folder.join("a"), &tensors(1), PLAIN);
+    models::write(&folder.join("b"), &tensors(2), PLAIN);
+    let (a, b) = (folder.join("a").display().to_string(), folder.join("b").display().to_string());
+    format!("merge_method: linear\nparameters: {{weight: 0.5}}\nmodels: [{{model: {a}}}, {{model: {b}}}]\n")
+}
+
+/// Exit code 3 is for checkpoints.
+#[test]
+fn a_config_that_cannot_be_read_is_an_error_of_the_command() {
+    run(["plan", "no/such.yml"]).failed(2, &["cannot read no/such.yml: No such file"]);
+    run(["plan", "examples"]).failed(2, &["cannot read examples: Is a directory"]);
+}
+
+/// `eprintln!` panics where nobody listens, as in `mergeforge merge … 2>&1 | head -1`.
+#[test]
+fn talk_that_nobody_hears_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = command::config(folder.path(), &models_of(folder.path(), "t", 10));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = mergeforge();
+    command.arg("merge").args([config, folder.path().join("out")]).stderr(writer);
+    Ended::from(command.output().unwrap()).succeeded();
+    assert!(folder.path().join("out").is_dir());
+}
+
+/// Names come from headers, which anybody may have written.
+#[test]
+fn names_of_tensors_cannot_steer_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = models_of(folder.path(), "\x1b[2Jt\u{7}", 10);
+    let told = plan(folder.path(), &config, &["-v"]).succeeded();
+    assert!(!told.stdout.contains(['\x1b', '\x07']), "{:?}", told.stdout);
+    models::write(
+        &folder.path().join("b"),
+        &Tensors::from([("\x1b[2Jt\u{7}".into(), stored(Dtype::BF16, &[1], &[1.0]))]),
+        PLAIN,
+    );
+    let told = merge(folder.path(), &config, &[]).failed(2, &["it is [10] in "]);
+    assert!(!told.stderr.contains(['\x1b', '\x07']), "{:?}", told.stderr);
+}
+
+/// The Hub refuses a model card that links to `name@revision`.
+#[test]
+fn a_model_card_links_to_repositories_without_their_revisions() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = models_of(folder.path(), "t", 10)
+        .replace(&folder.path().join("a").display().to_string(), "some/model@main");
+    let cached = folder.path().join("hub/models--some--model");
+    std::fs::create_dir_all(cached.join("refs")).unwrap();
+    std::fs::write(cached.join("refs/main"), "0123abcd").unwrap();
+    std::fs::create_dir_all(cached.join("snapshots")).unwrap();
+    std::fs::rename(folder.path().join("a"), cached.join("snapshots/0123abcd")).unwrap();
+    let (config, out) = (command::config(folder.path(), &config), folder.path().join("out"));
+    let mut command = mergeforge();
+    command.env("HF_HUB_CACHE", folder.path().join("hub")).arg("merge").args([&config, &out]);
+    Ended::from(command.output().unwrap()).succeeded();
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    let header = card.split("---").nth(1).unwrap();
+    assert!(header.contains("- \"some/model\"\n"), "{header}");
+}
+
+/// A chunk that is no power of two of tiles is no subtree of a digest.
+#[test]
+fn a_chunk_of_any_length_is_taken_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = models_of(folder.path(), "t", 20_000);
+    for chunk_tiles in [3, 5] {
+        let out = format!("out{chunk_tiles}");
+        let mut run = RUN;
+        run.budget.chunk_tiles = chunk_tiles;
+        let report = models::run(folder.path(), &config, &out, run).unwrap();
+        let written = &models::read(&folder.path().join(&out))["t"];
+        assert_eq!(report.merged[0].digest, blake3::hash(&written.bytes), "chunks of {chunk_tiles} tiles");
+    }
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    let long = |file: &File| {
+        let lines = file.text.lines().count();
+        (lines > LINES_MAX).then(|| format!("src/{}: {lines} lines", file.path))
+    };
+    let found: Vec<String> = sources().iter().filter_map(long).collect();
+    assert!(found.is_empty(), "at most {LINES_MAX} lines: {}", found.join("\n"));
+}

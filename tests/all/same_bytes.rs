@@ -1,0 +1,271 @@
+//! The same config, seed and inputs give the same bytes, however the work is cut and spread.
+//!
+//! Every method merges made checkpoints under many budgets: threads, chunk sizes and memory decide who computes
+//! what when, and none of it may show in a byte. Shard sizes decide where a tensor lies, never what it holds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use mergeforge::method::METHODS;
+use mergeforge::plan::Choices;
+use mergeforge::stream::Budget;
+use mergeforge::{Options, Prepared, merge, prepare};
+use proptest::prelude::*;
+use proptest::sample::select;
+use safetensors::Dtype;
+use tempfile::TempDir;
+
+use crate::models::{self, Form, Quiet, Random, Stored, Tensors, stored, tuned, weights};
+
+const THREADS: [usize; 3] = [1, 2, 8];
+const CHUNK_TILES: [u64; 5] = [1, 2, 16, 128, 1 << 20];
+/// A shard per tensor but for the tiniest, and one for all.
+const SHARD_BYTES: [u64; 2] = [6000, 5_000_000_000];
+
+/// How much memory a merge gets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Memory {
+    /// The least that the plan accepts: chunks of one tile, nothing held between sweeps.
+    Least,
+    /// The least that lets so many threads work, for budgets that are short where many threads compete.
+    LeastFor(usize),
+    Bytes(u64),
+}
+
+const MEMORY: [Memory; 3] = [Memory::Least, Memory::Bytes(8 << 20), Memory::Bytes(256 << 20)];
+
+/// One way to cut and spread the work.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    threads: usize,
+    chunk_tiles: u64,
+    memory: Memory,
+    shard_bytes: u64,
+}
+
+/// What all others are compared with: nothing happens at the same time, in pieces of the usual size.
+const REFERENCE: Cut = Cut {
+    threads: 1,
+    chunk_tiles: Budget::CHUNK_TILES,
+    memory: Memory::Bytes(256 << 20),
+    shard_bytes: SHARD_BYTES[1],
+};
+
+impl Cut {
+    fn budget(&self, prepared: &Prepared) -> Budget {
+        let with = |host_bytes| Budget { threads: self.threads, host_bytes, chunk_tiles: self.chunk_tiles };
+        match self.memory {
+            Memory::Bytes(bytes) => with(bytes),
+            Memory::Least => with(least_bytes(prepared, 1)),
+            Memory::LeastFor(threads) => with(least_bytes(prepared, threads)),
+        }
+    }
+}
+
+/// The least memory that gives a merge so many threads, found by asking.
+fn least_bytes(prepared: &Prepared, threads: usize) -> u64 {
+    let enough = |host_bytes: u64| {
+        let limits = Budget { threads, host_bytes, chunk_tiles: 1 }.limits(&prepared.plan);
+        limits.is_ok_and(|limits| limits.threads == threads)
+    };
+    let (mut low, mut high) = (0, 1 << 30);
+    while low + 1 < high {
+        let middle = u64::midpoint(low, high);
+        if enough(middle) { high = middle } else { low = middle }
+    }
+    high
+}
+
+/// Shapes on both sides of every border: tiles, groups of eight, chunks; the large one is sampled and counted.
+const SHAPES: [(&str, &[usize]); 10] = [
+    ("model.embed_tokens.weight", &[41, 61]),
+    ("model.layers.0.a.weight", &[163, 139]),
+    ("model.layers.0.b.bias", &[1]),
+    ("model.layers.0.c.weight", &[]),
+    ("model.layers.0.d.weight", &[0, 5]),
+    ("model.layers.1.a.weight", &[32, 32]),
+    ("model.layers.1.b.bias", &[1025]),
+    ("model.layers.1.c.weight", &[7]),
+    ("model.layers.1.d.weight", &[3, 1024]),
+    ("model.norm.weight", &[96]),
+];
+
+const FLOATS: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
+
+/// Checkpoints of mixed types, every one sharded and ordered in its own way.
+fn checkpoints(folder: &Path, seed: u64) {
+    let mut random = Random(seed);
+    let base: Vec<Vec<f32>> =
+        (0..).zip(SHAPES).map(|(i, (_, shape))| weights(shape.iter().product(), seed ^ (i << 32))).collect();
+    for model in 0..4 {
+        let mut tensors = Tensors::new();
+        for ((name, shape), base) in SHAPES.iter().zip(&base) {
+            let values = if model == 0 { base.clone() } else { tuned(base, random.next()) };
+            // Most tensors have one type, so that groups form; the others break them.
+            let dtype = if random.next() % 4 == 0 { FLOATS[random.next() as usize % 3] } else { Dtype::BF16 };
+            tensors.insert((*name).into(), stored(dtype, shape, &values));
+        }
+        // Integers are copied: three tiles of bytes and a half.
+        let bytes = (0..3584u32).map(|i| (i % 251) as u8).collect();
+        tensors.insert("rope.table".into(), Stored { dtype: Dtype::I64, shape: vec![448], bytes });
+        let form = Form { shards: 1 + model, reversed: (seed + model as u64) % 2 == 0, tied: false };
+        models::write(&folder.join(format!("m{model}")), &tensors, form);
+    }
+}
+
+/// A config for a method, with what it needs: the parameters that measure and draw are on.
+fn config(folder: &Path, method: &str) -> String {
+    let model = |i: usize| folder.join(format!("m{i}")).display().to_string();
+    let (base, models, parameters): (_, &[usize], _) = match method {
+        "passthrough" => (None, &[1], "scale: [{filter: layers.0, value: 0.7}, {value: null}]"),
+        "slerp" => (Some(0), &[1, 0], "t: 0.3"),
+        "linear" => (None, &[1, 2, 3], "weight: 0.3"),
+        _ => (Some(0), &[1, 2, 3], "weight: [0.4, 0.9], density: 0.37, rescale: true"),
+    };
+    let mut config = format!("merge_method: {method}\nparameters: {{{parameters}}}\nmodels:\n");
+    models.iter().for_each(|i| config += &format!("  - model: {}\n", model(*i)));
+    base.iter().for_each(|i| config += &format!("base_model: {}\n", model(*i)));
+    config
+}
+
+/// A merge of one case, ready to be run in many ways.
+struct Case {
+    folder: TempDir,
+    /// By shard size.
+    prepared: BTreeMap<u64, Prepared>,
+}
+
+/// A folder's files by name.
+type Files = BTreeMap<String, Vec<u8>>;
+
+impl Case {
+    fn new(method: &str, seed: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        checkpoints(folder.path(), seed);
+        let file = folder.path().join("config.yml");
+        std::fs::write(&file, config(folder.path(), method)).unwrap();
+        let plan = |shard_bytes| (shard_bytes, prepare(&file, &Choices { seed, shard_bytes }).unwrap());
+        Self { prepared: SHARD_BYTES.map(plan).into(), folder }
+    }
+
+    /// Merges, checks what the manifest says of the tensors, and returns them with all files.
+    fn run(&self, cut: &Cut) -> (Tensors, Files) {
+        let prepared = &self.prepared[&cut.shard_bytes];
+        let out = self.folder.path().join("out");
+        let options = Options {
+            out: out.clone(),
+            budget: cut.budget(prepared),
+            copy_tokenizer: true,
+            model_card: true,
+        };
+        merge(prepared, &options, &Quiet).unwrap_or_else(|error| panic!("{cut:?}: {error}"));
+        let (tensors, mut files) = (models::read(&out), files_of(&out));
+        std::fs::remove_dir_all(&out).unwrap();
+        check_digests(&tensors, &files["mergeforge.json"]);
+        // These two tell of the machine and of the folder's name.
+        files.retain(|name, _| name != "mergeforge.json" && name != "README.md");
+        (tensors, files)
+    }
+}
+
+fn files_of(folder: &Path) -> Files {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let file = |path: PathBuf| {
+        (path.file_name().unwrap().to_str().unwrap().to_string(), std::fs::read(&path).unwrap())
+    };
+    entries.map(file).collect()
+}
+
+/// Chunks are hashed apart, so the digests depend on the cut if anything does.
+fn check_digests(tensors: &Tensors, manifest: &[u8]) {
+    let manifest: serde_json::Value = serde_json::from_slice(manifest).unwrap();
+    let told = manifest["tensors"].as_object().unwrap();
+    assert_eq!(told.len(), tensors.len());
+    for (name, tensor) in tensors {
+        let digest = blake3::hash(&tensor.bytes).to_hex();
+        assert_eq!(told[name]["blake3"], digest.as_str(), "{name}");
+    }
+}
+
+/// Runs all cuts of a case and compares each with the reference, and with the first of the same shard size.
+fn check(method: &str, seed: u64, cuts: &[Cut]) {
+    let case = Case::new(method, seed);
+    let (expected, _) = case.run(&REFERENCE);
+    assert_eq!(expected.len(), SHAPES.len() + 1);
+    let mut firsts: BTreeMap<u64, Files> = BTreeMap::new();
+    for cut in cuts {
+        let (tensors, files) = case.run(cut);
+        for (name, tensor) in &expected {
+            assert!(tensors[name] == *tensor, "{method}, seed {seed}, {cut:?}: {name} differs");
+        }
+        assert_eq!(tensors.len(), expected.len());
+        let first = firsts.entry(cut.shard_bytes).or_insert_with(|| files.clone());
+        assert!(files.keys().eq(first.keys()), "{method}, seed {seed}, {cut:?}: {:?}", files.keys());
+        for (name, bytes) in &files {
+            assert!(first[name] == *bytes, "{method}, seed {seed}, {cut:?}: {name} differs");
+        }
+    }
+}
+
+/// Every combination of what a user can choose.
+fn grid() -> Vec<Cut> {
+    let mut cuts = Vec::new();
+    for shard_bytes in SHARD_BYTES {
+        for memory in MEMORY {
+            for chunk_tiles in CHUNK_TILES {
+                cuts.extend(THREADS.map(|threads| Cut { threads, chunk_tiles, memory, shard_bytes }));
+            }
+        }
+    }
+    cuts
+}
+
+#[test]
+fn every_cut_of_one_case_gives_the_same_bytes() {
+    for method in METHODS {
+        check(method.name, 20, &grid());
+    }
+}
+
+fn cut() -> impl Strategy<Value = Cut> {
+    let memory = prop_oneof![select(MEMORY.to_vec()), select(THREADS.to_vec()).prop_map(Memory::LeastFor)];
+    (select(THREADS.to_vec()), select(CHUNK_TILES.to_vec()), memory, select(SHARD_BYTES.to_vec())).prop_map(
+        |(threads, chunk_tiles, memory, shard_bytes)| Cut { threads, chunk_tiles, memory, shard_bytes },
+    )
+}
+
+proptest! {
+    // A failing case prints its seed and cuts, which is all it takes to run it again.
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn any_cut_of_any_case_gives_the_same_bytes(
+        method in select(METHODS.iter().map(|method| method.name).collect::<Vec<_>>()),
+        seed in any::<u64>(),
+        cuts in prop::collection::vec(cut(), 4),
+    ) {
+        check(method, seed, &cuts);
+    }
+}
+
+/// Three models in opposite orders and different shards: whoever waits for a window of one while holding
+/// a window of another would wait for ever.
+#[test]
+fn opposite_orders_under_the_least_memory_do_not_deadlock() {
+    let (done, finished) = mpsc::channel();
+    let work = move || {
+        for (seed, method) in (0..).zip(["linear", "ties", "dare_ties"]) {
+            let threads = THREADS.map(|threads| Cut {
+                threads,
+                chunk_tiles: Budget::CHUNK_TILES,
+                memory: Memory::LeastFor(threads),
+                shard_bytes: SHARD_BYTES[0],
+            });
+            check(method, seed, &threads);
+        }
+        done.send(()).unwrap();
+    };
+    std::thread::spawn(work);
+    finished.recv_timeout(Duration::from_secs(60)).expect("the merges end, and well");
+}

@@ -60,7 +60,7 @@ struct MergeArgs {
     /// Copy the tokenizer files of the base model (or of the first one)
     #[arg(long, overrides_with = "no_copy_tokenizer")]
     copy_tokenizer: bool,
-    /// Leave the tokenizer files out
+    /// Leave out the tokenizer files, and what else goes beside the weights: generation config, templates, code
     #[arg(long)]
     no_copy_tokenizer: bool,
     /// Leave the model card README.md out
@@ -149,6 +149,20 @@ struct MergekitArgs {
     clone_tensors: bool,
     #[arg(long, hide = true)]
     write_model_card: bool,
+    #[arg(long, hide = true)]
+    gpu_rich: bool,
+    #[arg(long, hide = true)]
+    async_write: bool,
+    #[arg(long, hide = true, value_name = "N")]
+    write_threads: Option<usize>,
+    #[arg(long, hide = true)]
+    no_safe_serialization: bool,
+    #[arg(long, hide = true, value_name = "DIR")]
+    transformers_cache: Option<PathBuf>,
+    #[arg(long, hide = true, value_name = "DIR")]
+    lora_merge_cache: Option<PathBuf>,
+    #[arg(short, long, hide = true, action = clap::ArgAction::Count)]
+    verbose: u8,
 }
 
 impl MergekitArgs {
@@ -164,9 +178,19 @@ impl MergekitArgs {
             ),
             (self.trust_remote_code, "--trust-remote-code: not needed, no code of a model is run"),
             (
-                self.read_to_gpu || self.multi_gpu,
-                "--read-to-gpu, --multi-gpu: this version merges on the CPU",
+                self.read_to_gpu || self.multi_gpu || self.gpu_rich,
+                "--read-to-gpu, --multi-gpu, --gpu-rich: this version merges on the CPU",
             ),
+            (
+                self.async_write || self.write_threads.is_some(),
+                "--async-write, --write-threads: not needed, every worker writes while others read",
+            ),
+            (self.no_safe_serialization, "--no-safe-serialization: the output is always safetensors"),
+            (
+                self.transformers_cache.is_some(),
+                "--transformers-cache: set HF_HUB_CACHE instead; models are looked up there",
+            ),
+            (self.lora_merge_cache.is_some(), "--lora-merge-cache: LoRA adapters are not supported yet"),
         ]
         .into_iter()
         .filter_map(|(given, note)| given.then_some(note))
@@ -191,7 +215,7 @@ pub fn main() -> ExitCode {
 
 fn run_merge(args: &MergeArgs) -> Result<()> {
     if !["auto", "cpu"].contains(&args.device.as_str()) {
-        return Err(Error::config(format!("--device {}: there is no such device", args.device))
+        return Err(Error::config(format!("--device {}: this version has no such device", args.device))
             .hint("this version merges on the CPU: use --device cpu, or auto"));
     }
     let progress = Progress::new(args.quiet)?;

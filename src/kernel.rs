@@ -115,8 +115,8 @@ impl Job {
         }
     }
 
-    #[inline(always)]
     /// Runs the CPU twin on tile number `tile` of the tensor; `inputs` are its decoded elements.
+    #[inline(always)]
     pub fn run_tile(&self, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
         match (self, target) {
             (Self::WeightedSum(job), Target::Values(out)) => weighted_sum::tile(job, inputs, out),

@@ -68,7 +68,7 @@ pub struct Paper {
 pub enum Base {
     /// The method works on differences to it.
     Required,
-    /// The method treats all models alike; the key only names the donor of config and tokenizer.
+    /// The method treats all models alike: the base is one of them, listed or not, and gives config and tokenizer.
     Ignored,
 }
 

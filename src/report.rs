@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::backend::{Backend, OddValues};
 use crate::checkpoint::{Content, ModelCard, Sidecar, Source, companion_files, config_json, model_card};
 use crate::error::Result;
+use crate::method::Scope;
 use crate::stream::Merged;
 use crate::{Options, Prepared};
 
@@ -92,12 +93,23 @@ fn card(prepared: &Prepared, title: &str) -> String {
     // The Hub knows repositories, not their revisions.
     let repository = |source: &Source| source.name.split('@').next().unwrap_or_default().to_string();
     let hub_models: Vec<String> = prepared.sources.iter().filter(on_hub).map(repository).collect();
+    // Where parameters are for all models but the base, the base is what the others are compared with.
+    let compared = plan.method.parameters.iter().any(|parameter| parameter.scope == Scope::NonBase);
+    let is_base = |i: usize| compared && plan.base == Some(i);
+    let merged: Vec<String> = plan
+        .models
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| !is_base(*i))
+        .map(|(_, model)| model.clone())
+        .collect();
     model_card(&ModelCard {
         title,
         method: plan.method.name,
         paper: plan.method.paper.map(|paper| paper.url),
         base: plan.base.map(|base| plan.models[base].as_str()),
-        models: &plan.models,
+        models: &merged,
+        seed: plan.seed,
         hub_models: &hub_models,
         yaml: &config.source,
     })

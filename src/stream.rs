@@ -1,7 +1,7 @@
 //! The scheduler: every tensor in chunks through read → compute → write, all workers busy.
 //!
 //! Consecutive tensors of the plan form groups: many small ones, or one large one. A group's recipes go pass
-//! by pass; a pass is cut into units of at most a chunk of tiles, and workers take units, the oldest group's
+//! by pass; a pass is cut into units of at most a chunk of tiles, and workers take units, those of open groups
 //! first. A worker with nothing to do opens the next group of the plan. An open group holds only small
 //! numbers while it waits (buffers belong to lanes, held inputs to the device), so groups never wait for
 //! each other's memory and nothing can deadlock, whatever the order of tensors in the files.
@@ -15,8 +15,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::backend::{Backend, Lane, Launch, Output, SpanResult};
 use crate::checkpoint::{Sink, Source};
 use crate::error::{Error, Result};
-use crate::kernel::TILE;
+use crate::kernel::{TILE, VOTERS_MAX, magnitudes};
 use crate::plan::Plan;
+use crate::recipe::RECORDS_MAX;
 use group::{Group, Place, Task, Unit};
 
 pub use group::Merged;
@@ -54,8 +55,9 @@ impl Budget {
     pub fn limits(&self, plan: &Plan) -> Result<Limits> {
         let (inputs, element_bytes) = plan.widest();
         // Beside chunks of inputs and output: a few tiles of f32 per input, the keys that a search looks through, and
-        // the counters of an open group.
-        let fixed_bytes = (inputs as u64 + 2) * (64 << 10) + (1 << 20);
+        // the counters of the group that the lane works on, once as they come in and once as they are looked at.
+        let counter_bytes = 2 * RECORDS_MAX * 4 * magnitudes::WORDS as u64 * inputs.min(VOTERS_MAX) as u64;
+        let fixed_bytes = (inputs as u64 + 2) * (64 << 10) + (1 << 20) + counter_bytes;
         let lane_bytes = |chunk_tiles: u64| chunk_tiles * (TILE * element_bytes) as u64 + fixed_bytes;
         // A chunk beyond the largest tensor would only cost memory.
         let mut chunk_tiles = self.chunk_tiles.clamp(1, plan.largest_tiles()).next_power_of_two();
@@ -264,7 +266,7 @@ impl Stream<'_> {
             }
             queue.open -= 1;
         }
-        // Older groups go first: what they hold is the sooner free again.
+        // What is under way goes first: what it holds is the sooner free again.
         for task in units.into_iter().rev() {
             queue.ready.push_front(Unit { group: Arc::clone(group), task });
         }

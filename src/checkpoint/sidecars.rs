@@ -152,6 +152,8 @@ pub struct ModelCard<'a> {
     pub base: Option<&'a str>,
     /// The merged models as the user wrote them.
     pub models: &'a [String],
+    /// The seed of random masks.
+    pub seed: u64,
     /// Those of all the models that are `org/name` on the Hub; the Hub links to them.
     pub hub_models: &'a [String],
     /// The config, as written.
@@ -169,7 +171,7 @@ pub fn model_card(card: &ModelCard<'_>) -> String {
     let models: Vec<String> = card.models.iter().map(|model| format!("- {}", code(model))).collect();
     let models = models.join("\n");
     let fence = "`".repeat(longest_run_of_backticks(card.yaml).max(2) + 1);
-    let yaml = card.yaml.trim_end();
+    let (seed, yaml) = (card.seed, card.yaml.trim_end());
     format!(
         "{}\
 # {title}
@@ -187,7 +189,8 @@ Method: {method}
 
 ## Config
 
-Running mergeforge on this config and the same inputs gives the same weights, byte for byte.
+Running mergeforge on this config with `--random-seed {seed}` and the same inputs gives the same weights,
+byte for byte.
 
 {fence}yaml
 {yaml}
@@ -326,6 +329,7 @@ mod tests {
     fn a_card_tells_what_was_merged() {
         let models = ["org/a".to_owned(), "./local".to_owned()];
         let card = model_card(&ModelCard {
+            seed: 7,
             title: "my\nmerge",
             method: "ties",
             paper: Some("https://arxiv.org/abs/2306.01708"),
@@ -336,6 +340,7 @@ mod tests {
         });
         assert!(card.starts_with("---\nbase_model:\n- \"org/a\"\nlibrary_name: transformers\n"));
         assert!(card.contains("# my merge\n"));
+        assert!(card.contains("`--random-seed 7`"));
         assert!(card.contains("Method: `ties` ([paper](https://arxiv.org/abs/2306.01708))\n"));
         assert!(card.contains("Base model: `org/base`\n\nMerged models:\n\n- `org/a`\n- `./local`\n"));
         assert!(card.ends_with("`````yaml\na: |\n  ````\n`````\n"));

@@ -296,14 +296,18 @@ fn explain(method: &Method) {
     }
     out!(
         "base_model  {}",
-        if method.base == Base::Required { "required" } else { "not used but for config and tokenizer" }
+        if method.base == Base::Required {
+            "required"
+        } else {
+            "optional: one more model, which gives config and tokenizer"
+        }
     );
     out!("models      {}", models(method));
     if !method.parameters.is_empty() {
         out!("\nparameters");
     }
     for parameter in method.parameters {
-        out!("  {:10} {:22} {}", parameter.name, describe(parameter), parameter.meaning);
+        out!("  {:10} {:30} {}", parameter.name, describe(parameter), parameter.meaning);
     }
 }
 
@@ -332,11 +336,17 @@ fn method_json(method: &Method) -> Json {
             Kind::NumberOrNull => "number or null",
             Kind::Flag => "flag",
         };
-        json!({ "name": p.name, "kind": kind, "per_model": p.scope != Scope::Shared, "required": p.default.is_none(),
+        let scope = match p.scope {
+            Scope::Input => "every model",
+            Scope::NonBase => "every model but the base",
+            Scope::Shared => "all models together",
+        };
+        json!({ "name": p.name, "kind": kind, "scope": scope, "per_model": p.scope != Scope::Shared, "required": p.default.is_none(),
                 "default": p.default.map_or(Json::Null, value_json), "meaning": p.meaning })
     };
     json!({ "name": method.name, "summary": method.summary, "formula": method.formula,
             "paper": method.paper.map(|paper| json!({ "title": paper.title, "url": paper.url })),
             "base_model_required": method.base == Base::Required,
+            "models_least": method.models.start(), "models_most": Some(method.models.end()).filter(|most| **most < usize::MAX),
             "parameters": method.parameters.iter().map(parameter).collect::<Vec<_>>() })
 }

@@ -92,8 +92,9 @@ impl<'a> Planner<'a> {
         };
         let with_base = if self.method.base == Base::Required { " (the base included)" } else { "" };
         let name = self.method.name;
-        self.problems
-            .add(self.config.error_at(at, format!("{name} merges {takes} models{with_base}, not {count}")));
+        let problem =
+            self.config.error_at(at, format!("{name} merges {takes} models{with_base}, not {count}"));
+        self.problems.add(problem.hint("a base_model that is not listed counts as one more"));
     }
 
     /// The tensors of whole models: all names, the donor's in its order first.

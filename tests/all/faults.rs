@@ -28,7 +28,7 @@ const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
 /// A merge that never ends fails its test after this.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A folder with the models `a` and `b`, and a config that merges them.
 struct Case {
@@ -248,7 +248,7 @@ fn a_file_that_may_not_be_read_is_named() {
         return eprintln!("not run: root may read everything");
     }
     let case = Case::new();
-    fs::set_permissions(case.file(SINGLE), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(case.file(SINGLE), fs::Permissions::from_mode(0o000)).unwrap();
     case.refused(3, &["cannot read", "b/model.safetensors", "ermission denied"]);
 }
 
@@ -356,7 +356,7 @@ fn a_file_that_changes_during_the_merge_is_an_error() {
     let changes: [fn(&Path); 4] = [
         // The same size at another time.
         |file| {
-            OpenOptions::new().write(true).open(file).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap()
+            OpenOptions::new().write(true).open(file).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         },
         |file| OpenOptions::new().append(true).open(file).unwrap().write_all(b"more").unwrap(),
         // Another file in its place, as an editor or a download would put it.
@@ -456,12 +456,11 @@ fn ends(mut command: Command) -> Ended {
     let pid = Pid::from_child(&child);
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || send.send(child.wait_with_output()));
-    match receive.recv_timeout(PATIENCE) {
-        Ok(output) => output.unwrap().into(),
-        Err(_) => {
-            let _ = kill_process(pid, Signal::KILL);
-            panic!("{command:?} did not end");
-        }
+    if let Ok(output) = receive.recv_timeout(PATIENCE) {
+        output.unwrap().into()
+    } else {
+        let _ = kill_process(pid, Signal::KILL);
+        panic!("{command:?} did not end");
     }
 }
 
@@ -474,7 +473,7 @@ fn a_yaml_bomb_ends_in_an_error() {
     });
     let deep =
         |open: &str, close: &str| format!("merge_method: {}{}", open.repeat(200_000), close.repeat(200_000));
-    let models = (0..200_000).map(|i| format!("  - model: m{i}\n")).collect::<String>();
+    let models = (0..200_000).map(|i| format!("  - model: m{i}")).collect::<Vec<_>>().join("\n");
     let bombs = [
         format!("{laughs}merge_method: linear\nmodels: *a29\n"),
         format!("{laughs}merge_method: *a29\n"),

@@ -104,13 +104,17 @@ fn checkpoints(folder: &Path, seed: u64) {
         for ((name, shape), base) in SHAPES.iter().zip(&base) {
             let values = if model == 0 { base.clone() } else { tuned(base, random.next()) };
             // Most tensors have one type, so that groups form; the others break them.
-            let dtype = if random.next() % 4 == 0 { FLOATS[random.next() as usize % 3] } else { Dtype::BF16 };
+            let dtype = if random.next().is_multiple_of(4) {
+                FLOATS[random.next() as usize % 3]
+            } else {
+                Dtype::BF16
+            };
             tensors.insert((*name).into(), stored(dtype, shape, &values));
         }
         // Integers are copied: three tiles of bytes and a half.
         let bytes = (0..3584u32).map(|i| (i % 251) as u8).collect();
         tensors.insert("rope.table".into(), Stored { dtype: Dtype::I64, shape: vec![448], bytes });
-        let form = Form { shards: 1 + model, reversed: (seed + model as u64) % 2 == 0, tied: false };
+        let form = Form { shards: 1 + model, reversed: (seed + model as u64).is_multiple_of(2), tied: false };
         models::write(&folder.join(format!("m{model}")), &tensors, form);
     }
 }
@@ -267,5 +271,5 @@ fn opposite_orders_under_the_least_memory_do_not_deadlock() {
         done.send(()).unwrap();
     };
     std::thread::spawn(work);
-    finished.recv_timeout(Duration::from_secs(60)).expect("the merges end, and well");
+    finished.recv_timeout(Duration::from_mins(1)).expect("the merges end, and well");
 }

@@ -123,10 +123,10 @@ fn a_method_is_explained() {
     parameters
       weight     (per model but base, required) the task vector's weight
       density    (per model but base, default 1) the share of the task vector's elements that is kept
-      normalize  (shared, default true) divide by the sum of the weights (of the agreeing models, with a vote)
-      rescale    (shared, default false) scale what is kept so that the task vector's L1 norm stays
-      lambda     (shared, default 1)    a factor for the merged task vector
-      int8_mask  (shared, default false) accepted for mergekit's sake; it never changed a result
+      normalize  (shared, default true)         divide by the sum of the weights (of the agreeing models, with a vote)
+      rescale    (shared, default false)        scale what is kept so that the task vector's L1 norm stays
+      lambda     (shared, default 1)            a factor for the merged task vector
+      int8_mask  (shared, default false)        accepted for mergekit's sake; it never changed a result
     ");
     run(["methods", "tied"])
         .failed(2, &["error: there is no merge method `tied`", "hint: did you mean `ties`?"]);
@@ -151,7 +151,7 @@ fn a_plan_is_printed() {
     tensors  39 merged, 0 copied
     read     3.6 MB, up to 18.1 MB over all sweeps
     write    1.2 MB in 1 file(s)
-    memory   at most 67.1 MB beside the program: 2 threads, up to 62.8 MB of inputs held between sweeps
+    memory   at most 67.1 MB beside the program: 2 threads, up to 53.9 MB of inputs held between sweeps
 
          1 × lm_head.weight  BF16 [1024, 96]
              examples/models/medical: weight 0.5 density 0.5; examples/models/chat: weight 0.5 density 0.5; examples/models/base: base; normalize true; rescale false; lambda 1; int8_mask false
@@ -468,6 +468,7 @@ fn what_is_wrong_with_a_config_is_told_with_the_way_out() {
     hint: pick the layers to merge with `slices:` and `layer_range`
     -- too many models
     error: DIR/config.yml:1:15: slerp merges exactly 2 models (the base included), not 3
+    hint: a base_model that is not listed counts as one more
     -- not YAML
     error: DIR/config.yml:2:7: not valid YAML: illegal placement of ':' indicator
     -- nothing
@@ -538,7 +539,7 @@ fn bad_flags_are_told() {
     }
     models
         .merge(LINEAR, &["--device", "foo"])
-        .failed(2, &["--device foo: there is no such device", "hint: "]);
+        .failed(2, &["--device foo: this version has no such device", "hint: "]);
     models
         .merge(LINEAR, &["--host-memory", "1kB"])
         .failed(2, &["--host-memory 1000 bytes", "needs at least", "hint: "]);

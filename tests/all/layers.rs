@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", ALL),
     ("cli", ALL),
     ("lib", ALL),
-    ("report", &["lib", "plan", "checkpoint", "backend", "stream", "config"]),
+    ("report", &["lib", "plan", "method", "checkpoint", "backend", "stream", "config"]),
     ("stream", &["plan", "recipe", "checkpoint", "backend", "kernel", "dtype"]),
     ("plan", &["config", "method", "recipe", "checkpoint", "kernel", "dtype"]),
     ("backend", &["kernel", "dtype"]),

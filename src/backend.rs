@@ -121,7 +121,8 @@ pub struct OddValues {
     pub nan: u64,
     /// Infinities in the inputs that were read.
     pub infinite: u64,
-    /// Finite results too large for the stored type, which became infinite.
+    /// Results that are infinite or NaN though no input of their tile was: they were too large for f32 or for the
+    /// stored type.
     pub overflowed: u64,
 }
 
@@ -139,6 +140,19 @@ impl OddValues {
         if values.iter().map(|v| magnitude_bits(*v)).max().unwrap_or(0) >= INFINITY_BITS {
             self.nan += values.iter().filter(|v| v.is_nan()).count() as u64;
             self.infinite += values.iter().filter(|v| v.is_infinite()).count() as u64;
+        }
+    }
+}
+
+impl OddValues {
+    /// Counts the results that are not finite, if the counts of inputs are those of `before`, the tile's beginning.
+    #[inline(always)]
+    pub fn count_overflow(&mut self, before: Self, results: &[f32]) {
+        let largest = results.iter().map(|v| crate::dtype::magnitude_bits(*v)).max().unwrap_or(0);
+        if largest >= crate::dtype::INFINITY_BITS
+            && (self.nan, self.infinite) == (before.nan, before.infinite)
+        {
+            self.overflowed += results.iter().filter(|v| !v.is_finite()).count() as u64;
         }
     }
 }

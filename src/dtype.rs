@@ -130,16 +130,18 @@ fn bf16_to_f32(half: u16) -> f32 {
 
 /// binary16 to binary32, branch-free so that it vectorises.
 ///
-/// Subnormals are exact because the scaling by 2^112 (a multiplication by a power of two) is exact.
+/// Subnormals are whole multiples of 2^-24, converted as integers: nothing here meets an f32 subnormal, which
+/// some devices flush.
 #[inline(always)]
 fn f16_to_f32(half: u16) -> f32 {
-    const TWO_POW_112: f32 = f32::from_bits((127 + 112) << 23);
+    const TWO_POW_MINUS_24: f32 = f32::from_bits((127 - 24) << 23);
     let sign = u32::from(half & 0x8000) << 16;
     let magnitude = u32::from(half & 0x7fff);
-    // Exponent and fraction moved into place are 2^112 too small; infinities and NaN need all exponent bits.
-    let scaled = (f32::from_bits(magnitude << 13) * TWO_POW_112).to_bits();
+    let subnormal = (magnitude as f32 * TWO_POW_MINUS_24).to_bits();
+    let normal = (magnitude << 13) + (112 << 23);
+    let finite = if magnitude < 0x400 { subnormal } else { normal };
     let special = 0x7f80_0000 | ((magnitude & 0x3ff) << 13);
-    f32::from_bits(sign | if magnitude >= 0x7c00 { special } else { scaled })
+    f32::from_bits(sign | if magnitude >= 0x7c00 { special } else { finite })
 }
 
 #[inline(always)]

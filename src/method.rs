@@ -205,10 +205,9 @@ impl Parameter {
 }
 
 /// A sum of weights as a divisor: one that is lost in rounding counts as 0, and dividing by 0 as by 1.
-fn divisor(weights: impl Iterator<Item = f32> + Clone) -> f64 {
-    let sum: f64 = weights.clone().map(f64::from).sum();
-    let magnitude: f64 = weights.map(|w| f64::from(w).abs()).sum();
-    if vanishes(sum, magnitude) { 1.0 } else { sum }
+fn divisor(weights: impl Iterator<Item = f64> + Clone) -> f64 {
+    let sum: f64 = weights.clone().sum();
+    if vanishes(sum, weights.map(f64::abs).sum()) { 1.0 } else { sum }
 }
 
 /// Whether a sum of terms whose magnitudes add up to `magnitude` is 0 but for rounding.

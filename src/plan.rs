@@ -242,6 +242,13 @@ impl Plan {
         self.tensors.iter().map(of).fold((1, 16), |(a, b), (c, d)| (a.max(c), b.max(d)))
     }
 
+    /// Whether any tensor is measured before it is combined.
+    pub fn measures(&self) -> bool {
+        self.tensors
+            .iter()
+            .any(|tensor| matches!(&tensor.action, Action::Merge(merge) if merge.sweeps.most > 1))
+    }
+
     /// The tiles of the largest tensor.
     pub fn largest_tiles(&self) -> u64 {
         self.tensors.iter().map(|tensor| tiles(tensor.elements)).max().unwrap_or(1).max(1)

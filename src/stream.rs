@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::kernel::{TILE, VOTERS_MAX, magnitudes};
 use crate::plan::Plan;
 use crate::recipe::RECORDS_MAX;
-use group::{Group, Place, Task, Unit};
+use group::{Group, Place, Task};
 
 pub use group::Merged;
 
@@ -56,26 +56,31 @@ impl Budget {
         let (inputs, element_bytes) = plan.widest();
         // Beside chunks of inputs and output: a few tiles of f32 per input, the keys that a search looks through, and
         // the counters of the group that the lane works on, once as they come in and once as they are looked at.
-        let counter_bytes = 2 * RECORDS_MAX * 4 * magnitudes::WORDS as u64 * inputs.min(VOTERS_MAX) as u64;
+        let counters = if plan.measures() { inputs.min(VOTERS_MAX) as u64 } else { 0 };
+        let counter_bytes = 2 * RECORDS_MAX * 4 * magnitudes::WORDS as u64 * counters;
         let fixed_bytes = (inputs as u64 + 2) * (64 << 10) + (1 << 20) + counter_bytes;
         let lane_bytes = |chunk_tiles: u64| chunk_tiles * (TILE * element_bytes) as u64 + fixed_bytes;
         // A chunk beyond the largest tensor would only cost memory.
         let mut chunk_tiles = self.chunk_tiles.clamp(1, plan.largest_tiles()).next_power_of_two();
-        let mut threads = self.threads;
-        while threads as u64 * lane_bytes(chunk_tiles) > self.host_bytes {
-            match (chunk_tiles, threads) {
-                (1, 1) => return Err(too_little_memory(self.host_bytes, lane_bytes(1))),
-                (1, _) => threads -= 1,
-                _ => chunk_tiles /= 2,
+        // Many threads with tiny chunks would do more calls than work.
+        let comfortable = lane_bytes(chunk_tiles.min(CHUNK_TILES_COMFORTABLE));
+        let threads = (self.host_bytes / comfortable).clamp(1, THREADS_MAX).min(self.threads.max(1) as u64);
+        while threads * lane_bytes(chunk_tiles) > self.host_bytes {
+            if chunk_tiles == 1 {
+                return Err(too_little_memory(self.host_bytes, lane_bytes(1)));
             }
+            chunk_tiles /= 2;
         }
-        Ok(Limits {
-            threads,
-            chunk_tiles,
-            hold_bytes: self.host_bytes - threads as u64 * lane_bytes(chunk_tiles),
-        })
+        let hold_bytes = self.host_bytes - threads * lane_bytes(chunk_tiles);
+        Ok(Limits { threads: threads as usize, chunk_tiles, hold_bytes })
     }
 }
+
+/// Where memory is short, threads are given up before chunks get smaller than this.
+const CHUNK_TILES_COMFORTABLE: u64 = 16;
+
+/// More threads than this only wait for each other.
+const THREADS_MAX: u64 = 256;
 
 fn too_little_memory(given: u64, needed: u64) -> Error {
     Error::config(format!("--host-memory {given} bytes: this merge needs at least {needed}"))
@@ -105,7 +110,8 @@ struct Stream<'a> {
 
 /// What is to be done next.
 struct Queue {
-    ready: VecDeque<Unit>,
+    /// Open groups whose pass has units left, perhaps.
+    ready: VecDeque<Arc<Group>>,
     /// The next group of the plan to open.
     next: usize,
     /// Groups opened and not finished.
@@ -177,15 +183,15 @@ impl Stream<'_> {
         let mut bytes = Vec::new();
         loop {
             while flying.len() < lane.depth() {
-                let Some(unit) = self.take(flying.is_empty())? else { break };
-                match unit.task {
+                let Some((group, task)) = self.take(flying.is_empty())? else { break };
+                match task {
                     Task::Copy { range } => {
-                        unit.group.copy(self, range, &mut bytes)?;
-                        self.finish_unit(&unit.group);
+                        group.copy(self, range, &mut bytes)?;
+                        self.finish_unit(&group);
                     }
                     Task::Launch { launch, places } => {
                         self.submit(&mut *lane, launch)?;
-                        flying.push_back((unit.group, places));
+                        flying.push_back((group, places));
                     }
                 }
             }
@@ -220,7 +226,7 @@ impl Stream<'_> {
     }
 
     /// The next unit; `None` when there is none, for good or, without `wait`, for now.
-    fn take(&self, wait: bool) -> Result<Option<Unit>> {
+    fn take(&self, wait: bool) -> Result<Option<(Arc<Group>, Task)>> {
         let mut queue = self.queue();
         loop {
             if self.watch.stop() {
@@ -229,8 +235,11 @@ impl Stream<'_> {
             if queue.stopped {
                 return Ok(None);
             }
-            if let Some(unit) = queue.ready.pop_front() {
-                return Ok(Some(unit));
+            while let Some(group) = queue.ready.front() {
+                if let Some(task) = group.next_task(self.chunk_tiles) {
+                    return Ok(Some((Arc::clone(group), task)));
+                }
+                queue.ready.pop_front();
             }
             if let Some(range) = self.groups.get(queue.next).cloned() {
                 queue.next += 1;
@@ -257,18 +266,17 @@ impl Stream<'_> {
 
     /// Starts the group's next pass, or closes it.
     fn advance(&self, group: &Arc<Group>) {
-        let units = group.next_pass(self.plan, self.chunk_tiles);
+        let goes_on = group.next_pass(self.plan, self.chunk_tiles);
         let mut queue = self.queue();
-        if units.is_empty() {
+        if goes_on {
+            // What is under way goes first: what it holds is the sooner free again.
+            queue.ready.push_front(Arc::clone(group));
+        } else {
             for (tensor, merged) in group.merged() {
                 self.backend.forget(tensor);
                 queue.merged[tensor] = Some(merged);
             }
             queue.open -= 1;
-        }
-        // What is under way goes first: what it holds is the sooner free again.
-        for task in units.into_iter().rev() {
-            queue.ready.push_front(Unit { group: Arc::clone(group), task });
         }
         drop(queue);
         self.changed.notify_all();

@@ -241,6 +241,7 @@ fn run_span(
     }
     for (tile, first) in span.tiles.clone().zip((0..span.elements).step_by(TILE)) {
         let len = TILE.min(span.elements - first);
+        let before = odd;
         for ((input, float), decoded) in inputs.iter().zip(floats).zip(room.decoded.chunks_exact_mut(TILE)) {
             let decoded = &mut decoded[..len];
             decode(*float, &input[first * float.bytes()..][..len * float.bytes()], decoded);
@@ -254,6 +255,7 @@ fn run_span(
             Shape::Values => {
                 let mut merged = [0.0; TILE];
                 job.run_tile(tile, &inputs, scratch, Target::Values(&mut merged[..len]));
+                odd.count_overflow(before, &merged[..len]);
                 let encoded = room.values.room_for(len * output.bytes());
                 odd.overflowed += encode(output, &merged[..len], encoded);
             }

@@ -60,7 +60,9 @@ pub(super) enum Thinning {
 /// The recipe of a member of the family.
 pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Result<Recipe> {
     let merge = Merge::of(settings, thinning, vote);
-    if merge.models.is_empty() || (!vote && merge.models.iter().all(|model| model.keep == Keep::All)) {
+    if merge.models.is_empty()
+        || (!vote && merge.models.iter().all(|model| model.keep == Keep::All && !model.trimmed))
+    {
         let (reads, job) = merge.weighted_sum();
         return Ok(Recipe::combine(reads, job));
     }
@@ -124,7 +126,7 @@ impl Merge {
             elements: settings.elements,
             base: settings.base_input(),
             lambda: settings.number("lambda"),
-            divisor: if normalize { divisor(settings.non_base().map(|i| weight(i) as f32)) } else { 1.0 },
+            divisor: if normalize { divisor(settings.non_base().map(weight)) } else { 1.0 },
             normalize,
             vote,
             rescale: thinned && settings.flag("rescale"),
@@ -177,7 +179,8 @@ impl Merge {
 
     /// λ over the sum of the agreeing weights, for every set of agreeing models.
     fn scale(&self) -> Vec<f32> {
-        let weights: Vec<f32> = self.models.iter().map(|m| m.weight as f32).collect();
+        // The contract's divisors add up the weights as they are used: in f32.
+        let weights: Vec<f64> = self.models.iter().map(|m| f64::from(m.weight as f32)).collect();
         let of_set = |set: usize| {
             let agreeing =
                 weights.iter().enumerate().filter(move |(i, _)| set >> i & 1 == 1).map(|(_, w)| *w);

@@ -12,7 +12,7 @@ use crate::kernel::consensus::Trim;
 use crate::kernel::levels::{self, LEVELS_MAX};
 use crate::kernel::magnitudes::{self, ABOVE, BINS, Bracket, UNEVEN};
 use crate::kernel::{Job, KEY_MAX, TILE, keys, tiles};
-use crate::recipe::{Measured, Pass, Record, everything};
+use crate::recipe::{Measured, Pass, RECORDS_MAX, Record, everything};
 
 /// Tiles in a sample, spread over the tensor; tensors up to this size are selected from their keys directly.
 const SAMPLE_TILES: u64 = 16;
@@ -173,12 +173,15 @@ impl TopK {
             Some((i, found.threshold, tiles.clone()))
         })?;
         self.measuring = vec![search];
-        let job = if tiles.end - tiles.start > SEARCH_TILES_MAX {
-            Job::Levels(levels::Job { models: vec![vec![threshold]] })
-        } else {
-            Job::Keys(keys::Job { models: 1 })
-        };
-        Some(self.pass(job, vec![tiles]))
+        let length = tiles.end - tiles.start;
+        if length <= SEARCH_TILES_MAX {
+            return Some(self.pass(Job::Keys(keys::Job { models: 1 }), vec![tiles]));
+        }
+        // In pieces, so that the count says more than before however long the stream's own chunks are.
+        let step = SEARCH_TILES_MAX.max(length.div_ceil(RECORDS_MAX));
+        let piece = |start: u64| start..(start + step).min(tiles.end);
+        let pieces = tiles.clone().step_by(step as usize).map(piece).collect();
+        Some(self.pass(Job::Levels(levels::Job { models: vec![vec![threshold]] }), pieces))
     }
 
     fn take_cut(&mut self, words: &[u32]) {

@@ -6,6 +6,9 @@
 
 use indexmap::IndexMap;
 
+/// Far beyond any model: a larger number in a name counts no layers.
+const LAYERS_MAX: usize = 1 << 20;
+
 /// A tensor of a layer: its stack, its layer and its name within the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layered<'a> {
@@ -21,7 +24,7 @@ pub(super) fn layered(name: &str) -> Option<Layered<'_>> {
         let end = start + part.len();
         let digits = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
         if digits && end < name.len() {
-            let layer = part.parse().ok()?;
+            let layer = part.parse().ok().filter(|layer| *layer < LAYERS_MAX)?;
             return Some(Layered { stack: &name[..start.saturating_sub(1)], layer, rest: &name[end + 1..] });
         }
         start = end + 1;
@@ -80,7 +83,9 @@ mod tests {
         for loose in ["lm_head.weight", "model.norm.weight", "codebook.0", "model.layers2.weight", "a..b"] {
             assert_eq!(parts(loose), None, "{loose}");
         }
-        assert_eq!(layered("99999999999999999999999.x"), None, "a number past usize is no layer");
+        for huge in ["99999999999999999999999.x", "a.18446744073709551615.w", "a.4000000000000.w"] {
+            assert_eq!(layered(huge), None, "{huge}");
+        }
     }
 
     #[test]

@@ -58,7 +58,8 @@ fn evaluate(
 }
 
 fn number(scalar: &Scalar) -> std::result::Result<f64, &'static str> {
-    scalar.as_number().filter(|number| number.is_finite()).ok_or("a finite number")
+    // Weights are used as f32.
+    scalar.as_number().filter(|number| (*number as f32).is_finite()).ok_or("a finite number")
 }
 
 fn flag(scalar: &Scalar) -> std::result::Result<bool, &'static str> {

@@ -1,5 +1,8 @@
 //! Tensors that go through their passes together, and the units of work that a pass is cut into.
+//!
+//! Units are cut as workers ask for them, so that waiting work costs no memory.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +12,7 @@ use crate::backend::{Hold, Launch, OddValues, Output, Span, SpanResult};
 use crate::dtype::{Float, decode, encode};
 use crate::error::{Error, Result};
 use crate::kernel::{Job, TILE, tiles};
-use crate::plan::{Action, Plan, Tensor};
+use crate::plan::{Action, Merge, Plan, Tensor};
 use crate::recipe::{Machine, Measured, Pass, everything};
 
 /// What became of one tensor.
@@ -19,12 +22,6 @@ pub struct Merged {
     pub digest: blake3::Hash,
     /// The odd values met on the way.
     pub odd: OddValues,
-}
-
-/// Work for one worker.
-pub(super) struct Unit {
-    pub(super) group: Arc<Group>,
-    pub(super) task: Task,
 }
 
 /// What a unit does.
@@ -56,7 +53,10 @@ pub(super) struct Group {
 
 struct State {
     members: Vec<Member>,
-    /// Units of the current pass that are not done.
+    /// What of the current pass no worker has taken yet. Cut when asked for: the units of a pass over a large
+    /// tensor would take more memory than their chunks.
+    left: VecDeque<Cut>,
+    /// Units of the current pass that are taken and not done.
     pending: usize,
     started: bool,
 }
@@ -133,7 +133,7 @@ impl Group {
             }
         };
         let members = tensors.map(member).collect();
-        Self { state: Mutex::new(State { members, pending: 0, started: false }) }
+        Self { state: Mutex::new(State { members, left: VecDeque::new(), pending: 0, started: false }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -156,25 +156,29 @@ impl Group {
         }
     }
 
+    /// The next unit of the current pass, if one is left.
+    pub(super) fn next_task(&self, chunk_tiles: u64) -> Option<Task> {
+        let mut state = self.state();
+        let task = next_task(&mut state.left, chunk_tiles)?;
+        state.pending += 1;
+        Some(task)
+    }
+
     /// Notes that a unit is done; whether it was the last one of the pass.
     pub(super) fn finish_unit(&self) -> bool {
         let mut state = self.state();
         state.pending -= 1;
-        state.pending == 0
+        state.pending == 0 && state.left.is_empty()
     }
 
-    /// The units of the next pass; none when every tensor of the group is done.
-    pub(super) fn next_pass(&self, plan: &Plan, chunk_tiles: u64) -> Vec<Task> {
+    /// Starts the next pass; false when every tensor of the group is done.
+    pub(super) fn next_pass(&self, plan: &Plan, chunk_tiles: u64) -> bool {
         let mut state = self.state();
-        let mut tasks = Vec::new();
-        let mut cutter = Cutter { chunk_tiles, launches: Vec::new() };
         let first = !std::mem::replace(&mut state.started, true);
-        for (index, member) in state.members.iter_mut().enumerate() {
-            if member.done {
-                continue;
-            }
-            let planned = &plan.tensors[member.tensor];
-            match (&planned.action, &mut member.machine) {
+        let State { members, left, .. } = &mut *state;
+        for (index, member) in members.iter_mut().enumerate().filter(|(_, member)| !member.done) {
+            let tensor = &plan.tensors[member.tensor];
+            match (&tensor.action, &mut member.machine) {
                 (Action::Merge(merge), Some(machine)) => {
                     let measured = std::mem::replace(&mut member.fold, Fold::Nothing).finish();
                     // A finished combining pass measures nothing, like the beginning.
@@ -182,19 +186,17 @@ impl Group {
                         member.done = true;
                         continue;
                     }
-                    let pass = machine.next(measured);
-                    member.fold =
-                        cutter.cut(index, member.tensor, planned, &merge.floats, merge.output, pass);
+                    let cut = Launches::new(index, member.tensor, tensor, merge, machine.next(measured));
+                    member.fold = Fold::new(cut.job.result(), cut.pieces(chunk_tiles));
+                    left.push_back(Cut::Launches(cut));
                 }
-                (Action::Copy(copy), _) if first => tasks.extend(copy_tasks(planned, copy.from, chunk_tiles)),
+                (Action::Copy(copy), _) if first => {
+                    left.push_back(Cut::Copies(0..copied_units(tensor, copy.from).0));
+                }
                 _ => member.done = true,
             }
         }
-        tasks.extend(
-            cutter.launches.into_iter().map(|cut| Task::Launch { launch: cut.launch, places: cut.places }),
-        );
-        state.pending = tasks.len();
-        tasks
+        !left.is_empty()
     }
 
     /// What became of the group's tensors.
@@ -277,35 +279,32 @@ fn differ(tensor: &Tensor, first: &str, other: &str) -> Error {
     .hint("such a tensor is copied when all models agree on it; leave out the model that does not")
 }
 
-fn copy_tasks(tensor: &Tensor, from: Option<Float>, chunk_tiles: u64) -> impl Iterator<Item = Task> {
-    let (units, _) = copied_units(tensor, from);
-    let chunk = chunk_tiles * TILE as u64;
-    (0..units.div_ceil(chunk)).map(move |i| Task::Copy { range: i * chunk..units.min((i + 1) * chunk) })
+/// What is left of one tensor's pass.
+enum Cut {
+    /// Elements to copy.
+    Copies(Range<u64>),
+    /// Tiles to run a kernel over.
+    Launches(Launches),
 }
 
-/// Cuts passes into launches of at most a chunk of tiles; jobs of the same kernel share them.
-struct Cutter {
-    chunk_tiles: u64,
-    launches: Vec<Cut>,
+/// A pass of one tensor, and how far it is cut.
+struct Launches {
+    member: usize,
+    tensor: usize,
+    elements: u64,
+    output_bytes: u64,
+    job: Arc<Job>,
+    reads: Vec<usize>,
+    floats: Vec<Float>,
+    output: Float,
+    hold: Hold,
+    /// The tiles left, and the number of the next piece.
+    over: VecDeque<Range<u64>>,
+    ordinal: usize,
 }
 
-struct Cut {
-    launch: Launch,
-    places: Vec<Place>,
-    tiles: u64,
-}
-
-impl Cutter {
-    /// Cuts one tensor's pass, and returns the fold of its results.
-    fn cut(
-        &mut self,
-        member: usize,
-        index: usize,
-        tensor: &Tensor,
-        floats: &[Float],
-        output: Float,
-        pass: Pass,
-    ) -> Fold {
+impl Launches {
+    fn new(member: usize, index: usize, tensor: &Tensor, merge: &Merge, pass: Pass) -> Self {
         let (reads, job, over, hold) = match pass {
             Pass::Combine { reads, job } => (reads, job, everything(tensor.elements), Hold::Take),
             Pass::Measure { reads, job, over } => {
@@ -314,64 +313,112 @@ impl Cutter {
             }
         };
         debug_assert_eq!(reads.len(), job.inputs(), "{} reads what it names", job.kernel());
-        let shape = job.result();
-        let job = Arc::new(job);
-        let pieces: Vec<_> = over.into_iter().flat_map(|range| on_grid(range, self.chunk_tiles)).collect();
-        for (ordinal, tiles) in pieces.iter().enumerate() {
-            let elements = tensor.elements.min(tiles.end * TILE as u64) - tiles.start * TILE as u64;
-            let launch = Launch {
-                jobs: Vec::new(),
-                spans: Vec::new(),
-                floats: reads.iter().map(|input| floats[*input]).collect(),
-                reads: reads.clone(),
-                output,
-                hold,
-            };
-            let cut = self.launch_for(launch, &job, tiles.end - tiles.start);
-            cut.tiles += tiles.end - tiles.start;
-            if !cut.launch.jobs.last().is_some_and(|last| Arc::ptr_eq(last, &job)) {
-                cut.launch.jobs.push(Arc::clone(&job));
-            }
-            cut.launch.spans.push(Span {
-                job: cut.launch.jobs.len() - 1,
-                tensor: index,
-                tiles: tiles.clone(),
-                elements: elements as usize,
-            });
-            cut.places.push(Place {
-                tensor: index,
-                offset: tiles.start * (TILE * output.bytes()) as u64,
-                member,
-                ordinal,
-                tiles: tiles.clone(),
-                output_bytes: tensor.bytes,
-            });
+        Self {
+            member,
+            tensor: index,
+            elements: tensor.elements,
+            output_bytes: tensor.bytes,
+            job: Arc::new(job),
+            floats: reads.iter().map(|input| merge.floats[*input]).collect(),
+            reads,
+            output: merge.output,
+            hold,
+            over: over.into(),
+            ordinal: 0,
         }
-        Fold::new(shape, pieces.len())
     }
 
-    /// The launch under construction that the piece fits into, or a new one.
-    fn launch_for(&mut self, launch: Launch, job: &Job, tiles: u64) -> &mut Cut {
-        let fits = |cut: &Cut| {
-            cut.tiles + tiles <= self.chunk_tiles
-                && cut.launch.jobs[0].kernel() == job.kernel()
-                && cut.launch.reads == launch.reads
-                && cut.launch.hold == launch.hold
-        };
-        if !self.launches.last().is_some_and(fits) {
-            self.launches.push(Cut { launch, places: Vec::new(), tiles: 0 });
+    /// How many pieces the pass is cut into.
+    fn pieces(&self, chunk_tiles: u64) -> usize {
+        let pieces = |range: &Range<u64>| (range.end - 1) / chunk_tiles - range.start / chunk_tiles + 1;
+        self.over.iter().map(pieces).sum::<u64>() as usize
+    }
+
+    /// The next piece, if it has at most `most` tiles. Pieces end where chunks of the tensor end, so that every
+    /// pass has the same ones.
+    fn next_piece(&mut self, chunk_tiles: u64, most: u64) -> Option<Range<u64>> {
+        let range = self.over.front_mut()?;
+        let end = range.end.min((range.start / chunk_tiles + 1) * chunk_tiles);
+        if end - range.start > most {
+            return None;
         }
-        self.launches.last_mut().expect("just made")
+        let piece = range.start..end;
+        range.start = end;
+        if range.is_empty() {
+            self.over.pop_front();
+        }
+        Some(piece)
+    }
+
+    fn launch(&self) -> Launch {
+        Launch {
+            jobs: Vec::new(),
+            spans: Vec::with_capacity(1),
+            reads: self.reads.clone(),
+            floats: self.floats.clone(),
+            output: self.output,
+            hold: self.hold,
+        }
+    }
+
+    fn joins(&self, launch: &Launch) -> bool {
+        launch.jobs[0].kernel() == self.job.kernel() && launch.reads == self.reads && launch.hold == self.hold
+    }
+
+    /// Moves pieces into a launch while they fit; how many tiles that was.
+    fn fill(&mut self, launch: &mut Launch, places: &mut Vec<Place>, chunk_tiles: u64, room: u64) -> u64 {
+        let mut taken = 0;
+        while let Some(tiles) = self.next_piece(chunk_tiles, room - taken) {
+            taken += tiles.end - tiles.start;
+            if !launch.jobs.last().is_some_and(|last| Arc::ptr_eq(last, &self.job)) {
+                launch.jobs.push(Arc::clone(&self.job));
+            }
+            let first = tiles.start * TILE as u64;
+            places.push(Place {
+                tensor: self.tensor,
+                offset: first * self.output.bytes() as u64,
+                member: self.member,
+                ordinal: self.ordinal,
+                tiles: tiles.clone(),
+                output_bytes: self.output_bytes,
+            });
+            self.ordinal += 1;
+            launch.spans.push(Span {
+                job: launch.jobs.len() - 1,
+                tensor: self.tensor,
+                elements: (self.elements.min(tiles.end * TILE as u64) - first) as usize,
+                tiles,
+            });
+        }
+        taken
     }
 }
 
-/// Cuts a range of tiles where chunks of the tensor begin, so that every pass has the same chunks.
-fn on_grid(range: Range<u64>, chunk_tiles: u64) -> impl Iterator<Item = Range<u64>> {
-    let mut start = range.start;
-    std::iter::from_fn(move || {
-        let end = range.end.min((start / chunk_tiles + 1) * chunk_tiles);
-        let piece = start..end;
-        start = end;
-        (!piece.is_empty()).then_some(piece)
-    })
+/// The next unit: at most a chunk of tiles, of as many tensors as share the kernel.
+fn next_task(left: &mut VecDeque<Cut>, chunk_tiles: u64) -> Option<Task> {
+    let chunk = chunk_tiles * TILE as u64;
+    match left.front_mut()? {
+        Cut::Copies(units) => {
+            let range = units.start..units.end.min(units.start + chunk);
+            units.start = range.end;
+            if units.is_empty() {
+                left.pop_front();
+            }
+            Some(Task::Copy { range })
+        }
+        Cut::Launches(first) => {
+            let (mut launch, mut places, mut room) = (first.launch(), Vec::with_capacity(1), chunk_tiles);
+            while let Some(Cut::Launches(next)) = left.front_mut() {
+                if !launch.jobs.is_empty() && !next.joins(&launch) {
+                    break;
+                }
+                room -= next.fill(&mut launch, &mut places, chunk_tiles, room);
+                if !next.over.is_empty() {
+                    break;
+                }
+                left.pop_front();
+            }
+            Some(Task::Launch { launch, places })
+        }
+    }
 }

@@ -151,9 +151,9 @@ pub fn chosen(elements: usize, density: f64, seed: u64, tensor: &str, position: 
     (0..elements).map(|i| (draw(i, 0) << 16 | draw(i, 1)) < keep).collect()
 }
 
-fn divisor(weights: &[f32]) -> f64 {
-    let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
-    let magnitude: f64 = weights.iter().map(|w| f64::from(w.abs())).sum();
+fn divisor(weights: &[f64]) -> f64 {
+    let sum: f64 = weights.iter().sum();
+    let magnitude: f64 = weights.iter().map(|w| w.abs()).sum();
     if sum.abs() <= magnitude * 2f64.powi(-20) { 1.0 } else { sum }
 }
 
@@ -187,7 +187,7 @@ pub fn thinned(base: &[f32], models: &[Model], family: &Family, tensor: &str) ->
 /// The family of task arithmetic.
 pub fn task_vectors(base: &[f32], models: &[Model], family: &Family, tensor: &str) -> Expected {
     let thinned = thinned(base, models, family, tensor);
-    let weights: Vec<f32> = models.iter().map(|model| model.weight as f32).collect();
+    let weights: Vec<f64> = models.iter().map(|model| model.weight).collect();
     let element = |i: usize| {
         let b = f64::from(base[i]);
         let term = |m: usize| f64::from(models[m].values[i]) - b;
@@ -198,7 +198,7 @@ pub fn task_vectors(base: &[f32], models: &[Model], family: &Family, tensor: &st
             let sum = taking.iter().fold(0.0f32, |sum, m| sum + v(*m));
             let agrees = |m: &usize| if sum >= 0.0 { v(*m) > 0.0 } else { v(*m) < 0.0 };
             let agreeing: Vec<usize> = taking.into_iter().filter(agrees).collect();
-            let of_agreeing: Vec<f32> = agreeing.iter().map(|m| weights[*m]).collect();
+            let of_agreeing: Vec<f64> = agreeing.iter().map(|m| f64::from(weights[*m] as f32)).collect();
             (agreeing, family.lambda / if family.normalize { divisor(&of_agreeing) } else { 1.0 })
         } else {
             (taking, family.lambda / if family.normalize { divisor(&weights) } else { 1.0 })

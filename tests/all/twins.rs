@@ -104,9 +104,11 @@ fn of_twin_span(launch: &Launch, span: &Span, tensor: &Tensor) -> Bits {
     for tile in span.tiles.clone() {
         let first = tile as usize * TILE;
         let len = TILE.min(tensor.elements - first);
+        let mut finite = true;
         let mut decoded = vec![f32::NAN; launch.floats.len() * TILE];
         for ((float, bytes), room) in launch.floats.iter().zip(&tensor.inputs).zip(decoded.chunks_mut(TILE)) {
             decode(*float, &bytes[first * float.bytes()..][..len * float.bytes()], &mut room[..len]);
+            finite &= room[..len].iter().all(|v| v.is_finite());
             if job.result() == Shape::Values {
                 bits.odd.nan += room[..len].iter().filter(|v| v.is_nan()).count() as u64;
                 bits.odd.infinite += room[..len].iter().filter(|v| v.is_infinite()).count() as u64;
@@ -118,6 +120,9 @@ fn of_twin_span(launch: &Launch, span: &Span, tensor: &Tensor) -> Bits {
             Shape::Values => {
                 let mut merged = vec![0.0; len];
                 job.run_tile(tile, &inputs, &mut scratch, Target::Values(&mut merged));
+                if finite {
+                    bits.odd.overflowed += merged.iter().filter(|v| !v.is_finite()).count() as u64;
+                }
                 let start = bits.bytes.len();
                 bits.bytes.resize(start + len * launch.output.bytes(), 0);
                 bits.odd.overflowed += encode(launch.output, &merged, &mut bits.bytes[start..]);

@@ -17,6 +17,8 @@ pub use header::TensorInfo;
 pub use layout::{Layout, OutTensor, Place, Shard, layout};
 pub use locate::locate;
 pub use out_folder::{check_out, free_bytes};
-pub use sidecars::{ConfigEdits, ModelCard, companion_files, config_json, model_card, per_layer_lists};
+pub use sidecars::{
+    ConfigEdits, ModelCard, check_companions, companion_files, config_json, model_card, per_layer_lists,
+};
 pub use sink::{Content, Sidecar, Sink};
 pub use source::Source;

@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::error::{Error, Result};
 use crate::plan::Choices;
 use crate::stream::Budget;
-use crate::{Options, Prepared, check_room, merge, prepare};
+use crate::{Options, Prepared, check_room, merge, plan, read_config};
 use progress::Progress;
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
@@ -263,21 +263,22 @@ fn run_plan(args: &PlanArgs) -> Result<()> {
 /// Plans, and tells the warnings or refuses them.
 fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
     let choices = Choices { seed: common.random_seed, shard_bytes: common.out_shard_size };
-    let prepared = prepare(config, &choices)?;
-    let of_config = prepared
-        .config
-        .warnings
-        .iter()
-        .map(|w| Error { hint: w.hint.clone(), ..Error::config(w.message.clone()) });
-    let warnings: Vec<Error> = of_config.chain(prepared.plan.warnings.iter().cloned()).collect();
+    let config = read_config(config)?;
+    let of_config = config.warnings.iter();
+    let mut warnings: Vec<Error> =
+        of_config.map(|w| Error { hint: w.hint.clone(), ..Error::config(w.message.clone()) }).collect();
+    // A slip of a key is often why a plan fails: it is told before.
+    if !common.strict {
+        warnings.drain(..).for_each(|warning| show::warning(&warning));
+    }
+    let prepared = plan(config, &choices)?;
+    warnings.extend(prepared.plan.warnings.iter().cloned());
     if common.strict && !warnings.is_empty() {
         let messages: Vec<&str> = warnings.iter().map(|warning| warning.message.as_str()).collect();
         let refusal = Error::config(messages.join("\n"));
         let hint = warnings.iter().find_map(|warning| warning.hint.clone()).unwrap_or_default();
-        return Err(refusal.hint(format!(
-            "{hint}{}--strict makes warnings errors",
-            if hint.is_empty() { "" } else { "; " }
-        )));
+        let join = if hint.is_empty() { "" } else { "; " };
+        return Err(refusal.hint(format!("{hint}{join}--strict makes warnings errors")));
     }
     warnings.iter().for_each(show::warning);
     Ok(prepared)
@@ -293,10 +294,13 @@ fn default_host_bytes() -> u64 {
     DEFAULT.min(physical_bytes() / 2)
 }
 
+/// The machine's memory, or the container's where that is less.
 #[cfg(target_os = "linux")]
 fn physical_bytes() -> u64 {
     let info = rustix::system::sysinfo();
-    info.totalram as u64 * u64::from(info.mem_unit)
+    let machine = info.totalram as u64 * u64::from(info.mem_unit);
+    let container = std::fs::read_to_string("/sys/fs/cgroup/memory.max").unwrap_or_default();
+    container.trim().parse().map_or(machine, |limit| machine.min(limit))
 }
 
 /// Elsewhere the default stands as it is.

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use indexmap::IndexMap;
 use std::fmt;
 use std::ops::Range;
+pub(crate) use yaml::SOURCE_BYTES_MAX;
 
 /// A place in the YAML text; both count from 1, columns in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,7 +52,7 @@ pub struct Config {
     pub inputs: Inputs,
     /// The model that task vectors are taken against, or whose files lead.
     pub base_model: Option<Located<ModelRef>>,
-    /// The type to compute in and, without `out_dtype`, to store.
+    /// The type to store in and, without `out_dtype`, to store.
     pub dtype: Option<Located<Float>>,
     /// The type to store.
     pub out_dtype: Option<Located<Float>>,

@@ -1,8 +1,8 @@
 //! Element types, and bit-exact conversions between them and f32.
 //!
 //! Decoding is exact. Encoding rounds once, to nearest even, writes one NaN per type and +0 for every
-//! zero, so that the stored bytes do not depend on the device. Everything is integer code: the CUDA and
-//! WGSL twins do the same operations.
+//! zero, so that the stored bytes do not depend on the device. The code is
+//! integer code but for two exact steps with subnormals of binary16, so that devices cannot differ.
 
 pub use safetensors::Dtype;
 

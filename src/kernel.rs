@@ -1,8 +1,8 @@
 //! The kernels: what a backend can do to a tile of elements, and the CPU twin of each.
 //!
 //! A kernel works on tiles of [`TILE`] elements of f32 (types are decoded at the door) and knows neither
-//! methods nor files. A launch is a list of jobs and spans of tiles; jobs are plain `#[repr(C)]` numbers, so
-//! that every backend reads the same ones. The arithmetic is f32 in the written order, never fused.
+//! methods nor files. A launch is a list of jobs and spans of tiles; jobs are plain
+//! numbers, which every backend packs in its own way. The arithmetic is f32 in the written order, never fused.
 
 pub mod consensus;
 pub mod gram;

@@ -20,6 +20,8 @@ pub mod recipe;
 pub mod report;
 pub mod stream;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use backend::cpu::Cpu;
@@ -41,28 +43,47 @@ pub struct Prepared {
     pub plan: Plan,
 }
 
-/// Reads a config and its models' headers, and plans the merge. No tensor data is read.
+/// Reads a config.
+///
+/// # Errors
+/// It cannot be read, or is no config.
+pub fn read_config(file: &Path) -> Result<Config> {
+    let failed = |cause| Error::config(format!("cannot read {}: {cause}", file.display()));
+    let mut source = Vec::new();
+    // One byte more than a config may have is enough to refuse it.
+    let limit = config::SOURCE_BYTES_MAX as u64 + 1;
+    File::open(file).and_then(|file| file.take(limit).read_to_end(&mut source)).map_err(failed)?;
+    let source = String::from_utf8(source)
+        .map_err(|_| Error::config(format!("{}: this is not text in UTF-8", file.display())))?;
+    Config::parse(&file.display().to_string(), &source)
+}
+
+/// Reads the headers of a config's models, and plans the merge. No tensor data is read.
 ///
 /// # Errors
 /// Everything that is wrong with the config or the headers.
-pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
-    let source = std::fs::read(file)
-        .map_err(|cause| Error::config(format!("cannot read {}: {cause}", file.display())))?;
-    let source = String::from_utf8(source)
-        .map_err(|_| Error::config(format!("{}: this is not text in UTF-8", file.display())))?;
-    let config = Config::parse(&file.display().to_string(), &source)?;
+pub fn plan(config: Config, choices: &Choices) -> Result<Prepared> {
     plan::method_of(&config)?;
     let sources = open(&config)?;
     let plan = Plan::new(&config, &sources, choices)?;
     Ok(Prepared { config, sources, plan })
 }
 
+/// Reads and plans: [`read_config`], then [`plan()`].
+///
+/// # Errors
+/// Those of both.
+pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
+    plan(read_config(file)?, choices)
+}
+
 /// Opens every model that a config refers to.
 fn open(config: &Config) -> Result<Vec<Source>> {
     let open = |model: &config::Located<config::ModelRef>| {
-        let folder = checkpoint::locate(&model.value.path, model.value.revision.as_deref())
-            .map_err(|error| Error { message: config.error_at(model.at, error.message).message, ..error })?;
-        Source::open(&model.value.to_string(), &folder)
+        let name = model.value.to_string();
+        checkpoint::locate(&model.value.path, model.value.revision.as_deref())
+            .and_then(|folder| Source::open(&name, &folder))
+            .map_err(|error| Error { message: config.error_at(model.at, error.message).message, ..error })
     };
     let models = plan::references(config);
     std::thread::scope(|scope| {
@@ -108,6 +129,8 @@ pub fn merge(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Resul
 pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
     let inputs: Vec<&Path> = prepared.sources.iter().map(|source| source.folder.as_path()).collect();
     checkpoint::check_out(&options.out, &inputs)?;
+    // What is copied at the end had better be there at the beginning.
+    checkpoint::check_companions(&prepared.sources[prepared.plan.donor].folder)?;
     let needed = prepared.plan.layout.file_bytes;
     match checkpoint::free_bytes(&options.out) {
         Some(free) if free < needed => Err(Error::output(format!(

@@ -196,6 +196,7 @@ impl Plan {
             sources,
             models: references(config).into_iter().map(|model| model.value).collect(),
             choices,
+            unread: parameters::unread(config, method),
             problems: Problems::default(),
             notes: Vec::new(),
             untied: false,
@@ -262,6 +263,8 @@ struct Planner<'a> {
     sources: &'a [Source],
     models: Vec<ModelRef>,
     choices: &'a Choices,
+    /// Warnings about parameters that the method does not read.
+    unread: Vec<Error>,
     problems: Problems,
     notes: Vec<String>,
     /// Whether a tied embedding stands in for a head that is written.
@@ -284,7 +287,11 @@ impl<'a> Planner<'a> {
             self.problems
                 .add(problem.hint("remove the key, and edit chat_template in the output's tokenizer files"));
         }
-        let file = |source: &Source| std::fs::read(source.folder.join("tokenizer.json")).ok();
+        let file = |source: &Source| {
+            let file = source.folder.join("tokenizer.json");
+            // Anything but a file would perhaps never end.
+            if file.is_file() { std::fs::read(file).ok() } else { None }
+        };
         let donor = &self.sources[self.donor()];
         let own = file(donor);
         let other = self.sources.iter().find(|source| file(source) != own);
@@ -506,7 +513,7 @@ impl<'a> Planner<'a> {
     fn finish(mut self, tensors: Vec<Tensor>, wanted: &[Wanted<'_>]) -> Result<Plan> {
         let donor = self.donor();
         let config_edits = self.config_edits(&tensors, wanted);
-        let mut warnings = parameters::unread(self.config, self.method);
+        let mut warnings = std::mem::take(&mut self.unread);
         if let (Inputs::Slices(_), Some(layers)) = (&self.config.inputs, config_edits.layers) {
             warnings.extend(self.stale_layer_lists(layers));
         }
@@ -516,6 +523,7 @@ impl<'a> Planner<'a> {
             .map(|t| OutTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
             .collect();
         self.notes.extend(self.sources.iter().flat_map(|source| source.warnings().iter().cloned()));
+        warnings.extend(self.same_folders());
         Ok(Plan {
             method: self.method,
             seed: self.choices.seed,
@@ -531,13 +539,26 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// Two names of one folder are two models to the config, and probably not to the user.
+    fn same_folders(&self) -> Vec<Error> {
+        let folders: Vec<_> = self.sources.iter().map(|source| source.folder.canonicalize().ok()).collect();
+        let same = |i: usize| folders[..i].iter().position(|other| other.is_some() && *other == folders[i]);
+        let warning = |(i, j): (usize, usize)| {
+            Error::config(format!(
+                "{} and {} are the same folder",
+                self.sources[j].name, self.sources[i].name
+            ))
+            .hint("name it the same way everywhere, or it is merged twice")
+        };
+        (0..folders.len()).filter_map(|i| Some((i, same(i)?))).map(warning).collect()
+    }
+
     fn config_edits(&self, tensors: &[Tensor], wanted: &[Wanted<'_>]) -> ConfigEdits {
         let floats =
             |float: Float| tensors.iter().filter(|t| t.dtype == float.dtype()).map(|t| t.bytes).sum::<u64>();
         let most = [Float::BF16, Float::F16, Float::F32].into_iter().max_by_key(|float| floats(*float));
         let head = tensors.iter().any(|tensor| names::is_head(&tensor.name));
-        let says_tied = |source: &Source| source.config.get("tie_word_embeddings") == Some(&true.into());
-        let untied = head && (self.untied || says_tied(&self.sources[self.donor()]));
+        let untied = head && (self.untied || wanted::says_tied(&self.sources[self.donor()]) == Some(true));
         let layers = matches!(self.config.inputs, Inputs::Slices(_)).then(|| {
             names::stacks(wanted.iter().map(|w| w.name.as_str())).values().copied().max().unwrap_or(0)
         });

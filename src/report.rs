@@ -87,9 +87,9 @@ impl Report {
 
 fn card(prepared: &Prepared, title: &str) -> String {
     let (plan, config) = (&prepared.plan, &prepared.config);
-    let on_hub = |source: &&Source| {
-        source.name.split('/').count() == 2 && !std::path::Path::new(&source.name).exists()
-    };
+    let from_cache =
+        |part: std::path::Component<'_>| part.as_os_str().to_string_lossy().starts_with("models--");
+    let on_hub = |source: &&Source| source.folder.components().any(from_cache) && source.name.contains('/');
     // The Hub knows repositories, not their revisions.
     let repository = |source: &Source| source.name.split('@').next().unwrap_or_default().to_string();
     let hub_models: Vec<String> = prepared.sources.iter().filter(on_hub).map(repository).collect();

@@ -309,7 +309,13 @@ fn rename_folder(from: &Path, to: &Path) -> io::Result<()> {
 /// Puts a folder's entries on the disk. Elsewhere than on unix a folder cannot be opened for that.
 pub(super) fn sync_folder(folder: &Path) -> Result<()> {
     if cfg!(unix) {
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| Error::writing(folder, &e))?;
+        match File::open(folder).and_then(|folder| folder.sync_all()) {
+            // Some file systems do not sync folders by themselves.
+            Err(e) if ![io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported].contains(&e.kind()) => {
+                return Err(Error::writing(folder, &e));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::file::open_regular;
 use super::sink::{Content, Sidecar};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
@@ -119,6 +120,19 @@ pub fn companion_files(folder: &Path) -> Result<Vec<Sidecar>> {
     Ok(files)
 }
 
+/// Whether everything that [`companion_files`] names can be read.
+///
+/// # Errors
+/// Kind `Input`: a file is missing behind its link, is no file, or may not be read.
+pub fn check_companions(folder: &Path) -> Result<()> {
+    for companion in companion_files(folder)? {
+        if let Content::CopyOf(path) = companion.content {
+            open_regular(&path)?;
+        }
+    }
+    Ok(())
+}
+
 fn is_companion(name: &str) -> bool {
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
     COMPANIONS.contains(&name) || extension.is_some_and(|extension| COMPANION_EXTENSIONS.contains(&extension))
@@ -131,7 +145,7 @@ fn list(folder: &Path, prefix: &str, wanted: impl Fn(&str) -> bool) -> Result<Ve
         let path: PathBuf = entry.map_err(failed)?.path();
         if let Some(name) = path.file_name().and_then(|name| name.to_str())
             && wanted(name)
-            && path.is_file()
+            && !path.is_dir()
         {
             files.push(Sidecar { file: format!("{prefix}{name}"), content: Content::CopyOf(path) });
         }

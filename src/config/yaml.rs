@@ -12,7 +12,7 @@ use serde_saphyr::{MessageFormatter, Spanned, UserMessageFormatter};
 use std::fmt;
 
 /// A config with a long chat template is some 50 kB: beyond this it is some other file.
-const SOURCE_BYTES_MAX: usize = 4 << 20;
+pub(crate) const SOURCE_BYTES_MAX: usize = 4 << 20;
 /// Parser events, and events replayed from aliases. The largest configs in the wild have a few thousand.
 const EVENTS_MAX: usize = 200_000;
 /// The schema itself nests eight deep.

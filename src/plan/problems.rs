@@ -1,5 +1,7 @@
 //! Collects what is wrong, so that the user sees all of it at once.
 
+use std::collections::HashSet;
+
 use crate::error::{Error, Result};
 
 /// How many problems are told in full.
@@ -9,12 +11,13 @@ const TOLD_MAX: usize = 12;
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     found: Vec<Error>,
+    messages: HashSet<String>,
 }
 
 impl Problems {
     /// Adds a problem, once: tensors often share one.
     pub(super) fn add(&mut self, problem: Error) {
-        if !self.found.contains(&problem) {
+        if self.messages.insert(problem.message.clone()) {
             self.found.push(problem);
         }
     }

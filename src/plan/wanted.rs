@@ -324,9 +324,16 @@ fn position(layer: usize, layers: usize) -> f64 {
     if layers < 2 { 1.0 } else { layer as f64 / (layers - 1) as f64 }
 }
 
+/// Whether a model's config.json says that its head is tied; models with several parts say it of the text's.
+pub(super) fn says_tied(source: &Source) -> Option<bool> {
+    let key = "tie_word_embeddings";
+    let in_text = || source.config.get("text_config").and_then(|text| text.get(key));
+    source.config.get(key).or_else(in_text).and_then(serde_json::Value::as_bool)
+}
+
 /// The input embedding of a model whose head is tied to it, when `name` is that head.
 pub(super) fn tied_embedding(source: &Source, name: &str) -> Option<usize> {
-    if !names::is_head(name) || source.config.get("tie_word_embeddings") == Some(&false.into()) {
+    if !names::is_head(name) || says_tied(source) == Some(false) {
         return None;
     }
     let mut embeddings = source.tensors().enumerate().filter(|(_, tensor)| names::is_embedding(&tensor.name));

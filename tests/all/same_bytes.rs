@@ -79,7 +79,7 @@ fn least_bytes(prepared: &Prepared, threads: usize) -> u64 {
 }
 
 /// Shapes on both sides of every border: tiles, groups of eight, chunks; the large one is sampled and counted.
-const SHAPES: [(&str, &[usize]); 10] = [
+const SHAPES: [(&str, &[usize]); 11] = [
     ("model.embed_tokens.weight", &[41, 61]),
     ("model.layers.0.a.weight", &[163, 139]),
     ("model.layers.0.b.bias", &[1]),
@@ -89,6 +89,8 @@ const SHAPES: [(&str, &[usize]); 10] = [
     ("model.layers.1.b.bias", &[1025]),
     ("model.layers.1.c.weight", &[7]),
     ("model.layers.1.d.weight", &[3, 1024]),
+    // More tiles than are looked through at once for a cut among equal magnitudes, in whole chunks too.
+    ("model.layers.2.a.weight", &[300, 1031]),
     ("model.norm.weight", &[96]),
 ];
 

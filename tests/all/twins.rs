@@ -2,7 +2,7 @@
 //!
 //! The twin is the kernel's own tile function, compiled for the oldest processor that the build targets; a device
 //! is whatever [`devices`] lists. The CPU device is compiled for newer instruction sets as well, which must not
-//! change a bit. Sizes are ragged, types mixed, values tied and odd, and guard bytes catch stray reads' results.
+//! change a bit. Sizes are ragged, types mixed, values tied and odd.
 
 use std::sync::Arc;
 
@@ -220,4 +220,51 @@ fn every_kernel_gives_the_bits_of_its_twin_on_every_device() {
             }
         }
     }
+}
+
+/// What a wrong kernel would do, by way of a job that differs a little; `None` where there is nothing to change.
+fn planted(job: &Job, fault: usize) -> Option<Job> {
+    let next_up = |x: f32| f32::from_bits(x.to_bits() + 1);
+    let mut wrong = job.clone();
+    match (&mut wrong, fault) {
+        (Job::WeightedSum(job), 0) => job.coefficients[1] = next_up(job.coefficients[1]),
+        (Job::WeightedSum(job), 1) => job.anchored = !job.anchored,
+        (Job::Consensus(job), 0) => job.models[0].coefficient = next_up(job.models[0].coefficient),
+        (Job::Consensus(job), 1) => job.scale.iter_mut().for_each(|scale| *scale = next_up(*scale)),
+        (Job::Consensus(job), _) => {
+            for model in &mut job.models {
+                match &mut model.keep {
+                    Keep::Trim(trim) if fault == 2 => trim.threshold += 1,
+                    Keep::Trim(trim) if fault == 3 => trim.cut_lane += 100,
+                    Keep::Drop(drop) if fault == 4 => drop.key[0] += 1,
+                    _ => {}
+                }
+            }
+        }
+        (Job::Levels(job), 0) => job.models[0][1] += 1,
+        (Job::Magnitudes(job), 0) => job.models[0].shift += 1,
+        (Job::MaskedSums(job), 0) => job.models.iter_mut().for_each(|keep| *keep = Keep::All),
+        _ => {}
+    }
+    (wrong != *job).then_some(wrong)
+}
+
+#[test]
+fn wrong_kernels_are_caught() {
+    let mut random = Random(78);
+    let models = 4;
+    let floats = vec![Float::BF16; models + 1];
+    let tensors = [Tensor::new(5000, &floats, &mut random), Tensor::new(777, &floats, &mut random)];
+    let mut caught = 0;
+    for job in jobs(models, &mut random) {
+        let expected = of_twin(&launch(&job, floats.clone(), Float::F32, &tensors), &tensors);
+        for fault in 0..5 {
+            let Some(wrong) = planted(&job, fault) else { continue };
+            let got =
+                of_device(&Cpu::new(0), &launch(&wrong, floats.clone(), Float::F32, &tensors), &tensors);
+            assert_ne!(got, expected, "{}, fault {fault}", job.kernel());
+            caught += 1;
+        }
+    }
+    assert!(caught >= 12, "only {caught} faults were planted");
 }

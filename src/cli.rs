@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::error::{Error, Result};
 use crate::plan::Choices;
 use crate::stream::Budget;
-use crate::{Options, Prepared, check_room, merge, plan, read_config};
+use crate::{Options, Prepared, check_room, merge, prepare_config, read_config};
 use progress::Progress;
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
@@ -271,7 +271,7 @@ fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
     if !common.strict {
         warnings.drain(..).for_each(|warning| show::warning(&warning));
     }
-    let prepared = plan(config, &choices)?;
+    let prepared = prepare_config(config, &choices)?;
     warnings.extend(prepared.plan.warnings.iter().cloned());
     if common.strict && !warnings.is_empty() {
         let messages: Vec<&str> = warnings.iter().map(|warning| warning.message.as_str()).collect();

@@ -62,19 +62,19 @@ pub fn read_config(file: &Path) -> Result<Config> {
 ///
 /// # Errors
 /// Everything that is wrong with the config or the headers.
-pub fn plan(config: Config, choices: &Choices) -> Result<Prepared> {
+pub fn prepare_config(config: Config, choices: &Choices) -> Result<Prepared> {
     plan::method_of(&config)?;
     let sources = open(&config)?;
     let plan = Plan::new(&config, &sources, choices)?;
     Ok(Prepared { config, sources, plan })
 }
 
-/// Reads and plans: [`read_config`], then [`plan()`].
+/// Reads and plans: [`read_config`], then [`prepare_config`].
 ///
 /// # Errors
 /// Those of both.
 pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
-    plan(read_config(file)?, choices)
+    prepare_config(read_config(file)?, choices)
 }
 
 /// Opens every model that a config refers to.

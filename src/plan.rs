@@ -8,6 +8,7 @@ mod parameters;
 mod problems;
 mod wanted;
 
+use std::collections::HashMap;
 use std::fmt::Display;
 
 use crate::checkpoint::{ConfigEdits, Layout, OutTensor, Source, TensorInfo, layout, per_layer_lists};
@@ -516,6 +517,7 @@ impl<'a> Planner<'a> {
         let mut warnings = std::mem::take(&mut self.unread);
         if let (Inputs::Slices(_), Some(layers)) = (&self.config.inputs, config_edits.layers) {
             warnings.extend(self.stale_layer_lists(layers));
+            warnings.extend(uneven_layers(&tensors));
         }
         let left_out = wanted::left_out(self.sources, &tensors);
         let out: Vec<OutTensor> = tensors
@@ -580,4 +582,22 @@ impl<'a> Planner<'a> {
             .hint("edit them in the output's config.json to match its layers")
         })
     }
+}
+
+/// Stacked layers of models that do not fit together: the same tensor has other dimensions in another layer.
+fn uneven_layers(tensors: &[Tensor]) -> Option<Error> {
+    let mut first: HashMap<&str, &Tensor> = HashMap::new();
+    for tensor in tensors {
+        let Some(layered) = names::layered(&tensor.name) else { continue };
+        let other = *first.entry(layered.rest).or_insert(tensor);
+        if other.shape != tensor.shape && other.input(0).source != tensor.input(0).source {
+            let (a, b) = (&other.shape, &tensor.shape);
+            let message =
+                format!("{} is {a:?} and {} is {b:?}: layers of different models", other.name, tensor.name);
+            return Some(
+                Error::config(message).hint("layers can be stacked if their models have the same dimensions"),
+            );
+        }
+    }
+    None
 }

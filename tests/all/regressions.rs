@@ -98,3 +98,29 @@ fn no_file_is_too_long_to_read() {
     let found: Vec<String> = sources().iter().filter_map(long).collect();
     assert!(found.is_empty(), "at most {LINES_MAX} lines: {}", found.join("\n"));
 }
+
+/// A frankenmerge of models of different widths loads nowhere: the plan warns, and strictly refuses.
+#[test]
+fn stacked_layers_of_different_widths_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, width) in [("a", 4), ("b", 6)] {
+        let tensor = |i: usize| {
+            let values = weights(width * width, i as u64);
+            (format!("model.layers.{i}.w"), stored(Dtype::BF16, &[width, width], &values))
+        };
+        models::write(&folder.path().join(name), &(0..2).map(tensor).collect::<Tensors>(), PLAIN);
+    }
+    let model = |name| folder.path().join(name).display().to_string();
+    let config = format!(
+        "merge_method: passthrough\nslices:\n  - sources: [{{model: {}, layer_range: [0, 1]}}]\n  - sources: [{{model: {}, layer_range: [1, 2]}}]\n",
+        model("a"),
+        model("b")
+    );
+    let told = plan(folder.path(), &config, &[]).succeeded();
+    assert!(
+        told.stderr.contains("model.layers.0.w is [4, 4] and model.layers.1.w is [6, 6]"),
+        "{}",
+        told.stderr
+    );
+    plan(folder.path(), &config, &["--strict"]).failed(2, &["layers of different models"]);
+}

@@ -27,7 +27,7 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 2 the command, the config or the plan is wrong; 3 an input is missing or \
-                          damaged;\n4 the output cannot be written; 130 interrupted. NO_COLOR is respected.";
+                          damaged; 4 the output cannot be written; 130 interrupted. NO_COLOR is respected.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -98,7 +98,7 @@ struct CommonArgs {
     /// Treat warnings as errors
     #[arg(long)]
     strict: bool,
-    /// The largest shard, like 5GB or mergekit's 5B
+    /// The most tensor data in a shard, like 5GB or mergekit's 5B
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "5GB")]
     out_shard_size: u64,
     /// The seed of random masks (DARE)
@@ -267,20 +267,16 @@ fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
     let of_config = config.warnings.iter();
     let mut warnings: Vec<Error> =
         of_config.map(|w| Error { hint: w.hint.clone(), ..Error::config(w.message.clone()) }).collect();
-    // A slip of a key is often why a plan fails: it is told before.
-    if !common.strict {
-        warnings.drain(..).for_each(|warning| show::warning(&warning));
-    }
+    // Told before the plan is made: a slip of a key is often why it fails.
+    warnings.iter().for_each(show::warning);
     let prepared = prepare_config(config, &choices)?;
+    prepared.plan.warnings.iter().for_each(show::warning);
     warnings.extend(prepared.plan.warnings.iter().cloned());
     if common.strict && !warnings.is_empty() {
-        let messages: Vec<&str> = warnings.iter().map(|warning| warning.message.as_str()).collect();
-        let refusal = Error::config(messages.join("\n"));
-        let hint = warnings.iter().find_map(|warning| warning.hint.clone()).unwrap_or_default();
-        let join = if hint.is_empty() { "" } else { "; " };
-        return Err(refusal.hint(format!("{hint}{join}--strict makes warnings errors")));
+        let refusal =
+            Error::config(format!("refused because of what is warned of: {} in all", warnings.len()));
+        return Err(refusal.hint("--strict makes warnings errors"));
     }
-    warnings.iter().for_each(show::warning);
     Ok(prepared)
 }
 

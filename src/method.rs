@@ -14,7 +14,7 @@ mod top_k;
 
 use std::ops::RangeInclusive;
 
-use crate::error::Result;
+use crate::error::{Error, Result, did_you_mean};
 use crate::recipe::Recipe;
 
 /// Every method, in the order in which they are listed to the user.
@@ -28,9 +28,38 @@ pub const METHODS: &[&Method] = &[
     &passthrough::PASSTHROUGH,
 ];
 
+/// The methods of mergekit that are not here yet.
+pub const NOT_YET: &[&str] = &[
+    "nuslerp",
+    "multislerp",
+    "karcher",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "della",
+    "della_linear",
+    "model_stock",
+    "nearswap",
+    "arcee_fusion",
+    "sce",
+    "ram",
+    "ramplus_tl",
+];
+
 /// The method of a `merge_method` key.
-pub fn find(name: &str) -> Option<&'static Method> {
-    METHODS.iter().copied().find(|method| method.name == name)
+///
+/// # Errors
+/// There is none of this name, or not yet.
+pub fn find(name: &str) -> Result<&'static Method> {
+    let names = METHODS.iter().map(|method| method.name);
+    let all = || format!("the methods are {}", names.clone().collect::<Vec<_>>().join(", "));
+    if let Some(method) = METHODS.iter().find(|method| method.name == name) {
+        return Ok(method);
+    }
+    if NOT_YET.contains(&name) {
+        return Err(Error::config(format!("mergekit's method `{name}` is not supported yet")).hint(all()));
+    }
+    let meant = did_you_mean(name, names.clone()).map(|meant| format!("did you mean `{meant}`?"));
+    Err(Error::config(format!("there is no merge method `{name}`")).hint(meant.unwrap_or_else(all)))
 }
 
 /// One merge method.
@@ -83,6 +112,8 @@ pub struct Parameter {
     pub kind: Kind,
     /// The value when none is configured; `None`: one must be.
     pub default: Option<Value>,
+    /// The least and the largest value that makes sense; others are warned of.
+    pub sensible: Option<(f64, f64)>,
     /// What it does.
     pub meaning: &'static str,
 }
@@ -192,15 +223,34 @@ impl Settings {
 
 impl Parameter {
     const fn required(name: &'static str, scope: Scope, meaning: &'static str) -> Self {
-        Self { name, scope, kind: Kind::Number, default: None, meaning }
+        Self { name, scope, kind: Kind::Number, default: None, sensible: None, meaning }
     }
 
     const fn number(name: &'static str, scope: Scope, default: f64, meaning: &'static str) -> Self {
-        Self { name, scope, kind: Kind::Number, default: Some(Value::Number(default)), meaning }
+        Self {
+            name,
+            scope,
+            kind: Kind::Number,
+            default: Some(Value::Number(default)),
+            sensible: None,
+            meaning,
+        }
+    }
+
+    const fn share(name: &'static str, scope: Scope, default: f64, meaning: &'static str) -> Self {
+        let sensible = Some((0.0, 1.0));
+        Self { name, scope, kind: Kind::Number, default: Some(Value::Number(default)), sensible, meaning }
     }
 
     const fn flag(name: &'static str, default: bool, meaning: &'static str) -> Self {
-        Self { name, scope: Scope::Shared, kind: Kind::Flag, default: Some(Value::Flag(default)), meaning }
+        Self {
+            name,
+            scope: Scope::Shared,
+            kind: Kind::Flag,
+            default: Some(Value::Flag(default)),
+            sensible: None,
+            meaning,
+        }
     }
 }
 

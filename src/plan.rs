@@ -11,12 +11,14 @@ mod wanted;
 use std::collections::HashMap;
 use std::fmt::Display;
 
+use indexmap::IndexMap;
+
 use crate::checkpoint::{ConfigEdits, Layout, OutTensor, Source, TensorInfo, layout, per_layer_lists};
 use crate::config::{Config, Inputs, Located, ModelRef};
 use crate::dtype::{Dtype, Float};
-use crate::error::{Error, Result, did_you_mean};
+use crate::error::{Error, Result};
 use crate::kernel::tiles;
-use crate::method::{self, Base, METHODS, Method, Scope, Settings, Values};
+use crate::method::{self, Base, Method, Scope, Settings, Value, Values};
 use crate::recipe::{Machine, Recipe, Sweeps};
 use problems::Problems;
 use wanted::{Want, Wanted};
@@ -174,14 +176,7 @@ pub fn references(config: &Config) -> Vec<Located<ModelRef>> {
 /// There is none of this name.
 pub fn method_of(config: &Config) -> Result<&'static Method> {
     let Located { value: name, at } = &config.merge_method;
-    method::find(name).ok_or_else(|| {
-        let names = METHODS.iter().map(|method| method.name);
-        let error = config.error_at(*at, format!("there is no merge method `{name}`"));
-        match did_you_mean(name, names.clone()) {
-            Some(meant) => error.hint(format!("did you mean `{meant}`?")),
-            None => error.hint(format!("the methods are {}", names.collect::<Vec<_>>().join(", "))),
-        }
-    })
+    method::find(name).map_err(|error| Error { hint: error.hint, ..config.error_at(*at, error.message) })
 }
 
 impl Plan {
@@ -474,19 +469,19 @@ impl<'a> Planner<'a> {
             per_input: vec![Values::new(); wanted.inputs.len()],
         };
         for parameter in self.method.parameters {
-            let resolve = |scopes: &[_], tensor: &str, of: &dyn Display| {
+            let resolve = |scopes: &[_], tensor: &str, of: &dyn Display, listed: bool| {
                 parameters::resolve(self.config, parameter, scopes, tensor, wanted.position)?
                     .map(|value| (parameter.name, value))
-                    .ok_or_else(|| self.missing(parameter.name, of))
+                    .ok_or_else(|| self.missing(parameter.name, of, listed))
             };
             if parameter.scope == Scope::Shared {
-                settings.shared.push(resolve(&wanted.outer, &wanted.name, &wanted.name)?);
+                settings.shared.push(resolve(&wanted.outer, &wanted.name, &wanted.name, true)?);
                 continue;
             }
             for (input, want) in wanted.inputs.iter().enumerate() {
                 if parameter.scope == Scope::Input || settings.base != Some(input) {
                     let scopes: Vec<_> = want.own.into_iter().chain(wanted.outer.iter().copied()).collect();
-                    let value = resolve(&scopes, &want.name, &self.name_of(want.source))?;
+                    let value = resolve(&scopes, &want.name, &self.name_of(want.source), want.own.is_some())?;
                     settings.per_input[input].push(value);
                 }
             }
@@ -494,7 +489,7 @@ impl<'a> Planner<'a> {
         Ok(settings)
     }
 
-    fn missing(&self, parameter: &str, of: &dyn Display) -> Error {
+    fn missing(&self, parameter: &str, of: &dyn Display, listed: bool) -> Error {
         let at = self.config.merge_method.at;
         let error =
             self.config.error_at(at, format!("{} needs `{parameter}`, and {of} has none", self.method.name));
@@ -503,6 +498,11 @@ impl<'a> Planner<'a> {
         let slip = parameters::unread(self.config, self.method)
             .into_iter()
             .find(|w| w.hint.as_ref() == Some(&meant));
+        if !listed {
+            return error.hint(
+                "base_model is merged like the others: list it with its parameters, or remove base_model",
+            );
+        }
         error.hint(match slip {
             Some(slip) => format!("{}; {meant}", slip.message),
             None => format!(
@@ -526,6 +526,8 @@ impl<'a> Planner<'a> {
             .collect();
         self.notes.extend(self.sources.iter().flat_map(|source| source.warnings().iter().cloned()));
         warnings.extend(self.same_folders());
+        warnings.extend(self.senseless_values(&tensors));
+        self.notes.extend(self.values_of_the_base());
         Ok(Plan {
             method: self.method,
             seed: self.choices.seed,
@@ -553,6 +555,54 @@ impl<'a> Planner<'a> {
             .hint("name it the same way everywhere, or it is merged twice")
         };
         (0..folders.len()).filter_map(|i| Some((i, same(i)?))).map(warning).collect()
+    }
+
+    /// Values that a parameter takes but that make no sense, like a density of 50.
+    fn senseless_values(&self, tensors: &[Tensor]) -> Vec<Error> {
+        let mut warnings: IndexMap<String, Error> = IndexMap::new();
+        let merges = tensors.iter().filter_map(|tensor| match &tensor.action {
+            Action::Merge(merge) => Some(merge),
+            Action::Copy(_) => None,
+        });
+        for merge in merges {
+            let own = merge
+                .settings
+                .per_input
+                .iter()
+                .zip(&merge.inputs)
+                .map(|(values, at)| (values, self.name_of(at.source)));
+            for (values, model) in own {
+                for (name, value) in values {
+                    let parameter = self.method.parameters.iter().find(|parameter| parameter.name == *name);
+                    let sensible = parameter.and_then(|parameter| parameter.sensible);
+                    if let (Some((low, high)), Value::Number(number)) = (sensible, *value)
+                        && !(low..=high).contains(&number)
+                    {
+                        let message = format!(
+                            "{}: {name} {number} of {model} is not from {low} to {high}",
+                            self.config.file
+                        );
+                        let hint = format!("more than {high} acts as {high}, less than {low} as {low}");
+                        warnings.entry(message.clone()).or_insert_with(|| Error::config(message).hint(hint));
+                    }
+                }
+            }
+        }
+        warnings.into_values().collect()
+    }
+
+    /// Parameters written under a base that has none: many configs have them, and they change nothing.
+    fn values_of_the_base(&self) -> Vec<String> {
+        let (Inputs::Models(models), Some(base), Base::Required) =
+            (&self.config.inputs, &self.config.base_model, self.method.base)
+        else {
+            return Vec::new();
+        };
+        let of_base = models.iter().filter(|input| input.model.value == base.value);
+        let names = of_base.flat_map(|input| input.parameters.keys()).filter(|name| {
+            self.method.parameters.iter().any(|p| p.name == name.as_str() && p.scope == Scope::NonBase)
+        });
+        names.map(|name| format!("{name} of {} is not read: it is the base", base.value)).collect()
     }
 
     fn config_edits(&self, tensors: &[Tensor], wanted: &[Wanted<'_>]) -> ConfigEdits {

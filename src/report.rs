@@ -111,6 +111,7 @@ fn card(prepared: &Prepared, title: &str) -> String {
         models: &merged,
         seed: plan.seed,
         hub_models: &hub_models,
+        version: env!("CARGO_PKG_VERSION"),
         yaml: &config.source,
     })
 }

@@ -82,7 +82,8 @@ impl Places {
                 .hint("give the folder that holds config.json and the safetensors files"));
         }
         if !is_hub_name(path) {
-            return Err(Error::config(format!("there is no model folder {}", folder.display())));
+            return Err(Error::config(format!("there is no model folder {}", folder.display()))
+                .hint("relative paths start at the current folder, not at the config"));
         }
         self.in_cache(path, revision.unwrap_or("main"))
     }

@@ -166,6 +166,8 @@ pub struct ModelCard<'a> {
     pub base: Option<&'a str>,
     /// The merged models as the user wrote them.
     pub models: &'a [String],
+    /// The version of mergeforge.
+    pub version: &'a str,
     /// The seed of random masks.
     pub seed: u64,
     /// Those of all the models that are `org/name` on the Hub; the Hub links to them.
@@ -185,7 +187,7 @@ pub fn model_card(card: &ModelCard<'_>) -> String {
     let models: Vec<String> = card.models.iter().map(|model| format!("- {}", code(model))).collect();
     let models = models.join("\n");
     let fence = "`".repeat(longest_run_of_backticks(card.yaml).max(2) + 1);
-    let (seed, yaml) = (card.seed, card.yaml.trim_end());
+    let (version, seed, yaml) = (card.version, card.seed, card.yaml.trim_end());
     format!(
         "{}\
 # {title}
@@ -203,8 +205,8 @@ Method: {method}
 
 ## Config
 
-Running mergeforge on this config with `--random-seed {seed}` and the same inputs gives the same weights,
-byte for byte.
+Running mergeforge {version} on this config with `--random-seed {seed}` and the same inputs gives the
+same weights, byte for byte.
 
 {fence}yaml
 {yaml}
@@ -343,6 +345,7 @@ mod tests {
     fn a_card_tells_what_was_merged() {
         let models = ["org/a".to_owned(), "./local".to_owned()];
         let card = model_card(&ModelCard {
+            version: "1.2.3",
             seed: 7,
             title: "my\nmerge",
             method: "ties",

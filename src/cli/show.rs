@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
 use crate::Prepared;
-use crate::error::{Error, Result, did_you_mean};
+use crate::error::{Error, Result};
 use crate::method::{self, Base, Kind, METHODS, Method, Parameter, Scope, Settings, Value};
 use crate::plan::{Action, LeftOut, Plan, Tensor};
 use crate::report::{Report, bytes};
@@ -237,7 +237,8 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
     let tensor = |(tensor, place): (&Tensor, &crate::checkpoint::Place)| {
         let action = match &tensor.action {
             Action::Copy(copy) => {
-                json!({ "copy": copy.holders.iter().map(|at| &plan.models[at.source]).collect::<Vec<_>>() })
+                let holder = |at: &crate::plan::At| json!({ "model": plan.models[at.source], "tensor": prepared.sources[at.source].tensor_at(at.tensor).name });
+                json!({ "copy": copy.holders.iter().map(holder).collect::<Vec<_>>() })
             }
             Action::Merge(merge) => {
                 let input = |(i, at): (usize, &crate::plan::At)| {
@@ -268,7 +269,7 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
 pub(super) fn methods(name: Option<&str>, as_json: bool) -> Result<()> {
     let chosen: Vec<&Method> = match name {
         None => METHODS.to_vec(),
-        Some(name) => vec![method::find(name).ok_or_else(|| no_method(name))?],
+        Some(name) => vec![method::find(name)?],
     };
     if as_json {
         json(&chosen.iter().map(|method| method_json(method)).collect());
@@ -278,15 +279,6 @@ pub(super) fn methods(name: Option<&str>, as_json: bool) -> Result<()> {
         chosen.iter().for_each(|method| out!("{:16} {}", method.name, method.summary));
     }
     Ok(())
-}
-
-fn no_method(name: &str) -> Error {
-    let names = METHODS.iter().map(|method| method.name);
-    let error = Error::config(format!("there is no merge method `{name}`"));
-    match did_you_mean(name, names.clone()) {
-        Some(meant) => error.hint(format!("did you mean `{meant}`?")),
-        None => error.hint(format!("the methods are {}", names.collect::<Vec<_>>().join(", "))),
-    }
 }
 
 fn explain(method: &Method) {
@@ -299,7 +291,7 @@ fn explain(method: &Method) {
         if method.base == Base::Required {
             "required"
         } else {
-            "optional: one more model, which gives config and tokenizer"
+            "optional: one more model, merged like the others; gives config and tokenizer"
         }
     );
     out!("models      {}", models(method));

@@ -17,6 +17,7 @@ pub(super) const PASSTHROUGH: Method = Method {
         scope: Scope::Input,
         kind: Kind::NumberOrNull,
         default: Some(Value::Null),
+        sensible: None,
         meaning: "a factor for every element",
     }],
     recipe,

@@ -29,7 +29,7 @@ pub(super) const TASK_ARITHMETIC: Method = Method {
 pub(super) const fn parameters(normalize: bool, rescale: bool) -> [Parameter; 6] {
     [
         Parameter::required("weight", Scope::NonBase, "the task vector's weight"),
-        Parameter::number(
+        Parameter::share(
             "density",
             Scope::NonBase,
             1.0,

@@ -447,6 +447,7 @@ fn what_is_wrong_with_a_config_is_told_with_the_way_out() {
     hint: list each model once
     -- no such folder
     error: DIR/config.yml:3:46: there is no model folder DIR/nothing
+    hint: relative paths start at the current folder, not at the config
     -- not in the cache
     error: DIR/config.yml:3:46: model "some/model" not found: there is no folder of that name here, and the cache has no /nowhere/models--some--model
     hint: downloads come in a later version; run `hf download some/model` first, or give a folder

@@ -124,3 +124,19 @@ fn stacked_layers_of_different_widths_are_told() {
     );
     plan(folder.path(), &config, &["--strict"]).failed(2, &["layers of different models"]);
 }
+
+/// `density: 50` was meant as per cent; a base's own weight changes nothing; della is known but not here.
+#[test]
+fn what_makes_no_sense_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    models_of(folder.path(), "t", 10);
+    let (a, b) =
+        (folder.path().join("a").display().to_string(), folder.path().join("b").display().to_string());
+    let config = format!(
+        "merge_method: ties\nbase_model: {a}\nmodels:\n  - {{model: {a}, parameters: {{weight: 2}}}}\n  - {{model: {b}, parameters: {{weight: 1, density: 50}}}}\n"
+    );
+    let told = merge(folder.path(), &config, &[]).succeeded().stderr;
+    assert!(told.contains("density 50 of ") && told.contains("is not from 0 to 1"), "{told}");
+    assert!(told.contains("note: weight of ") && told.contains("is not read: it is the base"), "{told}");
+    plan(folder.path(), &config.replace("ties", "della"), &[]).failed(2, &["`della` is not supported yet"]);
+}

@@ -140,3 +140,54 @@ fn what_makes_no_sense_is_told() {
     assert!(told.contains("note: weight of ") && told.contains("is not read: it is the base"), "{told}");
     plan(folder.path(), &config.replace("ties", "della"), &[]).failed(2, &["`della` is not supported yet"]);
 }
+
+/// Without the anchor, weights that no binary fraction holds would move the last bits of equal f32 values.
+#[test]
+fn a_linear_merge_of_equal_models_is_exact_for_any_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let values: Vec<f32> = (1..3000).map(|i| 1.0 / i as f32).collect();
+    let tensors = Tensors::from([("t".to_string(), stored(Dtype::F32, &[2999], &values))]);
+    let mut config = String::from("merge_method: linear\nmodels:\n");
+    for (name, weight) in [("a", 0.1), ("b", 0.2), ("c", 0.4)] {
+        models::write(&folder.path().join(name), &tensors, PLAIN);
+        config += &format!(
+            "  - {{model: {}, parameters: {{weight: {weight}}}}}\n",
+            folder.path().join(name).display()
+        );
+    }
+    models::run(folder.path(), &config, "out", RUN).unwrap();
+    assert_eq!(models::read(&folder.path().join("out")), tensors);
+}
+
+/// The cut among equal magnitudes lies in one chunk that is longer than what is looked through at once.
+#[test]
+fn a_cut_is_found_in_chunks_of_any_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let elements = 300 * 1024;
+    let tuned: Vec<f32> = (0..elements).map(|i| if i % 2 == 0 { 1.0 } else { 0.5 }).collect();
+    for (name, values) in [("a", vec![0.0; elements]), ("b", tuned)] {
+        let tensors = Tensors::from([("t".to_string(), stored(Dtype::BF16, &[elements], &values))]);
+        models::write(&folder.path().join(name), &tensors, PLAIN);
+    }
+    let model = |name| folder.path().join(name).display().to_string();
+    let config = format!(
+        "merge_method: ties\nbase_model: {}\nparameters: {{weight: 1, density: 0.75}}\nmodels: [{{model: {}}}]\n",
+        model("a"),
+        model("b")
+    );
+    let mut run = RUN;
+    run.budget.chunk_tiles = 1 << 20;
+    models::run(folder.path(), &config, "out", run).unwrap();
+    let merged = models::values(&models::read(&folder.path().join("out"))["t"]);
+    // Three quarters are kept: every 1, and the first half of the others.
+    let expected = |i: usize| {
+        if i % 2 == 0 {
+            1.0
+        } else if i < elements / 2 {
+            0.5
+        } else {
+            0.0
+        }
+    };
+    assert!(merged.iter().enumerate().all(|(i, value)| *value == expected(i)));
+}

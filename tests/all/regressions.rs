@@ -164,7 +164,7 @@ fn a_linear_merge_of_equal_models_is_exact_for_any_weights() {
 fn a_cut_is_found_in_chunks_of_any_length() {
     let folder = tempfile::tempdir().unwrap();
     let elements = 300 * 1024;
-    let tuned: Vec<f32> = (0..elements).map(|i| if i % 2 == 0 { 1.0 } else { 0.5 }).collect();
+    let tuned: Vec<f32> = (0..elements).map(|i: usize| if i.is_multiple_of(2) { 1.0 } else { 0.5 }).collect();
     for (name, values) in [("a", vec![0.0; elements]), ("b", tuned)] {
         let tensors = Tensors::from([("t".to_string(), stored(Dtype::BF16, &[elements], &values))]);
         models::write(&folder.path().join(name), &tensors, PLAIN);
@@ -181,7 +181,7 @@ fn a_cut_is_found_in_chunks_of_any_length() {
     let merged = models::values(&models::read(&folder.path().join("out"))["t"]);
     // Three quarters are kept: every 1, and the first half of the others.
     let expected = |i: usize| {
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             1.0
         } else if i < elements / 2 {
             0.5

@@ -7,22 +7,75 @@
 //! what is not held, so whether something was held changes the speed and nothing else.
 
 pub mod cpu;
+pub mod cuda;
+pub mod device;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::dtype::Float;
 use crate::error::Result;
-use crate::kernel::{Job, TILE};
+use crate::kernel::{Job, TILE, Widest};
+use crate::timeline::Timeline;
 
 /// A device that runs kernels.
 pub trait Backend: Sync {
     /// The device's name, for reports.
     fn name(&self) -> String;
-    /// A lane for one worker thread.
-    fn lane(&self) -> Box<dyn Lane + '_>;
+    /// A lane for the worker thread of this number, which records its work on the timeline.
+    ///
+    /// # Errors
+    /// The device has no room for it, or fails.
+    fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>>;
     /// Lets go of what is still held of a tensor.
     fn forget(&self, tensor: usize);
+    /// Runs what kernels are measured against, on tensors of so many 2-byte elements, and tells how long it took.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn yardstick(&self, yardstick: Yardstick, elements: u64) -> Result<Duration>;
+}
+
+/// What kernels are measured against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Yardstick {
+    /// The fastest copy there is, of one tensor.
+    Copy,
+    /// A plain kernel that reads some tensors and, if `writes`, writes one.
+    Stream {
+        /// How many are read.
+        inputs: usize,
+        /// Whether an output is written.
+        writes: bool,
+    },
+}
+
+impl Yardstick {
+    /// Bytes read and written.
+    pub fn bytes(self, elements: u64) -> u64 {
+        let tensors = match self {
+            Self::Copy => 2,
+            Self::Stream { inputs, writes } => inputs + usize::from(writes),
+        };
+        tensors as u64 * 2 * elements
+    }
+}
+
+/// How the work is cut and spread. None of it changes a byte of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Worker threads, each with a lane.
+    pub threads: usize,
+    /// Tiles in a chunk, a power of two.
+    pub chunk_tiles: u64,
+    /// Bytes of inputs that the device may hold between sweeps.
+    pub hold_bytes: u64,
+    /// The launches that lanes must have room for.
+    pub widest: Widest,
+    /// Whether kernels run. Without them the same bytes are read, copied and written, and mean nothing: the floor that a
+    /// merge is measured against.
+    pub kernels: bool,
 }
 
 /// One worker's way through the device.
@@ -59,6 +112,8 @@ pub struct Launch {
     pub output: Float,
     /// What becomes of the inputs afterwards.
     pub hold: Hold,
+    /// Of kernels that count: each span has counters for every so many of its tiles, and for what is left of them.
+    pub record_tiles: u64,
 }
 
 /// Whether inputs are held for the next sweep.
@@ -86,6 +141,11 @@ pub struct Span {
 }
 
 impl Span {
+    /// How many records of so many tiles it has.
+    pub fn records(&self, record_tiles: u64) -> u64 {
+        (self.tiles.end - self.tiles.start).div_ceil(record_tiles)
+    }
+
     /// The flat index of the first element.
     pub fn first_element(&self) -> u64 {
         self.tiles.start * TILE as u64
@@ -108,7 +168,7 @@ pub enum SpanResult<'a> {
     Values(&'a [u8]),
     /// Sums, tile after tile.
     Sums(&'a [f32]),
-    /// The span's counters.
+    /// The span's counters, record after record.
     Counts(&'a [u32]),
     /// Words, tile after tile.
     Words(&'a [u32]),

@@ -1,21 +1,25 @@
 //! The command line: flags, progress, reports and hints. The only place that prints.
 //!
 //! Data goes to standard output, talk to standard error. Exit codes: 0 done, 2 the command, the config or
-//! the plan is wrong, 3 an input is missing or damaged, 4 the output cannot be written, 130 interrupted.
+//! the plan is wrong, 3 an input is missing or damaged, 4 the output cannot be written, 5 the
+//! device is missing or failed, 130 interrupted.
 
+mod devices;
 mod progress;
 mod show;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::backend::device::{self, Device, Family};
 use crate::error::{Error, Result};
 use crate::plan::Choices;
 use crate::stream::Budget;
-use crate::{Options, Prepared, check_room, merge, prepare_config, read_config};
+use crate::timeline::Timeline;
+use crate::{Options, Prepared, check_room, floor, merge_recording, prepare_config, read_config, report};
 use progress::Progress;
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
@@ -27,7 +31,8 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 2 the command, the config or the plan is wrong; 3 an input is missing or \
-                          damaged; 4 the output cannot be written; 130 interrupted. NO_COLOR is respected.";
+                          damaged; 4 the output cannot be written; 5 the device is missing or failed; 130 interrupted. \
+                          NO_COLOR is respected.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -43,6 +48,55 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the devices that can compute, and what `--device auto` takes
+    Devices {
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Verify every kernel on a device against the CPU's plain code, bit for bit
+    Check {
+        /// The device; without it, all that there are
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<String>,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure how fast this machine is
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Time what a merge takes at the least: all of its reads, copies and writes, and no kernels
+    Floor {
+        /// The config: a mergekit YAML
+        config: PathBuf,
+        /// The folder that a merge would make; nothing is left there
+        out: PathBuf,
+        #[command(flatten)]
+        common: CommonArgs,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Time every kernel against a copy and a plain stream of the same bytes, measured in the same run
+    Kernels {
+        /// The device
+        #[arg(long, value_name = "DEVICE", default_value = "auto")]
+        device: String,
+        /// Elements of each tensor, in millions of 1,048,576
+        #[arg(long, value_name = "N", default_value_t = 64)]
+        mebi_elements: u64,
+        /// Times that each kernel is run; the median counts
+        #[arg(long, value_name = "N", default_value_t = 9)]
+        repeat: usize,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -54,9 +108,6 @@ struct MergeArgs {
     out: PathBuf,
     #[command(flatten)]
     common: CommonArgs,
-    /// Where to compute: auto or cpu
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    device: String,
     /// Copy the tokenizer files of the base model (or of the first one)
     #[arg(long, overrides_with = "no_copy_tokenizer")]
     copy_tokenizer: bool,
@@ -72,6 +123,9 @@ struct MergeArgs {
     /// Print the manifest as JSON when done
     #[arg(long)]
     json: bool,
+    /// Write what each thread and the device did when, as a trace that Perfetto and Chrome show
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     #[command(flatten)]
     mergekit: MergekitArgs,
 }
@@ -110,18 +164,34 @@ struct CommonArgs {
     /// Memory for buffers and held inputs, like 512MiB or 2GB [default: 768MiB, at most half of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     host_memory: Option<u64>,
+    /// Where to compute: auto, or a device that `mergeforge devices` lists
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// Memory of the device for buffers and held inputs [default: 8GiB, at most 90 % of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    device_memory: Option<u64>,
     /// Tiles of 1024 elements in a chunk; for experiments
-    #[arg(long, hide = true, default_value_t = Budget::CHUNK_TILES)]
-    chunk_tiles: u64,
+    #[arg(long, hide = true)]
+    chunk_tiles: Option<u64>,
 }
 
 impl CommonArgs {
-    fn budget(&self) -> Budget {
-        Budget {
+    fn budget(&self, device: &Device) -> Result<Budget> {
+        Ok(Budget {
             threads: self.threads.unwrap_or_else(cores).max(1),
-            host_bytes: self.host_memory.unwrap_or_else(default_host_bytes),
-            chunk_tiles: self.chunk_tiles,
+            host_bytes: self.host_memory.unwrap_or_else(|| default_host_bytes(device)),
+            device_bytes: self.device_memory.map_or_else(|| default_device_bytes(device), Ok)?,
+            chunk_tiles: self.chunk_tiles.unwrap_or_else(|| device.family.chunk_tiles()),
+        })
+    }
+
+    /// The device; a line where `auto` had to do without a better one, if that is wanted.
+    fn device(&self, tell: bool) -> Result<Device> {
+        let (device, passed_over) = device::choose(&self.device)?;
+        if let Some(reason) = passed_over.filter(|_| tell) {
+            show::note(&format!("{reason}: merging on the CPU"));
         }
+        Ok(device)
     }
 }
 
@@ -169,7 +239,7 @@ impl MergekitArgs {
     /// What to say of each flag given.
     fn notes(&self) -> impl Iterator<Item = &'static str> {
         [
-            (self.cuda, "--cuda: this version merges on the CPU; the result is the same on every device"),
+            (self.cuda, "--cuda: not needed, --device auto takes a GPU where there is one"),
             (self.lazy_unpickle, "--lazy-unpickle: not needed, tensors are always read in pieces"),
             (self.low_cpu_memory, "--low-cpu-memory: not needed, memory is bounded by --host-memory"),
             (
@@ -179,7 +249,7 @@ impl MergekitArgs {
             (self.trust_remote_code, "--trust-remote-code: not needed, no code of a model is run"),
             (
                 self.read_to_gpu || self.multi_gpu || self.gpu_rich,
-                "--read-to-gpu, --multi-gpu, --gpu-rich: this version merges on the CPU",
+                "--read-to-gpu, --multi-gpu, --gpu-rich: one GPU is used, and fed as fast as it can be",
             ),
             (
                 self.async_write || self.write_threads.is_some(),
@@ -203,6 +273,14 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => run_merge(&args),
         Command::Plan(args) => run_plan(&args),
         Command::Methods { name, json } => show::methods(name.as_deref(), json),
+        Command::Devices { json } => devices::list(json),
+        Command::Check { device, json } => devices::check(device.as_deref(), json),
+        Command::Bench(BenchCommand::Floor { config, out, common, json }) => {
+            run_floor(&config, out, &common, json)
+        }
+        Command::Bench(BenchCommand::Kernels { device, mebi_elements, repeat, json }) => {
+            devices::bench(&device, mebi_elements << 20, repeat, json)
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -214,30 +292,42 @@ pub fn main() -> ExitCode {
 }
 
 fn run_merge(args: &MergeArgs) -> Result<()> {
-    if !["auto", "cpu"].contains(&args.device.as_str()) {
-        return Err(Error::config(format!("--device {}: this version has no such device", args.device))
-            .hint("this version merges on the CPU: use --device cpu, or auto"));
-    }
     let progress = Progress::new(args.quiet)?;
     let started = Instant::now();
     args.mergekit.notes().for_each(show::note);
     let prepared = prepared(&args.config, &args.common)?;
+    let device = args.common.device(!args.quiet)?;
     if !args.quiet {
         show::summary(&prepared);
     }
     let options = Options {
         out: args.out.clone(),
-        budget: args.common.budget(),
+        budget: args.common.budget(&device)?,
+        device,
         copy_tokenizer: !args.no_copy_tokenizer,
         model_card: !args.no_write_model_card,
     };
+    let timeline = match &args.trace {
+        Some(file) => {
+            report::check_trace(file, &args.out, &prepared)?;
+            Timeline::keeping()
+        }
+        None => Timeline::new(),
+    };
     progress.expect(prepared.plan.layout.total_bytes);
-    let outcome = merge(&prepared, &options, &progress);
+    let outcome = merge_recording(&prepared, &options, &progress, timeline);
     progress.finish();
     let report = outcome?;
     show::odd_values(&prepared.plan, &report);
     if !args.quiet {
         show::done(&args.out, &prepared.plan, &progress, started.elapsed());
+        show::shares(&report);
+    }
+    if let Some(file) = &args.trace {
+        report.write_trace(file)?;
+        if !args.quiet {
+            show::traced(file, &report);
+        }
     }
     if args.json {
         show::json(report.manifest());
@@ -245,12 +335,26 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
     Ok(())
 }
 
+fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Result<()> {
+    let device = common.device(true)?;
+    let progress = Progress::new(true)?;
+    let prepared = prepared(config, common)?;
+    let budget = common.budget(&device)?;
+    let options = Options { out, device, budget, copy_tokenizer: false, model_card: false };
+    let (wall, shares) = floor(&prepared, &options, &progress)?;
+    let (read, written) = progress.moved_bytes();
+    show::floor(&options.device, wall, &shares, (read, written), json);
+    Ok(())
+}
+
 fn run_plan(args: &PlanArgs) -> Result<()> {
     let prepared = prepared(&args.config, &args.common)?;
-    let budget = args.common.budget();
-    let limits = budget.limits(&prepared.plan)?;
+    let device = args.common.device(false)?;
+    let budget = args.common.budget(&device)?;
+    let limits = budget.limits(&prepared.plan, device.family)?;
     if let Some(out) = &args.out {
-        check_room(&prepared, &Options { out: out.clone(), budget, copy_tokenizer: true, model_card: true })?;
+        let (copy_tokenizer, model_card) = (true, true);
+        check_room(&prepared, &Options { out: out.clone(), device, budget, copy_tokenizer, model_card })?;
     }
     if args.json {
         show::json(&show::plan_json(&prepared, &budget, &limits));
@@ -284,10 +388,20 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// 768 MiB leaves room for the program itself under 1 GiB; small machines keep half of their memory.
-fn default_host_bytes() -> u64 {
-    const DEFAULT: u64 = 768 << 20;
-    DEFAULT.min(physical_bytes() / 2)
+/// 768 MiB leaves room for the program itself under 1 GiB. A GPU wants larger pieces, and many under way: 3 GiB leave
+/// room under 4 GiB. Small machines keep half of their memory.
+fn default_host_bytes(device: &Device) -> u64 {
+    let default: u64 = match device.family {
+        Family::Cpu => 768 << 20,
+        Family::Cuda => 3 << 30,
+    };
+    default.min(physical_bytes() / 2)
+}
+
+/// 8 GiB hold the largest tensors of all inputs; devices shared with others keep a tenth of what is free.
+fn default_device_bytes(device: &Device) -> Result<u64> {
+    const DEFAULT: u64 = 8 << 30;
+    Ok(device.free_bytes()?.map_or(0, |free| DEFAULT.min(free / 10 * 9)))
 }
 
 /// The machine's memory, or the container's where that is less.

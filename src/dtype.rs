@@ -85,11 +85,10 @@ pub fn encode(float: Float, values: &[f32], out: &mut [u8]) -> u64 {
         Float::F16 => each_back(values, out, |value| f32_to_f16(value).to_le_bytes()),
         Float::BF16 => each_back(values, out, |value| f32_to_bf16(value).to_le_bytes()),
     }
-    // The largest finite magnitudes that still round to a finite value of the type.
     let finite_max_bits: u32 = match float {
         Float::F32 => return 0,
-        Float::F16 => 0x477f_efff,
-        Float::BF16 => 0x7f7f_7fff,
+        Float::F16 => F16_FINITE_MAX,
+        Float::BF16 => BF16_FINITE_MAX,
     };
     values
         .iter()
@@ -103,6 +102,12 @@ pub fn encode(float: Float, values: &[f32], out: &mut [u8]) -> u64 {
 pub fn magnitude_bits(x: f32) -> u32 {
     x.to_bits() & 0x7fff_ffff
 }
+
+/// The bits of the largest magnitude that still rounds to a finite binary16.
+pub const F16_FINITE_MAX: u32 = 0x477f_efff;
+
+/// The bits of the largest magnitude that still rounds to a finite bfloat16.
+pub const BF16_FINITE_MAX: u32 = 0x7f7f_7fff;
 
 /// The bits of +infinity; larger magnitudes are NaN.
 pub const INFINITY_BITS: u32 = 0x7f80_0000;
@@ -172,7 +177,7 @@ fn f32_to_f16(value: f32) -> u16 {
     // Subnormal results: below 2^-14 the units are 2^-24, and adding 0.5 makes the f32 adder round to them.
     let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let rounded = if magnitude < 0x3880_0000 { subnormal } else { normal };
-    let finite = if magnitude > 0x477f_efff { 0x7c00 } else { rounded };
+    let finite = if magnitude > F16_FINITE_MAX { 0x7c00 } else { rounded };
     let signed = if finite == 0 { 0 } else { sign | finite };
     (if magnitude > INFINITY_BITS { 0x7e00 } else { signed }) as u16
 }

@@ -12,6 +12,8 @@ pub enum Kind {
     Input,
     /// The output could not be written.
     Output,
+    /// The device, or its driver, is missing, too small, or failed.
+    Device,
     /// The user asked to stop (Ctrl-C or SIGTERM).
     Interrupted,
 }
@@ -46,6 +48,11 @@ impl Error {
         Self { kind: Kind::Output, message: message.into(), hint: None }
     }
 
+    /// The device cannot do it.
+    pub fn device(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Device, message: message.into(), hint: None }
+    }
+
     /// An input file that the system would not let us read.
     pub fn reading(path: &Path, cause: &std::io::Error) -> Self {
         Self::input(format!("cannot read {}: {cause}", path.display()))
@@ -68,12 +75,13 @@ impl Error {
         self
     }
 
-    /// The process exit code: 2 for config, 3 for input, 4 for output, 130 when interrupted.
+    /// The process exit code: 2 for config, 3 for input, 4 for output, 5 for the device, 130 when interrupted.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Config => 2,
             Kind::Input => 3,
             Kind::Output => 4,
+            Kind::Device => 5,
             Kind::Interrupted => 130,
         }
     }

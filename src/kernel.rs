@@ -10,6 +10,7 @@ pub mod keys;
 pub mod levels;
 pub mod magnitudes;
 pub mod masked_sums;
+pub mod packed;
 pub mod philox;
 pub mod weighted_sum;
 
@@ -18,6 +19,58 @@ pub const TILE: usize = 1024;
 
 /// The most non-base models in a sign vote: the table of divisors has 2^N entries.
 pub const VOTERS_MAX: usize = 12;
+
+/// The most tiles that kernels which keep words run over at once: their results are larger than their inputs.
+pub const WORDS_TILES_MAX: u64 = 128;
+
+/// The most spans of a launch: their counters have to fit beside its results.
+pub const SPANS_MAX: usize = 64;
+
+/// The most records that the counters of a pass are folded into: what a later search must scan again is at
+/// most this fraction of the tensor, and the counters of a 2 GB tensor stay in a few MB.
+pub const RECORDS_MAX: u64 = 64;
+
+/// The fewest tiles of a record: fewer would make more counters than their search saves.
+pub const RECORD_TILES_MIN: u64 = 32;
+
+/// The widest launches of a merge: what lanes must have room for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Widest {
+    /// Input tensors.
+    pub inputs: usize,
+    /// Bytes of one element of every input, added up.
+    pub input_bytes: usize,
+    /// Bytes of one element of the output.
+    pub output_bytes: usize,
+    /// Bytes per element of what is copied without a kernel: 0 where nothing is.
+    pub copied_bytes: usize,
+    /// Models whose task vectors are measured: 0 where nothing is.
+    pub measured: usize,
+    /// Tiles of the largest tensor.
+    pub tiles: u64,
+    /// Bytes of all inputs that are read more than once.
+    pub held_bytes: u64,
+}
+
+impl Widest {
+    /// The most bytes that a launch over `chunk_tiles` tiles leaves behind: values, words, sums, or counters.
+    pub const fn result_bytes(&self, chunk_tiles: u64) -> u64 {
+        let counted = if self.measured < VOTERS_MAX { self.measured } else { VOTERS_MAX } as u64;
+        let values = chunk_tiles * (TILE * self.output_bytes) as u64;
+        let words_tiles = if chunk_tiles < WORDS_TILES_MAX { chunk_tiles } else { WORDS_TILES_MAX };
+        let words = words_tiles * (4 * TILE) as u64 * counted;
+        let pairs = if self.measured > 0 { gram::pairs(self.inputs) } else { 0 } as u64;
+        let sums = chunk_tiles * 4 * max(2 * counted, pairs);
+        let spans = if chunk_tiles < SPANS_MAX as u64 { chunk_tiles } else { SPANS_MAX as u64 };
+        let records = spans + chunk_tiles / RECORD_TILES_MIN;
+        let counters = records * 4 * magnitudes::WORDS as u64 * counted;
+        max(max(values, words), max(sums, counters))
+    }
+}
+
+const fn max(a: u64, b: u64) -> u64 {
+    if a > b { a } else { b }
+}
 
 /// How many tiles `elements` fill, the last one perhaps in part.
 pub const fn tiles(elements: u64) -> u64 {
@@ -34,9 +87,9 @@ pub enum Result {
         /// f32 words per tile.
         words: usize,
     },
-    /// `words` u32 counters per span, added up by the host.
+    /// `words` u32 counters per record, added up by the host.
     Counts {
-        /// u32 words per span.
+        /// u32 words per record.
         words: usize,
     },
     /// `words` u32 per element, element by element within a tile, kept in order.
@@ -112,6 +165,19 @@ impl Job {
             Self::Magnitudes(job) => Result::Counts { words: job.models.len() * magnitudes::WORDS },
             Self::Keys(job) => Result::Words { words: job.models },
             Self::MaskedSums(job) => Result::Sums { words: 2 * job.models.len() },
+        }
+    }
+
+    /// Appends the job's numbers as words of 4 bytes, as the kernels of GPUs read them.
+    pub fn pack(&self, words: &mut Vec<u32>) {
+        match self {
+            Self::WeightedSum(job) => weighted_sum::pack(job, words),
+            Self::Consensus(job) => consensus::pack(job, words),
+            Self::Levels(job) => levels::pack(job, words),
+            Self::Magnitudes(job) => magnitudes::pack(job, words),
+            Self::MaskedSums(job) => masked_sums::pack(job, words),
+            // How many inputs there are says all.
+            Self::Gram(_) | Self::Keys(_) => {}
         }
     }
 

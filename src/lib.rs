@@ -8,6 +8,8 @@
 //! of threads and the memory.
 
 pub mod backend;
+pub mod bench;
+pub mod check;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
@@ -19,18 +21,22 @@ pub mod plan;
 pub mod recipe;
 pub mod report;
 pub mod stream;
+pub mod timeline;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use backend::cpu::Cpu;
+use backend::Limits;
+use backend::device::Device;
 use checkpoint::{Sink, Source};
 use config::Config;
 use error::{Error, Result};
 use plan::{Choices, Plan};
 use report::Report;
 use stream::{Budget, Watch};
+use timeline::{Shares, Timeline};
 
 /// A config with its models' headers and the plan made from them.
 #[derive(Debug)]
@@ -97,6 +103,8 @@ fn open(config: &Config) -> Result<Vec<Source>> {
 pub struct Options {
     /// The folder to make.
     pub out: PathBuf,
+    /// Where to compute.
+    pub device: Device,
     /// Threads, memory and chunks.
     pub budget: Budget,
     /// Whether the donor's tokenizer files are copied.
@@ -110,16 +118,52 @@ pub struct Options {
 /// # Errors
 /// An input that cannot be read or changes, an output that cannot be written, or the user's wish to stop.
 pub fn merge(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Result<Report> {
+    merge_recording(prepared, options, watch, Timeline::new())
+}
+
+/// As [`merge`], with the timeline that is to be in the report: one that keeps single records, for a trace.
+///
+/// # Errors
+/// Those of [`merge`].
+pub fn merge_recording(
+    prepared: &Prepared,
+    options: &Options,
+    watch: &dyn Watch,
+    timeline: Timeline,
+) -> Result<Report> {
     let Prepared { sources, plan, .. } = prepared;
     check_room(prepared, options)?;
-    let limits = options.budget.limits(plan)?;
-    let backend = Cpu::new(limits.hold_bytes);
+    let limits = options.budget.limits(plan, options.device.family)?;
+    let backend = options.device.open(&limits)?;
     let sink = Sink::create(&options.out, &plan.layout)?;
-    let merged = stream::run(plan, sources, &backend, &sink, &limits, watch)?;
+    // Opening a device takes a moment, in which no stage could be busy.
+    let timeline = timeline.begun_now();
+    let merged = stream::run(plan, sources, &*backend, &sink, &limits, watch, &timeline)?;
+    let shares = timeline.shares(timeline.origin().elapsed(), limits.threads);
     sources.iter().try_for_each(Source::verify_unchanged)?;
-    let report = Report::new(prepared, &backend, merged);
+    let mut report = Report::new(prepared, &*backend, merged, timeline, shares);
+    let streamed = Instant::now();
     sink.finish(&report.sidecars(prepared, options)?, &|| watch.stop())?;
+    report.finishing = streamed.elapsed();
     Ok(report)
+}
+
+/// What a merge takes at the least on this device: the same reads, copies, digests and writes through the same scheduler,
+/// every input once and no kernel. What is written means nothing and is taken away. Returns the time, and what the stages
+/// did in it.
+///
+/// # Errors
+/// Those of [`merge`].
+pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Result<(Duration, Shares)> {
+    let Prepared { sources, plan, .. } = prepared;
+    check_room(prepared, options)?;
+    let limits = Limits { kernels: false, ..options.budget.limits(plan, options.device.family)? };
+    let backend = options.device.open(&limits)?;
+    let sink = Sink::create(&options.out, &plan.layout)?;
+    let timeline = Timeline::new();
+    stream::run(plan, sources, &*backend, &sink, &limits, watch, &timeline)?;
+    let wall = timeline.origin().elapsed();
+    Ok((wall, timeline.shares(wall, limits.threads)))
 }
 
 /// Refuses an output folder that is not free, or a disk that is too small, before anything is read.

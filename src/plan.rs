@@ -17,7 +17,7 @@ use crate::checkpoint::{ConfigEdits, Layout, OutTensor, Source, TensorInfo, layo
 use crate::config::{Config, Inputs, Located, ModelRef};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
-use crate::kernel::tiles;
+use crate::kernel::{Widest, tiles};
 use crate::method::{self, Base, Method, Scope, Settings, Value, Values};
 use crate::recipe::{Machine, Recipe, Sweeps};
 use problems::Problems;
@@ -227,28 +227,26 @@ impl Plan {
             .fold((0, 0), |(once, most), (bytes, sweeps)| (once + bytes, most + bytes * sweeps))
     }
 
-    /// The most inputs of any tensor, and the size of their elements and the result's, added up.
-    pub fn widest(&self) -> (usize, usize) {
-        let of = |tensor: &Tensor| match &tensor.action {
-            Action::Copy(_) => (1, 16),
-            Action::Merge(merge) => {
-                let bytes: usize = merge.floats.iter().map(|float| float.bytes()).sum();
-                (merge.inputs.len(), bytes + merge.output.bytes())
+    /// The widest launches: of every number the largest that any tensor needs.
+    pub fn widest(&self) -> Widest {
+        let mut widest = Widest { inputs: 1, tiles: 1, ..Widest::default() };
+        for tensor in &self.tensors {
+            widest.tiles = widest.tiles.max(tiles(tensor.elements));
+            match &tensor.action {
+                Action::Copy(_) => widest.copied_bytes = 16,
+                Action::Merge(merge) => {
+                    let bytes: usize = merge.floats.iter().map(|float| float.bytes()).sum();
+                    widest.inputs = widest.inputs.max(merge.inputs.len());
+                    widest.input_bytes = widest.input_bytes.max(bytes);
+                    widest.output_bytes = widest.output_bytes.max(merge.output.bytes());
+                    if merge.sweeps.most > 1 {
+                        widest.measured = widest.measured.max(merge.inputs.len());
+                        widest.held_bytes += tensor.elements * bytes as u64;
+                    }
+                }
             }
-        };
-        self.tensors.iter().map(of).fold((1, 16), |(a, b), (c, d)| (a.max(c), b.max(d)))
-    }
-
-    /// Whether any tensor is measured before it is combined.
-    pub fn measures(&self) -> bool {
-        self.tensors
-            .iter()
-            .any(|tensor| matches!(&tensor.action, Action::Merge(merge) if merge.sweeps.most > 1))
-    }
-
-    /// The tiles of the largest tensor.
-    pub fn largest_tiles(&self) -> u64 {
-        self.tensors.iter().map(|tensor| tiles(tensor.elements)).max().unwrap_or(1).max(1)
+        }
+        widest
     }
 }
 

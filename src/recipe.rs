@@ -127,10 +127,6 @@ impl Measured {
     }
 }
 
-/// The most [`Record`]s that a counting pass is folded into: what a later search must scan again is at
-/// most this fraction of the tensor, and the counters of a 2 GB tensor stay in a few MB.
-pub const RECORDS_MAX: u64 = 64;
-
 /// The counters of one stretch of tiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {

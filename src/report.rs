@@ -1,12 +1,18 @@
 //! What a merge did: the manifest `mergeforge.json`, the other files beside the tensors, and words for people.
 
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use crate::backend::{Backend, OddValues};
 use crate::checkpoint::{Content, ModelCard, Sidecar, Source, companion_files, config_json, model_card};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::method::Scope;
 use crate::stream::Merged;
+use crate::timeline::{Shares, StageShare, Timeline, Who};
 use crate::{Options, Prepared};
 
 /// What a merge did.
@@ -16,11 +22,23 @@ pub struct Report {
     pub device: String,
     /// Per tensor of the plan.
     pub merged: Vec<Merged>,
+    /// What the stages took, and when.
+    pub timeline: Timeline,
+    /// How busy the stages were, from the first read to the last write.
+    pub shares: Shares,
+    /// How long it took after that to put everything on the disk and to write the files beside the tensors.
+    pub finishing: Duration,
     manifest: Value,
 }
 
 impl Report {
-    pub(crate) fn new(prepared: &Prepared, backend: &dyn Backend, merged: Vec<Merged>) -> Self {
+    pub(crate) fn new(
+        prepared: &Prepared,
+        backend: &dyn Backend,
+        merged: Vec<Merged>,
+        timeline: Timeline,
+        shares: Shares,
+    ) -> Self {
         let plan = &prepared.plan;
         let tensors: Map<String, Value> = plan
             .tensors
@@ -42,11 +60,16 @@ impl Report {
             "method": plan.method.name,
             "seed": plan.seed,
             "device": backend.name(),
+            "seconds": rounded(shares.wall.as_secs_f64()),
+            "threads": shares.threads,
+            "stages": stages_json(&shares),
+            "bottleneck": shares.bottleneck().to_string(),
             "inputs": prepared.sources.iter().map(Source::identity).collect::<Vec<_>>(),
             "odd_values": odd,
             "tensors": tensors,
         });
-        Self { device: backend.name(), merged, manifest }
+        let finishing = Duration::ZERO;
+        Self { device: backend.name(), merged, timeline, shares, finishing, manifest }
     }
 
     /// The odd values of all tensors together, and how many tensors have some.
@@ -59,6 +82,29 @@ impl Report {
     /// The manifest: what `mergeforge.json` holds.
     pub fn manifest(&self) -> &Value {
         &self.manifest
+    }
+
+    /// Writes the timeline's single records as a trace, for Perfetto or `chrome://tracing`. A file that is there is
+    /// replaced.
+    ///
+    /// # Errors
+    /// Kind `Output`: the file cannot be written. The merge itself is complete.
+    pub fn write_trace(&self, file: &Path) -> Result<()> {
+        let write = || {
+            let mut out = BufWriter::new(File::create(file)?);
+            self.timeline.write_trace(&self.device, &mut out)?;
+            out.flush()
+        };
+        write().map_err(|cause| {
+            // Half a trace is of no use; what is no file, as a pipe, is not ours to remove.
+            if file.is_file() {
+                let _ = fs::remove_file(file);
+            }
+            Error::output(format!(
+                "the merge is complete, but cannot write the trace {}: {cause}",
+                file.display()
+            ))
+        })
     }
 
     /// The files beside the tensors.
@@ -114,6 +160,91 @@ fn card(prepared: &Prepared, title: &str) -> String {
         version: env!("CARGO_PKG_VERSION"),
         yaml: &config.source,
     })
+}
+
+/// Refuses a place for a trace that could not be written after the merge, or that the merge or its inputs need.
+///
+/// # Errors
+/// Kind `Config`: what stands in the way.
+pub fn check_trace(file: &Path, out: &Path, prepared: &Prepared) -> Result<()> {
+    let refused = |what: &str| {
+        Err(Error::config(format!("the trace {} cannot be written: {what}", file.display()))
+            .hint("--trace takes a file beside the models and the output, in a folder that exists"))
+    };
+    if file.is_dir() || file.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return refused("that is a folder");
+    }
+    let (Some(name), Some(folder)) = (file.file_name(), folder_of(file).filter(|folder| folder.is_dir()))
+    else {
+        return refused("its folder does not exist");
+    };
+    // By its name, and where a symlink of that name leads.
+    let places = [folder.join(name), real(file)];
+    let out = real(out);
+    let mut partial = out.clone().into_os_string();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let of_output = |place: &PathBuf| {
+        [&out, &partial].iter().any(|folder| place.starts_with(folder) || folder.starts_with(place))
+    };
+    if places.iter().any(of_output) {
+        return refused("the output goes there");
+    }
+    let inputs: Vec<PathBuf> = prepared.sources.iter().map(|source| real(&source.folder)).collect();
+    if places.iter().any(|place| inputs.iter().any(|input| place.starts_with(input))) {
+        return refused("a model lies there, and inputs are never written to");
+    }
+    may_write(if file.exists() { file } else { &folder }).or_else(|cause| refused(&cause.to_string()))
+}
+
+/// The folder of a file, without symlinks, if it is there.
+fn folder_of(file: &Path) -> Option<PathBuf> {
+    std::path::absolute(file).ok()?.parent()?.canonicalize().ok()
+}
+
+/// A path without symlinks, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let resolved = |ancestor: &Path| {
+        let rest = absolute.strip_prefix(ancestor).ok()?;
+        // Components, since joining nothing would add a slash.
+        Some(ancestor.canonicalize().ok()?.components().chain(rest.components()).collect())
+    };
+    absolute.ancestors().find_map(resolved).unwrap_or_else(|| absolute.clone())
+}
+
+#[cfg(unix)]
+fn may_write(path: &Path) -> std::io::Result<()> {
+    use rustix::fs::{Access, access};
+    let needed = if path.is_dir() { Access::WRITE_OK | Access::EXEC_OK } else { Access::WRITE_OK };
+    Ok(access(path, needed)?)
+}
+
+/// Elsewhere the end of the merge will tell.
+#[cfg(not(unix))]
+fn may_write(_path: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// What the stages did, for programs.
+pub fn stages_json(shares: &Shares) -> Value {
+    shares.stages.iter().map(stage_json).collect()
+}
+
+fn stage_json(stage: &StageShare) -> Value {
+    let who = match stage.who {
+        Who::Workers => "threads",
+        Who::Device => "device",
+    };
+    json!({
+        "stage": stage.stage.name(), "by": who, "busy_seconds": rounded(stage.busy.as_secs_f64()),
+        "share": rounded(stage.share), "bytes": stage.bytes, "gb_per_s": rounded(stage.gb_per_s),
+    })
+}
+
+/// Thousandths are what times are good for.
+fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
 }
 
 fn odd_json(odd: OddValues) -> Value {

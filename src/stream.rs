@@ -12,12 +12,12 @@ mod group;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::{Backend, Lane, Launch, Output, SpanResult};
+use crate::backend::device::{Family, LaneBytes};
+use crate::backend::{Backend, Lane, Launch, Limits, Output, SpanResult};
 use crate::checkpoint::{Sink, Source};
 use crate::error::{Error, Result};
-use crate::kernel::{TILE, VOTERS_MAX, magnitudes};
 use crate::plan::Plan;
-use crate::recipe::RECORDS_MAX;
+use crate::timeline::{By, Stage, Timeline};
 use group::{Group, Place, Task};
 
 pub use group::Merged;
@@ -27,52 +27,57 @@ pub use group::Merged;
 pub struct Budget {
     /// Worker threads.
     pub threads: usize,
-    /// Memory for buffers and held inputs, in bytes.
+    /// Memory for buffers and, on the CPU, held inputs, in bytes.
     pub host_bytes: u64,
+    /// Memory of the device for buffers and held inputs, in bytes.
+    pub device_bytes: u64,
     /// The most tiles in a chunk, rounded up to a power of two: chunks are subtrees of a digest.
     pub chunk_tiles: u64,
 }
 
-/// How the work is cut and spread. None of it changes a byte of the output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Worker threads.
-    pub threads: usize,
-    /// Tiles in a chunk, a power of two.
-    pub chunk_tiles: u64,
-    /// Bytes of inputs that may be held between sweeps.
-    pub hold_bytes: u64,
-}
-
 impl Budget {
-    /// 128 Ki elements: 256 KiB of bfloat16 per input stay in a core's second-level cache.
-    pub const CHUNK_TILES: u64 = 128;
-
     /// Cuts the work so that the buffers of all workers fit, and gives the rest to held inputs.
     ///
     /// # Errors
     /// Not even one worker with chunks of one tile fits.
-    pub fn limits(&self, plan: &Plan) -> Result<Limits> {
-        let (inputs, element_bytes) = plan.widest();
-        // Beside chunks of inputs and output: a few tiles of f32 per input, the keys that a search looks through, and
-        // the counters of the group that the lane works on, once as they come in and once as they are looked at.
-        let counters = if plan.measures() { inputs.min(VOTERS_MAX) as u64 } else { 0 };
-        let counter_bytes = 2 * RECORDS_MAX * 4 * magnitudes::WORDS as u64 * counters;
-        let fixed_bytes = (inputs as u64 + 2) * (64 << 10) + (1 << 20) + counter_bytes;
-        let lane_bytes = |chunk_tiles: u64| chunk_tiles * (TILE * element_bytes) as u64 + fixed_bytes;
+    pub fn limits(&self, plan: &Plan, family: Family) -> Result<Limits> {
+        let widest = plan.widest();
+        let lane = |chunk_tiles: u64| family.lane_bytes(&widest, chunk_tiles);
+        let fits = |threads: u64, LaneBytes { host, device }: LaneBytes| {
+            threads * host <= self.host_bytes && threads * device <= self.device_bytes
+        };
         // A chunk beyond the largest tensor would only cost memory.
-        let mut chunk_tiles = self.chunk_tiles.clamp(1, plan.largest_tiles()).next_power_of_two();
+        let mut chunk_tiles = self.chunk_tiles.clamp(1, widest.tiles).next_power_of_two();
         // Many threads with tiny chunks would do more calls than work.
-        let comfortable = lane_bytes(chunk_tiles.min(CHUNK_TILES_COMFORTABLE));
-        let threads = (self.host_bytes / comfortable).clamp(1, THREADS_MAX).min(self.threads.max(1) as u64);
-        while threads * lane_bytes(chunk_tiles) > self.host_bytes {
+        let comfortable = lane(chunk_tiles.min(CHUNK_TILES_COMFORTABLE));
+        let affordable = |given: u64, each: u64| given.checked_div(each).unwrap_or(THREADS_MAX);
+        let threads = affordable(self.host_bytes, comfortable.host)
+            .min(affordable(self.device_bytes, comfortable.device))
+            .clamp(1, THREADS_MAX)
+            .min(self.threads.max(1) as u64);
+        while !fits(threads, lane(chunk_tiles)) {
             if chunk_tiles == 1 {
-                return Err(too_little_memory(self.host_bytes, lane_bytes(1)));
+                return Err(self.too_little_memory(lane(1)));
             }
             chunk_tiles /= 2;
         }
-        let hold_bytes = self.host_bytes - threads * lane_bytes(chunk_tiles);
-        Ok(Limits { threads: threads as usize, chunk_tiles, hold_bytes })
+        let LaneBytes { host, device } = lane(chunk_tiles);
+        // A device with memory of its own holds inputs there.
+        let hold_bytes = match device {
+            0 => self.host_bytes - threads * host,
+            device => self.device_bytes - threads * device,
+        };
+        Ok(Limits { threads: threads as usize, chunk_tiles, hold_bytes, widest, kernels: true })
+    }
+
+    fn too_little_memory(&self, needed: LaneBytes) -> Error {
+        let (flag, given, needed) = if self.host_bytes < needed.host {
+            ("--host-memory", self.host_bytes, needed.host)
+        } else {
+            ("--device-memory", self.device_bytes, needed.device)
+        };
+        Error::config(format!("{flag} {given} bytes: this merge needs at least {needed}"))
+            .hint("give it more; the default is a good choice")
     }
 }
 
@@ -81,11 +86,6 @@ const CHUNK_TILES_COMFORTABLE: u64 = 16;
 
 /// More threads than this only wait for each other.
 const THREADS_MAX: u64 = 256;
-
-fn too_little_memory(given: u64, needed: u64) -> Error {
-    Error::config(format!("--host-memory {given} bytes: this merge needs at least {needed}"))
-        .hint("give it more; the default is a good choice")
-}
 
 /// Who looks on while the merge runs.
 pub trait Watch: Sync {
@@ -102,6 +102,8 @@ struct Stream<'a> {
     backend: &'a dyn Backend,
     sink: &'a Sink,
     watch: &'a dyn Watch,
+    timeline: &'a Timeline,
+    kernels: bool,
     chunk_tiles: u64,
     groups: Vec<std::ops::Range<usize>>,
     queue: Mutex<Queue>,
@@ -135,6 +137,7 @@ pub fn run(
     sink: &Sink,
     limits: &Limits,
     watch: &dyn Watch,
+    timeline: &Timeline,
 ) -> Result<Vec<Merged>> {
     let queue = Queue {
         ready: VecDeque::new(),
@@ -150,14 +153,17 @@ pub fn run(
         backend,
         sink,
         watch,
+        timeline,
+        kernels: limits.kernels,
         chunk_tiles: limits.chunk_tiles,
         groups: group::plan_groups(plan, limits.chunk_tiles),
         queue: Mutex::new(queue),
         changed: Condvar::new(),
     };
     std::thread::scope(|scope| {
-        for _ in 0..limits.threads {
-            scope.spawn(|| stream.work());
+        let stream = &stream;
+        for worker in 0..limits.threads {
+            scope.spawn(move || stream.work(worker));
         }
     });
     let queue = stream.queue.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -169,16 +175,17 @@ pub fn run(
 
 impl Stream<'_> {
     /// One worker: keeps its lane full, and collects the oldest launch when it is.
-    fn work(&self) {
+    fn work(&self, worker: usize) {
         // A worker that panics must not leave the others waiting for it.
         let _stop_on_panic = StopOnPanic(self);
-        if let Err(failure) = self.pump() {
+        if let Err(failure) = self.pump(worker) {
             self.stop(Some(failure));
         }
     }
 
-    fn pump(&self) -> Result<()> {
-        let mut lane = self.backend.lane();
+    fn pump(&self, worker: usize) -> Result<()> {
+        let by = By::Worker(worker);
+        let mut lane = self.backend.lane(worker, self.timeline)?;
         let mut flying: VecDeque<(Arc<Group>, Vec<Place>)> = VecDeque::new();
         let mut bytes = Vec::new();
         loop {
@@ -186,42 +193,45 @@ impl Stream<'_> {
                 let Some((group, task)) = self.take(flying.is_empty())? else { break };
                 match task {
                     Task::Copy { range } => {
-                        group.copy(self, range, &mut bytes)?;
+                        group.copy(self, by, range, &mut bytes)?;
                         self.finish_unit(&group);
                     }
                     Task::Launch { launch, places } => {
-                        self.submit(&mut *lane, launch)?;
+                        self.submit(&mut *lane, by, launch)?;
                         flying.push_back((group, places));
                     }
                 }
             }
             let Some((group, places)) = flying.pop_front() else { return Ok(()) };
-            lane.collect(&mut |span, output| self.deliver(&group, &places[span], &output))?;
+            lane.collect(&mut |span, output| self.deliver(by, &group, &places[span], &output))?;
             self.finish_unit(&group);
         }
     }
 
     /// Reads a launch's inputs into the device and starts it.
-    fn submit(&self, lane: &mut dyn Lane, launch: Launch) -> Result<()> {
+    fn submit(&self, lane: &mut dyn Lane, by: By, launch: Launch) -> Result<()> {
         let spans = launch.spans.clone();
         let (reads, floats) = (launch.reads.clone(), launch.floats.clone());
         lane.submit(launch, &mut |span, place, into| {
             let at = self.plan.tensors[spans[span].tensor].input(reads[place]);
             let offset = spans[span].first_element() * floats[place].bytes() as u64;
             let source = &self.sources[at.source];
-            source.read_at(source.tensor_at(at.tensor), offset, into)?;
-            self.watch.moved(into.len() as u64, 0);
+            let bytes = into.len() as u64;
+            self.timeline
+                .time(Stage::Read, by, bytes, || source.read_at(source.tensor_at(at.tensor), offset, into))?;
+            self.watch.moved(bytes, 0);
             Ok(())
         })
     }
 
     /// Takes in one span's result: merged values are written, measurements folded.
-    fn deliver(&self, group: &Group, place: &Place, output: &Output<'_>) -> Result<()> {
+    fn deliver(&self, by: By, group: &Group, place: &Place, output: &Output<'_>) -> Result<()> {
         if let SpanResult::Values(bytes) = output.result {
-            self.sink.write_at(place.tensor, place.offset, bytes)?;
+            let write = || self.sink.write_at(place.tensor, place.offset, bytes);
+            self.timeline.time(Stage::Write, by, bytes.len() as u64, write)?;
             self.watch.moved(0, bytes.len() as u64);
         }
-        group.take(place, output);
+        group.take(place, output, self.timeline, by);
         Ok(())
     }
 
@@ -245,7 +255,7 @@ impl Stream<'_> {
                 queue.next += 1;
                 queue.open += 1;
                 drop(queue);
-                let group = Arc::new(Group::new(self.plan, range, self.chunk_tiles));
+                let group = Arc::new(Group::new(self.plan, range, self.chunk_tiles, self.kernels));
                 self.advance(&group);
                 queue = self.queue();
                 continue;

@@ -5,18 +5,40 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use multiversion::multiversion;
 
-use super::{Backend, Hold, Lane, Launch, OddValues, Output, Read, Span, SpanResult};
-use crate::dtype::{Float, decode, encode};
+use super::device::LaneBytes;
+use super::{Backend, Hold, Lane, Launch, OddValues, Output, Read, Span, SpanResult, Yardstick};
+use crate::dtype::{decode, encode};
 use crate::error::Result;
-use crate::kernel::{Inputs, Job, Result as Shape, TILE, Target};
+use crate::kernel::{
+    Inputs, Job, RECORDS_MAX, Result as Shape, TILE, Target, VOTERS_MAX, Widest, magnitudes,
+};
+use crate::timeline::{By, Stage, Timeline};
+
+/// 128 Ki elements: 256 KiB of bfloat16 per input stay in a core's second-level cache.
+pub(super) const CHUNK_TILES: u64 = 128;
+
+/// What one lane takes: chunks of inputs and output; beside them a few tiles of f32 per input, the keys that a search
+/// looks through, and the counters of a group, once as they come in and once as they are looked at.
+pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
+    let counters = 2 * RECORDS_MAX * (4 * magnitudes::WORDS * widest.measured.min(VOTERS_MAX)) as u64;
+    let element_bytes = (widest.input_bytes + widest.output_bytes).max(16);
+    let chunk_bytes = chunk_tiles * (TILE * element_bytes) as u64;
+    LaneBytes {
+        host: chunk_bytes + (widest.inputs as u64 + 2) * (64 << 10) + (1 << 20) + counters,
+        device: 0,
+    }
+}
 
 /// The CPU as a device.
 #[derive(Debug)]
 pub struct Cpu {
     held: Mutex<Held>,
+    /// Whether kernels are run; see [`super::Limits::kernels`].
+    kernels_run: bool,
 }
 
 impl Cpu {
@@ -24,7 +46,13 @@ impl Cpu {
     pub fn new(hold_bytes: u64) -> Self {
         Self {
             held: Mutex::new(Held { chunks: HashMap::new(), spare: Vec::new(), budget_bytes: hold_bytes }),
+            kernels_run: true,
         }
+    }
+
+    /// A CPU that reads inputs and leaves room for results, and computes nothing: the floor of a merge.
+    pub fn idle() -> Self {
+        Self { kernels_run: false, ..Self::new(0) }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -37,8 +65,13 @@ impl Backend for Cpu {
         "cpu".into()
     }
 
-    fn lane(&self) -> Box<dyn Lane + '_> {
-        Box::new(CpuLane { cpu: self, slots: Vec::new(), room: Room::default(), finished: None })
+    fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>> {
+        let (slots, room) = (Vec::new(), Room::default());
+        Ok(Box::new(CpuLane { cpu: self, worker, timeline, slots, room, finished: None }))
+    }
+
+    fn yardstick(&self, kind: Yardstick, elements: u64) -> Result<Duration> {
+        Ok(yardstick(kind, elements as usize))
     }
 
     fn forget(&self, tensor: usize) {
@@ -50,6 +83,29 @@ impl Backend for Cpu {
             }
         }
     }
+}
+
+/// One thread's copy, or its xor of several tensors.
+fn yardstick(yardstick: Yardstick, elements: usize) -> Duration {
+    let (inputs, writes) = match yardstick {
+        Yardstick::Copy => (1, true),
+        Yardstick::Stream { inputs, writes } => (inputs, writes),
+    };
+    let words = elements / 4;
+    let tensors: Vec<Vec<u64>> = (0..inputs as u64).map(|i| (i..i + words as u64).collect()).collect();
+    let mut out = vec![1u64; if writes { words } else { TILE / 4 }];
+    let started = Instant::now();
+    for (tile, first) in (0..words).step_by(TILE / 4).enumerate() {
+        let end = words.min(first + TILE / 4);
+        let out_first = if writes { tile * (TILE / 4) } else { 0 };
+        let out = &mut out[out_first..out_first + end - first];
+        out.copy_from_slice(&tensors[0][first..end]);
+        for tensor in &tensors[1..] {
+            out.iter_mut().zip(&tensor[first..end]).for_each(|(out, word)| *out ^= word);
+        }
+        std::hint::black_box(&out);
+    }
+    started.elapsed()
 }
 
 /// Inputs held between sweeps.
@@ -93,6 +149,8 @@ impl Held {
 /// One worker's buffers.
 struct CpuLane<'a> {
     cpu: &'a Cpu,
+    worker: usize,
+    timeline: &'a Timeline,
     /// A buffer per input, for what is not held.
     slots: Vec<Vec<u8>>,
     room: Room,
@@ -137,7 +195,16 @@ impl Lane for CpuLane<'_> {
                 })
                 .collect();
             let job = &launch.jobs[span.job];
-            let odd = run_span(&mut self.room, job, span, &launch.floats, &bytes, launch.output);
+            let written = if shape == Shape::Values { span.elements * launch.output.bytes() } else { 0 };
+            let moved = written + bytes.iter().map(|bytes| bytes.len()).sum::<usize>();
+            let odd = self.timeline.time(Stage::Compute, By::Worker(self.worker), moved as u64, || {
+                if self.cpu.kernels_run {
+                    run_span(&mut self.room, job, span, &launch, &bytes)
+                } else {
+                    self.room.values.room_for(written);
+                    OddValues::default()
+                }
+            });
             ends.push((self.room.len(shape), odd));
             if launch.hold == Hold::Take {
                 let mut store = self.cpu.held();
@@ -224,21 +291,12 @@ impl Cpu {
     "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt",
     "aarch64+neon",
 ))]
-fn run_span(
-    room: &mut Room,
-    job: &Job,
-    span: &Span,
-    floats: &[Float],
-    inputs: &[&[u8]],
-    output: Float,
-) -> OddValues {
+fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[&[u8]]) -> OddValues {
+    let (floats, output) = (&launch.floats, launch.output);
     let mut odd = OddValues::default();
     room.decoded.resize(room.decoded.len().max(floats.len() * TILE), 0.0);
     let shape = job.result();
-    let counters = room.words.len();
-    if let Shape::Counts { words } = shape {
-        room.words.resize(counters + words, 0);
-    }
+    let mut counters = room.words.len();
     for (tile, first) in span.tiles.clone().zip((0..span.elements).step_by(TILE)) {
         let len = TILE.min(span.elements - first);
         let before = odd;
@@ -264,7 +322,11 @@ fn run_span(
                 room.sums.resize(end + words, 0.0);
                 job.run_tile(tile, &inputs, scratch, Target::Sums(&mut room.sums[end..]));
             }
-            Shape::Counts { .. } => {
+            Shape::Counts { words } => {
+                if (tile - span.tiles.start).is_multiple_of(launch.record_tiles) {
+                    counters = room.words.len();
+                    room.words.resize(counters + words, 0);
+                }
                 job.run_tile(tile, &inputs, scratch, Target::Words(&mut room.words[counters..]));
             }
             Shape::Words { words } => {

@@ -8,11 +8,14 @@ use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
 use crate::Prepared;
+use crate::backend::Limits;
+use crate::backend::device::Device;
 use crate::error::{Error, Result};
 use crate::method::{self, Base, Kind, METHODS, Method, Parameter, Scope, Settings, Value};
 use crate::plan::{Action, LeftOut, Plan, Tensor};
 use crate::report::{Report, bytes};
-use crate::stream::{Budget, Limits};
+use crate::stream::Budget;
+use crate::timeline::Shares;
 
 /// Prints to standard output; a reader that went away is no error.
 macro_rules! out {
@@ -55,6 +58,11 @@ pub(super) fn warning(warning: &Error) {
 
 pub(super) fn note(note: &str) {
     tell(&format!("{}: {}", coloured("1", "note"), plain(note)));
+}
+
+/// A line of data.
+pub(super) fn line(text: &str) {
+    out!("{text}");
 }
 
 pub(super) fn json(value: &Json) {
@@ -101,6 +109,45 @@ pub(super) fn done(out: &Path, plan: &Plan, progress: &Progress, elapsed: Durati
         bytes(read),
         bytes(written),
     )));
+}
+
+/// How busy the stages were, and what holds the merge back.
+pub(super) fn shares(report: &Report) {
+    let shares = &report.shares;
+    tell(&format!("stages: {shares}; {}", shares.bottleneck()));
+    let (stages, finishing) = (shares.wall.as_secs_f64(), report.finishing.as_secs_f64());
+    // What the system had not yet put on the disk is no stage's, and can take longer than all of them.
+    if finishing > (0.1 * stages).max(0.1) {
+        tell(&format!("then {finishing:.2} s, after {stages:.2} s, to put the files on the disk"));
+    }
+}
+
+/// Where the trace is.
+pub(super) fn traced(file: &Path, report: &Report) {
+    tell(&plain(&format!("trace written to {}", file.display())));
+    let left_out = report.timeline.left_out();
+    if left_out > 0 {
+        note(&format!("the trace is of the merge's beginning: {left_out} records more had no room in it"));
+    }
+}
+
+/// What a merge takes at the least.
+pub(super) fn floor(device: &Device, wall: Duration, shares: &Shares, moved: (u64, u64), as_json: bool) {
+    let (read, written) = moved;
+    if as_json {
+        return json(&json!({
+            "device": device.id(), "name": device.name, "seconds": wall.as_secs_f64(),
+            "read_bytes": read, "written_bytes": written, "stages": crate::report::stages_json(shares),
+        }));
+    }
+    line(&format!(
+        "{}: {:.2} s for {} read and {} written, with no kernels",
+        device.id(),
+        wall.as_secs_f64(),
+        bytes(read),
+        bytes(written)
+    ));
+    line(&shares.to_string());
 }
 
 /// Odd values by tensor; the manifest has them all.

@@ -12,6 +12,7 @@
 
 use std::cmp::Ordering;
 
+use super::packed::{self, append, append_floats};
 use super::{Inputs, TILE, key, philox};
 
 /// The numbers of one tensor: input 0 is the base, then one model per further input.
@@ -109,6 +110,13 @@ pub(super) fn weighted_delta(model: &Model, tile: u64, x: &[f32], base: &[f32], 
             }
         }
     }
+}
+
+/// The job's words: whether there is a vote, then the models, then the factors.
+pub fn pack(job: &Job, words: &mut Vec<u32>) {
+    words.push((!job.scale.is_empty()).into());
+    job.models.iter().for_each(|model| append(words, &packed::Model::from(*model)));
+    append_floats(words, &job.scale);
 }
 
 /// The factors of up to four models.

@@ -19,6 +19,14 @@ pub struct Job {
     pub models: Vec<Vec<u32>>,
 }
 
+/// The job's words: per model how many levels, then room for [`LEVELS_MAX`] keys.
+pub fn pack(job: &Job, words: &mut Vec<u32>) {
+    for levels in &job.models {
+        words.push(levels.len() as u32);
+        words.extend(levels.iter().copied().chain(std::iter::repeat(0)).take(LEVELS_MAX));
+    }
+}
+
 /// Adds one tile to the counters: [`WORDS`] per model.
 #[inline(always)]
 pub fn tile(job: &Job, inputs: &Inputs<'_>, counts: &mut [u32]) {

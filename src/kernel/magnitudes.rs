@@ -4,6 +4,8 @@
 //! in each bin and above the bracket. A bin holds one distinct key when `shift` is 0, or when no key of the
 //! bracket has any of its low bits set, as is the rule for deltas of bfloat16 weights.
 
+pub use super::packed::Bracket;
+use super::packed::append;
 use super::{Inputs, TILE, key};
 
 /// Bins of a bracket; with the counters of four models they fit 32 KiB of on-chip memory.
@@ -18,21 +20,16 @@ pub const ABOVE: usize = BINS;
 /// The counter of keys inside the bracket with low bits set, so that their bin may hold several keys.
 pub const UNEVEN: usize = BINS + 1;
 
-/// One model's bracket.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Bracket {
-    /// The first key of the first bin, a multiple of 2^shift.
-    pub lowest: u32,
-    /// Each bin holds 2^shift keys.
-    pub shift: u32,
-}
-
 /// The numbers of one tensor: input 0 is the base, then one bracket per further input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// One bracket per non-base model.
     pub models: Vec<Bracket>,
+}
+
+/// The job's words: the models' brackets.
+pub fn pack(job: &Job, words: &mut Vec<u32>) {
+    job.models.iter().for_each(|bracket| append(words, bracket));
 }
 
 /// Adds one tile to the counters: [`WORDS`] per model.

@@ -3,6 +3,7 @@
 //! The two L1 norms stand side by side per tile: all, then kept. A dropped term is multiplied by 0.
 
 use super::consensus::{Keep, Model, weighted_delta};
+use super::packed::{self, append};
 use super::{Inputs, TILE, fold_tile};
 
 /// The numbers of one tensor: input 0 is the base, then one rule per further input.
@@ -10,6 +11,12 @@ use super::{Inputs, TILE, fold_tile};
 pub struct Job {
     /// What is kept, per non-base model.
     pub models: Vec<Keep>,
+}
+
+/// The job's words: the models, with coefficient 1.
+pub fn pack(job: &Job, words: &mut Vec<u32>) {
+    let model = |keep: &Keep| packed::Model::from(Model { coefficient: 1.0, keep: *keep });
+    job.models.iter().for_each(|keep| append(words, &model(keep)));
 }
 
 /// Writes the tile's sums: two per model.

@@ -11,11 +11,15 @@ pub const DRAWS: usize = 8;
 /// Calls of the generator for a tile.
 pub const BLOCKS: usize = TILE / DRAWS;
 
+/// The generator's multipliers.
+pub const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
+
+/// What its key grows by every round.
+pub const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+
 /// The ten-round Philox of `N` counters at once, word by word, so that the compiler can use vectors.
 #[inline(always)]
 pub fn philox4x32<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N]; 4] {
-    const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
-    const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
     let mut words = counters;
     let [mut k0, mut k1] = key;
     for _ in 0..10 {

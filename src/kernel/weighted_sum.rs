@@ -3,6 +3,7 @@
 //! With the anchor, merging a model with itself returns it bit for bit: every difference is zero.
 
 use super::Inputs;
+use super::packed::append_floats;
 
 /// The numbers of one tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,6 +12,12 @@ pub struct Job {
     pub anchored: bool,
     /// One coefficient per input.
     pub coefficients: Vec<f32>,
+}
+
+/// The job's words: whether it is anchored, then the coefficients.
+pub fn pack(job: &Job, words: &mut Vec<u32>) {
+    words.push(job.anchored.into());
+    append_floats(words, &job.coefficients);
 }
 
 /// Merges one tile.

@@ -11,14 +11,11 @@ use std::ops::Range;
 use crate::kernel::consensus::Trim;
 use crate::kernel::levels::{self, LEVELS_MAX};
 use crate::kernel::magnitudes::{self, ABOVE, BINS, Bracket, UNEVEN};
-use crate::kernel::{Job, KEY_MAX, TILE, keys, tiles};
-use crate::recipe::{Measured, Pass, RECORDS_MAX, Record, everything};
+use crate::kernel::{Job, KEY_MAX, RECORDS_MAX, TILE, WORDS_TILES_MAX, keys, tiles};
+use crate::recipe::{Measured, Pass, Record, everything};
 
 /// Tiles in a sample, spread over the tensor; tensors up to this size are selected from their keys directly.
 const SAMPLE_TILES: u64 = 16;
-
-/// How many tiles' keys are looked through on the host to find the cut among equal keys.
-const SEARCH_TILES_MAX: u64 = 128;
 
 /// Counting sweeps at most: a guess that misses, then three of 2^11 bins for the 31 bits of a key.
 pub(super) const COUNTING_SWEEPS_MAX: u32 = 4;
@@ -174,11 +171,11 @@ impl TopK {
         })?;
         self.measuring = vec![search];
         let length = tiles.end - tiles.start;
-        if length <= SEARCH_TILES_MAX {
+        if length <= WORDS_TILES_MAX {
             return Some(self.pass(Job::Keys(keys::Job { models: 1 }), vec![tiles]));
         }
         // In pieces, so that the count says more than before however long the stream's own chunks are.
-        let step = SEARCH_TILES_MAX.max(length.div_ceil(RECORDS_MAX));
+        let step = WORDS_TILES_MAX.max(length.div_ceil(RECORDS_MAX));
         let piece = |start: u64| start..(start + step).min(tiles.end);
         let pieces = tiles.clone().step_by(step as usize).map(piece).collect();
         Some(self.pass(Job::Levels(levels::Job { models: vec![vec![threshold]] }), pieces))

@@ -6,8 +6,8 @@ use std::ops::Range;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
 use crate::backend::SpanResult;
-use crate::kernel::Result as Shape;
-use crate::recipe::{Measured, RECORDS_MAX, Record};
+use crate::kernel::{RECORDS_MAX, Result as Shape};
+use crate::recipe::{Measured, Record};
 
 /// What one tensor's pass has measured so far.
 #[derive(Debug)]
@@ -16,29 +16,36 @@ pub(super) enum Fold {
     Nothing,
     /// f32 sums per tile, added in f64 and in tile order.
     Sums { totals: Vec<f64>, order: InOrder<Vec<f32>> },
-    /// Counters, added up per record.
-    Counts { records: Vec<Record>, spans: usize },
+    /// Counters, added up per record: so many come in, and neighbours are put together where that is too many.
+    Counts { records: Vec<Record>, incoming: usize, record_tiles: u64 },
     /// Words, one after the other.
     Words { all: Vec<u32>, order: InOrder<Vec<u32>> },
 }
 
 impl Fold {
-    /// A fold of the results of `spans` spans.
-    pub(super) fn new(shape: Shape, spans: usize) -> Self {
+    /// A fold of the results of a pass, which come with `incoming` records of `record_tiles` tiles where it counts.
+    pub(super) fn new(shape: Shape, incoming: usize, record_tiles: u64) -> Self {
         match shape {
             Shape::Values => Self::Nothing,
             Shape::Sums { words } => Self::Sums { totals: vec![0.0; words], order: InOrder::default() },
             Shape::Counts { words } => {
                 let record = Record { tiles: 0..0, counts: vec![0; words] };
-                let records = spans.min(RECORDS_MAX as usize);
-                Self::Counts { records: vec![record; records], spans }
+                let records = incoming.min(RECORDS_MAX as usize);
+                Self::Counts { records: vec![record; records], incoming, record_tiles }
             }
             Shape::Words { .. } => Self::Words { all: Vec::new(), order: InOrder::default() },
         }
     }
 
-    /// Takes in the result of the pass's span number `ordinal`, which covers `tiles`.
-    pub(super) fn add(&mut self, ordinal: usize, tiles: &Range<u64>, result: &SpanResult<'_>) {
+    /// Takes in the result of the pass's span number `ordinal`, which covers `tiles` and begins with record number
+    /// `first_record` of the pass.
+    pub(super) fn add(
+        &mut self,
+        ordinal: usize,
+        first_record: usize,
+        tiles: &Range<u64>,
+        result: &SpanResult<'_>,
+    ) {
         match (self, result) {
             (Self::Nothing, SpanResult::Values(_)) => {}
             (Self::Sums { totals, order }, SpanResult::Sums(sums)) => {
@@ -48,9 +55,15 @@ impl Fold {
                     }
                 });
             }
-            (Self::Counts { records, spans }, SpanResult::Counts(counts)) => {
-                let record = ordinal * records.len() / *spans;
-                records[record].add(tiles, counts);
+            (Self::Counts { records, incoming, record_tiles }, SpanResult::Counts(counts)) => {
+                let words = records[0].counts.len();
+                let starts = tiles.clone().step_by(*record_tiles as usize);
+                for ((record, start), counts) in (first_record..).zip(starts).zip(counts.chunks_exact(words))
+                {
+                    let end = tiles.end.min(start.saturating_add(*record_tiles));
+                    let place = record * records.len() / *incoming;
+                    records[place].add(&(start..end), counts);
+                }
             }
             (Self::Words { all, order }, SpanResult::Words(words)) => {
                 order.push(ordinal, words.to_vec(), |words| all.extend(words));
@@ -195,11 +208,26 @@ mod tests {
     }
 
     #[test]
+    fn neighbouring_records_are_put_together_where_there_are_too_many() {
+        // 100 records of 3 tiles, the last of which ends early, in two spans that come in the wrong order.
+        let mut fold = Fold::new(Shape::Counts { words: 1 }, 100, 3);
+        let counts: Vec<u32> = (1..=100).collect();
+        fold.add(1, 40, &(120..299), &SpanResult::Counts(&counts[40..]));
+        fold.add(0, 0, &(0..120), &SpanResult::Counts(&counts[..40]));
+        let records = fold.finish().counts();
+        assert_eq!(records.len(), 64);
+        assert_eq!((records[0].tiles.clone(), records[0].counts[0]), (0..6, 1 + 2));
+        assert_eq!(records[63].tiles.end, 299);
+        assert!(records.windows(2).all(|pair| pair[0].tiles.end == pair[1].tiles.start));
+        assert_eq!(records.iter().map(|record| record.counts[0]).sum::<u32>(), 5050);
+    }
+
+    #[test]
     fn sums_are_added_in_tile_order() {
-        let mut fold = Fold::new(Shape::Sums { words: 1 }, 3);
+        let mut fold = Fold::new(Shape::Sums { words: 1 }, 0, 1);
         // In f64, 1e30 − 1e30 + 1 is 1 and 1 + 1e30 − 1e30 is 0: the order shows.
         for (ordinal, sum) in [(2, 1.0f32), (1, -1e30), (0, 1e30)] {
-            fold.add(ordinal, &(0..1), &SpanResult::Sums(&[sum]));
+            fold.add(ordinal, 0, &(0..1), &SpanResult::Sums(&[sum]));
         }
         assert_eq!(fold.finish(), Measured::Sums(vec![1.0]));
     }

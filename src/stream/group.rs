@@ -11,9 +11,13 @@ use super::fold::{Digest, Fold};
 use crate::backend::{Hold, Launch, OddValues, Output, Span, SpanResult};
 use crate::dtype::{Float, decode, encode};
 use crate::error::{Error, Result};
-use crate::kernel::{Job, TILE, tiles};
+use crate::kernel::{
+    Job, RECORD_TILES_MIN, RECORDS_MAX, Result as Shape, SPANS_MAX, TILE, WORDS_TILES_MAX, tiles,
+    weighted_sum,
+};
 use crate::plan::{Action, Merge, Plan, Tensor};
-use crate::recipe::{Machine, Measured, Pass, everything};
+use crate::recipe::{Machine, Measured, Pass, Recipe, everything};
+use crate::timeline::{By, Stage, Timeline};
 
 /// What became of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +44,9 @@ pub(super) struct Place {
     /// Where the span's bytes go in the output tensor.
     pub(super) offset: u64,
     member: usize,
-    /// The span's number in the tensor's pass.
+    /// The span's number in the tensor's pass, and that of its first record.
     ordinal: usize,
+    first_record: usize,
     tiles: Range<u64>,
     output_bytes: u64,
 }
@@ -115,12 +120,16 @@ pub(super) fn copied_units(tensor: &Tensor, from: Option<Float>) -> (u64, usize)
 }
 
 impl Group {
-    pub(super) fn new(plan: &Plan, tensors: Range<usize>, chunk_tiles: u64) -> Self {
+    /// Without `kernels`, every tensor is read once and written.
+    pub(super) fn new(plan: &Plan, tensors: Range<usize>, chunk_tiles: u64, kernels: bool) -> Self {
         let member = |tensor: usize| {
             let planned = &plan.tensors[tensor];
             let (machine, units) = match &planned.action {
                 Action::Copy(copy) => (None, copied_units(planned, copy.from).0),
-                Action::Merge(merge) => (Some(merge.machine(plan)), planned.elements),
+                Action::Merge(merge) => {
+                    let machine = if kernels { merge.machine(plan) } else { floor(merge.inputs.len()) };
+                    (Some(machine), planned.elements)
+                }
             };
             let chunks = tiles(units).div_ceil(chunk_tiles) as usize;
             Member {
@@ -141,16 +150,18 @@ impl Group {
     }
 
     /// Takes in the result of one span.
-    pub(super) fn take(&self, place: &Place, output: &Output<'_>) {
+    pub(super) fn take(&self, place: &Place, output: &Output<'_>, timeline: &Timeline, by: By) {
         // Hashed before the lock is taken: this is the expensive part.
         let subtree = match output.result {
-            SpanResult::Values(bytes) => Some(Digest::subtree(place.output_bytes, place.offset, bytes)),
+            SpanResult::Values(bytes) => Some(timeline.time(Stage::Hash, by, bytes.len() as u64, || {
+                Digest::subtree(place.output_bytes, place.offset, bytes)
+            })),
             _ => None,
         };
         let mut state = self.state();
         let member = &mut state.members[place.member];
         member.odd += output.odd;
-        member.fold.add(place.ordinal, &place.tiles, &output.result);
+        member.fold.add(place.ordinal, place.first_record, &place.tiles, &output.result);
         if let Some(subtree) = subtree {
             member.digest.add(place.ordinal, subtree);
         }
@@ -187,7 +198,7 @@ impl Group {
                         continue;
                     }
                     let cut = Launches::new(index, member.tensor, tensor, merge, machine.next(measured));
-                    member.fold = Fold::new(cut.job.result(), cut.pieces(chunk_tiles));
+                    member.fold = Fold::new(cut.job.result(), cut.records(chunk_tiles), cut.record_tiles);
                     left.push_back(Cut::Launches(cut));
                 }
                 (Action::Copy(copy), _) if first => {
@@ -210,6 +221,7 @@ impl Group {
     pub(super) fn copy(
         &self,
         stream: &Stream<'_>,
+        by: By,
         range: Range<u64>,
         buffers: &mut Vec<Vec<u8>>,
     ) -> Result<()> {
@@ -226,23 +238,39 @@ impl Group {
         for (holder, at) in copy.holders.iter().enumerate() {
             let source = &stream.sources[at.source];
             let into = if holder == 0 { &mut *first } else { &mut *other };
-            source.read_at(source.tensor_at(at.tensor), offset, into)?;
+            let read = || source.read_at(source.tensor_at(at.tensor), offset, into);
+            stream.timeline.time(Stage::Read, by, len as u64, read)?;
             stream.watch.moved(len as u64, 0);
             if holder > 0 && first != other {
                 return Err(differ(tensor, &stream.sources[copy.holders[0].source].name, &source.name));
             }
         }
         let mut odd = OddValues::default();
-        let out = convert(copy.from, copy.to, first, encoded, &mut odd);
+        let out = stream.timeline.time(Stage::Compute, by, len as u64, || {
+            convert(copy.from, copy.to, first.as_slice(), encoded, &mut odd)
+        });
         let out_offset = offset / unit_bytes as u64 * (out.len() as u64 / (range.end - range.start));
-        stream.sink.write_at(index, out_offset, out)?;
-        stream.watch.moved(0, out.len() as u64);
-        let subtree = Digest::subtree(tensor.bytes, out_offset, out);
+        let out_bytes = out.len() as u64;
+        let write = || stream.sink.write_at(index, out_offset, out);
+        stream.timeline.time(Stage::Write, by, out_bytes, write)?;
+        stream.watch.moved(0, out_bytes);
+        let hash = || Digest::subtree(tensor.bytes, out_offset, out);
+        let subtree = stream.timeline.time(Stage::Hash, by, out_bytes, hash);
         let mut state = self.state();
         let member = &mut state.members[0];
         member.odd += odd;
         member.digest.add((range.start / (stream.chunk_tiles * TILE as u64)) as usize, subtree);
         Ok(())
+    }
+}
+
+/// One pass that reads every input: what any merge of them has to do at least.
+fn floor(inputs: usize) -> Box<dyn Machine> {
+    let job = weighted_sum::Job { anchored: false, coefficients: vec![0.0; inputs] };
+    let reads = (0..inputs).collect();
+    match Recipe::combine(reads, Job::WeightedSum(job)) {
+        Recipe::Passes { machine, .. } => machine,
+        Recipe::Copy => unreachable!("a combining recipe has a pass"),
     }
 }
 
@@ -298,20 +326,25 @@ struct Launches {
     floats: Vec<Float>,
     output: Float,
     hold: Hold,
-    /// The tiles left, and the number of the next piece.
+    record_tiles: u64,
+    /// The tiles left, and the numbers of the next piece and its first record.
     over: VecDeque<Range<u64>>,
     ordinal: usize,
+    first_record: usize,
 }
 
 impl Launches {
     fn new(member: usize, index: usize, tensor: &Tensor, merge: &Merge, pass: Pass) -> Self {
+        let all = everything(tensor.elements);
         let (reads, job, over, hold) = match pass {
-            Pass::Combine { reads, job } => (reads, job, everything(tensor.elements), Hold::Take),
+            Pass::Combine { reads, job } => (reads, job, all.clone(), Hold::Take),
             Pass::Measure { reads, job, over } => {
-                let hold = if over == everything(tensor.elements) { Hold::Keep } else { Hold::Peek };
+                let hold = if over == all { Hold::Keep } else { Hold::Peek };
                 (reads, job, over, hold)
             }
         };
+        // Parts of a tensor are counted one by one, as the recipe has cut them.
+        let record_tiles = if over == all { record_tiles(tensor.elements) } else { u64::MAX };
         debug_assert_eq!(reads.len(), job.inputs(), "{} reads what it names", job.kernel());
         Self {
             member,
@@ -323,15 +356,23 @@ impl Launches {
             reads,
             output: merge.output,
             hold,
+            record_tiles,
             over: over.into(),
             ordinal: 0,
+            first_record: 0,
         }
     }
 
-    /// How many pieces the pass is cut into.
-    fn pieces(&self, chunk_tiles: u64) -> usize {
-        let pieces = |range: &Range<u64>| (range.end - 1) / chunk_tiles - range.start / chunk_tiles + 1;
-        self.over.iter().map(pieces).sum::<u64>() as usize
+    /// How many records the pieces of the pass have.
+    fn records(&self, chunk_tiles: u64) -> usize {
+        let of_piece = |tiles: Range<u64>| (tiles.end - tiles.start).div_ceil(self.record_tiles);
+        let of_range = |range: &Range<u64>| {
+            let chunks = range.start / chunk_tiles..range.end.div_ceil(chunk_tiles);
+            let piece =
+                |chunk: u64| range.start.max(chunk * chunk_tiles)..range.end.min((chunk + 1) * chunk_tiles);
+            chunks.map(|chunk| of_piece(piece(chunk))).sum::<u64>()
+        };
+        self.over.iter().map(of_range).sum::<u64>() as usize
     }
 
     /// The next piece, if it has at most `most` tiles. Pieces end where chunks of the tensor end, so that every
@@ -358,17 +399,30 @@ impl Launches {
             floats: self.floats.clone(),
             output: self.output,
             hold: self.hold,
+            record_tiles: self.record_tiles,
+        }
+    }
+
+    /// The most tiles of a launch.
+    fn room(&self, chunk_tiles: u64) -> u64 {
+        match self.job.result() {
+            Shape::Words { .. } => chunk_tiles.min(WORDS_TILES_MAX),
+            _ => chunk_tiles,
         }
     }
 
     fn joins(&self, launch: &Launch) -> bool {
-        launch.jobs[0].kernel() == self.job.kernel() && launch.reads == self.reads && launch.hold == self.hold
+        launch.jobs[0].kernel() == self.job.kernel()
+            && launch.reads == self.reads
+            && launch.hold == self.hold
+            && launch.record_tiles == self.record_tiles
     }
 
     /// Moves pieces into a launch while they fit; how many tiles that was.
     fn fill(&mut self, launch: &mut Launch, places: &mut Vec<Place>, chunk_tiles: u64, room: u64) -> u64 {
         let mut taken = 0;
-        while let Some(tiles) = self.next_piece(chunk_tiles, room - taken) {
+        while launch.spans.len() < SPANS_MAX {
+            let Some(tiles) = self.next_piece(chunk_tiles, room - taken) else { break };
             taken += tiles.end - tiles.start;
             if !launch.jobs.last().is_some_and(|last| Arc::ptr_eq(last, &self.job)) {
                 launch.jobs.push(Arc::clone(&self.job));
@@ -379,10 +433,12 @@ impl Launches {
                 offset: first * self.output.bytes() as u64,
                 member: self.member,
                 ordinal: self.ordinal,
+                first_record: self.first_record,
                 tiles: tiles.clone(),
                 output_bytes: self.output_bytes,
             });
             self.ordinal += 1;
+            self.first_record += (tiles.end - tiles.start).div_ceil(self.record_tiles) as usize;
             launch.spans.push(Span {
                 job: launch.jobs.len() - 1,
                 tensor: self.tensor,
@@ -392,6 +448,11 @@ impl Launches {
         }
         taken
     }
+}
+
+/// How many tiles share counters when a whole tensor is counted.
+fn record_tiles(elements: u64) -> u64 {
+    tiles(elements).div_ceil(RECORDS_MAX).max(RECORD_TILES_MIN)
 }
 
 /// The next unit: at most a chunk of tiles, of as many tensors as share the kernel.
@@ -407,7 +468,8 @@ fn next_task(left: &mut VecDeque<Cut>, chunk_tiles: u64) -> Option<Task> {
             Some(Task::Copy { range })
         }
         Cut::Launches(first) => {
-            let (mut launch, mut places, mut room) = (first.launch(), Vec::with_capacity(1), chunk_tiles);
+            let (mut launch, mut places, mut room) =
+                (first.launch(), Vec::with_capacity(1), first.room(chunk_tiles));
             while let Some(Cut::Launches(next)) = left.front_mut() {
                 if !launch.jobs.is_empty() && !next.joins(&launch) {
                     break;

@@ -262,7 +262,8 @@ fn a_verbose_plan_names_every_tensor() {
 #[test]
 fn help_lists_commands_and_flags() {
     let help = run(["--help"]).succeeded().stdout;
-    for part in ["merge ", "plan ", "methods ", "130 interrupted", "NO_COLOR"] {
+    for part in ["merge ", "plan ", "methods ", "devices ", "check ", "bench ", "130 interrupted", "NO_COLOR"]
+    {
         assert!(help.contains(part), "{part}");
     }
     let help = run(["merge", "--help"]).succeeded().stdout;
@@ -275,11 +276,13 @@ fn help_lists_commands_and_flags() {
         "--device",
         "--threads",
         "--host-memory",
+        "--device-memory",
         "--copy-tokenizer",
         "--no-copy-tokenizer",
         "--no-write-model-card",
         "--quiet",
         "--json",
+        "--trace",
     ] {
         assert!(help.contains(part), "{part}");
     }
@@ -540,7 +543,7 @@ fn bad_flags_are_told() {
     }
     models
         .merge(LINEAR, &["--device", "foo"])
-        .failed(2, &["--device foo: this version has no such device", "hint: "]);
+        .failed(2, &["--device foo: there is no such device", "hint: "]);
     models
         .merge(LINEAR, &["--host-memory", "1kB"])
         .failed(2, &["--host-memory 1000 bytes", "needs at least", "hint: "]);
@@ -625,7 +628,7 @@ fn colours_are_for_terminals_that_want_them() {
 #[test]
 fn flags_of_mergekit_are_taken_with_a_note() {
     let models = Models::new();
-    let flags = "--cuda --lazy-unpickle --copy-tokenizer --out-shard-size 5B --random-seed 3 --low-cpu-memory --allow-crimes";
+    let flags = "--cuda --lazy-unpickle --copy-tokenizer --out-shard-size 5B --random-seed 3 --low-cpu-memory --allow-crimes --device cpu";
     let ended = models.merge(LINEAR, &flags.split(' ').collect::<Vec<_>>()).succeeded();
     for flag in ["--cuda", "--lazy-unpickle", "--low-cpu-memory", "--allow-crimes"] {
         assert!(ended.stderr.contains(&format!("note: {flag}: ")), "{}", ended.stderr);

@@ -12,22 +12,27 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", ALL),
     ("cli", ALL),
     ("lib", ALL),
-    ("report", &["lib", "plan", "method", "checkpoint", "backend", "stream", "config"]),
-    ("stream", &["plan", "recipe", "checkpoint", "backend", "kernel", "dtype"]),
+    ("bench", &["check", "backend", "kernel", "dtype", "timeline"]),
+    ("check", &["backend", "kernel", "dtype", "timeline"]),
+    ("report", &["lib", "plan", "method", "checkpoint", "backend", "stream", "config", "timeline"]),
+    ("stream", &["plan", "recipe", "checkpoint", "backend", "kernel", "dtype", "timeline"]),
     ("plan", &["config", "method", "recipe", "checkpoint", "kernel", "dtype"]),
-    ("backend", &["kernel", "dtype"]),
+    ("backend", &["kernel", "dtype", "timeline"]),
     ("method", &["recipe", "kernel"]),
     ("recipe", &["kernel"]),
     ("kernel", &["dtype"]),
     ("checkpoint", &["dtype"]),
     ("config", &["dtype"]),
     ("dtype", &[]),
+    ("timeline", &[]),
     ("error", &[]),
 ];
 
 const ALL: &[&str] = &[
     "lib",
     "cli",
+    "bench",
+    "check",
     "report",
     "stream",
     "plan",
@@ -38,6 +43,7 @@ const ALL: &[&str] = &[
     "checkpoint",
     "config",
     "dtype",
+    "timeline",
 ];
 
 /// Words that only these layers may say; an empty list: nobody.

@@ -2,7 +2,12 @@
 
 mod cli;
 mod command;
+mod cuda;
+mod cuda_driver;
+mod cuda_engine;
 mod faults;
+mod gpu_check;
+mod kernel_files;
 mod layers;
 mod llama;
 mod methods;
@@ -10,4 +15,5 @@ mod models;
 mod oracle;
 mod regressions;
 mod same_bytes;
+mod trace;
 mod twins;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use mergeforge::backend::device::{Device, Family};
+pub use mergeforge::check::data::Random;
 use mergeforge::error::Result;
 use mergeforge::plan::Choices;
 use mergeforge::report::Report;
@@ -146,7 +148,12 @@ pub struct Run {
 pub const RUN: Run = Run {
     seed: 0,
     shard_bytes: 5_000_000_000,
-    budget: Budget { threads: 2, host_bytes: 256 << 20, chunk_tiles: Budget::CHUNK_TILES },
+    budget: Budget {
+        threads: 2,
+        host_bytes: 256 << 20,
+        device_bytes: 0,
+        chunk_tiles: Family::Cpu.chunk_tiles(),
+    },
 };
 
 /// A watch that only looks.
@@ -164,33 +171,14 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
     let file = folder.join(format!("{out}.yml"));
     std::fs::write(&file, config).unwrap();
     let prepared = prepare(&file, &Choices { seed: run.seed, shard_bytes: run.shard_bytes })?;
-    let options =
-        Options { out: folder.join(out), budget: run.budget, copy_tokenizer: true, model_card: true };
+    let options = Options {
+        out: folder.join(out),
+        device: Device::cpu(),
+        budget: run.budget,
+        copy_tokenizer: true,
+        model_card: true,
+    };
     merge(&prepared, &options, &Quiet)
-}
-
-/// A small, fast and repeatable source of numbers (`SplitMix64`).
-#[derive(Debug, Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in [0, 1).
-    pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Roughly normal, with deviation 1.
-    pub fn normal(&mut self) -> f64 {
-        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
-    }
 }
 
 /// Weights of a base model: rounded to bfloat16, so that every type holds them nearly or exactly.

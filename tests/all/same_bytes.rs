@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use mergeforge::backend::device::{Device, Family};
 use mergeforge::method::METHODS;
 use mergeforge::plan::Choices;
 use mergeforge::stream::Budget;
@@ -48,14 +49,19 @@ struct Cut {
 /// What all others are compared with: nothing happens at the same time, in pieces of the usual size.
 const REFERENCE: Cut = Cut {
     threads: 1,
-    chunk_tiles: Budget::CHUNK_TILES,
+    chunk_tiles: Family::Cpu.chunk_tiles(),
     memory: Memory::Bytes(256 << 20),
     shard_bytes: SHARD_BYTES[1],
 };
 
 impl Cut {
     fn budget(&self, prepared: &Prepared) -> Budget {
-        let with = |host_bytes| Budget { threads: self.threads, host_bytes, chunk_tiles: self.chunk_tiles };
+        let with = |host_bytes| Budget {
+            threads: self.threads,
+            host_bytes,
+            device_bytes: 0,
+            chunk_tiles: self.chunk_tiles,
+        };
         match self.memory {
             Memory::Bytes(bytes) => with(bytes),
             Memory::Least => with(least_bytes(prepared, 1)),
@@ -67,7 +73,8 @@ impl Cut {
 /// The least memory that gives a merge so many threads, found by asking.
 fn least_bytes(prepared: &Prepared, threads: usize) -> u64 {
     let enough = |host_bytes: u64| {
-        let limits = Budget { threads, host_bytes, chunk_tiles: 1 }.limits(&prepared.plan);
+        let limits = Budget { threads, host_bytes, device_bytes: 0, chunk_tiles: 1 }
+            .limits(&prepared.plan, Family::Cpu);
         limits.is_ok_and(|limits| limits.threads == threads)
     };
     let (mut low, mut high) = (0, 1 << 30);
@@ -97,7 +104,7 @@ const SHAPES: [(&str, &[usize]); 11] = [
 const FLOATS: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
 
 /// Checkpoints of mixed types, every one sharded and ordered in its own way.
-fn checkpoints(folder: &Path, seed: u64) {
+pub fn checkpoints(folder: &Path, seed: u64) {
     let mut random = Random(seed);
     let base: Vec<Vec<f32>> =
         (0..).zip(SHAPES).map(|(i, (_, shape))| weights(shape.iter().product(), seed ^ (i << 32))).collect();
@@ -122,7 +129,7 @@ fn checkpoints(folder: &Path, seed: u64) {
 }
 
 /// A config for a method, with what it needs: the parameters that measure and draw are on.
-fn config(folder: &Path, method: &str) -> String {
+pub fn config(folder: &Path, method: &str) -> String {
     let model = |i: usize| folder.join(format!("m{i}")).display().to_string();
     let (base, models, parameters): (_, &[usize], _) = match method {
         "passthrough" => (None, &[1], "scale: [{filter: layers.0, value: 0.7}, {value: null}]"),
@@ -162,6 +169,7 @@ impl Case {
         let out = self.folder.path().join("out");
         let options = Options {
             out: out.clone(),
+            device: Device::cpu(),
             budget: cut.budget(prepared),
             copy_tokenizer: true,
             model_card: true,
@@ -264,7 +272,7 @@ fn opposite_orders_under_the_least_memory_do_not_deadlock() {
         for (seed, method) in (0..).zip(["linear", "ties", "dare_ties"]) {
             let threads = THREADS.map(|threads| Cut {
                 threads,
-                chunk_tiles: Budget::CHUNK_TILES,
+                chunk_tiles: Family::Cpu.chunk_tiles(),
                 memory: Memory::LeastFor(threads),
                 shard_bytes: SHARD_BYTES[0],
             });

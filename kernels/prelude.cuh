@@ -1,0 +1,375 @@
+// What all kernels share: the walk over tiles, element types at the door, keys, random masks, the order of sums.
+//
+// A block of THREADS threads works on one tile of TILE elements at a time; thread t has the elements 8t … 8t+7, which
+// are one group of the sums' order and one call of the random generator. Inputs start at multiples of 16 bytes and
+// are padded to whole tiles, so every load is a whole 16-byte vector: lanes past the end are read and left out of
+// whatever is counted. Arithmetic is f32 by add, sub and mul below: in the written order, each rounded, never fused.
+//
+// Every entry has the same parameters: `memory` is the device memory that inputs lie in, `table` the launch (a Header,
+// then blocks, spans and jobs; offsets in words of 4 bytes), `results` what the launch leaves behind.
+#pragma once
+#include "params.cuh"
+
+// Tests that run kernels on the CPU put their own registration here.
+#ifndef EXPORT_KERNEL
+#define EXPORT_KERNEL(name)
+#endif
+
+// Four blocks a multiprocessor leave 128 registers a thread. Left to itself the assembler prefers more blocks, and spills.
+#define ENTRY(name, ...)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                              \
+        name(const uint4* __restrict__ memory, const unsigned* __restrict__ table,                        \
+             unsigned char* __restrict__ results) {                                                       \
+        __VA_ARGS__(Work(memory, table, results));                                                        \
+    }                                                                                                     \
+    EXPORT_KERNEL(name)
+
+// A kernel template for inputs that are all of one type, and for inputs of several.
+#define ENTRIES(name)                                                                                     \
+    ENTRY(name##_float32, name<FLOAT_F32>)                                                                \
+    ENTRY(name##_float16, name<FLOAT_F16>)                                                                \
+    ENTRY(name##_bfloat16, name<FLOAT_BF16>)                                                              \
+    ENTRY(name##_mixed, name<FLOAT_MIXED>)
+
+#define DEVICE __device__ __forceinline__
+
+// What is rare stays out of the way of the others, in a function of its own.
+#ifdef __CUDACC__
+#define DEVICE_APART __device__ __noinline__
+#else
+#define DEVICE_APART inline __attribute__((noinline))
+#endif
+
+DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
+DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
+DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
+
+DEVICE unsigned magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+DEVICE float absolute(float x) { return __uint_as_float(magnitude_bits(x)); }
+
+// |delta| as an integer key: the order of keys is the order of magnitudes. All NaN share the largest key.
+DEVICE int key_of(float delta) { return min((int)magnitude_bits(delta), (int)KEY_MAX); }
+
+// What a block works on: some tiles of one span.
+struct Work {
+    const uint4* memory;
+    const unsigned* table;
+    const Header* header;
+    const Span* span;
+    // The inputs' places in memory, in vectors of 16 bytes.
+    const unsigned* inputs;
+    const unsigned* job;
+    unsigned first;
+    unsigned end;
+    unsigned record;
+    uint4* out;
+    unsigned* odd;
+
+    DEVICE Work(const uint4* memory, const unsigned* table, unsigned char* results)
+        : memory(memory), table(table), header(reinterpret_cast<const Header*>(table)) {
+        const Block* block = reinterpret_cast<const Block*>(table + header->blocks) + blockIdx.x;
+        span = reinterpret_cast<const Span*>(table + block->span);
+        inputs = reinterpret_cast<const unsigned*>(span + 1);
+        job = table + span->job;
+        first = block->first;
+        end = block->first + block->tiles;
+        record = block->record;
+        out = reinterpret_cast<uint4*>(results) + span->results;
+        odd = reinterpret_cast<unsigned*>(results) + span->odd;
+    }
+
+    DEVICE unsigned float_of(unsigned input) const { return table[header->floats + input]; }
+
+    // How many of this thread's eight elements of the span's tile exist.
+    DEVICE int lanes(unsigned tile) const {
+        return min(max((int)(span->elements - tile * TILE) - (int)threadIdx.x * 8, 0), 8);
+    }
+
+    // How many elements of the span's tile exist.
+    DEVICE unsigned length(unsigned tile) const { return min(span->elements - tile * TILE, TILE); }
+};
+
+// ---- Element types at the door
+
+// Eight elements as stored; `high` is used by float32 alone.
+struct Raw {
+    uint4 low, high;
+};
+
+template <unsigned FLOAT>
+DEVICE Raw load(const Work& work, unsigned input, unsigned tile) {
+    const uint4* at = work.memory + work.inputs[input];
+    Raw raw;
+    if (FLOAT == FLOAT_F32 || (FLOAT == FLOAT_MIXED && work.float_of(input) == FLOAT_F32)) {
+        at += tile * (TILE / 4) + threadIdx.x * 2;
+        raw.low = at[0];
+        raw.high = at[1];
+    } else {
+        raw.low = at[tile * (TILE / 8) + threadIdx.x];
+        raw.high = raw.low;
+    }
+    return raw;
+}
+
+DEVICE float float_of_bf16(unsigned half) { return __uint_as_float(half << 16); }
+
+// Subnormals are whole multiples of 2^-24, converted as integers.
+DEVICE float float_of_f16(unsigned half) {
+    const unsigned sign = (half & 0x8000u) << 16;
+    const unsigned magnitude = half & 0x7fffu;
+    const unsigned subnormal = __float_as_uint(mul(__uint2float_rn(magnitude), 5.9604644775390625e-8f));
+    const unsigned normal = (magnitude << 13) + (112u << 23);
+    const unsigned finite = magnitude < 0x400u ? subnormal : normal;
+    const unsigned special = INFINITY_BITS | (magnitude & 0x3ffu) << 13;
+    return __uint_as_float(sign | (magnitude >= 0x7c00u ? special : finite));
+}
+
+DEVICE unsigned canonical(float value) {
+    const unsigned magnitude = magnitude_bits(value);
+    const unsigned bits = magnitude > INFINITY_BITS ? 0x7fc00000u : __float_as_uint(value);
+    return magnitude == 0 ? 0 : bits;
+}
+
+// Adding just under half an ulp, and one more when the kept part is odd, rounds to nearest even.
+DEVICE unsigned bf16_of(float value) {
+    const unsigned bits = __float_as_uint(value);
+    const unsigned rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    const unsigned signed_zero_gone = rounded << 17 == 0 ? 0 : rounded;
+    return magnitude_bits(value) > INFINITY_BITS ? 0x7fc0u : signed_zero_gone;
+}
+
+// Normal results: the exponent re-biased by 112, rounded in the integer. Subnormal results have units of 2^-24:
+// adding 0.5 makes the f32 adder round to them.
+DEVICE unsigned f16_of(float value) {
+    const unsigned sign = __float_as_uint(value) >> 16 & 0x8000u;
+    const unsigned magnitude = magnitude_bits(value);
+    const unsigned normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+    const unsigned subnormal = __float_as_uint(add(__uint_as_float(magnitude), 0.5f)) - 0x3f000000u;
+    const unsigned rounded = magnitude < 0x38800000u ? subnormal : normal;
+    const unsigned finite = magnitude > F16_FINITE_MAX ? 0x7c00u : rounded;
+    return magnitude > INFINITY_BITS ? 0x7e00u : finite == 0 ? 0 : sign | finite;
+}
+
+template <unsigned FLOAT>
+DEVICE void decode_as(const Raw& raw, float x[8]) {
+    const unsigned words[8] = {raw.low.x,  raw.low.y,  raw.low.z,  raw.low.w,
+                               raw.high.x, raw.high.y, raw.high.z, raw.high.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (FLOAT == FLOAT_F32) {
+            x[i] = __uint_as_float(words[i]);
+        } else if (FLOAT == FLOAT_BF16) {
+            x[i] = i % 2 ? __uint_as_float(words[i / 2] & 0xffff0000u) : float_of_bf16(words[i / 2]);
+        } else {
+            x[i] = float_of_f16(i % 2 ? words[i / 2] >> 16 : words[i / 2] & 0xffffu);
+        }
+    }
+}
+
+template <unsigned FLOAT>
+DEVICE void decode(const Work& work, unsigned input, const Raw& raw, float x[8]) {
+    if (FLOAT != FLOAT_MIXED) {
+        decode_as<FLOAT>(raw, x);
+        return;
+    }
+    const unsigned stored = work.float_of(input);
+    if (stored == FLOAT_F32) {
+        decode_as<FLOAT_F32>(raw, x);
+    } else if (stored == FLOAT_BF16) {
+        decode_as<FLOAT_BF16>(raw, x);
+    } else {
+        decode_as<FLOAT_F16>(raw, x);
+    }
+}
+
+template <unsigned FLOAT>
+DEVICE void read(const Work& work, unsigned input, unsigned tile, float x[8]) {
+    decode<FLOAT>(work, input, load<FLOAT>(work, input, tile), x);
+}
+
+// ---- Merged values, and the odd ones among them
+
+DEVICE void store(const Work& work, unsigned tile, const float values[8]) {
+    if (work.header->output == FLOAT_F32) {
+        uint4* at = work.out + tile * (TILE / 4) + threadIdx.x * 2;
+        at[0] = make_uint4(canonical(values[0]), canonical(values[1]), canonical(values[2]),
+                           canonical(values[3]));
+        at[1] = make_uint4(canonical(values[4]), canonical(values[5]), canonical(values[6]),
+                           canonical(values[7]));
+        return;
+    }
+    unsigned words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float low = values[2 * i], high = values[2 * i + 1];
+        words[i] = work.header->output == FLOAT_BF16 ? bf16_of(low) | bf16_of(high) << 16
+                                                     : f16_of(low) | f16_of(high) << 16;
+    }
+    work.out[tile * (TILE / 8) + threadIdx.x] = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// A thread's eight values, to be handed over in registers.
+struct Values {
+    float of[8];
+};
+
+// Counts NaN and infinities among the inputs of a tile, and results that overflowed: values that became infinite when
+// they were stored, and those that are not finite though every input of the tile is.
+template <unsigned FLOAT>
+DEVICE_APART void count_odd(Work work, unsigned tile, int lanes, unsigned finite_max, Values values) {
+    unsigned nan = 0, infinite = 0, beyond = 0, lost = 0;
+    for (unsigned input = 0; input < work.header->inputs; input++) {
+        float x[8];
+        read<FLOAT>(work, input, tile, x);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            nan += i < lanes && magnitude_bits(x[i]) > INFINITY_BITS;
+            infinite += i < lanes && magnitude_bits(x[i]) == INFINITY_BITS;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const unsigned magnitude = i < lanes ? magnitude_bits(values.of[i]) : 0;
+        beyond += magnitude > finite_max && magnitude < INFINITY_BITS;
+        lost += magnitude >= INFINITY_BITS;
+    }
+    const unsigned overflowed = beyond + (__syncthreads_or(nan + infinite) ? 0 : lost);
+    if (nan) atomicAdd(work.odd + ODD_NAN, nan);
+    if (infinite) atomicAdd(work.odd + ODD_INFINITE, infinite);
+    if (overflowed) atomicAdd(work.odd + ODD_OVERFLOWED, overflowed);
+}
+
+// Stores a tile's results. An input that is not finite makes its result so, in every kernel that merges: finite results
+// need no second look.
+template <unsigned FLOAT>
+DEVICE void finish(const Work& work, unsigned tile, const float values[8]) {
+    store(work, tile, values);
+    const unsigned output = work.header->output;
+    const unsigned finite_max = output == FLOAT_F32   ? INFINITY_BITS - 1
+                                : output == FLOAT_F16 ? F16_FINITE_MAX
+                                                      : BF16_FINITE_MAX;
+    const int lanes = work.lanes(tile);
+    bool odd = false;
+    Values handed;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        odd |= i < lanes && magnitude_bits(values[i]) > finite_max;
+        handed.of[i] = values[i];
+    }
+    if (__syncthreads_or(odd)) count_odd<FLOAT>(work, tile, lanes, finite_max, handed);
+}
+
+// ---- Random masks: Philox4x32-10 (Salmon et al., SC 2011), counter (element / 8, call)
+
+DEVICE uint4 philox(unsigned low, unsigned high, unsigned call, unsigned key0, unsigned key1) {
+    uint4 words = make_uint4(low, high, call, 0);
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const unsigned high0 = __umulhi(PHILOX_MULTIPLIER_0, words.x), low0 = PHILOX_MULTIPLIER_0 * words.x;
+        const unsigned high1 = __umulhi(PHILOX_MULTIPLIER_1, words.z), low1 = PHILOX_MULTIPLIER_1 * words.z;
+        words = make_uint4(high1 ^ words.y ^ key0, low1, high0 ^ words.w ^ key1, low0);
+        key0 += PHILOX_WEYL_0;
+        key1 += PHILOX_WEYL_1;
+    }
+    return words;
+}
+
+// One thread in 8,192 asks for it.
+DEVICE_APART uint4 philox_again(unsigned low, unsigned high, unsigned key0, unsigned key1) {
+    return philox(low, high, 1, key0, key1);
+}
+
+DEVICE unsigned draw(const uint4& words, int i) {
+    const unsigned word = i / 2 == 0 ? words.x : i / 2 == 1 ? words.y : i / 2 == 2 ? words.z : words.w;
+    return i % 2 ? word >> 16 : word & 0xffffu;
+}
+
+// `coefficient` for this thread's kept elements of a tile of the tensor, 0 for the others. A draw that equals the
+// probability's upper half is settled by the lower half and a second call.
+DEVICE void choose(unsigned tile, const Model& model, float mask[8]) {
+    const unsigned low = tile * (TILE / 8) + threadIdx.x, high = tile >> 25;
+    const unsigned upper = model.limit >> 16, lower = model.limit & 0xffffu;
+    const uint4 words = philox(low, high, 0, model.first, model.second);
+    bool undecided = false;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        mask[i] = draw(words, i) < upper ? model.coefficient : 0.0f;
+        undecided |= draw(words, i) == upper;
+    }
+    if (!undecided) return;
+    const uint4 second = philox_again(low, high, model.first, model.second);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (draw(words, i) == upper) mask[i] = draw(second, i) < lower ? model.coefficient : 0.0f;
+    }
+}
+
+// ---- Task vectors
+
+// v = (kept ? coefficient : 0) · (x − base), for a tile of the tensor.
+DEVICE void weighted_delta(const Model& model, unsigned tile, const float x[8], const float base[8],
+                           float v[8]) {
+    if (model.keep == KEEP_DROP) {
+        choose(tile, model, v);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = mul(v[i], sub(x[i], base[i]));
+        return;
+    }
+    // Of the keys equal to the threshold, those before the cut are kept. Where all are, the threshold is −1.
+    const int cut = tile < model.first ? TILE : tile == model.first ? model.second : 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const float delta = sub(x[i], base[i]);
+        const int smallest = (int)model.limit + ((int)threadIdx.x * 8 + i < cut ? 0 : 1);
+        v[i] = mul(key_of(delta) >= smallest ? model.coefficient : 0.0f, delta);
+    }
+}
+
+// The keys of this thread's elements of one model; −1 past the end, which is below every key.
+template <unsigned FLOAT>
+DEVICE void keys_of(const Work& work, unsigned input, const Raw& raw, const float base[8], int lanes,
+                    int keys[8]) {
+    float x[8];
+    decode<FLOAT>(work, input, raw, x);
+#pragma unroll
+    for (int i = 0; i < 8; i++) keys[i] = i < lanes ? key_of(sub(x[i], base[i])) : -1;
+}
+
+// ---- Sums in the contract's order
+
+// A thread's group of eight.
+DEVICE float group_sum(const float terms[8]) {
+    return add(add(add(terms[0], terms[1]), add(terms[2], terms[3])),
+               add(add(terms[4], terms[5]), add(terms[6], terms[7])));
+}
+
+// Sums that are folded together, at most; what they share is 128 group sums each.
+constexpr unsigned SUMS_MAX = 2 * VOTERS_MAX;
+
+struct GroupSums {
+    float of[SUMS_MAX][THREADS];
+};
+
+// Folds each tile sum's 128 group sums by halves and writes the results. Every thread calls it.
+DEVICE void fold(const GroupSums& groups, unsigned count, float* sums) {
+    __syncthreads();
+    const unsigned lane = threadIdx.x % 32;
+    for (unsigned sum = threadIdx.x / 32; sum < count; sum += THREADS / 32) {
+        const float* of = groups.of[sum];
+        float total = add(add(of[lane], of[lane + 64]), add(of[lane + 32], of[lane + 96]));
+#pragma unroll
+        for (int half = 16; half > 0; half /= 2) {
+            total = add(total, __shfl_down_sync(0xffffffffu, total, half));
+        }
+        if (lane == 0) sums[sum] = total;
+    }
+    __syncthreads();
+}
+
+// ---- Counters
+
+DEVICE unsigned warp_sum(unsigned count) {
+#pragma unroll
+    for (int half = 16; half > 0; half /= 2) count += __shfl_down_sync(0xffffffffu, count, half);
+    return count;
+}

@@ -1,0 +1,525 @@
+//! NVIDIA GPUs, through CUDA: reads land in pinned slots, and copies in, kernels and copies out overlap.
+//!
+//! ```text
+//! worker's thread     read ──> pinned slot                                    pinned slot ──> hash, write
+//! stream copy in                   └──> device slot ──┐                            ▲
+//! stream compute                                      └──> kernel ──> results ──┐  │
+//! stream copy out                                                               └──┘
+//! ```
+//!
+//! A lane has [`DEPTH`] flights, each with slots of its own for a launch: so whoever has read can always go on, in
+//! whatever order the launches of all lanes come, and nothing can deadlock. Events tie the three streams together.
+//! Inputs that a later sweep needs again stay in device memory: such a launch goes to a spare slot, which is free again
+//! when the last chunk in it has been used.
+
+mod driver;
+mod kernels;
+mod table;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::device::{Device, Family, LaneBytes};
+use super::{Backend, Hold, Lane, Launch, Limits, OddValues, Output, Read, Span, SpanResult, Yardstick};
+use crate::error::{Error, Result};
+use crate::kernel::packed::ODD_WORDS;
+use crate::kernel::{Result as Shape, SPANS_MAX, TILE, Widest};
+use crate::timeline::{By, Stage, Timeline};
+use driver::{Address, Context, DeviceMemory, Event, Pinned, Stream, Way};
+use kernels::Kernels;
+use table::Table;
+
+/// Chunks of 2 Mi elements: 4 MiB of bfloat16 per input are read and copied at full speed.
+pub(super) const CHUNK_TILES: u64 = 2048;
+
+/// Launches of a lane that may be under way: one is read while the device works on the other.
+const DEPTH: usize = 2;
+
+/// Slots, inputs in slots and results start at multiples of this.
+const ALIGNMENT: u64 = 256;
+
+/// Bytes behind the results of a launch that no kernel may touch; [`crate::check`] looks at them.
+const GUARD_BYTES: u64 = 256;
+
+/// What the guard holds.
+const GUARD: u8 = 0xa5;
+
+/// The sizes of a flight's slots, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct SlotBytes {
+    /// Inputs, and the launch's table behind them.
+    input: u64,
+    /// Odd values, results and the guard.
+    result: u64,
+}
+
+impl SlotBytes {
+    fn of(widest: &Widest, chunk_tiles: u64) -> Self {
+        // Each span of each input is padded to whole tiles, which are multiples of the alignment.
+        let inputs = chunk_tiles * (TILE * widest.input_bytes) as u64;
+        let table = (4 * table::words_max(widest, chunk_tiles)) as u64;
+        let odd = (4 * SPANS_MAX * ODD_WORDS) as u64;
+        // A span's results may be followed by less than a vector of padding, and values by less than a tile.
+        let padding = SPANS_MAX as u64 * ALIGNMENT;
+        Self {
+            input: (inputs + table).next_multiple_of(ALIGNMENT),
+            result: (odd + widest.result_bytes(chunk_tiles) + padding + GUARD_BYTES)
+                .next_multiple_of(ALIGNMENT),
+        }
+    }
+
+    fn both(self) -> u64 {
+        self.input + self.result
+    }
+}
+
+/// What one lane takes.
+pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
+    let slots = DEPTH as u64 * SlotBytes::of(widest, chunk_tiles).both();
+    // What is copied without a kernel goes through three buffers of the worker.
+    let copied = 3 * chunk_tiles * (TILE * widest.copied_bytes) as u64;
+    LaneBytes { host: slots + copied + (1 << 20), device: slots }
+}
+
+/// The devices of this machine.
+pub(super) fn devices() -> Result<Vec<Device>> {
+    let count = driver::device_count()?;
+    let version = driver::version()?;
+    let device = |index| {
+        let about = driver::about(index)?;
+        let (major, minor) = about.capability;
+        let facts = vec![
+            ("driver", format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
+            ("compute capability", format!("{major}.{minor}")),
+            ("multiprocessors", about.multiprocessors.to_string()),
+        ];
+        let memory_bytes = Some(about.total_bytes);
+        Ok(Device { family: Family::Cuda, index, name: about.name, memory_bytes, facts })
+    };
+    (0..count).map(device).collect()
+}
+
+/// The free memory of a device, in bytes.
+pub(super) fn free_bytes(index: usize) -> Result<u64> {
+    Context::of(index)?.free_bytes()
+}
+
+/// A CUDA device.
+#[derive(Debug)]
+pub struct Cuda {
+    name: String,
+    kernels: Kernels,
+    /// Whether they are launched; see [`Limits::kernels`].
+    kernels_run: bool,
+    /// Each is locked while the parts of one launch are put in, so that the times of its events are its own.
+    copy_in: Mutex<Stream>,
+    compute: Mutex<Stream>,
+    copy_out: Mutex<Stream>,
+    origin: Origin,
+    slots: SlotBytes,
+    spare: Arc<Spare>,
+    held: Mutex<HashMap<usize, HashMap<Chunk, Held>>>,
+    memory: Arc<DeviceMemory>,
+    context: Arc<Context>,
+}
+
+/// A moment that both clocks know.
+#[derive(Debug)]
+struct Origin {
+    event: Event,
+    instant: Instant,
+}
+
+/// A chunk of one input of a tensor, by its first tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Chunk {
+    first_tile: u64,
+    input: usize,
+}
+
+/// A chunk that is held in device memory.
+#[derive(Debug, Clone)]
+struct Held {
+    slot: Arc<InputSlot>,
+    /// Bytes from the start of the device's memory.
+    place: u64,
+    elements: usize,
+}
+
+/// Device slots that belong to no flight.
+#[derive(Debug)]
+struct Spare {
+    free: Mutex<Vec<u64>>,
+}
+
+/// A device slot for inputs: bytes from the start of the device's memory. A spare one goes back when it is dropped.
+#[derive(Debug)]
+struct InputSlot {
+    place: u64,
+    spare: Option<Arc<Spare>>,
+}
+
+impl Drop for InputSlot {
+    fn drop(&mut self) {
+        if let Some(spare) = &self.spare {
+            lock(&spare.free).push(self.place);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cuda {
+    /// Opens a device with memory for the lanes and the held inputs of `limits`.
+    ///
+    /// # Errors
+    /// Kind `Device`: it cannot be used, or has not the memory.
+    pub fn new(device: &Device, limits: &Limits) -> Result<Self> {
+        let context = Context::of(device.index)?;
+        let slots = SlotBytes::of(&limits.widest, limits.chunk_tiles);
+        let flights = (limits.threads * DEPTH) as u64;
+        // More than all that is ever held would be of no use; chunks that end early, and small tensors, leave gaps.
+        let useful = match limits.widest.held_bytes {
+            0 => 0,
+            held => 2 * held.div_ceil(slots.input) + 2 * flights,
+        };
+        let spares = (limits.hold_bytes / slots.input).min(useful);
+        let flights_bytes = flights * slots.both();
+        let memory = DeviceMemory::new(flights_bytes + spares * slots.input)?;
+        let free = (0..spares).rev().map(|i| flights_bytes + i * slots.input).collect();
+        let compute = Stream::new()?;
+        let event = Event::new()?;
+        event.record(&compute)?;
+        event.synchronize()?;
+        Ok(Self {
+            name: format!("{} {}", device.id(), device.name),
+            kernels: Kernels::default(),
+            kernels_run: limits.kernels,
+            copy_in: Mutex::new(Stream::new()?),
+            compute: Mutex::new(compute),
+            copy_out: Mutex::new(Stream::new()?),
+            origin: Origin { event, instant: Instant::now() },
+            slots,
+            spare: Arc::new(Spare { free: Mutex::new(free) }),
+            held: Mutex::default(),
+            memory: Arc::new(memory),
+            context,
+        })
+    }
+
+    fn at(&self, place: u64) -> Address {
+        self.memory.address().offset(place)
+    }
+
+    /// A chunk that is held, and long enough.
+    fn find(&self, span: &Span, input: usize, hold: Hold) -> Option<Held> {
+        let mut tensors = lock(&self.held);
+        let chunks = tensors.get_mut(&span.tensor)?;
+        let chunk = Chunk { first_tile: span.tiles.start, input };
+        let found = chunks.get(&chunk).filter(|chunk| chunk.elements >= span.elements)?.clone();
+        if hold == Hold::Take {
+            chunks.remove(&chunk);
+        }
+        Some(found)
+    }
+
+    /// A slot to hold inputs in, while there are any.
+    fn spare_slot(&self) -> Option<Arc<InputSlot>> {
+        let place = lock(&self.spare.free).pop()?;
+        Some(Arc::new(InputSlot { place, spare: Some(Arc::clone(&self.spare)) }))
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>> {
+        self.context.bind()?;
+        let flights = (0..DEPTH).map(|i| Flight::new(self, worker * DEPTH + i)).collect::<Result<_>>()?;
+        Ok(Box::new(CudaLane { cuda: self, timeline, ready: flights, flying: VecDeque::new() }))
+    }
+
+    fn yardstick(&self, yardstick: Yardstick, elements: u64) -> Result<Duration> {
+        self.context.bind()?;
+        let bytes = 2 * elements;
+        let results = self.at(self.slots.input);
+        let (from, to) = (Event::new()?, Event::new()?);
+        let stream = lock(&self.compute);
+        match yardstick {
+            Yardstick::Copy => {
+                from.record(&stream)?;
+                stream.copy_within(self.at(0), results, bytes as usize)?;
+            }
+            Yardstick::Stream { inputs, writes } => {
+                let places: Vec<u64> = (0..inputs as u64).map(|input| input * bytes).collect();
+                let table = Table::stream(inputs, writes, elements as usize, &places);
+                let words: &[u8] = bytemuck::cast_slice(&table.words);
+                let mut pinned = Pinned::new(words.len(), Way::In)?;
+                pinned.bytes_mut().copy_from_slice(words);
+                let table_place = self.at(inputs as u64 * bytes);
+                stream.copy_in(&pinned, words.len(), table_place)?;
+                stream.synchronize()?;
+                let kernel = self.kernels.get(&table.entry)?;
+                from.record(&stream)?;
+                stream.launch(&kernel, table.grid, table.threads, [self.at(0), table_place, results])?;
+            }
+        }
+        to.record(&stream)?;
+        to.synchronize()?;
+        Ok(milliseconds(to.milliseconds_since(&from)?))
+    }
+
+    fn forget(&self, tensor: usize) {
+        let forgotten = lock(&self.held).remove(&tensor);
+        drop(forgotten);
+    }
+}
+
+/// Everything that one launch needs while it is under way.
+struct Flight {
+    pinned: Pinned,
+    results: Pinned,
+    slot: Arc<InputSlot>,
+    result_place: u64,
+    /// Beginning and end of copy in, kernel and copy out.
+    events: [Event; 6],
+}
+
+impl Flight {
+    fn new(cuda: &Cuda, number: usize) -> Result<Self> {
+        let place = number as u64 * cuda.slots.both();
+        let event = || Event::new();
+        Ok(Self {
+            pinned: Pinned::new(cuda.slots.input as usize, Way::In)?,
+            results: Pinned::new(cuda.slots.result as usize, Way::Out)?,
+            slot: Arc::new(InputSlot { place, spare: None }),
+            result_place: place + cuda.slots.input,
+            events: [event()?, event()?, event()?, event()?, event()?, event()?],
+        })
+    }
+}
+
+/// One worker's way through the device.
+struct CudaLane<'a> {
+    cuda: &'a Cuda,
+    timeline: &'a Timeline,
+    ready: Vec<Flight>,
+    flying: VecDeque<Flying>,
+}
+
+/// A launch under way.
+struct Flying {
+    flight: Flight,
+    /// Slots that its kernel reads: they must not be used again before it is done.
+    _slots: Vec<Arc<InputSlot>>,
+    shape: Shape,
+    /// Of each span, where its results are in the flight's, and how many bytes.
+    spans: Vec<(usize, usize)>,
+    bytes: Moved,
+}
+
+/// Bytes that a launch moves.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moved {
+    copied_in: u64,
+    /// Read and written by the kernel.
+    computed: u64,
+    copied_out: u64,
+    /// Of what is copied out, the bytes before the guard.
+    used: u64,
+}
+
+/// Where the inputs of a launch are: a place for each span and input, and the slots that hold them.
+#[derive(Default)]
+struct Inputs {
+    places: Vec<u64>,
+    slots: Vec<Arc<InputSlot>>,
+    /// Bytes at the slot's beginning that were read and have to be copied.
+    read_bytes: u64,
+    /// What can be held: (span, input of the tensor, place).
+    fresh: Vec<(usize, usize, u64)>,
+}
+
+impl Lane for CudaLane<'_> {
+    fn depth(&self) -> usize {
+        DEPTH
+    }
+
+    fn submit(&mut self, launch: Launch, read: &mut Read<'_>) -> Result<()> {
+        let mut flight = self.ready.pop().expect("no more launches than the lane is deep");
+        let inputs = self.inputs(&launch, &mut flight, read)?;
+        let table = Table::new(&launch, &inputs.places);
+        let table_bytes: &[u8] = bytemuck::cast_slice(&table.words);
+        let copied_in = inputs.read_bytes + table_bytes.len() as u64;
+        flight.pinned.bytes_mut()[inputs.read_bytes as usize..copied_in as usize]
+            .copy_from_slice(table_bytes);
+        let bytes = Moved {
+            copied_in,
+            computed: table.read_bytes + table.written_bytes,
+            copied_out: table.result_bytes + GUARD_BYTES,
+            used: table.result_bytes,
+        };
+        // The slot that a launch is read into is kept by the launch too, though none of it may be held.
+        let target = inputs.slots.last().expect("the last slot is the one read into").place;
+        self.start(&mut flight, &launch, &table, target, inputs.read_bytes, bytes)?;
+        self.keep(&launch, &inputs);
+        let shape = launch.jobs[0].result();
+        self.flying.push_back(Flying { flight, _slots: inputs.slots, shape, spans: table.spans, bytes });
+        Ok(())
+    }
+
+    fn collect(&mut self, take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>) -> Result<()> {
+        let flying = self.flying.pop_front().expect("collect follows submit");
+        flying.flight.events[5].synchronize()?;
+        self.record(&flying)?;
+        let bytes = flying.flight.results.bytes();
+        let guard = &bytes[flying.bytes.used as usize..flying.bytes.copied_out as usize];
+        if guard.iter().any(|byte| *byte != GUARD) {
+            return Err(Error::device(format!("{}: a kernel wrote behind its results", self.cuda.name))
+                .hint("`mergeforge check --device cuda` tests the device; please report this"));
+        }
+        let odd: &[u32] = bytemuck::cast_slice(&bytes[..4 * ODD_WORDS * flying.spans.len()]);
+        for (span, ((start, len), odd)) in flying.spans.iter().zip(odd.chunks_exact(ODD_WORDS)).enumerate() {
+            let result = &bytes[*start..start + len];
+            let result = match flying.shape {
+                Shape::Values => SpanResult::Values(result),
+                Shape::Sums { .. } => SpanResult::Sums(bytemuck::cast_slice(result)),
+                Shape::Counts { .. } => SpanResult::Counts(bytemuck::cast_slice(result)),
+                Shape::Words { .. } => SpanResult::Words(bytemuck::cast_slice(result)),
+            };
+            let odd = OddValues { nan: odd[0].into(), infinite: odd[1].into(), overflowed: odd[2].into() };
+            take(span, Output { result, odd })?;
+        }
+        self.ready.push(flying.flight);
+        Ok(())
+    }
+}
+
+impl CudaLane<'_> {
+    /// Finds a launch's inputs in device memory, and reads the others into the flight's pinned slot, one after the other.
+    fn inputs(&self, launch: &Launch, flight: &mut Flight, read: &mut Read<'_>) -> Result<Inputs> {
+        let mut inputs = Inputs::default();
+        // Of what has to be read: span, place of the input in the launch, offset in the slot.
+        let mut missing = Vec::new();
+        for (index, span) in launch.spans.iter().enumerate() {
+            for (place, input) in launch.reads.iter().enumerate() {
+                if let Some(held) = self.cuda.find(span, *input, launch.hold) {
+                    inputs.places.push(held.place);
+                    inputs.slots.push(held.slot);
+                    continue;
+                }
+                let offset = inputs.read_bytes;
+                let bytes = span.elements * launch.floats[place].bytes();
+                read(index, place, &mut flight.pinned.bytes_mut()[offset as usize..][..bytes])?;
+                inputs.read_bytes += padded(span, launch.floats[place].bytes());
+                missing.push((inputs.places.len(), offset));
+                inputs.places.push(0);
+                inputs.fresh.push((index, *input, 0));
+            }
+        }
+        let spare =
+            if launch.hold == Hold::Keep && !missing.is_empty() { self.cuda.spare_slot() } else { None };
+        let held = spare.is_some();
+        let slot = spare.unwrap_or_else(|| Arc::clone(&flight.slot));
+        for ((at, offset), fresh) in missing.into_iter().zip(&mut inputs.fresh) {
+            inputs.places[at] = slot.place + offset;
+            fresh.2 = slot.place + offset;
+        }
+        if !held {
+            inputs.fresh.clear();
+        }
+        inputs.slots.push(slot);
+        Ok(inputs)
+    }
+
+    /// Puts a launch into the three streams.
+    fn start(
+        &self,
+        flight: &mut Flight,
+        launch: &Launch,
+        table: &Table,
+        target: u64,
+        table_offset: u64,
+        bytes: Moved,
+    ) -> Result<()> {
+        let cuda = self.cuda;
+        let kernel = cuda.kernels.get(&table.entry)?;
+        let (target, results) = (cuda.at(target), cuda.at(flight.result_place));
+        let [in_from, in_to, kernel_from, kernel_to, out_from, out_to] = &flight.events;
+        {
+            let stream = lock(&cuda.copy_in);
+            in_from.record(&stream)?;
+            stream.copy_in(&flight.pinned, bytes.copied_in as usize, target)?;
+            in_to.record(&stream)?;
+        }
+        {
+            let stream = lock(&cuda.compute);
+            stream.wait(in_to)?;
+            kernel_from.record(&stream)?;
+            stream.fill(results, 0, table.cleared_bytes(launch) as usize)?;
+            stream.fill(results.offset(bytes.used), GUARD, GUARD_BYTES as usize)?;
+            let parameters = [cuda.at(0), target.offset(table_offset), results];
+            if cuda.kernels_run {
+                stream.launch(&kernel, table.grid, table.threads, parameters)?;
+            }
+            kernel_to.record(&stream)?;
+        }
+        let stream = lock(&cuda.copy_out);
+        stream.wait(kernel_to)?;
+        out_from.record(&stream)?;
+        stream.copy_out(results, &mut flight.results, bytes.copied_out as usize)?;
+        out_to.record(&stream)
+    }
+
+    /// Remembers what of a launch's inputs stays in device memory. Later passes ask for it when this one is collected,
+    /// so the copies are done by then.
+    fn keep(&self, launch: &Launch, inputs: &Inputs) {
+        let slot = inputs.slots.last().expect("the last slot is the one read into");
+        let mut held = lock(&self.cuda.held);
+        for (span, input, place) in &inputs.fresh {
+            let Span { tensor, tiles, elements, .. } = &launch.spans[*span];
+            let chunk = Chunk { first_tile: tiles.start, input: *input };
+            let fresh = Held { slot: Arc::clone(slot), place: *place, elements: *elements };
+            held.entry(*tensor).or_default().insert(chunk, fresh);
+        }
+    }
+
+    /// Puts the device's stages on the timeline.
+    fn record(&self, flying: &Flying) -> Result<()> {
+        let events = &flying.flight.events;
+        let Moved { copied_in, computed, copied_out, .. } = flying.bytes;
+        let stages = [(Stage::CopyIn, copied_in), (Stage::Compute, computed), (Stage::CopyOut, copied_out)];
+        for ((stage, bytes), pair) in stages.into_iter().zip(events.chunks_exact(2)) {
+            // The device's clock counts in f32: what is long ago is coarse, so durations are asked for themselves.
+            let from =
+                self.cuda.origin.instant + milliseconds(pair[0].milliseconds_since(&self.cuda.origin.event)?);
+            let to = from + milliseconds(pair[1].milliseconds_since(&pair[0])?);
+            self.timeline.record(stage, By::Device, from, to, bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for CudaLane<'_> {
+    /// After a failure launches may still be under way, and they use the slots of this lane.
+    fn drop(&mut self) {
+        for stream in [&self.cuda.copy_in, &self.cuda.compute, &self.cuda.copy_out] {
+            // The failure that brought us here is the one to tell.
+            let _ = lock(stream).synchronize();
+        }
+    }
+}
+
+fn milliseconds(count: f32) -> Duration {
+    Duration::from_secs_f64(f64::from(count.max(0.0)) / 1e3)
+}
+
+/// The bytes that a span of an input takes in a slot.
+fn padded(span: &Span, element_bytes: usize) -> u64 {
+    (span.elements.next_multiple_of(TILE) * element_bytes) as u64
+}

@@ -1,0 +1,405 @@
+//! The CUDA driver, as far as it is needed: handles that close themselves, and errors with a way out.
+//!
+//! All `unsafe` of the program is here. Handles belong to the device's primary context, which a thread must have bound
+//! ([`Context::bind`]) before it uses any of them. What the driver does with memory it does later: the callers below
+//! promise that buffers live until the work that uses them is done.
+
+use std::ffi::{CString, c_int, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::DriverError;
+use cudarc::driver::result as cu;
+use cudarc::driver::sys::{
+    CUcontext, CUdevice, CUdevice_attribute as Attribute, CUdeviceptr, CUevent, CUevent_flags,
+    CUevent_wait_flags, CUfunction, CUmodule, CUresult, CUstream, is_culib_present,
+};
+
+use crate::error::{Error, Result};
+
+/// The oldest driver that the kernels' PTX and the functions called are made for: CUDA 12.0.
+const VERSION_MIN: i32 = 12_000;
+
+/// The oldest compute capability that the kernels are compiled for: Turing.
+const CAPABILITY_MIN: (i32, i32) = (7, 5);
+
+/// Says what failed, and what can be done about it.
+fn failed(what: &str) -> impl FnOnce(DriverError) -> Error + '_ {
+    move |DriverError(code)| {
+        let text = |text: std::result::Result<&std::ffi::CStr, DriverError>| {
+            text.map_or_else(|_| "unknown".into(), |text| text.to_string_lossy().into_owned())
+        };
+        let (name, meaning) = (text(DriverError(code).error_name()), text(DriverError(code).error_string()));
+        let error = Error::device(format!("CUDA: cannot {what}: {meaning} ({name})"));
+        match code {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => error.hint(
+                "give the merge less with --device-memory (and --host-memory), or end other programs on the device",
+            ),
+            CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_INVALID_PTX
+            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => error.hint("update the NVIDIA driver"),
+            _ => error.hint(
+                "`mergeforge check --device cuda` tests the device; --device cpu gives the same bytes without it",
+            ),
+        }
+    }
+}
+
+/// Loads the driver and asks how many devices it has.
+///
+/// # Errors
+/// Kind `Device`: there is no driver, it is too old, or it fails.
+pub(super) fn device_count() -> Result<usize> {
+    // SAFETY: it opens the library and closes it again.
+    if !unsafe { is_culib_present() } {
+        return Err(Error::device("no NVIDIA driver is installed (libcuda is not found)")
+            .hint("install NVIDIA's driver, or use --device cpu"));
+    }
+    cu::init().map_err(failed("start the driver"))?;
+    let version = version()?;
+    if version < VERSION_MIN {
+        let (major, minor) = (version / 1000, version % 1000 / 10);
+        return Err(Error::device(format!(
+            "the NVIDIA driver is too old: it supports CUDA {major}.{minor}, and 12.0 is needed"
+        ))
+        .hint("update the NVIDIA driver, or use --device cpu"));
+    }
+    let count = cu::device::get_count().map_err(failed("count the devices"))?;
+    Ok(count.max(0) as usize)
+}
+
+/// The newest CUDA that the driver supports: 1000 · major + 10 · minor.
+pub(super) fn version() -> Result<i32> {
+    let mut version: c_int = 0;
+    // SAFETY: the pointer is to a live integer.
+    unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version).result() }
+        .map_err(failed("ask for the driver's version"))?;
+    Ok(version)
+}
+
+/// A device's primary context, retained while this lives.
+#[derive(Debug)]
+pub(super) struct Context {
+    device: CUdevice,
+    context: CUcontext,
+}
+
+// SAFETY: contexts may be used from any thread.
+unsafe impl Send for Context {}
+// SAFETY: the driver's functions may be called by several threads at once.
+unsafe impl Sync for Context {}
+
+/// What there is to know of a device without opening it.
+#[derive(Debug)]
+pub(super) struct About {
+    pub(super) name: String,
+    pub(super) total_bytes: u64,
+    pub(super) capability: (i32, i32),
+    pub(super) multiprocessors: i32,
+}
+
+/// Asks a device what it is.
+pub(super) fn about(index: usize) -> Result<About> {
+    let device = cu::device::get(index as c_int).map_err(failed("find the device"))?;
+    let attribute = |attribute| {
+        // SAFETY: the device is one that the driver gave.
+        unsafe { cu::device::get_attribute(device, attribute) }.map_err(failed("ask what the device is"))
+    };
+    Ok(About {
+        name: cu::device::get_name(device).map_err(failed("ask for the device's name"))?,
+        // SAFETY: as above.
+        total_bytes: unsafe { cu::device::total_mem(device) }
+            .map_err(failed("ask for the device's memory"))? as u64,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+    })
+}
+
+impl Context {
+    /// The context of a device, the same one for all who ask: making it takes a good part of a second.
+    pub(super) fn of(index: usize) -> Result<Arc<Self>> {
+        static OPEN: Mutex<Vec<(usize, Arc<Context>)>> = Mutex::new(Vec::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, context)) = open.iter().find(|(known, _)| *known == index) {
+            context.bind()?;
+            return Ok(Arc::clone(context));
+        }
+        let (capability, name) = about(index).map(|about| (about.capability, about.name))?;
+        if capability < CAPABILITY_MIN {
+            let (major, minor) = capability;
+            return Err(Error::device(format!(
+                "{name} has compute capability {major}.{minor}, and 7.5 (Turing) is the oldest supported"
+            ))
+            .hint("use --device cpu"));
+        }
+        let device = cu::device::get(index as c_int).map_err(failed("find the device"))?;
+        // SAFETY: the device is one that the driver gave.
+        let context = unsafe { cu::primary_ctx::retain(device) }.map_err(failed("open the device"))?;
+        let context = Arc::new(Self { device, context });
+        context.bind()?;
+        open.push((index, Arc::clone(&context)));
+        Ok(context)
+    }
+
+    /// Makes it this thread's context.
+    pub(super) fn bind(&self) -> Result<()> {
+        // SAFETY: the context is retained.
+        unsafe { cu::ctx::set_current(self.context) }.map_err(failed("use the device"))
+    }
+
+    /// The free bytes of the device's memory.
+    pub(super) fn free_bytes(&self) -> Result<u64> {
+        self.bind()?;
+        let (free, _) = cu::mem_get_info().map_err(failed("ask for the device's free memory"))?;
+        Ok(free as u64)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: it was retained once. Nobody is left to hear of an error.
+        let _ = unsafe { cu::primary_ctx::release(self.device) };
+    }
+}
+
+/// A queue of work that the device does in order.
+#[derive(Debug)]
+pub(super) struct Stream(CUstream);
+
+// SAFETY: streams may be used from any thread, and by several at once.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    pub(super) fn new() -> Result<Self> {
+        cu::stream::create(cu::stream::StreamKind::NonBlocking).map(Self).map_err(failed("make a stream"))
+    }
+
+    /// What is put in from now on waits for the event.
+    pub(super) fn wait(&self, event: &Event) -> Result<()> {
+        // SAFETY: both handles live.
+        unsafe { cu::stream::wait_event(self.0, event.0, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
+            .map_err(failed("let a stream wait"))
+    }
+
+    /// Waits until all that was put in is done.
+    pub(super) fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream lives.
+        unsafe { cu::stream::synchronize(self.0) }.map_err(failed("finish its work"))
+    }
+
+    /// Copies to the device, later: `from` must stay as it is until then.
+    pub(super) fn copy_in(&self, from: &Pinned, bytes: usize, to: Address) -> Result<()> {
+        // SAFETY: the caller keeps both ends until the event that it records behind this.
+        unsafe { cu::memcpy_htod_async(to.0, &from.bytes()[..bytes], self.0) }
+            .map_err(failed("copy to the device"))
+    }
+
+    /// Copies from the device, later: nobody may look at `to` until then.
+    pub(super) fn copy_out(&self, from: Address, to: &mut Pinned, bytes: usize) -> Result<()> {
+        // SAFETY: as in `copy_in`.
+        unsafe { cu::memcpy_dtoh_async(&mut to.bytes_mut()[..bytes], from.0, self.0) }
+            .map_err(failed("copy from the device"))
+    }
+
+    /// Copies within the device's memory, later.
+    pub(super) fn copy_within(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        // SAFETY: as in `copy_in`.
+        unsafe { cu::memcpy_dtod_async(to.0, from.0, bytes, self.0) }.map_err(failed("copy on the device"))
+    }
+
+    /// Fills device memory with one byte, later.
+    pub(super) fn fill(&self, at: Address, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: as in `copy_in`.
+        unsafe { cu::memset_d8_async(at.0, byte, bytes, self.0) }.map_err(failed("clear the device's memory"))
+    }
+
+    /// Starts a kernel of this project: its three parameters are `memory`, `table` and `results`.
+    pub(super) fn launch(
+        &self,
+        kernel: &Kernel,
+        grid: (u32, u32),
+        threads: u32,
+        mut parameters: [Address; 3],
+    ) -> Result<()> {
+        let mut pointers =
+            parameters.each_mut().map(|address| std::ptr::from_mut(&mut address.0).cast::<c_void>());
+        // SAFETY: all entries have these parameters, which the driver copies before it returns; the caller keeps what they
+        // point to until the event that it records behind this.
+        unsafe { cu::launch_kernel(kernel.0, (grid.0, grid.1, 1), (threads, 1, 1), 0, self.0, &mut pointers) }
+            .map_err(failed("start a kernel"))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: nobody has the handle any more.
+        let _ = unsafe { cu::stream::destroy(self.0) };
+    }
+}
+
+/// A point in a stream that can be waited for and that knows its time.
+#[derive(Debug)]
+pub(super) struct Event(CUevent);
+
+// SAFETY: events may be used from any thread.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    pub(super) fn new() -> Result<Self> {
+        // Threads that wait sleep: there are more of them than cores have time for.
+        cu::event::create(CUevent_flags::CU_EVENT_BLOCKING_SYNC).map(Self).map_err(failed("make an event"))
+    }
+
+    pub(super) fn record(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both handles live.
+        unsafe { cu::event::record(self.0, stream.0) }.map_err(failed("record an event"))
+    }
+
+    /// Waits until the device has come to it.
+    pub(super) fn synchronize(&self) -> Result<()> {
+        // SAFETY: the event lives.
+        unsafe { cu::event::synchronize(self.0) }.map_err(failed("finish its work"))
+    }
+
+    /// Milliseconds since another event; both must have been waited for.
+    pub(super) fn milliseconds_since(&self, earlier: &Self) -> Result<f32> {
+        // SAFETY: both events live.
+        unsafe { cu::event::elapsed(earlier.0, self.0) }.map_err(failed("tell the time"))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: nobody has the handle any more.
+        let _ = unsafe { cu::event::destroy(self.0) };
+    }
+}
+
+/// A place in the device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Address(CUdeviceptr);
+
+impl Address {
+    /// The place so many bytes behind.
+    pub(super) fn offset(self, bytes: u64) -> Self {
+        Self(self.0 + bytes)
+    }
+}
+
+/// Device memory.
+#[derive(Debug)]
+pub(super) struct DeviceMemory(CUdeviceptr);
+
+impl DeviceMemory {
+    pub(super) fn new(bytes: u64) -> Result<Self> {
+        // SAFETY: freed once, on drop.
+        let memory = unsafe { cu::malloc_sync(bytes as usize) };
+        memory.map(Self).map_err(failed(&format!("get {:.2} GB of the device's memory", bytes as f64 / 1e9)))
+    }
+
+    pub(super) fn address(&self) -> Address {
+        Address(self.0)
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses it any more: lanes wait for their work before they end.
+        let _ = unsafe { cu::free_sync(self.0) };
+    }
+}
+
+/// Host memory that the device copies from or to by itself.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: it is plain memory with one owner.
+unsafe impl Send for Pinned {}
+
+/// What pinned memory is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Written by the CPU, read by the device: write-combined, as the caches have no use for it.
+    In,
+    /// Written by the device, read by the CPU.
+    Out,
+}
+
+impl Pinned {
+    pub(super) fn new(bytes: usize, way: Way) -> Result<Self> {
+        const WRITE_COMBINED: u32 = 4;
+        let flags = if way == Way::In { WRITE_COMBINED } else { 0 };
+        // SAFETY: freed once, on drop.
+        let start = unsafe { cu::malloc_host(bytes, flags) }
+            .map_err(failed(&format!("pin {:.1} MB of host memory", bytes as f64 / 1e6)))?
+            .cast::<u8>();
+        // SAFETY: the driver gave so many bytes; zeros make them values.
+        unsafe { start.write_bytes(0, bytes) };
+        Ok(Self { start, bytes })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: so many bytes are ours, and they were written in `new`.
+        unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and there is one owner.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses it any more: lanes wait for their work before they end.
+        let _ = unsafe { cu::free_host(self.start.cast()) };
+    }
+}
+
+/// Kernels of one file, compiled for the device by the driver.
+#[derive(Debug)]
+pub(super) struct Module(CUmodule);
+
+// SAFETY: modules may be used from any thread.
+unsafe impl Send for Module {}
+
+/// A kernel of a module.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel(CUfunction);
+
+// SAFETY: functions may be launched from any thread.
+unsafe impl Send for Kernel {}
+
+impl Module {
+    /// Compiles PTX.
+    pub(super) fn new(name: &str, ptx: &str) -> Result<Self> {
+        let text = CString::new(ptx).expect("PTX has no zero bytes");
+        // SAFETY: the text ends with a zero byte and is read before the call returns.
+        let module = unsafe { cu::module::load_data(text.as_ptr().cast()) };
+        module.map(Self).map_err(failed(&format!("load the kernel {name}")))
+    }
+
+    /// The kernel of this entry.
+    pub(super) fn kernel(&self, entry: &str) -> Result<Kernel> {
+        let name = CString::new(entry).expect("names have no zero bytes");
+        // SAFETY: the module lives.
+        let kernel = unsafe { cu::module::get_function(self.0, name) };
+        kernel.map(Kernel).map_err(failed(&format!("find the kernel {entry}")))
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: its kernels are not started any more.
+        let _ = unsafe { cu::module::unload(self.0) };
+    }
+}

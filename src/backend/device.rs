@@ -1,0 +1,150 @@
+//! The devices that a machine has, and which of them to use.
+
+use super::{Backend, Limits, cpu, cuda};
+use crate::error::{Error, Result};
+use crate::kernel::Widest;
+
+/// The kinds of devices, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// NVIDIA's GPUs.
+    Cuda,
+    /// The processor.
+    Cpu,
+}
+
+impl Family {
+    /// All of them, best first.
+    pub const ALL: [Self; 2] = [Self::Cuda, Self::Cpu];
+
+    /// The name in `--device`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cuda => "cuda",
+            Self::Cpu => "cpu",
+        }
+    }
+
+    /// The chunk that suits the family, in tiles.
+    pub const fn chunk_tiles(self) -> u64 {
+        match self {
+            Self::Cuda => cuda::CHUNK_TILES,
+            Self::Cpu => cpu::CHUNK_TILES,
+        }
+    }
+
+    /// What one lane takes for chunks of so many tiles.
+    pub fn lane_bytes(self, widest: &Widest, chunk_tiles: u64) -> LaneBytes {
+        match self {
+            Self::Cuda => cuda::lane_bytes(widest, chunk_tiles),
+            Self::Cpu => cpu::lane_bytes(widest, chunk_tiles),
+        }
+    }
+}
+
+/// Memory of one lane, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaneBytes {
+    /// Of the machine's memory.
+    pub host: u64,
+    /// Of the device's own memory; 0 where it has none.
+    pub device: u64,
+}
+
+/// A device of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// What kind of device.
+    pub family: Family,
+    /// Its number among those of the family.
+    pub index: usize,
+    /// The maker's name for it.
+    pub name: String,
+    /// Its own memory, in bytes, where it has some.
+    pub memory_bytes: Option<u64>,
+    /// What else can be said of it: name and value.
+    pub facts: Vec<(&'static str, String)>,
+}
+
+impl Device {
+    /// The processor, which is always there.
+    pub fn cpu() -> Self {
+        Self { family: Family::Cpu, index: 0, name: "CPU".into(), memory_bytes: None, facts: Vec::new() }
+    }
+
+    /// What `--device` takes for it: `cpu`, `cuda:0`.
+    pub fn id(&self) -> String {
+        match self.family {
+            Family::Cpu => self.family.name().into(),
+            Family::Cuda => format!("{}:{}", self.family.name(), self.index),
+        }
+    }
+
+    /// What of its own memory is free, in bytes, where it has some.
+    ///
+    /// # Errors
+    /// Kind `Device`: it cannot be used.
+    pub fn free_bytes(&self) -> Result<Option<u64>> {
+        match self.family {
+            Family::Cuda => cuda::free_bytes(self.index).map(Some),
+            Family::Cpu => Ok(None),
+        }
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// Kind `Device`: it cannot be used, or has not the memory.
+    pub fn open(&self, limits: &Limits) -> Result<Box<dyn Backend>> {
+        match self.family {
+            Family::Cuda => Ok(Box::new(cuda::Cuda::new(self, limits)?)),
+            Family::Cpu if !limits.kernels => Ok(Box::new(cpu::Cpu::idle())),
+            Family::Cpu => Ok(Box::new(cpu::Cpu::new(limits.hold_bytes))),
+        }
+    }
+}
+
+/// The devices of one family.
+///
+/// # Errors
+/// Kind `Device`: why there is none.
+pub fn devices(family: Family) -> Result<Vec<Device>> {
+    match family {
+        Family::Cuda => cuda::devices(),
+        Family::Cpu => Ok(vec![Device::cpu()]),
+    }
+}
+
+/// The device that `--device` names: `auto`, a family, or a family with a number. With `auto`, the best that works, and
+/// why better ones do not.
+///
+/// # Errors
+/// Kind `Config` for a word that is none of these, `Device` for one that is not there.
+pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
+    let mut passed_over = None;
+    if word == "auto" {
+        for family in Family::ALL {
+            match devices(family).map(|found| found.into_iter().next()) {
+                Ok(Some(device)) => return Ok((device, passed_over)),
+                Ok(None) => {}
+                Err(reason) => passed_over = passed_over.or(Some(reason.message)),
+            }
+        }
+    }
+    let (name, index) = word.split_once(':').unwrap_or((word, "0"));
+    let family = Family::ALL.into_iter().find(|family| family.name() == name);
+    let (Some(family), Ok(index)) = (family, index.parse::<usize>()) else {
+        let names: Vec<_> = Family::ALL.iter().map(|family| family.name()).collect();
+        return Err(Error::config(format!("--device {word}: there is no such device")).hint(format!(
+            "it can be auto, {}; with a number for one of several: cuda:1",
+            names.join(", ")
+        )));
+    };
+    let found = devices(family)?;
+    let count = found.len();
+    let device = found.into_iter().nth(index).ok_or_else(|| {
+        Error::device(format!("--device {word}: this machine has {count} such device(s), counted from 0"))
+            .hint("`mergeforge devices` lists them")
+    })?;
+    Ok((device, None))
+}

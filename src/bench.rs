@@ -1,0 +1,233 @@
+//! How fast kernels are: what `mergeforge bench kernels` measures.
+//!
+//! Inputs lie on the device as they do between the sweeps of a merge, so what is timed is the kernel and nothing else: by
+//! the device's own clock, where it has one. Each time stands beside two yardsticks of the same run: a plain copy, and a
+//! stream that reads as many inputs and writes as many outputs with next to no arithmetic. The data is like that of real
+//! models and much larger than any cache, so every run starts cold.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::device::Device;
+use crate::backend::{Backend, Hold, Lane, Launch, Limits, Span, Yardstick};
+use crate::check::data::{base_weights, tuned_weights};
+use crate::dtype::{Float, decode};
+use crate::error::Result;
+use crate::kernel::consensus::{self, Drop, Keep, Model, Trim};
+use crate::kernel::{Job, RECORDS_MAX, Result as Shape, TILE, WORDS_TILES_MAX, Widest, key, tiles};
+use crate::kernel::{gram, keys, levels, magnitudes, masked_sums, weighted_sum};
+use crate::timeline::{Stage, Timeline};
+
+/// The base and four models.
+const INPUTS: usize = 5;
+
+/// The share of a task vector that is kept.
+const DENSITY: f64 = 0.3;
+
+/// What was measured on a device.
+#[derive(Debug)]
+pub struct Kernels {
+    /// Bytes a second of a plain copy, each counted once as read and once as written.
+    pub copy_rate: f64,
+    /// One row per kernel and number of inputs.
+    pub rows: Vec<Row>,
+}
+
+/// One kernel's time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// What it did, in a few words.
+    pub what: &'static str,
+    /// Input tensors.
+    pub inputs: usize,
+    /// Elements of each.
+    pub elements: u64,
+    /// The median of the runs.
+    pub time: Duration,
+    /// Bytes of the device's memory that a run read and wrote, as the launch counts them.
+    pub bytes: u64,
+    /// Bytes a second of the stream with as many inputs, and an output where the kernel writes one.
+    pub stream_rate: f64,
+}
+
+impl Row {
+    /// Bytes a second.
+    pub fn rate(&self) -> f64 {
+        self.bytes as f64 / self.time.as_secs_f64()
+    }
+
+    /// Bytes moved per element of the output.
+    pub fn bytes_per_parameter(&self) -> f64 {
+        self.bytes as f64 / self.elements as f64
+    }
+}
+
+/// Times every kernel on tensors of so many bfloat16 elements (rounded up to a power of two), `repeat` times each.
+///
+/// # Errors
+/// Kind `Device`: the device fails, or has not the memory.
+pub fn kernels(device: &Device, elements: u64, repeat: usize) -> Result<Kernels> {
+    let elements = elements.max(WORDS_TILES_MAX * TILE as u64).next_power_of_two();
+    let bytes = elements * (2 * INPUTS) as u64;
+    let widest = Widest {
+        inputs: INPUTS,
+        input_bytes: 2 * INPUTS,
+        output_bytes: 2,
+        copied_bytes: 0,
+        measured: INPUTS,
+        tiles: tiles(elements),
+        held_bytes: bytes,
+    };
+    let limits =
+        Limits { threads: 1, chunk_tiles: tiles(elements), hold_bytes: 2 * bytes, widest, kernels: true };
+    let backend = device.open(&limits)?;
+    let timeline = Timeline::keeping();
+    let bench = Bench { backend: &*backend, timeline, tensors: tensors(elements as usize), elements, repeat };
+    bench.run()
+}
+
+fn tensors(elements: usize) -> Vec<Vec<u16>> {
+    let base = base_weights(elements, 1);
+    let tuned: Vec<Vec<u16>> = std::thread::scope(|scope| {
+        let base = &base;
+        let model = |seed| scope.spawn(move || tuned_weights(base, seed));
+        let models: Vec<_> = (2..=INPUTS as u64).map(model).collect();
+        models.into_iter().map(|model| model.join().expect("making weights does not panic")).collect()
+    });
+    std::iter::once(base).chain(tuned).collect()
+}
+
+struct Bench<'a> {
+    backend: &'a dyn Backend,
+    timeline: Timeline,
+    tensors: Vec<Vec<u16>>,
+    elements: u64,
+    repeat: usize,
+}
+
+impl Bench<'_> {
+    fn run(&self) -> Result<Kernels> {
+        // Brings all inputs to the device, where they stay.
+        let mut lane = self.backend.lane(0, &self.timeline)?;
+        let all = Job::WeightedSum(weighted_sum::Job { anchored: false, coefficients: vec![0.2; INPUTS] });
+        self.once(&mut *lane, &all, Hold::Keep)?;
+        let copy = self.yardstick(Yardstick::Copy)?;
+        let mut rows = Vec::new();
+        for (what, job) in self.jobs() {
+            let mut times = Vec::new();
+            let mut bytes = 0;
+            for _ in 0..self.repeat.max(1) {
+                let (time, moved) = self.once(&mut *lane, &job, Hold::Peek)?;
+                times.push(time);
+                bytes = moved;
+            }
+            let inputs = job.inputs();
+            let writes = job.result() == Shape::Values;
+            let stream_rate = self.yardstick(Yardstick::Stream { inputs, writes })?;
+            let (kernel, elements, time) = (job.kernel(), self.elements_of(&job), median(times));
+            rows.push(Row { kernel, what, inputs, elements, time, bytes, stream_rate });
+        }
+        Ok(Kernels { copy_rate: copy, rows })
+    }
+
+    /// Bytes a second.
+    fn yardstick(&self, yardstick: Yardstick) -> Result<f64> {
+        let run = |_| self.backend.yardstick(yardstick, self.elements);
+        let times = (0..self.repeat.max(1)).map(run).collect::<Result<Vec<_>>>()?;
+        Ok(yardstick.bytes(self.elements) as f64 / median(times).as_secs_f64())
+    }
+
+    /// Kernels that keep words run over small pieces only.
+    fn elements_of(&self, job: &Job) -> u64 {
+        match job.result() {
+            Shape::Words { .. } => WORDS_TILES_MAX * TILE as u64,
+            _ => self.elements,
+        }
+    }
+
+    /// Runs a job over the whole tensors: the kernel's time, and the bytes that it moved.
+    fn once(&self, lane: &mut dyn Lane, job: &Job, hold: Hold) -> Result<(Duration, u64)> {
+        let elements = self.elements_of(job);
+        let span = Span { job: 0, tensor: 0, tiles: 0..tiles(elements), elements: elements as usize };
+        let launch = Launch {
+            jobs: vec![Arc::new(job.clone())],
+            spans: vec![span],
+            reads: (0..job.inputs()).collect(),
+            floats: vec![Float::BF16; job.inputs()],
+            output: Float::BF16,
+            hold,
+            record_tiles: tiles(elements).div_ceil(RECORDS_MAX),
+        };
+        let mut read = |_: usize, input: usize, into: &mut [u8]| {
+            into.copy_from_slice(&bytemuck::cast_slice(&self.tensors[input])[..into.len()]);
+            Ok(())
+        };
+        let before = self.timeline.records(Stage::Compute).len();
+        lane.submit(launch, &mut read)?;
+        lane.collect(&mut |_, _| Ok(()))?;
+        let records = self.timeline.records(Stage::Compute);
+        let run = records[before..].iter();
+        Ok((run.clone().map(|run| run.busy).sum(), run.map(|run| run.bytes).sum()))
+    }
+
+    /// What is timed: every kernel, with the numbers of models that it is made for.
+    fn jobs(&self) -> Vec<(&'static str, Job)> {
+        let thresholds: Vec<u32> = (1..INPUTS).map(|model| self.threshold(model)).collect();
+        let trim = |i: usize| Keep::Trim(Trim { threshold: thresholds[i], cut_tile: 7, cut_lane: 11 });
+        let drop =
+            |i: usize| Keep::Drop(Drop { keep: (DENSITY * 4_294_967_296.0) as u32, key: [3, i as u32] });
+        let consensus = |models: usize, keep: &dyn Fn(usize) -> Keep| {
+            let models: Vec<Model> = (0..models).map(|i| Model { coefficient: 0.6, keep: keep(i) }).collect();
+            let scale = (0..1u32 << models.len()).map(|set| 1.0 / f64::from(set.count_ones().max(1)) as f32);
+            Job::Consensus(consensus::Job { scale: scale.collect(), models })
+        };
+        // The threshold and three keys on each side of it, in units of a bfloat16 delta.
+        let around = |i: usize| (0..7).map(|step| thresholds[i] + (step << 16)).collect::<Vec<u32>>();
+        let levels = |models: usize| Job::Levels(levels::Job { models: (0..models).map(around).collect() });
+        let bracket = |i: usize| magnitudes::Bracket { lowest: thresholds[i] >> 12 << 12, shift: 12 };
+        let magnitudes =
+            |models: usize| Job::Magnitudes(magnitudes::Job { models: (0..models).map(bracket).collect() });
+        let weighted = |inputs: usize, anchored| {
+            Job::WeightedSum(weighted_sum::Job { anchored, coefficients: vec![0.3; inputs] })
+        };
+        vec![
+            ("linear, 2 models", weighted(2, true)),
+            ("linear, 3 models", weighted(3, true)),
+            ("task arithmetic, base + 4", weighted(5, true)),
+            ("ties, base + 2", consensus(2, &trim)),
+            ("ties, base + 4", consensus(4, &trim)),
+            ("dare_ties, base + 2", consensus(2, &drop)),
+            ("slerp's angle", Job::Gram(gram::Job { inputs: 2 })),
+            ("selection, base + 2", levels(2)),
+            ("selection, base + 4", levels(4)),
+            ("selection without ties, base + 2", magnitudes(2)),
+            ("selection without ties, base + 4", magnitudes(4)),
+            (
+                "dare's norms, base + 2",
+                Job::MaskedSums(masked_sums::Job { models: (0..2).map(drop).collect() }),
+            ),
+            ("keys of a sample, base + 2", Job::Keys(keys::Job { models: 2 })),
+        ]
+    }
+
+    /// A model's key at the share that is kept, from a sample.
+    fn threshold(&self, model: usize) -> u32 {
+        const SAMPLE: usize = 1 << 16;
+        let values = |tensor: &Vec<u16>| {
+            let mut values = vec![0.0; SAMPLE];
+            decode(Float::BF16, bytemuck::cast_slice(&tensor[..SAMPLE]), &mut values);
+            values
+        };
+        let (base, tuned) = (values(&self.tensors[0]), values(&self.tensors[model]));
+        let mut keys: Vec<u32> = tuned.iter().zip(&base).map(|(x, base)| key(x - base)).collect();
+        keys.sort_unstable();
+        keys[((1.0 - DENSITY) * SAMPLE as f64) as usize]
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}

@@ -1,0 +1,186 @@
+//! `mergeforge devices`, `check` and `bench kernels`: what there is to compute on, whether it computes right, and how fast.
+
+use serde_json::{Value as Json, json};
+
+use super::show;
+use crate::backend::device::{self, Device, Family};
+use crate::bench;
+use crate::check::{self, Row, Types};
+use crate::error::{Error, Result};
+use crate::report::bytes;
+
+/// Lists the devices, what is missing and why, and which one `--device auto` takes.
+pub(super) fn list(json: bool) -> Result<()> {
+    let found: Vec<(Family, Result<Vec<Device>>)> =
+        Family::ALL.into_iter().map(|family| (family, device::devices(family))).collect();
+    let (auto, _) = device::choose("auto")?;
+    if json {
+        let devices: Vec<Json> =
+            found.iter().flat_map(|(_, found)| found.iter().flatten()).map(device_json).collect();
+        let absent: serde_json::Map<String, Json> = found
+            .iter()
+            .filter_map(|(family, found)| Some((family.name().to_string(), json!(reason(found)?))))
+            .collect();
+        show::json(&json!({ "devices": devices, "absent": absent, "auto": auto.id() }));
+        return Ok(());
+    }
+    for (family, found) in &found {
+        for device in found.iter().flatten() {
+            show::line(&told(device));
+        }
+        if let Some(reason) = reason(found) {
+            show::line(&format!("{:<8} none: {reason}", family.name()));
+        }
+    }
+    show::line(&format!("--device auto takes {}", auto.id()));
+    Ok(())
+}
+
+/// Why a family has no device.
+fn reason(found: &Result<Vec<Device>>) -> Option<String> {
+    match found {
+        Err(error) => Some(error.message.clone()),
+        Ok(devices) if devices.is_empty() => Some("the driver has no device".into()),
+        Ok(_) => None,
+    }
+}
+
+fn told(device: &Device) -> String {
+    let mut parts = vec![device.name.clone()];
+    if let Some(total) = device.memory_bytes {
+        let free = device.free_bytes().ok().flatten();
+        let free = free.map_or(String::new(), |free| format!(" ({} free)", bytes(free)));
+        parts.push(format!("{}{free}", bytes(total)));
+    }
+    parts.extend(device.facts.iter().map(|(name, value)| format!("{name} {value}")));
+    format!("{:<8} {}", device.id(), parts.join(", "))
+}
+
+fn device_json(device: &Device) -> Json {
+    let facts: serde_json::Map<String, Json> =
+        device.facts.iter().map(|(name, value)| (name.replace(' ', "_"), json!(value))).collect();
+    json!({
+        "id": device.id(),
+        "name": device.name,
+        "memory_bytes": device.memory_bytes,
+        "memory_free_bytes": device.free_bytes().ok().flatten(),
+        "facts": facts,
+    })
+}
+
+/// Checks every kernel on one device, or on all that there are.
+pub(super) fn check(word: Option<&str>, json: bool) -> Result<()> {
+    let mut devices = Vec::new();
+    match word {
+        Some(word) => devices.push(device::choose(word)?.0),
+        None => {
+            for family in Family::ALL {
+                match device::devices(family) {
+                    Ok(found) => devices.extend(found),
+                    Err(error) if !json => {
+                        show::line(&format!("{}: not run: {}", family.name(), error.message));
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+    let mut refusals = Vec::new();
+    let mut checked = Vec::new();
+    for device in &devices {
+        let backend = device.open(&check::limits())?;
+        let rows = check::run(&*backend, |_| {})?;
+        if !json {
+            table(device, &rows);
+        }
+        checked.push(json!({ "device": device.id(), "name": device.name, "kernels": rows.iter().map(row_json).collect::<Vec<_>>() }));
+        refusals.extend(check::refusal(&device.id(), &rows));
+    }
+    if json {
+        show::json(&json!(checked));
+    }
+    refusals.into_iter().next().map_or(Ok(()), Err::<(), Error>)
+}
+
+fn row_json(row: &Row) -> Json {
+    json!({ "kernel": row.kernel, "inputs": row.types.name(), "launches": row.launches, "wrong": row.wrong })
+}
+
+fn table(device: &Device, rows: &[Row]) {
+    show::line(&format!("{}: {}", device.id(), device.name));
+    let columns = |cell: &dyn Fn(Types) -> &'static str| {
+        Types::ALL.map(|types| format!("{:>12}", cell(types))).concat()
+    };
+    show::line(&format!("  {:<14}{}", "kernel", columns(&Types::name)));
+    let mut kernels: Vec<&str> = rows.iter().map(|row| row.kernel).collect();
+    kernels.dedup();
+    let mut shown = Vec::new();
+    for kernel in kernels {
+        if shown.contains(&kernel) {
+            continue;
+        }
+        shown.push(kernel);
+        let cells = columns(&|types| {
+            let row = rows.iter().find(|row| (row.kernel, row.types) == (kernel, types));
+            row.map_or("not run", |row| if row.wrong.is_none() { "ok" } else { "DIFFERS" })
+        });
+        show::line(&format!("  {kernel:<14}{cells}"));
+    }
+    let launches: usize = rows.iter().map(|row| row.launches).sum();
+    show::line(&format!("  {launches} launches compared with the CPU's plain code, bit for bit"));
+    rows.iter().filter_map(|row| row.wrong.as_ref()).for_each(|wrong| show::line(&format!("  {wrong}")));
+}
+
+/// Times the kernels of a device.
+pub(super) fn bench(word: &str, elements: u64, repeat: usize, json: bool) -> Result<()> {
+    let (device, passed_over) = device::choose(word)?;
+    passed_over.iter().for_each(|reason| show::note(reason));
+    let measured = bench::kernels(&device, elements, repeat)?;
+    if json {
+        let rows: Vec<Json> = measured.rows.iter().map(|row| timed_json(row, measured.copy_rate)).collect();
+        show::json(&json!({
+            "device": device.id(),
+            "name": device.name,
+            "copy_gb_per_s": measured.copy_rate / 1e9,
+            "kernels": rows,
+        }));
+        return Ok(());
+    }
+    show::line(&format!("{}: {}; bfloat16, medians of {repeat}", device.id(), device.name));
+    show::line(&format!(
+        "  copy {:.1} GB/s, each byte counted as read and as written",
+        measured.copy_rate / 1e9
+    ));
+    show::line(&format!(
+        "  {:<13} {:<33} {:>9} {:>9} {:>8} {:>9} {:>8}",
+        "kernel", "what", "time", "GB/s", "of copy", "of stream", "B/param"
+    ));
+    for row in &measured.rows {
+        show::line(&format!(
+            "  {:<13} {:<33} {:>6.1} µs {:>9.1} {:>6.0} % {:>7.0} % {:>8.2}",
+            row.kernel,
+            row.what,
+            row.time.as_secs_f64() * 1e6,
+            row.rate() / 1e9,
+            100.0 * row.rate() / measured.copy_rate,
+            100.0 * row.rate() / row.stream_rate,
+            row.bytes_per_parameter(),
+        ));
+    }
+    Ok(())
+}
+
+fn timed_json(row: &bench::Row, copy_rate: f64) -> Json {
+    json!({
+        "kernel": row.kernel,
+        "what": row.what,
+        "inputs": row.inputs,
+        "elements": row.elements,
+        "seconds": row.time.as_secs_f64(),
+        "bytes": row.bytes,
+        "gb_per_s": row.rate() / 1e9,
+        "share_of_copy": row.rate() / copy_rate,
+        "share_of_stream": row.rate() / row.stream_rate,
+        "bytes_per_parameter": row.bytes_per_parameter(),
+    })
+}

@@ -1,0 +1,138 @@
+//! Single records, where they are wanted. Each worker, and each of the device's stages, has a list of its own, so
+//! hardly anyone waits for a lock.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{By, Record, STAGES, Stage, lock};
+
+/// Lists of workers. Where there are more workers, some share one.
+const LISTS: usize = 64;
+
+/// Records beyond this are left out: a list of 64 MiB makes a trace of 200 MB, and viewers hardly open larger ones.
+const EVENTS_MAX: u64 = 1 << 21;
+
+/// A record as it is kept. Times are nanoseconds from the timeline's beginning.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Event {
+    pub from: u64,
+    pub to: u64,
+    pub bytes: u64,
+    /// The device's stages by their number, then the workers.
+    lane: u16,
+    pub stage: Stage,
+}
+
+const _: () = assert!(size_of::<Event>() == 32);
+
+impl Event {
+    pub fn by(&self) -> By {
+        self.lane().checked_sub(STAGES).map_or(By::Device, By::Worker)
+    }
+
+    /// A number that the events of one lane of a trace share.
+    pub fn lane(&self) -> usize {
+        usize::from(self.lane)
+    }
+}
+
+/// All records of a timeline.
+#[derive(Debug)]
+pub(super) struct Kept {
+    lists: Vec<Mutex<Vec<Event>>>,
+    /// How many came, kept or not.
+    count: AtomicU64,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { lists: (0..STAGES + LISTS).map(|_| Mutex::default()).collect(), count: AtomicU64::new(0) }
+    }
+}
+
+impl Kept {
+    pub fn add(&self, stage: Stage, by: By, from: u64, to: u64, bytes: u64) {
+        if self.count.fetch_add(1, Ordering::Relaxed) >= EVENTS_MAX {
+            return;
+        }
+        let (list, lane) = match by {
+            By::Device => (stage as usize, stage as usize),
+            By::Worker(worker) => (STAGES + worker % LISTS, STAGES + worker),
+        };
+        let lane = u16::try_from(lane).unwrap_or(u16::MAX);
+        lock(&self.lists[list]).push(Event { from, to, bytes, lane, stage });
+    }
+
+    pub fn left_out(&self) -> u64 {
+        self.count.load(Ordering::Relaxed).saturating_sub(EVENTS_MAX)
+    }
+
+    pub fn records(&self, stage: Stage) -> Vec<Record> {
+        let mut records = Vec::new();
+        for list in &self.lists {
+            let of_stage = |event: &&Event| event.stage == stage;
+            records.extend(lock(list).iter().filter(of_stage).map(record));
+        }
+        records.sort_by_key(|record: &Record| record.from);
+        records
+    }
+
+    /// Shows every record: lane by lane, those of a lane by their beginning.
+    ///
+    /// # Errors
+    /// Those of `show`.
+    pub fn each<E>(&self, mut show: impl FnMut(&Event) -> Result<(), E>) -> Result<(), E> {
+        for list in &self.lists {
+            let mut events = lock(list);
+            // Sorted in place: a copy could take as much memory again.
+            events.sort_unstable_by_key(|event| (event.lane, event.from, event.to));
+            events.iter().try_for_each(&mut show)?;
+        }
+        Ok(())
+    }
+}
+
+fn record(event: &Event) -> Record {
+    Record {
+        by: event.by(),
+        from: Duration::from_nanos(event.from),
+        busy: Duration::from_nanos(event.to - event.from),
+        bytes: event.bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_come_one_after_the_other() {
+        let kept = Kept::default();
+        for (by, from) in [
+            (By::Worker(70), 5),
+            (By::Worker(6), 9),
+            (By::Worker(70), 1),
+            (By::Device, 3),
+            (By::Worker(6), 2),
+        ] {
+            kept.add(Stage::Compute, by, from, from + 1, 0);
+        }
+        let mut seen = Vec::new();
+        kept.each(|event| {
+            seen.push((event.by(), event.from));
+            Ok::<_, ()>(())
+        })
+        .unwrap();
+        let of = |worker, from| (By::Worker(worker), from);
+        assert_eq!(seen, [(By::Device, 3), of(6, 2), of(6, 9), of(70, 1), of(70, 5)]);
+    }
+
+    #[test]
+    fn what_is_too_much_is_counted() {
+        let kept = Kept::default();
+        kept.count.store(EVENTS_MAX - 1, Ordering::Relaxed);
+        (0..3).for_each(|i| kept.add(Stage::Read, By::Worker(0), i, i + 1, 1));
+        assert_eq!((kept.records(Stage::Read).len(), kept.left_out()), (1, 2));
+    }
+}

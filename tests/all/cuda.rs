@@ -1,0 +1,350 @@
+//! CUDA without a GPU: the program, its kernels and its scheduler on a driver that runs kernels on the CPU.
+//!
+//! The driver (`tests/cuda/`) executes each stream's work late and in a random order that honours only events and
+//! synchronisation, so a missing wait shows. Every case is a process of its own that finds this driver instead of the
+//! machine's.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use mergeforge::method::METHODS;
+use safetensors::Dtype;
+
+use crate::command::{self, Ended, ROOT, assert_nothing_left, mergeforge};
+use crate::cuda_driver::{Driver, Sanitizer};
+use crate::models::{self, PLAIN, Tensors, stored, tuned, weights};
+use crate::same_bytes;
+
+fn driver() -> &'static Driver {
+    static DRIVER: OnceLock<Driver> = OnceLock::new();
+    DRIVER.get_or_init(Driver::new)
+}
+
+/// The program on the driver, with settings of the driver (without their prefix) and arguments.
+fn on(driver: &Driver, settings: &[(&str, &str)], arguments: &[&str]) -> Ended {
+    command_on(driver, settings, arguments).output().expect("the program starts").into()
+}
+
+fn command_on(driver: &Driver, settings: &[(&str, &str)], arguments: &[&str]) -> Command {
+    let mut command = mergeforge();
+    driver.apply(&mut command).args(arguments);
+    for (name, value) in settings {
+        command.env(format!("FAKE_CUDA_{name}"), value);
+    }
+    command
+}
+
+/// Merges `folder/config.yml` into `folder/out`.
+fn merge(driver: &Driver, settings: &[(&str, &str)], folder: &Path, more: &[&str]) -> Ended {
+    let (config, out) = (folder.join("config.yml"), folder.join("out"));
+    let paths = ["merge", config.to_str().unwrap(), out.to_str().unwrap()];
+    on(driver, settings, &[&paths[..], more].concat())
+}
+
+/// A merge's tensors; the output is taken away again.
+fn merged(ended: Ended, folder: &Path) -> Tensors {
+    ended.succeeded();
+    let out = folder.join("out");
+    let tensors = models::read(&out);
+    std::fs::remove_dir_all(&out).unwrap();
+    tensors
+}
+
+#[test]
+fn every_kernel_gives_the_bits_of_its_twin() {
+    for seed in ["1", "2"] {
+        let ended = on(driver(), &[("SEED", seed)], &["check", "--device", "cuda"]).succeeded();
+        assert!(!ended.stdout.contains("DIFFERS") && !ended.stdout.contains("not run"), "{}", ended.stdout);
+        for kernel in ["weighted_sum", "consensus", "gram", "keys", "levels", "magnitudes", "masked_sums"] {
+            assert!(ended.stdout.contains(&format!("  {kernel} ")), "no {kernel} in {}", ended.stdout);
+        }
+    }
+}
+
+#[test]
+fn kernels_stay_within_their_memory_and_have_no_races() {
+    for sanitizer in [Sanitizer::Address, Sanitizer::Thread] {
+        on(&Driver::sanitized(sanitizer), &[], &["check", "--device", "cuda"]).succeeded();
+    }
+}
+
+/// The kernels with one mistake in a file: what stands there, and what takes its place.
+fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(Path::new(ROOT).join("kernels")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let path = folder.path().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(right), "{file} has no `{right}`");
+    std::fs::write(&path, text.replacen(right, wrong, 1)).unwrap();
+    folder
+}
+
+#[test]
+fn mistakes_in_kernels_are_caught() {
+    let cases = [
+        // Equal magnitudes cut a tile late; a vote's tie to the other side; a fused multiply-add; another order of a sum.
+        (
+            "consensus.cu",
+            "weighted_delta(models[m], work.span->first_tile + tile, x",
+            "weighted_delta(models[m], work.span->first_tile + tile - 1, x",
+        ),
+        ("consensus.cu", "sum >= 0.0f ? v > 0.0f", "sum > 0.0f ? v > 0.0f"),
+        (
+            "weighted_sum.cu",
+            "sum[i] = add(sum[i], mul(c, anchored ? sub(x[i], first[i]) : x[i]));",
+            "sum[i] = __builtin_fmaf(c, anchored ? sub(x[i], first[i]) : x[i], sum[i]);",
+        ),
+        (
+            "gram.cu",
+            "return group_sum(terms);",
+            "return add(add(add(terms[0], terms[1]), terms[2]), terms[3]);",
+        ),
+        ("levels.cu", "own[i] >= key", "own[i] > key"),
+        ("magnitudes.cu", "(own[i] & low_bits) != 0", "(own[i] & low_bits) == 0"),
+        ("masked_sums.cu", "v[i] = i < lanes ? absolute(v[i]) : 0.0f;", "v[i] = absolute(v[i]);"),
+        ("keys.cu", "model * length", "model * TILE"),
+    ];
+    for (file, right, wrong) in cases {
+        let kernels = mistaken(file, right, wrong);
+        let ended = on(&Driver::with_kernels(kernels.path()), &[], &["check", "--device", "cuda"]);
+        assert_eq!(ended.code, Some(5), "{file}: {wrong}: {}{}", ended.stdout, ended.stderr);
+        let kernel = file.trim_end_matches(".cu");
+        assert!(ended.stderr.contains(&format!("{kernel} of ")), "{file}: {}", ended.stderr);
+    }
+}
+
+/// A store behind the results, by address checking; a missing barrier, by race checking.
+#[test]
+fn mistakes_that_results_may_hide_are_caught() {
+    let beyond =
+        mistaken("keys.cu", "if (i < lanes) at[i] = own[i];", "if (i < lanes) at[i + (1 << 28)] = own[i];");
+    let ended =
+        on(&Driver::build(beyond.path(), Some(Sanitizer::Address)), &[], &["check", "--device", "cuda"]);
+    assert_eq!(ended.code, Some(134), "{}{}", ended.stdout, ended.stderr);
+    let racing = mistaken("levels.cu", "counts[i] = 0;\n    __syncthreads();", "counts[i] = 0;");
+    let ended =
+        on(&Driver::build(racing.path(), Some(Sanitizer::Thread)), &[], &["check", "--device", "cuda"]);
+    assert_eq!(ended.code, Some(134), "{}{}", ended.stdout, ended.stderr);
+}
+
+/// Checkpoints of all types, forms and sizes, and a method's config over them.
+fn case(method: &str, seed: u64) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    same_bytes::checkpoints(folder.path(), seed);
+    std::fs::write(folder.path().join("config.yml"), same_bytes::config(folder.path(), method)).unwrap();
+    folder
+}
+
+#[test]
+fn every_method_gives_the_bytes_of_the_cpu() {
+    for method in METHODS {
+        let folder = case(method.name, 30);
+        let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
+        let ways: [&[&str]; 4] = [
+            &["--threads", "3"],
+            &["--threads", "1", "--chunk-tiles", "1"],
+            // Small chunks that are held, and hardly any memory to hold them in.
+            &["--threads", "2", "--chunk-tiles", "16"],
+            &["--threads", "2", "--chunk-tiles", "16", "--device-memory", "12MB"],
+        ];
+        for (seed, way) in ways.iter().enumerate() {
+            let more = [&["--device", "cuda"], *way].concat();
+            let found =
+                merged(merge(driver(), &[("SEED", &seed.to_string())], folder.path(), &more), folder.path());
+            for (name, tensor) in &expected {
+                assert!(found[name] == *tensor, "{}, {more:?}, seed {seed}: {name} differs", method.name);
+            }
+        }
+    }
+}
+
+/// Without its waits the program must fail: else the tests above would prove nothing about them.
+#[test]
+fn missing_waits_are_caught() {
+    let folder = case("ties", 31);
+    let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
+    let wrong = (0..8).filter(|seed: &u32| {
+        let settings = [("SEED", &*seed.to_string()), ("IGNORE_WAITS", "1")];
+        let output = command_on(driver(), &settings, &["merge"])
+            .args([folder.path().join("config.yml"), folder.path().join("out")])
+            .args(["--device", "cuda"])
+            .output();
+        // Whatever the kernels are given then, a panic included, counts as caught.
+        if !output.unwrap().status.success() {
+            return true;
+        }
+        let found = models::read(&folder.path().join("out"));
+        std::fs::remove_dir_all(folder.path().join("out")).unwrap();
+        found != expected
+    });
+    assert!(wrong.count() > 0, "no seed shows that waits are missing");
+}
+
+/// A base and models whose deltas take few values, as bfloat16 weights have them.
+fn bfloat16_case(models: usize, elements: usize, method: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let base = weights(elements, 5);
+    let mut config =
+        format!("merge_method: {method}\nbase_model: {0}/m0\nmodels:\n", folder.path().display());
+    for model in 0..=models {
+        let values = if model == 0 { base.clone() } else { tuned(&base, 50 + model as u64) };
+        let tensor = stored(Dtype::BF16, &[elements / 1024, 1024], &values);
+        let tensors = Tensors::from([("model.layers.0.mlp.weight".to_string(), tensor)]);
+        models::write(&folder.path().join(format!("m{model}")), &tensors, PLAIN);
+        if model > 0 {
+            config += &format!(
+                "  - model: {}/m{model}\n    parameters: {{weight: 0.5, density: 0.3}}\n",
+                folder.path().display()
+            );
+        }
+    }
+    command::config(folder.path(), &config);
+    folder
+}
+
+/// Bytes of a stage, as the manifest has them.
+fn stage_bytes(manifest: &serde_json::Value, stage: &str) -> u64 {
+    let stages = manifest["stages"].as_array().unwrap();
+    let of_device = |found: &&serde_json::Value| found["stage"] == stage && found["by"] == "device";
+    stages.iter().find(of_device).unwrap_or_else(|| panic!("no {stage} in {stages:?}"))["bytes"]
+        .as_u64()
+        .unwrap()
+}
+
+/// Counted in the launches: one counting sweep and the fused pass; and every input crosses to the device once.
+#[test]
+fn a_trimmed_merge_stays_within_its_bytes() {
+    const ELEMENTS: usize = 1 << 21;
+    for (models, budget) in [(2, 14.0), (4, 22.0)] {
+        let folder = bfloat16_case(models, ELEMENTS, "ties");
+        let ended = merge(driver(), &[], folder.path(), &["--device", "cuda", "--json"]).succeeded();
+        let manifest: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        let per_parameter = |stage| stage_bytes(&manifest, stage) as f64 / ELEMENTS as f64;
+        // Beside it the keys of 16 tiles, and of a 64th of the tensor for each model whose cut is looked for.
+        let sample = 16 * (2 * models + 2 + 4 * models);
+        let cuts = 32 * models * (2 * 2 + 4);
+        let around = 1.1 * (sample + cuts) as f64 / (ELEMENTS / 1024) as f64;
+        let moved = per_parameter("compute");
+        assert!((budget..budget + around).contains(&moved), "{models} models: {moved} bytes a parameter");
+        let inputs = (2 * models + 2) as f64;
+        let copied = per_parameter("copy in");
+        assert!((inputs..inputs + around).contains(&copied), "{models} models: {copied} copied in");
+    }
+}
+
+/// Of every driver call that a merge makes, each one fails once: an error that says so, nothing left, no hang.
+#[test]
+fn every_failing_driver_call_is_a_clear_error() {
+    let folder = bfloat16_case(2, 1 << 16, "ties");
+    let count_file = folder.path().join("count");
+    let arguments = ["--device", "cuda", "--threads", "2", "--chunk-tiles", "16"];
+    let count = [("COUNT_FILE", count_file.to_str().unwrap())];
+    let expected = merged(merge(driver(), &count, folder.path(), &arguments), folder.path());
+    let calls: u32 = std::fs::read_to_string(&count_file).unwrap().trim().parse().unwrap();
+    assert!(calls > 100, "{calls} calls");
+    let mut failures = 0;
+    for call in 1..=calls {
+        let started = Instant::now();
+        let ended = merge(driver(), &[("FAIL_CALL", &call.to_string())], folder.path(), &arguments);
+        assert!(started.elapsed() < Duration::from_mins(1), "call {call}");
+        if ended.code == Some(0) {
+            // Handles that cannot be closed any more when all is written.
+            assert_eq!(merged(ended, folder.path()), expected, "call {call}");
+            continue;
+        }
+        ended.failed(5, &["error: ", "CUDA", "hint: "]);
+        assert_nothing_left(folder.path());
+        failures += 1;
+    }
+    assert!(failures > calls / 2, "{failures} of {calls} calls");
+}
+
+#[test]
+fn a_lost_device_is_a_clear_error() {
+    let folder = case("dare_ties", 32);
+    let count_file = folder.path().join("count");
+    let count = [("COUNT_FILE", count_file.to_str().unwrap())];
+    merged(merge(driver(), &count, folder.path(), &["--device", "cuda"]), folder.path());
+    let calls: u32 = std::fs::read_to_string(&count_file).unwrap().trim().parse().unwrap();
+    for quarter in 1..4 {
+        let lost = [("LOST_AFTER", &*(calls * quarter / 5).to_string())];
+        merge(driver(), &lost, folder.path(), &["--device", "cuda"]).failed(5, &["CUDA", "hint: "]);
+        assert_nothing_left(folder.path());
+    }
+}
+
+#[test]
+fn too_little_memory_is_a_clear_error() {
+    let folder = bfloat16_case(2, 1 << 20, "ties");
+    let arguments = ["--device", "cuda", "--device-memory", "200MB"];
+    for memory in ["MEMORY", "HOST_MEMORY"] {
+        let ended = merge(driver(), &[(memory, "10000000")], folder.path(), &arguments);
+        ended.failed(5, &["cannot", "--device-memory"]);
+        assert_nothing_left(folder.path());
+    }
+    // Less than one chunk of one tile is refused before anything is read.
+    let ended = merge(driver(), &[], folder.path(), &["--device", "cuda", "--device-memory", "10kB"]);
+    ended.failed(2, &["--device-memory", "needs at least"]);
+    assert_nothing_left(folder.path());
+}
+
+#[test]
+fn what_is_not_there_is_told() {
+    let folder = bfloat16_case(2, 1 << 12, "task_arithmetic");
+    let cases: [(&str, &str, &str); 3] =
+        [("DEVICES", "0", "no such device"), ("VERSION", "11040", "too old"), ("CAPABILITY", "61", "7.5")];
+    for (setting, value, says) in cases {
+        let settings = [(setting, value)];
+        let says = if setting == "DEVICES" { "0 such device" } else { says };
+        merge(driver(), &settings, folder.path(), &["--device", "cuda"]).failed(5, &[says]);
+        assert_nothing_left(folder.path());
+    }
+    merge(driver(), &[], folder.path(), &["--device", "cuda:1"]).failed(5, &["cuda:1", "mergeforge devices"]);
+    merge(driver(), &[], folder.path(), &["--device", "tpu"]).failed(2, &["tpu", "auto, cuda, cpu"]);
+    // Files of the driver's names that are no libraries: the search for a driver ends there.
+    let none = tempfile::tempdir().unwrap();
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        std::fs::write(none.path().join(name), "no library").unwrap();
+    }
+    let broken = Driver { folder: none.path().to_path_buf() };
+    merge(&broken, &[], folder.path(), &["--device", "cuda"])
+        .failed(5, &["no NVIDIA driver", "--device cpu"]);
+    let ended = merge(&broken, &[], folder.path(), &["--device", "auto"]);
+    assert!(ended.stderr.contains("no NVIDIA driver"), "{}", ended.stderr);
+    merged(ended, folder.path());
+}
+
+#[test]
+fn auto_takes_the_gpu() {
+    let ended = on(driver(), &[], &["devices", "--json"]).succeeded();
+    let devices: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(devices["auto"], "cuda:0");
+    assert_eq!(devices["devices"][0]["facts"]["compute_capability"], "9.0");
+    assert!(devices["devices"][0]["memory_free_bytes"].as_u64().unwrap() > 0);
+    let folder = bfloat16_case(2, 1 << 12, "task_arithmetic");
+    let ended = merge(driver(), &[], folder.path(), &["--json"]).succeeded();
+    assert!(ended.stdout.contains("\"device\": \"cuda:0 "), "{}", ended.stdout);
+}
+
+#[test]
+fn benches_time_every_kernel() {
+    let arguments =
+        ["bench", "kernels", "--device", "cuda", "--mebi-elements", "1", "--repeat", "1", "--json"];
+    let ended = on(driver(), &[], &arguments).succeeded();
+    let bench: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    let rows = bench["kernels"].as_array().unwrap();
+    let fused =
+        |what: &str| rows.iter().find(|row| row["what"] == what).unwrap()["bytes_per_parameter"].as_f64();
+    assert_eq!(fused("ties, base + 2"), Some(8.0));
+    assert_eq!(fused("ties, base + 4"), Some(12.0));
+    for row in rows {
+        assert!(row["seconds"].as_f64().unwrap() > 0.0 && row["gb_per_s"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}

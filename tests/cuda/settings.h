@@ -1,0 +1,26 @@
+// What the environment asks of the driver. Read once, at the first call.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace cuda_cpu {
+
+struct Settings {
+    uint64_t seed;               // FAKE_CUDA_SEED: the order of the streams, and of the threads in a block
+    uint64_t fail_call;          // FAKE_CUDA_FAIL_CALL: this call fails, counted from cuInit as 1; 0 is none
+    uint64_t lost_after;         // FAKE_CUDA_LOST_AFTER: this call and all later ones fail; 0 is none
+    int fail_code;               // FAKE_CUDA_FAIL_CODE: with this code; 0 for the one that suits
+    uint64_t memory_bytes;       // FAKE_CUDA_MEMORY: of each device
+    uint64_t host_memory_bytes;  // FAKE_CUDA_HOST_MEMORY: that may be pinned
+    int devices;                 // FAKE_CUDA_DEVICES
+    int version;                 // FAKE_CUDA_VERSION: of the driver, 12040 for 12.4
+    int capability;              // FAKE_CUDA_CAPABILITY: 75 for 7.5
+    bool ignore_waits;           // FAKE_CUDA_IGNORE_WAITS=1: cuStreamWaitEvent does nothing
+    std::string count_file;      // FAKE_CUDA_COUNT_FILE: gets the number of calls when the process ends
+    std::string launch_log;      // FAKE_CUDA_LAUNCH_LOG: gets a line for each launch
+};
+
+const Settings& settings();
+
+}  // namespace cuda_cpu

@@ -7,7 +7,7 @@
 //! stream copy out                                                               └──┘
 //! ```
 //!
-//! A lane has [`DEPTH`] flights, each with slots of its own for a launch: so whoever has read can always go on, in
+//! A lane has `DEPTH` flights, each with slots of its own for a launch: so whoever has read can always go on, in
 //! whatever order the launches of all lanes come, and nothing can deadlock. Events tie the three streams together.
 //! Inputs that a later sweep needs again stay in device memory: such a launch goes to a spare slot, which is free again
 //! when the last chunk in it has been used.
@@ -39,7 +39,7 @@ const DEPTH: usize = 2;
 /// Slots, inputs in slots and results start at multiples of this.
 const ALIGNMENT: u64 = 256;
 
-/// Bytes behind the results of a launch that no kernel may touch; [`crate::check`] looks at them.
+/// Bytes behind the results of a launch that no kernel may touch.
 const GUARD_BYTES: u64 = 256;
 
 /// What the guard holds.

@@ -15,6 +15,7 @@ use std::time::Instant;
 use clap::{Args, Parser, Subcommand};
 
 use crate::backend::device::{self, Device, Family};
+use crate::check::Depth;
 use crate::error::{Error, Result};
 use crate::plan::Choices;
 use crate::stream::Budget;
@@ -59,6 +60,9 @@ enum Command {
         /// The device; without it, all that there are
         #[arg(long, value_name = "DEVICE")]
         device: Option<String>,
+        /// Check each kernel for few models and many, and no more
+        #[arg(long)]
+        quick: bool,
         /// Print as JSON
         #[arg(long)]
         json: bool,
@@ -274,7 +278,10 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => run_plan(&args),
         Command::Methods { name, json } => show::methods(name.as_deref(), json),
         Command::Devices { json } => devices::list(json),
-        Command::Check { device, json } => devices::check(device.as_deref(), json),
+        Command::Check { device, quick, json } => {
+            let depth = if quick { Depth::Quick } else { Depth::All };
+            devices::check(device.as_deref(), depth, json)
+        }
         Command::Bench(BenchCommand::Floor { config, out, common, json }) => {
             run_floor(&config, out, &common, json)
         }

@@ -1370,7 +1370,7 @@ def judged(name: str, what: str, reports: int, ran: Ran, table: Table) -> Json:
 
 
 def sanitized_check(part: Part, name: str, cuda: str | None, table: Table, share: float) -> Json:
-    reports, ran = sanitized(part, name, cuda, ["check", "--device", cuda], share)
+    reports, ran = sanitized(part, name, cuda, ["check", "--quick", "--device", cuda], share)
     return judged(name, "check", reports, ran, table)
 
 

@@ -186,8 +186,16 @@ impl Cuda {
             0 => 0,
             held => 2 * held.div_ceil(slots.input) + 2 * flights,
         };
-        let spares = (limits.hold_bytes / slots.input).min(useful);
         let flights_bytes = flights * slots.both();
+        let reachable = table::PLACES_BYTES.saturating_sub(flights_bytes) / slots.input;
+        let spares = (limits.hold_bytes / slots.input).min(useful).min(reachable);
+        if flights_bytes > table::PLACES_BYTES {
+            return Err(Error::device(format!(
+                "{} threads with chunks of {} tiles take more than 64 GiB of the device's memory",
+                limits.threads, limits.chunk_tiles
+            ))
+            .hint("use fewer --threads"));
+        }
         let memory = DeviceMemory::new(flights_bytes + spares * slots.input)?;
         let free = (0..spares).rev().map(|i| flights_bytes + i * slots.input).collect();
         let compute = Stream::new()?;

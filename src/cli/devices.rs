@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 use super::show;
 use crate::backend::device::{self, Device, Family};
 use crate::bench;
-use crate::check::{self, Row, Types};
+use crate::check::{self, Depth, Row, Types};
 use crate::error::{Error, Result};
 use crate::report::bytes;
 
@@ -69,7 +69,7 @@ fn device_json(device: &Device) -> Json {
 }
 
 /// Checks every kernel on one device, or on all that there are.
-pub(super) fn check(word: Option<&str>, json: bool) -> Result<()> {
+pub(super) fn check(word: Option<&str>, depth: Depth, json: bool) -> Result<()> {
     let mut devices = Vec::new();
     match word {
         Some(word) => devices.push(device::choose(word)?.0),
@@ -89,7 +89,7 @@ pub(super) fn check(word: Option<&str>, json: bool) -> Result<()> {
     let mut checked = Vec::new();
     for device in &devices {
         let backend = device.open(&check::limits())?;
-        let rows = check::run(&*backend, |_| {})?;
+        let rows = check::run(&*backend, depth, |_| {})?;
         if !json {
             table(device, &rows);
         }

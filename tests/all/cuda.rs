@@ -66,7 +66,7 @@ fn every_kernel_gives_the_bits_of_its_twin() {
 #[test]
 fn kernels_stay_within_their_memory_and_have_no_races() {
     for sanitizer in [Sanitizer::Address, Sanitizer::Thread] {
-        on(&Driver::sanitized(sanitizer), &[], &["check", "--device", "cuda"]).succeeded();
+        on(&Driver::sanitized(sanitizer), &[], &["check", "--quick", "--device", "cuda"]).succeeded();
     }
 }
 
@@ -113,7 +113,7 @@ fn mistakes_in_kernels_are_caught() {
     ];
     for (file, right, wrong) in cases {
         let kernels = mistaken(file, right, wrong);
-        let ended = on(&Driver::with_kernels(kernels.path()), &[], &["check", "--device", "cuda"]);
+        let ended = on(&Driver::with_kernels(kernels.path()), &[], &["check", "--quick", "--device", "cuda"]);
         assert_eq!(ended.code, Some(5), "{file}: {wrong}: {}{}", ended.stdout, ended.stderr);
         let kernel = file.trim_end_matches(".cu");
         assert!(ended.stderr.contains(&format!("{kernel} of ")), "{file}: {}", ended.stderr);
@@ -125,12 +125,18 @@ fn mistakes_in_kernels_are_caught() {
 fn mistakes_that_results_may_hide_are_caught() {
     let beyond =
         mistaken("keys.cu", "if (i < lanes) at[i] = own[i];", "if (i < lanes) at[i + (1 << 28)] = own[i];");
-    let ended =
-        on(&Driver::build(beyond.path(), Some(Sanitizer::Address)), &[], &["check", "--device", "cuda"]);
+    let ended = on(
+        &Driver::build(beyond.path(), Some(Sanitizer::Address)),
+        &[],
+        &["check", "--quick", "--device", "cuda"],
+    );
     assert_eq!(ended.code, Some(134), "{}{}", ended.stdout, ended.stderr);
     let racing = mistaken("levels.cu", "counts[i] = 0;\n    __syncthreads();", "counts[i] = 0;");
-    let ended =
-        on(&Driver::build(racing.path(), Some(Sanitizer::Thread)), &[], &["check", "--device", "cuda"]);
+    let ended = on(
+        &Driver::build(racing.path(), Some(Sanitizer::Thread)),
+        &[],
+        &["check", "--quick", "--device", "cuda"],
+    );
     assert_eq!(ended.code, Some(134), "{}{}", ended.stdout, ended.stderr);
 }
 
@@ -302,7 +308,7 @@ fn what_is_not_there_is_told() {
         [("DEVICES", "0", "no such device"), ("VERSION", "11040", "too old"), ("CAPABILITY", "61", "7.5")];
     for (setting, value, says) in cases {
         let settings = [(setting, value)];
-        let says = if setting == "DEVICES" { "0 such device" } else { says };
+        let says = if setting == "DEVICES" { "no CUDA-capable device" } else { says };
         merge(driver(), &settings, folder.path(), &["--device", "cuda"]).failed(5, &[says]);
         assert_nothing_left(folder.path());
     }

@@ -5,7 +5,7 @@
 
 use mergeforge::backend::Hold;
 use mergeforge::backend::cpu::Cpu;
-use mergeforge::check::{self, Case, Types, jobs};
+use mergeforge::check::{self, Case, Depth, Types, jobs};
 use mergeforge::dtype::Float;
 use mergeforge::kernel::Job;
 use mergeforge::kernel::consensus::Keep;
@@ -15,7 +15,7 @@ use crate::models::Random;
 #[test]
 fn every_kernel_gives_the_bits_of_its_twin() {
     for hold_bytes in [0, 64 << 20] {
-        let rows = check::run(&Cpu::new(hold_bytes), |_| {}).unwrap();
+        let rows = check::run(&Cpu::new(hold_bytes), Depth::All, |_| {}).unwrap();
         assert_eq!(rows.len(), 7 * Types::ALL.len(), "seven kernels");
         for row in &rows {
             assert!(row.launches >= 24, "{row:?}");

@@ -18,6 +18,9 @@ const COUNTING_BLOCK_TILES: u64 = 16;
 /// A vector of 16 bytes: the unit that places are counted in.
 const VECTOR_BYTES: u64 = 16;
 
+/// The device memory that places of 32 bits reach.
+pub(super) const PLACES_BYTES: u64 = VECTOR_BYTES << 32;
+
 /// Models that a `consensus` of its own is compiled for.
 const CONSENSUS_MODELS: usize = 4;
 

@@ -7,10 +7,18 @@
 // One pass: N + 1 inputs are read once and the output is written once, 2(N + 1) + 2 bytes an element in bfloat16.
 // Up to four models stay in registers, all their loads in flight together. More models are read twice, the second time
 // from the caches, because an array of registers cannot be indexed by a number that is not known beforehand.
+//
+// How many elements of each trimmed model were kept is counted on the way: the host knows how many there must be.
 #include "prelude.cuh"
 
 // Whether a term has the elected sign. NaN has none.
 DEVICE bool agrees(float sum, float v) { return sum >= 0.0f ? v > 0.0f : v < 0.0f; }
+
+// Adds a block's counts to those of its span.
+DEVICE void add_kept(const Work& work, const unsigned* of_block, unsigned models) {
+    __syncthreads();
+    if (threadIdx.x < models) atomicAdd(work.tally + TALLY_KEPT + threadIdx.x, of_block[threadIdx.x]);
+}
 
 template <unsigned FLOAT, unsigned MODELS>
 DEVICE void consensus(const Work& work) {
@@ -18,12 +26,17 @@ DEVICE void consensus(const Work& work) {
     const Model* models = reinterpret_cast<const Model*>(work.job + 1);
     const float* scale = reinterpret_cast<const float*>(models + MODELS);
     __shared__ float factors[1 << MODELS];
+    __shared__ unsigned kept_of_block[MODELS];
     if (voting && threadIdx.x < 1 << MODELS) factors[threadIdx.x] = scale[threadIdx.x];
+    if (threadIdx.x < MODELS) kept_of_block[threadIdx.x] = 0;
     __syncthreads();
+    // A byte per model, which saves registers: a block has too few tiles for more than 255 of a thread's elements.
+    unsigned kept = 0;
     for (unsigned tile = work.first; tile < work.end; tile++) {
         Raw raw[MODELS + 1];
 #pragma unroll
         for (unsigned input = 0; input <= MODELS; input++) raw[input] = load<FLOAT>(work, input, tile);
+        const int lanes = work.lanes(tile);
         float base[8], v[MODELS][8], out[8];
         float sum[8] = {};
         decode<FLOAT>(work, 0, raw[0], base);
@@ -31,7 +44,7 @@ DEVICE void consensus(const Work& work) {
         for (unsigned m = 0; m < MODELS; m++) {
             float x[8];
             decode<FLOAT>(work, m + 1, raw[m + 1], x);
-            weighted_delta(models[m], work.span->first_tile + tile, x, base, v[m]);
+            kept += weighted_delta(models[m], work.span->first_tile + tile, lanes, x, base, v[m]) << 8 * m;
 #pragma unroll
             for (int i = 0; i < 8; i++) sum[i] = add(sum[i], v[m][i]);
         }
@@ -54,6 +67,9 @@ DEVICE void consensus(const Work& work) {
         }
         finish<FLOAT>(work, tile, out);
     }
+#pragma unroll
+    for (unsigned m = 0; m < MODELS; m++) add_up(kept_of_block + m, kept >> 8 * m & 0xffu);
+    add_kept(work, kept_of_block, MODELS);
 }
 
 // Any number of models: terms are made anew for the vote.
@@ -63,21 +79,26 @@ DEVICE void consensus_many(const Work& work) {
     const unsigned count = work.header->inputs - 1;
     const Model* models = reinterpret_cast<const Model*>(work.job + 1);
     const float* scale = reinterpret_cast<const float*>(models + count);
+    __shared__ unsigned kept_of_block[VOTERS_MAX];
+    if (threadIdx.x < VOTERS_MAX) kept_of_block[threadIdx.x] = 0;
+    __syncthreads();
     for (unsigned tile = work.first; tile < work.end; tile++) {
         const unsigned tile_of_tensor = work.span->first_tile + tile;
+        const int lanes = work.lanes(tile);
         float base[8], x[8], v[8];
         float sum[8] = {}, mixed[8] = {};
         unsigned agreeing[8] = {};
         read<FLOAT>(work, 0, tile, base);
         for (unsigned m = 0; m < count; m++) {
             read<FLOAT>(work, m + 1, tile, x);
-            weighted_delta(models[m], tile_of_tensor, x, base, v);
+            const unsigned kept = weighted_delta(models[m], tile_of_tensor, lanes, x, base, v);
+            if (m < VOTERS_MAX) add_up(kept_of_block + m, kept);
 #pragma unroll
             for (int i = 0; i < 8; i++) sum[i] = add(sum[i], v[i]);
         }
         for (unsigned m = 0; voting && m < count; m++) {
             read<FLOAT>(work, m + 1, tile, x);
-            weighted_delta(models[m], tile_of_tensor, x, base, v);
+            weighted_delta(models[m], tile_of_tensor, lanes, x, base, v);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const bool agree = agrees(sum[i], v[i]);
@@ -92,6 +113,7 @@ DEVICE void consensus_many(const Work& work) {
         }
         finish<FLOAT>(work, tile, out);
     }
+    add_kept(work, kept_of_block, min(count, VOTERS_MAX));
 }
 
 #define CONSENSUS(name, FLOAT)                                                                            \

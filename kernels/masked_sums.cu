@@ -15,7 +15,7 @@ DEVICE void masked_sums(const Work& work) {
         read<FLOAT>(work, 0, tile, base);
         for (unsigned m = 0; m < count; m++) {
             read<FLOAT>(work, m + 1, tile, x);
-            weighted_delta(models[m], work.span->first_tile + tile, x, base, v);
+            weighted_delta(models[m], work.span->first_tile + tile, lanes, x, base, v);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 x[i] = i < lanes ? absolute(sub(x[i], base[i])) : 0.0f;

@@ -13,9 +13,10 @@ constexpr unsigned MAGNITUDES_WORDS = 0x802u;
 constexpr unsigned MAGNITUDES_MODELS = 0x4u;
 constexpr unsigned KEEP_TRIM = 0x0u;
 constexpr unsigned KEEP_DROP = 0x1u;
-constexpr unsigned ODD_NAN = 0x0u;
-constexpr unsigned ODD_INFINITE = 0x1u;
-constexpr unsigned ODD_OVERFLOWED = 0x2u;
+constexpr unsigned TALLY_NAN = 0x0u;
+constexpr unsigned TALLY_INFINITE = 0x1u;
+constexpr unsigned TALLY_OVERFLOWED = 0x2u;
+constexpr unsigned TALLY_KEPT = 0x4u;
 constexpr unsigned FLOAT_F32 = 0x0u;
 constexpr unsigned FLOAT_F16 = 0x1u;
 constexpr unsigned FLOAT_BF16 = 0x2u;
@@ -50,7 +51,7 @@ struct Span {
     unsigned first_tile;
     unsigned elements;
     unsigned results;
-    unsigned odd;
+    unsigned tally;
 };
 static_assert(sizeof(Span) == 20, "words of 4 bytes");
 

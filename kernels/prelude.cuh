@@ -63,7 +63,7 @@ struct Work {
     unsigned end;
     unsigned record;
     uint4* out;
-    unsigned* odd;
+    unsigned* tally;
 
     DEVICE Work(const uint4* memory, const unsigned* table, unsigned char* results)
         : memory(memory), table(table), header(reinterpret_cast<const Header*>(table)) {
@@ -75,7 +75,7 @@ struct Work {
         end = block->first + block->tiles;
         record = block->record;
         out = reinterpret_cast<uint4*>(results) + span->results;
-        odd = reinterpret_cast<unsigned*>(results) + span->odd;
+        tally = reinterpret_cast<unsigned*>(results) + span->tally;
     }
 
     DEVICE unsigned float_of(unsigned input) const { return table[header->floats + input]; }
@@ -234,9 +234,9 @@ DEVICE_APART void count_odd(Work work, unsigned tile, int lanes, unsigned finite
         lost += magnitude >= INFINITY_BITS;
     }
     const unsigned overflowed = beyond + (__syncthreads_or(nan + infinite) ? 0 : lost);
-    if (nan) atomicAdd(work.odd + ODD_NAN, nan);
-    if (infinite) atomicAdd(work.odd + ODD_INFINITE, infinite);
-    if (overflowed) atomicAdd(work.odd + ODD_OVERFLOWED, overflowed);
+    if (nan) atomicAdd(work.tally + TALLY_NAN, nan);
+    if (infinite) atomicAdd(work.tally + TALLY_INFINITE, infinite);
+    if (overflowed) atomicAdd(work.tally + TALLY_OVERFLOWED, overflowed);
 }
 
 // Stores a tile's results. An input that is not finite makes its result so, in every kernel that merges: finite results
@@ -306,23 +306,28 @@ DEVICE void choose(unsigned tile, const Model& model, float mask[8]) {
 
 // ---- Task vectors
 
-// v = (kept ? coefficient : 0) · (x − base), for a tile of the tensor.
-DEVICE void weighted_delta(const Model& model, unsigned tile, const float x[8], const float base[8],
-                           float v[8]) {
+// v = (kept ? coefficient : 0) · (x − base), for a tile of the tensor. Where magnitudes decide, the result is how many of
+// this thread's elements are kept, of those that exist.
+DEVICE unsigned weighted_delta(const Model& model, unsigned tile, int lanes, const float x[8],
+                               const float base[8], float v[8]) {
     if (model.keep == KEEP_DROP) {
         choose(tile, model, v);
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = mul(v[i], sub(x[i], base[i]));
-        return;
+        return 0;
     }
     // Of the keys equal to the threshold, those before the cut are kept. Where all are, the threshold is −1.
     const int cut = tile < model.first ? TILE : tile == model.first ? model.second : 0;
+    unsigned kept = 0;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const float delta = sub(x[i], base[i]);
         const int smallest = (int)model.limit + ((int)threadIdx.x * 8 + i < cut ? 0 : 1);
-        v[i] = mul(key_of(delta) >= smallest ? model.coefficient : 0.0f, delta);
+        const bool keep = key_of(delta) >= smallest;
+        v[i] = mul(keep ? model.coefficient : 0.0f, delta);
+        kept += keep && i < lanes;
     }
+    return kept;
 }
 
 // The keys of this thread's elements of one model; −1 past the end, which is below every key.
@@ -372,4 +377,10 @@ DEVICE unsigned warp_sum(unsigned count) {
 #pragma unroll
     for (int half = 16; half > 0; half /= 2) count += __shfl_down_sync(0xffffffffu, count, half);
     return count;
+}
+
+// Adds a thread's count to a counter of its block, once per warp.
+DEVICE void add_up(unsigned* of_block, unsigned count) {
+    count = warp_sum(count);
+    if (threadIdx.x % 32 == 0 && count) atomicAdd(of_block, count);
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::dtype::Float;
 use crate::error::Result;
-use crate::kernel::{Job, TILE, Widest};
+use crate::kernel::{Job, Kept, TILE, Widest};
 use crate::timeline::Timeline;
 
 /// A device that runs kernels.
@@ -157,8 +157,17 @@ impl Span {
 pub struct Output<'a> {
     /// The kernel's result.
     pub result: SpanResult<'a>,
-    /// Odd values met; counted by combining kernels only, which see every element once.
+    /// What combining kernels count, which see every element once.
+    pub tally: Tally,
+}
+
+/// What a combining kernel counts beside its results.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Odd values met.
     pub odd: OddValues,
+    /// How much was kept of each model that is trimmed.
+    pub kept: Kept,
 }
 
 /// A kernel's result for one span; see [`crate::kernel::Result`].
@@ -214,6 +223,13 @@ impl OddValues {
         {
             self.overflowed += results.iter().filter(|v| !v.is_finite()).count() as u64;
         }
+    }
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.odd += other.odd;
+        self.kept.iter_mut().zip(other.kept).for_each(|(total, kept)| *total += kept);
     }
 }
 

@@ -33,7 +33,8 @@ struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 2 the command, the config or the plan is wrong; 3 an input is missing or \
                           damaged; 4 the output cannot be written; 5 the device is missing or failed; 130 interrupted. \
-                          NO_COLOR is respected.";
+                          NO_COLOR is respected. MERGEFORGE_CACHE names the folder \
+                          of what merges remember (by default mergeforge/ in ~/.cache; empty: nowhere).";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -121,6 +122,9 @@ struct MergeArgs {
     /// Leave the model card README.md out
     #[arg(long)]
     no_write_model_card: bool,
+    /// Neither use nor keep thresholds that merges of the same models found (see MERGEFORGE_CACHE)
+    #[arg(long)]
+    no_cache: bool,
     /// Show no progress and no summary
     #[arg(long, short)]
     quiet: bool,
@@ -313,6 +317,7 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
         device,
         copy_tokenizer: !args.no_copy_tokenizer,
         model_card: !args.no_write_model_card,
+        cache: if args.no_cache { None } else { cache_folder() },
     };
     let timeline = match &args.trace {
         Some(file) => {
@@ -347,7 +352,7 @@ fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Re
     let progress = Progress::new(true)?;
     let prepared = prepared(config, common)?;
     let budget = common.budget(&device)?;
-    let options = Options { out, device, budget, copy_tokenizer: false, model_card: false };
+    let options = Options { out, device, budget, copy_tokenizer: false, model_card: false, cache: None };
     let (wall, shares) = floor(&prepared, &options, &progress)?;
     let (read, written) = progress.moved_bytes();
     show::floor(&options.device, wall, &shares, (read, written), json);
@@ -360,8 +365,8 @@ fn run_plan(args: &PlanArgs) -> Result<()> {
     let budget = args.common.budget(&device)?;
     let limits = budget.limits(&prepared.plan, device.family)?;
     if let Some(out) = &args.out {
-        let (copy_tokenizer, model_card) = (true, true);
-        check_room(&prepared, &Options { out: out.clone(), device, budget, copy_tokenizer, model_card })?;
+        let (out, copy_tokenizer, model_card, cache) = (out.clone(), true, true, None);
+        check_room(&prepared, &Options { out, device, budget, copy_tokenizer, model_card, cache })?;
     }
     if args.json {
         show::json(&show::plan_json(&prepared, &budget, &limits));
@@ -389,6 +394,17 @@ fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
         return Err(refusal.hint("--strict makes warnings errors"));
     }
     Ok(prepared)
+}
+
+/// Where merges keep what helps the next one: `$MERGEFORGE_CACHE` (nowhere if that is empty), else a folder of our own
+/// where programs keep such things.
+fn cache_folder() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from);
+    let in_caches = |caches: PathBuf| caches.join("mergeforge");
+    folder("MERGEFORGE_CACHE")
+        .or_else(|| folder("XDG_CACHE_HOME").map(in_caches))
+        .or_else(|| std::env::home_dir().map(|home| in_caches(home.join(".cache"))))
+        .filter(|folder| folder.is_absolute() || folder.components().next().is_some())
 }
 
 fn cores() -> usize {

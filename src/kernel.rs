@@ -118,11 +118,15 @@ pub enum Job {
     MaskedSums(masked_sums::Job),
 }
 
+/// Of each model of a merge, how many elements were kept by their magnitudes: 0 where a random choice decides, and for
+/// what weighs all alike. It proves a selection, because only the right one keeps so many.
+pub type Kept = [u64; VOTERS_MAX];
+
 /// Where a kernel's twin writes.
 #[derive(Debug)]
 pub enum Target<'a> {
-    /// One value per element of the tile.
-    Values(&'a mut [f32]),
+    /// One value per element of the tile, and what was kept, added to what is there.
+    Values(&'a mut [f32], &'a mut Kept),
     /// This tile's sums.
     Sums(&'a mut [f32]),
     /// This span's counters, or this tile's words.
@@ -185,8 +189,10 @@ impl Job {
     #[inline(always)]
     pub fn run_tile(&self, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
         match (self, target) {
-            (Self::WeightedSum(job), Target::Values(out)) => weighted_sum::tile(job, inputs, out),
-            (Self::Consensus(job), Target::Values(out)) => consensus::tile(job, tile, inputs, scratch, out),
+            (Self::WeightedSum(job), Target::Values(out, _)) => weighted_sum::tile(job, inputs, out),
+            (Self::Consensus(job), Target::Values(out, kept)) => {
+                consensus::tile(job, tile, inputs, scratch, out, kept);
+            }
             (Self::Gram(job), Target::Sums(out)) => gram::tile(job, inputs, scratch, out),
             (Self::Levels(job), Target::Words(out)) => levels::tile(job, inputs, out),
             (Self::Magnitudes(job), Target::Words(out)) => magnitudes::tile(job, inputs, out),

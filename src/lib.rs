@@ -21,6 +21,7 @@ pub mod plan;
 pub mod recipe;
 pub mod report;
 pub mod stream;
+pub mod thresholds;
 pub mod timeline;
 
 use std::fs::File;
@@ -35,7 +36,7 @@ use config::Config;
 use error::{Error, Result};
 use plan::{Choices, Plan};
 use report::Report;
-use stream::{Budget, Watch};
+use stream::{Budget, Watch, Work};
 use timeline::{Shares, Timeline};
 
 /// A config with its models' headers and the plan made from them.
@@ -111,6 +112,8 @@ pub struct Options {
     pub copy_tokenizer: bool,
     /// Whether a README.md is written.
     pub model_card: bool,
+    /// A folder for what the next merge of the same models can use. It changes no byte.
+    pub cache: Option<PathBuf>,
 }
 
 /// Carries out a plan. The output folder appears whole, under its final name, or not at all.
@@ -136,15 +139,21 @@ pub fn merge_recording(
     let limits = options.budget.limits(plan, options.device.family)?;
     let backend = options.device.open(&limits)?;
     let sink = Sink::create(&options.out, &plan.layout)?;
+    let cache = options.cache.as_deref();
+    let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
     // Opening a device takes a moment, in which no stage could be busy.
     let timeline = timeline.begun_now();
-    let merged = stream::run(plan, sources, &*backend, &sink, &limits, watch, &timeline)?;
+    let work = Work { plan, sources, recalled: &recalled };
+    let merged = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let shares = timeline.shares(timeline.origin().elapsed(), limits.threads);
     sources.iter().try_for_each(Source::verify_unchanged)?;
     let mut report = Report::new(prepared, &*backend, merged, timeline, shares);
     let streamed = Instant::now();
     sink.finish(&report.sidecars(prepared, options)?, &|| watch.stop())?;
     report.finishing = streamed.elapsed();
+    if let Some(cache) = cache {
+        thresholds::remember(cache, plan, sources, &report.merged);
+    }
     Ok(report)
 }
 
@@ -161,7 +170,8 @@ pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Resul
     let backend = options.device.open(&limits)?;
     let sink = Sink::create(&options.out, &plan.layout)?;
     let timeline = Timeline::new();
-    stream::run(plan, sources, &*backend, &sink, &limits, watch, &timeline)?;
+    let work = Work { plan, sources, recalled: &[] };
+    stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let wall = timeline.origin().elapsed();
     Ok((wall, timeline.shares(wall, limits.threads)))
 }

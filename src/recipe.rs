@@ -1,13 +1,15 @@
 //! What a merge method asks for, pass by pass: measure → solve → combine.
 //!
 //! A recipe is a small machine. The stream hands it what the last pass measured and carries out the pass it
-//! answers with, until a pass combines. The solving between passes is host arithmetic in f64, shared by
+//! answers with, until the output is right. The solving between passes is host arithmetic in f64, shared by
 //! every backend: given the same measurements they all go on with the same numbers.
 
 use std::fmt;
 use std::ops::Range;
 
-use crate::kernel::{Job, tiles};
+use crate::error::Result;
+use crate::kernel::consensus::Trim;
+use crate::kernel::{Job, Kept, tiles};
 
 /// How one tensor is merged.
 pub enum Recipe {
@@ -31,7 +33,7 @@ impl Recipe {
     /// A recipe that combines at once.
     pub fn combine(reads: Vec<usize>, job: Job) -> Self {
         let mut pass = Some(Pass::Combine { reads, job });
-        Self::passes(Sweeps { usual: 1, most: 1 }, move |_: Measured| pass.take().expect("one pass"))
+        Self::passes(Sweeps { usual: 1, most: 1 }, move |_: Measured| Ok(pass.take()))
     }
 }
 
@@ -51,20 +53,40 @@ impl fmt::Debug for Recipe {
 pub struct Sweeps {
     /// On ordinary data.
     pub usual: u32,
-    /// On any data.
+    /// On any data; a try with thresholds of an earlier merge, which turn out to be wrong, is not counted.
     pub most: u32,
 }
 
 /// The state of one tensor's merge.
 pub trait Machine: Send {
-    /// The next pass, given what the last one measured.
-    fn next(&mut self, measured: Measured) -> Pass;
+    /// The next pass, given what the last one measured; none when the output is right.
+    ///
+    /// # Errors
+    /// Kind `Device`: what was measured cannot be.
+    fn next(&mut self, measured: Measured) -> Result<Option<Pass>>;
+    /// Before the first pass: what earlier merges found. It may be wrong, and is proven or given up.
+    fn recall(&mut self, _thresholds: &[Threshold]) {}
+    /// After the last pass: thresholds that are proven.
+    fn thresholds(&self) -> Vec<Threshold> {
+        Vec::new()
+    }
 }
 
-impl<F: FnMut(Measured) -> Pass + Send> Machine for F {
-    fn next(&mut self, measured: Measured) -> Pass {
+impl<F: FnMut(Measured) -> Result<Option<Pass>> + Send> Machine for F {
+    fn next(&mut self, measured: Measured) -> Result<Option<Pass>> {
         self(measured)
     }
+}
+
+/// Where the task vector of one input is trimmed, if so many elements are to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Threshold {
+    /// Which of the tensor's inputs.
+    pub input: usize,
+    /// How many elements are kept.
+    pub kept: u64,
+    /// The threshold, and the cut among those equal to it.
+    pub trim: Trim,
 }
 
 /// One pass over (a part of) the tensor's inputs.
@@ -79,7 +101,7 @@ pub enum Pass {
         /// Which tiles, in order and apart from each other.
         over: Vec<Range<u64>>,
     },
-    /// The output, over the whole tensor. The last pass.
+    /// The output, over the whole tensor. The last pass, if what it kept is what should be kept.
     Combine {
         /// Which inputs the job reads, in the job's order.
         reads: Vec<usize>,
@@ -99,6 +121,8 @@ pub enum Measured {
     Counts(Vec<Record>),
     /// Words per tile, in order.
     Words(Vec<u32>),
+    /// Of a combining pass: how much was kept of each model of its job.
+    Kept(Kept),
 }
 
 impl Measured {
@@ -115,6 +139,14 @@ impl Measured {
         match self {
             Self::Counts(records) => records,
             other => panic!("the pass measured {other:?}, not counts"),
+        }
+    }
+
+    /// What a combining pass kept.
+    pub fn kept(self) -> Kept {
+        match self {
+            Self::Kept(kept) => kept,
+            other => panic!("the pass measured {other:?}, and did not combine"),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::backend::{Backend, Lane, Launch, Limits, Output, SpanResult};
 use crate::checkpoint::{Sink, Source};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::recipe::Threshold;
 use crate::timeline::{By, Stage, Timeline};
 use group::{Group, Place, Task};
 
@@ -103,6 +104,8 @@ struct Stream<'a> {
     sink: &'a Sink,
     watch: &'a dyn Watch,
     timeline: &'a Timeline,
+    /// See [`Work::recalled`].
+    recalled: &'a [Vec<Threshold>],
     kernels: bool,
     chunk_tiles: u64,
     groups: Vec<std::ops::Range<usize>>,
@@ -123,22 +126,34 @@ struct Queue {
     merged: Vec<Option<Merged>>,
 }
 
-/// Carries out a plan: reads from `sources`, computes on `backend`, writes to `sink`.
+/// What is to be done.
+#[derive(Debug, Clone, Copy)]
+pub struct Work<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Its models.
+    pub sources: &'a [Source],
+    /// Of each tensor, what earlier merges found; nothing, or as many as there are tensors. It may be wrong: that costs
+    /// time and changes no byte.
+    pub recalled: &'a [Vec<Threshold>],
+}
+
+/// Carries out a plan: reads from the sources, computes on `backend`, writes to `sink`.
 ///
-/// Returns, for every tensor of the plan, the digest of what was written and the odd values met.
+/// Returns, for every tensor of the plan, the digest of what was written, the odd values met, and thresholds.
 ///
 /// # Errors
 /// The first failure of any worker: an input that cannot be read, a disk that is full, a copy whose holders
 /// differ, or the user's wish to stop.
 pub fn run(
-    plan: &Plan,
-    sources: &[Source],
+    work: Work<'_>,
     backend: &dyn Backend,
     sink: &Sink,
     limits: &Limits,
     watch: &dyn Watch,
     timeline: &Timeline,
 ) -> Result<Vec<Merged>> {
+    let Work { plan, sources, recalled } = work;
     let queue = Queue {
         ready: VecDeque::new(),
         next: 0,
@@ -154,6 +169,7 @@ pub fn run(
         sink,
         watch,
         timeline,
+        recalled,
         kernels: limits.kernels,
         chunk_tiles: limits.chunk_tiles,
         groups: group::plan_groups(plan, limits.chunk_tiles),
@@ -194,7 +210,7 @@ impl Stream<'_> {
                 match task {
                     Task::Copy { range } => {
                         group.copy(self, by, range, &mut bytes)?;
-                        self.finish_unit(&group);
+                        self.finish_unit(&group)?;
                     }
                     Task::Launch { launch, places } => {
                         self.submit(&mut *lane, by, launch)?;
@@ -204,7 +220,7 @@ impl Stream<'_> {
             }
             let Some((group, places)) = flying.pop_front() else { return Ok(()) };
             lane.collect(&mut |span, output| self.deliver(by, &group, &places[span], &output))?;
-            self.finish_unit(&group);
+            self.finish_unit(&group)?;
         }
     }
 
@@ -255,8 +271,8 @@ impl Stream<'_> {
                 queue.next += 1;
                 queue.open += 1;
                 drop(queue);
-                let group = Arc::new(Group::new(self.plan, range, self.chunk_tiles, self.kernels));
-                self.advance(&group);
+                let group = Arc::new(Group::new(self, range));
+                self.advance(&group)?;
                 queue = self.queue();
                 continue;
             }
@@ -268,15 +284,13 @@ impl Stream<'_> {
     }
 
     /// Notes that one of the group's units is done; the last one of a pass starts the next pass.
-    fn finish_unit(&self, group: &Arc<Group>) {
-        if group.finish_unit() {
-            self.advance(group);
-        }
+    fn finish_unit(&self, group: &Arc<Group>) -> Result<()> {
+        if group.finish_unit() { self.advance(group) } else { Ok(()) }
     }
 
     /// Starts the group's next pass, or closes it.
-    fn advance(&self, group: &Arc<Group>) {
-        let goes_on = group.next_pass(self.plan, self.chunk_tiles);
+    fn advance(&self, group: &Arc<Group>) -> Result<()> {
+        let goes_on = group.next_pass(self.plan, self.chunk_tiles)?;
         let mut queue = self.queue();
         if goes_on {
             // What is under way goes first: what it holds is the sooner free again.
@@ -290,6 +304,7 @@ impl Stream<'_> {
         }
         drop(queue);
         self.changed.notify_all();
+        Ok(())
     }
 
     fn stop(&self, failure: Option<Error>) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use multiversion::multiversion;
 
 use super::device::LaneBytes;
-use super::{Backend, Hold, Lane, Launch, OddValues, Output, Read, Span, SpanResult, Yardstick};
+use super::{Backend, Hold, Lane, Launch, Output, Read, Span, SpanResult, Tally, Yardstick};
 use crate::dtype::{decode, encode};
 use crate::error::Result;
 use crate::kernel::{
@@ -172,8 +172,8 @@ struct Room {
 /// A launch that waits to be collected.
 struct Finished {
     shape: Shape,
-    /// Of each span, where its results end in the room's vector of that shape, and its odd values.
-    ends: Vec<(usize, OddValues)>,
+    /// Of each span, where its results end in the room's vector of that shape, and its tally.
+    ends: Vec<(usize, Tally)>,
 }
 
 impl Lane for CpuLane<'_> {
@@ -197,15 +197,15 @@ impl Lane for CpuLane<'_> {
             let job = &launch.jobs[span.job];
             let written = if shape == Shape::Values { span.elements * launch.output.bytes() } else { 0 };
             let moved = written + bytes.iter().map(|bytes| bytes.len()).sum::<usize>();
-            let odd = self.timeline.time(Stage::Compute, By::Worker(self.worker), moved as u64, || {
+            let tally = self.timeline.time(Stage::Compute, By::Worker(self.worker), moved as u64, || {
                 if self.cpu.kernels_run {
                     run_span(&mut self.room, job, span, &launch, &bytes)
                 } else {
                     self.room.values.room_for(written);
-                    OddValues::default()
+                    Tally::default()
                 }
             });
-            ends.push((self.room.len(shape), odd));
+            ends.push((self.room.len(shape), tally));
             if launch.hold == Hold::Take {
                 let mut store = self.cpu.held();
                 chunks.into_iter().flatten().for_each(|chunk| store.recycle(chunk));
@@ -218,14 +218,14 @@ impl Lane for CpuLane<'_> {
     fn collect(&mut self, take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>) -> Result<()> {
         let finished = self.finished.take().expect("collect follows submit");
         let mut start = 0;
-        for (span, (end, odd)) in finished.ends.into_iter().enumerate() {
+        for (span, (end, tally)) in finished.ends.into_iter().enumerate() {
             let result = match finished.shape {
                 Shape::Values => SpanResult::Values(&self.room.values.bytes[start..end]),
                 Shape::Sums { .. } => SpanResult::Sums(&self.room.sums[start..end]),
                 Shape::Counts { .. } => SpanResult::Counts(&self.room.words[start..end]),
                 Shape::Words { .. } => SpanResult::Words(&self.room.words[start..end]),
             };
-            take(span, Output { result, odd })?;
+            take(span, Output { result, tally })?;
             start = end;
         }
         Ok(())
@@ -291,20 +291,20 @@ impl Cpu {
     "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt",
     "aarch64+neon",
 ))]
-fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[&[u8]]) -> OddValues {
+fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[&[u8]]) -> Tally {
     let (floats, output) = (&launch.floats, launch.output);
-    let mut odd = OddValues::default();
+    let mut tally = Tally::default();
     room.decoded.resize(room.decoded.len().max(floats.len() * TILE), 0.0);
     let shape = job.result();
     let mut counters = room.words.len();
     for (tile, first) in span.tiles.clone().zip((0..span.elements).step_by(TILE)) {
         let len = TILE.min(span.elements - first);
-        let before = odd;
+        let before = tally.odd;
         for ((input, float), decoded) in inputs.iter().zip(floats).zip(room.decoded.chunks_exact_mut(TILE)) {
             let decoded = &mut decoded[..len];
             decode(*float, &input[first * float.bytes()..][..len * float.bytes()], decoded);
             if shape == Shape::Values {
-                odd.count(decoded);
+                tally.odd.count(decoded);
             }
         }
         let inputs = Inputs { values: &room.decoded, len };
@@ -312,10 +312,11 @@ fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[
         match shape {
             Shape::Values => {
                 let mut merged = [0.0; TILE];
-                job.run_tile(tile, &inputs, scratch, Target::Values(&mut merged[..len]));
-                odd.count_overflow(before, &merged[..len]);
+                let target = Target::Values(&mut merged[..len], &mut tally.kept);
+                job.run_tile(tile, &inputs, scratch, target);
+                tally.odd.count_overflow(before, &merged[..len]);
                 let encoded = room.values.room_for(len * output.bytes());
-                odd.overflowed += encode(output, &merged[..len], encoded);
+                tally.odd.overflowed += encode(output, &merged[..len], encoded);
             }
             Shape::Sums { words } => {
                 let end = room.sums.len();
@@ -336,7 +337,7 @@ fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[
             }
         }
     }
-    odd
+    tally
 }
 
 impl Room {

@@ -21,9 +21,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::device::{Device, Family, LaneBytes};
-use super::{Backend, Hold, Lane, Launch, Limits, OddValues, Output, Read, Span, SpanResult, Yardstick};
+use super::{
+    Backend, Hold, Lane, Launch, Limits, OddValues, Output, Read, Span, SpanResult, Tally, Yardstick,
+};
 use crate::error::{Error, Result};
-use crate::kernel::packed::ODD_WORDS;
+use crate::kernel::packed::{TALLY_INFINITE, TALLY_KEPT, TALLY_NAN, TALLY_OVERFLOWED, TALLY_WORDS};
 use crate::kernel::{Result as Shape, SPANS_MAX, TILE, Widest};
 use crate::timeline::{By, Stage, Timeline};
 use driver::{Address, Context, DeviceMemory, Event, Pinned, Stream, Way};
@@ -50,7 +52,7 @@ const GUARD: u8 = 0xa5;
 struct SlotBytes {
     /// Inputs, and the launch's table behind them.
     input: u64,
-    /// Odd values, results and the guard.
+    /// Tallies, results and the guard.
     result: u64,
 }
 
@@ -59,12 +61,12 @@ impl SlotBytes {
         // Each span of each input is padded to whole tiles, which are multiples of the alignment.
         let inputs = chunk_tiles * (TILE * widest.input_bytes) as u64;
         let table = (4 * table::words_max(widest, chunk_tiles)) as u64;
-        let odd = (4 * SPANS_MAX * ODD_WORDS) as u64;
+        let tallies = (4 * SPANS_MAX * TALLY_WORDS) as u64;
         // A span's results may be followed by less than a vector of padding, and values by less than a tile.
         let padding = SPANS_MAX as u64 * ALIGNMENT;
         Self {
             input: (inputs + table).next_multiple_of(ALIGNMENT),
-            result: (odd + widest.result_bytes(chunk_tiles) + padding + GUARD_BYTES)
+            result: (tallies + widest.result_bytes(chunk_tiles) + padding + GUARD_BYTES)
                 .next_multiple_of(ALIGNMENT),
         }
     }
@@ -391,8 +393,9 @@ impl Lane for CudaLane<'_> {
             return Err(Error::device(format!("{}: a kernel wrote behind its results", self.cuda.name))
                 .hint("`mergeforge check --device cuda` tests the device; please report this"));
         }
-        let odd: &[u32] = bytemuck::cast_slice(&bytes[..4 * ODD_WORDS * flying.spans.len()]);
-        for (span, ((start, len), odd)) in flying.spans.iter().zip(odd.chunks_exact(ODD_WORDS)).enumerate() {
+        let tallies: &[u32] = bytemuck::cast_slice(&bytes[..4 * TALLY_WORDS * flying.spans.len()]);
+        let tallies = tallies.as_chunks::<TALLY_WORDS>().0;
+        for (span, ((start, len), tally)) in flying.spans.iter().zip(tallies).enumerate() {
             let result = &bytes[*start..start + len];
             let result = match flying.shape {
                 Shape::Values => SpanResult::Values(result),
@@ -400,8 +403,7 @@ impl Lane for CudaLane<'_> {
                 Shape::Counts { .. } => SpanResult::Counts(bytemuck::cast_slice(result)),
                 Shape::Words { .. } => SpanResult::Words(bytemuck::cast_slice(result)),
             };
-            let odd = OddValues { nan: odd[0].into(), infinite: odd[1].into(), overflowed: odd[2].into() };
-            take(span, Output { result, odd })?;
+            take(span, Output { result, tally: tally_of(tally) })?;
         }
         self.ready.push(flying.flight);
         Ok(())
@@ -423,8 +425,12 @@ impl CudaLane<'_> {
                 }
                 let offset = inputs.read_bytes;
                 let bytes = span.elements * launch.floats[place].bytes();
-                read(index, place, &mut flight.pinned.bytes_mut()[offset as usize..][..bytes])?;
-                inputs.read_bytes += padded(span, launch.floats[place].bytes());
+                let room = padded(span, launch.floats[place].bytes());
+                let slot = &mut flight.pinned.bytes_mut()[offset as usize..][..room as usize];
+                read(index, place, &mut slot[..bytes])?;
+                // NaN, so that a kernel which counts what lies past the end is seen to.
+                slot[bytes..].fill(0xff);
+                inputs.read_bytes += room;
                 missing.push((inputs.places.len(), offset));
                 inputs.places.push(0);
                 inputs.fresh.push((index, *input, 0));
@@ -520,6 +526,18 @@ impl Drop for CudaLane<'_> {
             // The failure that brought us here is the one to tell.
             let _ = lock(stream).synchronize();
         }
+    }
+}
+
+fn tally_of(words: &[u32; TALLY_WORDS]) -> Tally {
+    let count = |word: usize| u64::from(words[word]);
+    Tally {
+        odd: OddValues {
+            nan: count(TALLY_NAN),
+            infinite: count(TALLY_INFINITE),
+            overflowed: count(TALLY_OVERFLOWED),
+        },
+        kept: std::array::from_fn(|model| count(TALLY_KEPT + model)),
     }
 }
 

@@ -13,7 +13,7 @@
 use std::cmp::Ordering;
 
 use super::packed::{self, append, append_floats};
-use super::{Inputs, TILE, key, philox};
+use super::{Inputs, Kept, TILE, key, philox};
 
 /// The numbers of one tensor: input 0 is the base, then one model per further input.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,28 +86,43 @@ impl Trim {
     }
 }
 
-/// Writes `vᵢ` of one model.
+/// Writes `vᵢ` of one model; how many elements were kept, where magnitudes decide.
 #[inline(always)]
-pub(super) fn weighted_delta(model: &Model, tile: u64, x: &[f32], base: &[f32], v: &mut [f32; TILE]) {
+pub(super) fn weighted_delta(
+    model: &Model,
+    tile: u64,
+    x: &[f32],
+    base: &[f32],
+    v: &mut [f32; TILE],
+) -> usize {
     let c = model.coefficient;
     let lanes = v.iter_mut().zip(x).zip(base);
     match model.keep {
-        Keep::All => lanes.for_each(|((v, x), base)| *v = c * (x - base)),
+        Keep::All => {
+            lanes.for_each(|((v, x), base)| *v = c * (x - base));
+            x.len()
+        }
         Keep::Drop(drop) => {
             let mut mask = [0.0; TILE];
             drop.mask(tile, c, &mut mask);
             lanes.zip(&mask).for_each(|(((v, x), base), c)| *v = c * (x - base));
+            0
         }
         Keep::Trim(trim) => {
             let (smallest, cut) = (trim.threshold, trim.before_cut(tile).min(x.len()));
-            let trimmed =
-                |smallest: u32, delta: f32| if key(delta) >= smallest { c * delta } else { 0.0 * delta };
+            let mut kept = 0u32;
+            let mut trimmed = |smallest: u32, delta: f32| {
+                let keep = key(delta) >= smallest;
+                kept += u32::from(keep);
+                if keep { c * delta } else { 0.0 * delta }
+            };
             for ((v, x), base) in v[..cut].iter_mut().zip(&x[..cut]).zip(&base[..cut]) {
                 *v = trimmed(smallest, x - base);
             }
             for ((v, x), base) in v[cut..].iter_mut().zip(&x[cut..]).zip(&base[cut..]) {
                 *v = trimmed(smallest + 1, x - base);
             }
+            kept as usize
         }
     }
 }
@@ -130,14 +145,24 @@ fn small_table(scale: &[f32]) -> Option<[f32; 16]> {
 /// Merges one tile. `scratch` is room for `vᵢ` that outlives the call, because clearing it costs as much
 /// as the merge; what it holds does not matter.
 #[inline(always)]
-pub fn tile(job: &Job, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, out: &mut [f32]) {
+pub fn tile(
+    job: &Job,
+    tile: u64,
+    inputs: &Inputs<'_>,
+    scratch: &mut Vec<f32>,
+    out: &mut [f32],
+    kept: &mut Kept,
+) {
     let base = inputs.of(0);
     let len = inputs.len;
     scratch.resize(job.models.len() * TILE, 0.0);
     let (v, _) = scratch.as_chunks_mut::<TILE>();
     let mut sum = [0.0; TILE];
     for (i, (model, v)) in job.models.iter().zip(v.iter_mut()).enumerate() {
-        weighted_delta(model, tile, inputs.of(i + 1), base, v);
+        let of_model = weighted_delta(model, tile, inputs.of(i + 1), base, v);
+        if let Some(kept) = kept.get_mut(i) {
+            *kept += of_model as u64;
+        }
         for (sum, v) in sum[..len].iter_mut().zip(&*v) {
             *sum += v;
         }

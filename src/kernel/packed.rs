@@ -72,8 +72,8 @@ packed! {
         elements: u32,
         /// Where its results go, in vectors of 16 bytes.
         results: u32,
-        /// Where its counters of odd values are, in words of the results.
-        odd: u32,
+        /// Where its tally is, in words of the results.
+        tally: u32,
     }
 
     /// One model's part in a merge; see [`super::consensus::Model`].
@@ -136,8 +136,20 @@ pub const KEEP_TRIM: u32 = 0;
 /// A value of [`Model::keep`]: a random choice.
 pub const KEEP_DROP: u32 = 1;
 
-/// Counters of odd values per span.
-pub const ODD_WORDS: usize = 4;
+/// In a span's tally: NaN in its inputs.
+pub const TALLY_NAN: usize = 0;
+
+/// In a span's tally: infinities in its inputs.
+pub const TALLY_INFINITE: usize = 1;
+
+/// In a span's tally: results that overflowed.
+pub const TALLY_OVERFLOWED: usize = 2;
+
+/// In a span's tally: where the counts of what was kept begin, one per model.
+pub const TALLY_KEPT: usize = 4;
+
+/// What a kernel that merges counts per span, beside its results.
+pub const TALLY_WORDS: usize = TALLY_KEPT + VOTERS_MAX;
 
 /// Constants for other languages.
 const CONSTANTS: &[(&str, u32)] = &[
@@ -153,9 +165,10 @@ const CONSTANTS: &[(&str, u32)] = &[
     ("MAGNITUDES_MODELS", MAGNITUDES_MODELS as u32),
     ("KEEP_TRIM", KEEP_TRIM),
     ("KEEP_DROP", KEEP_DROP),
-    ("ODD_NAN", 0),
-    ("ODD_INFINITE", 1),
-    ("ODD_OVERFLOWED", 2),
+    ("TALLY_NAN", TALLY_NAN as u32),
+    ("TALLY_INFINITE", TALLY_INFINITE as u32),
+    ("TALLY_OVERFLOWED", TALLY_OVERFLOWED as u32),
+    ("TALLY_KEPT", TALLY_KEPT as u32),
     ("FLOAT_F32", float_code(Float::F32)),
     ("FLOAT_F16", float_code(Float::F16)),
     ("FLOAT_BF16", float_code(Float::BF16)),

@@ -42,13 +42,16 @@ fn recipe(settings: &Settings) -> Result<Recipe> {
     let base = settings.base_input();
     let inputs: Vec<usize> = std::iter::once(base).chain(settings.non_base()).collect();
     let over = everything(settings.elements);
-    Ok(Recipe::passes(Sweeps { usual: 2, most: 2 }, move |measured: Measured| match measured {
-        Measured::Nothing => Pass::Measure {
-            reads: inputs.clone(),
-            job: Job::Gram(gram::Job { inputs: 2 }),
-            over: over.clone(),
-        },
-        measured => combine(t, &inputs, &measured.sums()),
+    Ok(Recipe::passes(Sweeps { usual: 2, most: 2 }, move |measured: Measured| {
+        Ok(match measured {
+            Measured::Nothing => Some(Pass::Measure {
+                reads: inputs.clone(),
+                job: Job::Gram(gram::Job { inputs: 2 }),
+                over: over.clone(),
+            }),
+            Measured::Kept(_) => None,
+            measured => Some(combine(t, &inputs, &measured.sums())),
+        })
     }))
 }
 

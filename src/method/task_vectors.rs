@@ -4,12 +4,12 @@
 //! at random) and whether a sign vote decides which of them are averaged, element by element. Here too is
 //! `task_arithmetic` itself, the member that does neither.
 
-use super::top_k::{COUNTING_SWEEPS_MAX, TopK};
+use super::top_k::{self, COUNTING_SWEEPS_MAX, TopK};
 use super::{Base, Method, Paper, Parameter, Scope, Settings, dare, divisor};
-use crate::error::Result;
-use crate::kernel::consensus::{self, Drop, Keep, Model};
-use crate::kernel::{Job, masked_sums, weighted_sum};
-use crate::recipe::{Machine, Measured, Pass, Recipe, Sweeps, everything};
+use crate::error::{Error, Result};
+use crate::kernel::consensus::{self, Drop, Keep, Model, Trim};
+use crate::kernel::{Job, KEY_MAX, Kept, TILE, masked_sums, weighted_sum};
+use crate::recipe::{Machine, Measured, Pass, Recipe, Sweeps, Threshold, everything};
 
 pub(super) const TASK_ARITHMETIC: Method = Method {
     name: "task_arithmetic",
@@ -61,20 +61,21 @@ pub(super) enum Thinning {
 pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Result<Recipe> {
     let merge = Merge::of(settings, thinning, vote);
     if merge.models.is_empty()
-        || (!vote && merge.models.iter().all(|model| model.keep == Keep::All && !model.trimmed))
+        || (!vote && merge.models.iter().all(|model| model.keep == Keep::All && model.trimmed_to.is_none()))
     {
         let (reads, job) = merge.weighted_sum();
         return Ok(Recipe::combine(reads, job));
     }
     let measuring = u32::from(merge.rescale);
-    let counting = |most: u32| if merge.selection.is_some() { most } else { 0 };
+    let counting = |most: u32| if merge.trimmed().next().is_some() { most } else { 0 };
     let sweeps =
         Sweeps { usual: 1 + measuring + counting(1), most: 1 + measuring + counting(COUNTING_SWEEPS_MAX) };
     Ok(Recipe::Passes { sweeps, machine: Box::new(merge) })
 }
 
-/// The merge of one tensor: select thresholds, measure norms, combine; steps not needed are left out.
-#[expect(clippy::struct_excessive_bools, reason = "each is a parameter or a stage of its own")]
+/// The merge of one tensor: select thresholds, measure norms, combine; steps not needed are left out. Thresholds are
+/// proven by what combining kept: those of an earlier merge may therefore be tried first.
+#[expect(clippy::struct_excessive_bools, reason = "each is a parameter of its own, but for the last")]
 struct Merge {
     elements: u64,
     base: usize,
@@ -85,8 +86,18 @@ struct Merge {
     normalize: bool,
     vote: bool,
     rescale: bool,
-    selection: Option<TopK>,
-    norms_asked: bool,
+    stage: Stage,
+    /// Whether the thresholds are those of an earlier merge.
+    recalled: bool,
+}
+
+/// What the pass under way is for.
+enum Stage {
+    Beginning,
+    Selecting(TopK),
+    Norms,
+    Combining,
+    Done,
 }
 
 /// A task vector that takes part: one of density 0 does not.
@@ -94,7 +105,8 @@ struct Member {
     input: usize,
     weight: f64,
     keep: Keep,
-    trimmed: bool,
+    /// How many elements are kept, where magnitudes decide.
+    trimmed_to: Option<u64>,
     /// What brings the thinned vector back to its L1 norm.
     rescale: f64,
 }
@@ -114,13 +126,12 @@ impl Merge {
                 }),
                 _ => Keep::All,
             };
-            let trimmed = thinned && thinning == Thinning::Magnitude;
-            (density > 0.0).then(|| Member { input, weight: weight(input), keep, trimmed, rescale: 1.0 })
+            let trimmed_to =
+                (thinned && thinning == Thinning::Magnitude).then(|| top_k::kept(density, settings.elements));
+            (density > 0.0).then(|| Member { input, weight: weight(input), keep, trimmed_to, rescale: 1.0 })
         };
         let models: Vec<Member> = settings.non_base().enumerate().filter_map(member).collect();
-        let thinned = models.iter().any(|m| m.trimmed || m.keep != Keep::All);
-        let trimmed = models.iter().filter(|m| m.trimmed).map(|m| (m.input, density(m.input)));
-        let selection = TopK::new(settings.elements, settings.base_input(), trimmed);
+        let thinned = models.iter().any(|m| m.trimmed_to.is_some() || m.keep != Keep::All);
         let normalize = settings.flag("normalize");
         Self {
             elements: settings.elements,
@@ -130,8 +141,8 @@ impl Merge {
             normalize,
             vote,
             rescale: thinned && settings.flag("rescale"),
-            selection: models.iter().any(|m| m.trimmed).then_some(selection),
-            norms_asked: false,
+            stage: Stage::Beginning,
+            recalled: false,
             models,
         }
     }
@@ -148,11 +159,49 @@ impl Merge {
         (reads, Job::WeightedSum(weighted_sum::Job { anchored: true, coefficients }))
     }
 
-    fn take_thresholds(&mut self, selection: &TopK) {
-        let trimmed = self.models.iter_mut().filter(|m| m.trimmed);
+    /// The models that are trimmed, by their places among all that take part: how many elements each keeps.
+    fn trimmed(&self) -> impl Iterator<Item = (usize, &Member, u64)> {
+        let models = self.models.iter().enumerate();
+        models.filter_map(|(place, member)| Some((place, member, member.trimmed_to?)))
+    }
+
+    /// Goes on selecting.
+    fn select(&mut self, mut selection: TopK, measured: Measured) -> Pass {
+        if let Some(pass) = selection.next(measured) {
+            self.stage = Stage::Selecting(selection);
+            return pass;
+        }
+        let trimmed = self.models.iter_mut().filter(|m| m.trimmed_to.is_some());
         for (member, trim) in trimmed.zip(selection.trims()) {
             member.keep = Keep::Trim(trim);
         }
+        self.measure_norms()
+    }
+
+    /// Selects from the beginning.
+    fn select_anew(&mut self) -> Pass {
+        self.recalled = false;
+        let wanted: Vec<(usize, u64)> = self.trimmed().map(|(_, m, kept)| (m.input, kept)).collect();
+        self.select(TopK::new(self.elements, self.base, wanted.into_iter()), Measured::Nothing)
+    }
+
+    /// Goes on with the norms, if they are needed.
+    fn measure_norms(&mut self) -> Pass {
+        if !self.rescale {
+            return self.combine();
+        }
+        self.stage = Stage::Norms;
+        let models = self.models.iter().map(|m| m.keep).collect();
+        let job = Job::MaskedSums(masked_sums::Job { models });
+        Pass::Measure { reads: self.reads(), job, over: everything(self.elements) }
+    }
+
+    /// The first model whose selection is not proven by what was kept: its place, what was kept, and what should be.
+    fn refuted(&self, kept: &Kept) -> Option<(usize, u64, u64)> {
+        let refuted = |(place, member, k): (usize, &Member, u64)| {
+            (!top_k::proves(kept[place], k, member.trim()?)).then_some((place, kept[place], k))
+        };
+        self.trimmed().find_map(refuted)
     }
 
     fn take_norms(&mut self, sums: &[f64]) {
@@ -161,13 +210,15 @@ impl Merge {
         for (member, norms) in self.models.iter_mut().zip(sums.chunks_exact(2)) {
             let [all, kept] = [norms[0], norms[1]];
             let thinned = member.keep != Keep::All;
+            member.rescale = 1.0;
             if thinned && !(all < SMALLEST_NORM || kept < SMALLEST_NORM) {
                 member.rescale = all / kept;
             }
         }
     }
 
-    fn combine(&self) -> Pass {
+    fn combine(&mut self) -> Pass {
+        self.stage = Stage::Combining;
         let factor = if self.vote { 1.0 } else { self.lambda / self.divisor };
         let model = |m: &Member| Model { coefficient: (m.weight * m.rescale * factor) as f32, keep: m.keep };
         let job = consensus::Job {
@@ -190,24 +241,67 @@ impl Merge {
     }
 }
 
-impl Machine for Merge {
-    fn next(&mut self, measured: Measured) -> Pass {
-        if let Some(mut selection) = self.selection.take() {
-            if let Some(pass) = selection.next(measured) {
-                self.selection = Some(selection);
-                return pass;
-            }
-            self.take_thresholds(&selection);
-        } else if self.norms_asked {
-            self.take_norms(&measured.sums());
-            return self.combine();
+impl Member {
+    fn trim(&self) -> Option<Trim> {
+        match self.keep {
+            Keep::Trim(trim) => Some(trim),
+            _ => None,
         }
-        if !self.rescale {
-            return self.combine();
-        }
-        self.norms_asked = true;
-        let models = self.models.iter().map(|m| m.keep).collect();
-        let job = Job::MaskedSums(masked_sums::Job { models });
-        Pass::Measure { reads: self.reads(), job, over: everything(self.elements) }
     }
+}
+
+impl Machine for Merge {
+    fn next(&mut self, measured: Measured) -> Result<Option<Pass>> {
+        Ok(Some(match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Beginning if self.recalled || self.trimmed().next().is_none() => self.measure_norms(),
+            Stage::Beginning => self.select_anew(),
+            Stage::Selecting(selection) => self.select(selection, measured),
+            Stage::Norms => {
+                self.take_norms(&measured.sums());
+                self.combine()
+            }
+            Stage::Done => return Ok(None),
+            Stage::Combining => match self.refuted(&measured.kept()) {
+                None => return Ok(None),
+                Some(_) if self.recalled => self.select_anew(),
+                Some((model, kept, k)) => return Err(contradiction(model, kept, k)),
+            },
+        }))
+    }
+
+    fn recall(&mut self, thresholds: &[Threshold]) {
+        let elements = self.elements;
+        let possible = |trim: &Trim| {
+            let cut = u64::from(trim.cut_tile) * TILE as u64 + u64::from(trim.cut_lane);
+            trim.threshold <= KEY_MAX && cut <= elements
+        };
+        let of = |member: &Member| {
+            let known = |known: &&Threshold| {
+                (known.input, Some(known.kept)) == (member.input, member.trimmed_to) && possible(&known.trim)
+            };
+            thresholds.iter().find(known).map(|known| known.trim)
+        };
+        let found: Option<Vec<Trim>> = self.trimmed().map(|(_, member, _)| of(member)).collect();
+        let Some(found) = found.filter(|found| !found.is_empty()) else { return };
+        for (member, trim) in self.models.iter_mut().filter(|m| m.trimmed_to.is_some()).zip(found) {
+            member.keep = Keep::Trim(trim);
+        }
+        self.recalled = true;
+    }
+
+    fn thresholds(&self) -> Vec<Threshold> {
+        let threshold = |(_, member, kept): (usize, &Member, u64)| {
+            Some(Threshold { input: member.input, kept, trim: member.trim()? })
+        };
+        self.trimmed().filter_map(threshold).collect()
+    }
+}
+
+/// What a device counted does not fit what it then kept.
+fn contradiction(model: usize, kept: u64, k: u64) -> Error {
+    Error::device(format!(
+        "{kept} elements of model number {} of the merge were kept where {k} are the largest",
+        model + 1
+    ))
+    .hint("`mergeforge check` tests the device; please report this")
 }

@@ -3,8 +3,9 @@
 //! `k = max(1, trunc(density · n))`, and of equal magnitudes at the end the lowest flat indices are kept.
 //! A sample shows where each model's k-th magnitude is likely to be: among a few levels, where magnitudes are
 //! often equal, or else in a bracket of bins. A counting sweep then finds the exact key there, or the narrower
-//! stretch that holds it, and the next sweep goes on. The sample decides how many sweeps it takes, never the
-//! result. Where equal keys have to be cut, only the stretch with the cut is scanned again.
+//! stretch that holds it, and the next sweep goes on; after a guess that missed, a larger sample from other places
+//! makes a better one. Samples decide how many sweeps it takes, never the result. Where equal keys have to be cut, only
+//! the stretch with the cut is scanned again.
 
 use std::ops::Range;
 
@@ -17,8 +18,11 @@ use crate::recipe::{Measured, Pass, Record, everything};
 /// Tiles in a sample, spread over the tensor; tensors up to this size are selected from their keys directly.
 const SAMPLE_TILES: u64 = 16;
 
-/// Counting sweeps at most: a guess that misses, then three of 2^11 bins for the 31 bits of a key.
-pub(super) const COUNTING_SWEEPS_MAX: u32 = 4;
+/// Tiles in the sample that is taken where the first one was misleading.
+const SECOND_SAMPLE_TILES: u64 = 64;
+
+/// Counting sweeps at most: two guesses that miss, then three of 2^11 bins for the 31 bits of a key.
+pub(super) const COUNTING_SWEEPS_MAX: u32 = 5;
 
 /// The selection for all models of a tensor that are trimmed.
 #[derive(Debug)]
@@ -28,7 +32,19 @@ pub(super) struct TopK {
     searches: Vec<Search>,
     /// The searches that the pass under way measures, in its order.
     measuring: Vec<usize>,
-    sampled: bool,
+    asked: Asked,
+    samples: u32,
+}
+
+/// What the pass under way measures.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    /// Keys of a sample.
+    Sample,
+    /// Counters.
+    Counts,
+    /// The keys of the stretch that holds a cut.
+    Cut,
 }
 
 /// How far the selection of one model has come.
@@ -38,6 +54,11 @@ struct Search {
     k: u64,
     /// The key is in here.
     interval: Range<u32>,
+    /// How many keys are at or above the interval's start, and its end.
+    from_start: u64,
+    from_end: u64,
+    /// Whether a sweep has counted and not found it.
+    missed: bool,
     bracket: Bracket,
     /// Keys of which one is likely to be the key, ascending; none: the bracket is to be counted.
     levels: Vec<u32>,
@@ -59,41 +80,51 @@ enum Cut {
     Within { tiles: Range<u64>, keep: u64 },
 }
 
+/// Where the k-th magnitude is 0, it makes no difference which zeros are kept: none is, so that what is kept is at most k.
+const ZEROS_KEPT: u64 = 0;
+
+/// Whether so many kept elements prove the threshold and the cut of a selection of `k`: they were then the k largest,
+/// because whatever is kept is at least as large as what is not.
+pub(super) fn proves(kept: u64, k: u64, trim: Trim) -> bool {
+    let of_zeros = trim == Trim { threshold: 0, cut_tile: 0, cut_lane: 0 };
+    kept == k || (of_zeros && kept < k)
+}
+
 /// `max(1, trunc(density · n))`, for 0 < density < 1.
 pub(super) fn kept(density: f64, elements: u64) -> u64 {
     ((density * elements as f64) as u64).clamp(1, elements.max(1))
 }
 
 impl TopK {
-    /// A selection of `density` of each of the given inputs' differences to the input `base`.
-    pub(super) fn new(elements: u64, base: usize, inputs: impl Iterator<Item = (usize, f64)>) -> Self {
-        let search = |(input, density)| Search {
+    /// A selection of the `k` largest of each of the given inputs' differences to the input `base`.
+    pub(super) fn new(elements: u64, base: usize, inputs: impl Iterator<Item = (usize, u64)>) -> Self {
+        let search = |(input, k)| Search {
             input,
-            k: kept(density, elements),
+            k,
             interval: 0..KEY_MAX + 1,
+            from_start: elements,
+            from_end: 0,
+            missed: false,
             bracket: bracket(&(0..KEY_MAX + 1)),
             levels: Vec::new(),
             found: None,
         };
-        Self { elements, base, searches: inputs.map(search).collect(), measuring: Vec::new(), sampled: false }
+        let searches = inputs.map(search).collect();
+        Self { elements, base, searches, measuring: Vec::new(), asked: Asked::Sample, samples: 0 }
     }
 
     /// Takes in what the last pass measured; the next pass, or none when every threshold is known.
     pub(super) fn next(&mut self, measured: Measured) -> Option<Pass> {
-        match measured {
-            Measured::Nothing => {}
-            Measured::Words(words) if !self.sampled => self.take_sample(&words),
-            Measured::Words(words) => self.take_cut(&words),
-            measured => self.take_counts(&measured.counts()),
+        match (self.asked, measured) {
+            (_, Measured::Nothing) => {}
+            (Asked::Sample, measured) => self.take_sample(&measured.words()),
+            (Asked::Counts, measured) => self.take_counts(&measured.counts()),
+            (Asked::Cut, measured) => self.take_cut(&measured.words()),
         }
         if self.searches.is_empty() || self.elements == 0 {
             return None;
         }
-        if self.sampled {
-            return self.counting_pass().or_else(|| self.cutting_pass());
-        }
-        self.measuring = (0..self.searches.len()).collect();
-        Some(self.pass(Job::Keys(keys::Job { models: self.measuring.len() }), self.sample()))
+        self.sampling_pass().or_else(|| self.counting_pass()).or_else(|| self.cutting_pass())
     }
 
     /// The thresholds, in the order of the inputs given.
@@ -109,12 +140,31 @@ impl TopK {
         })
     }
 
-    fn sample(&self) -> Vec<Range<u64>> {
-        let all = tiles(self.elements);
-        if all <= SAMPLE_TILES {
-            return everything(self.elements);
+    /// A first sample for every model, and a second one for those whose next sweep would miss again.
+    fn sampling_pass(&mut self) -> Option<Pass> {
+        let wants = |search: &Search| match self.samples {
+            0 => true,
+            1 => search.found.is_none() && search.missed && bracket(&search.interval).shift > 0,
+            _ => false,
+        };
+        self.measuring = (0..self.searches.len()).filter(|search| wants(&self.searches[*search])).collect();
+        if self.measuring.is_empty() {
+            return None;
         }
-        (0..SAMPLE_TILES).map(|i| i * all / SAMPLE_TILES).map(|tile| tile..tile + 1).collect()
+        self.asked = Asked::Sample;
+        let all = tiles(self.elements);
+        let tile = |i: u64| match self.samples {
+            0 => i * all / SAMPLE_TILES,
+            // Between those of the first.
+            _ => (2 * i + 1) * all / (2 * SECOND_SAMPLE_TILES),
+        };
+        let count = if self.samples == 0 { SAMPLE_TILES } else { SECOND_SAMPLE_TILES };
+        let over = match all {
+            all if all <= count => everything(self.elements),
+            _ => (0..count).map(tile).map(|tile| tile..tile + 1).collect(),
+        };
+        self.samples += 1;
+        Some(self.pass(Job::Keys(keys::Job { models: self.measuring.len() }), over))
     }
 
     fn pass(&self, job: Job, over: Vec<Range<u64>>) -> Pass {
@@ -123,20 +173,20 @@ impl TopK {
     }
 
     fn take_sample(&mut self, words: &[u32]) {
-        self.sampled = true;
-        let models = self.searches.len();
+        let models = self.measuring.len();
         let whole = words.len() as u64 == self.elements * models as u64;
-        for (model, search) in self.searches.iter_mut().enumerate() {
-            let keys = keys_of(words, model, models);
+        for (place, search) in self.measuring.iter().enumerate() {
+            let (keys, search) = (keys_of(words, place, models), &mut self.searches[*search]);
             if whole {
                 search.found = Some(select(&keys, search.k));
             } else {
-                search.guess(keys, search.k as f64 / self.elements as f64);
+                search.guess(keys);
             }
         }
     }
 
     fn counting_pass(&mut self) -> Option<Pass> {
+        self.asked = Asked::Counts;
         self.measuring =
             (0..self.searches.len()).filter(|search| self.searches[*search].found.is_none()).collect();
         // All models are counted by the same kernel: one that needs bins gives them to all.
@@ -172,6 +222,7 @@ impl TopK {
         self.measuring = vec![search];
         let length = tiles.end - tiles.start;
         if length <= WORDS_TILES_MAX {
+            self.asked = Asked::Cut;
             return Some(self.pass(Job::Keys(keys::Job { models: 1 }), vec![tiles]));
         }
         // In pieces, so that the count says more than before however long the stream's own chunks are.
@@ -206,23 +257,23 @@ impl Search {
         for (level, key) in std::mem::take(&mut self.levels).into_iter().enumerate().rev() {
             let (at_or_above, equal) = (total(records, 2 * level), total(records, 2 * level + 1));
             if at_or_above - equal >= self.k {
-                self.interval.start = key + 1;
-                return self.rebracket();
+                (self.interval.start, self.from_start) = (key + 1, at_or_above - equal);
+                return self.miss();
             }
             if at_or_above >= self.k {
                 return self.settle(key, at_or_above - equal, records, 2 * level + 1, elements);
             }
-            self.interval.end = key;
+            (self.interval.end, self.from_end) = (key, at_or_above);
         }
-        self.rebracket();
+        self.miss();
     }
 
     fn narrow_bins(&mut self, records: &[Record], elements: u64) {
         let Bracket { lowest, shift } = self.bracket;
         let mut above = total(records, ABOVE);
         if above >= self.k {
-            self.interval.start = lowest + ((BINS as u32) << shift);
-            return self.rebracket();
+            (self.interval.start, self.from_start) = (lowest + ((BINS as u32) << shift), above);
+            return self.miss();
         }
         for bin in (0..BINS).rev() {
             let in_bin = total(records, bin);
@@ -230,27 +281,37 @@ impl Search {
                 let key = lowest + ((bin as u32) << shift);
                 if shift > 0 && total(records, UNEVEN) > 0 {
                     self.interval = key..key + (1 << shift);
-                    return self.rebracket();
+                    (self.from_start, self.from_end) = (above + in_bin, above);
+                    return self.miss();
                 }
                 return self.settle(key, above, records, bin, elements);
             }
             above += in_bin;
         }
-        self.interval.end = lowest;
-        self.rebracket();
+        (self.interval.end, self.from_end) = (lowest, above);
+        self.miss();
     }
 
     /// The key is found; `above` keys are larger, and the records' counter `word` counts those equal to it.
     fn settle(&mut self, threshold: u32, above: u64, records: &[Record], word: usize, elements: u64) {
         let keep = self.k - above;
-        let all = keep == total(records, word) || threshold == 0;
-        let cut = if all { Cut::At(elements) } else { cut_within(records, word, keep) };
+        let cut = match threshold {
+            0 => Cut::At(ZEROS_KEPT),
+            _ if keep == total(records, word) => Cut::At(elements),
+            _ => cut_within(records, word, keep),
+        };
         self.found = Some(Found { threshold, cut });
     }
 
-    /// Chooses what to count from a sample of keys, in which the key stands at share `density`.
-    fn guess(&mut self, mut sample: Vec<u32>, density: f64) {
+    /// Chooses what to count from a sample of keys.
+    fn guess(&mut self, mut sample: Vec<u32>) {
+        sample.retain(|key| self.interval.contains(key));
+        if sample.is_empty() {
+            return;
+        }
         sample.sort_unstable();
+        // Where the key stands among those of the interval.
+        let density = (self.k - self.from_end) as f64 / (self.from_start - self.from_end) as f64;
         let count = sample.len() as f64;
         // Four standard deviations, doubled because neighbours in a tensor resemble each other.
         let margin = 8.0 * (count * density * (1.0 - density)).sqrt() + 8.0;
@@ -265,7 +326,9 @@ impl Search {
         self.bracket = bracket(&(next_low..next_high.saturating_add(1).min(KEY_MAX + 1)));
     }
 
-    fn rebracket(&mut self) {
+    /// The next sweep covers the whole interval, unless a better guess comes up.
+    fn miss(&mut self) {
+        self.missed = true;
         self.bracket = bracket(&self.interval);
     }
 }
@@ -301,6 +364,9 @@ fn select(keys: &[u32], k: u64) -> Found {
     let mut sorted = keys.to_vec();
     let (_, threshold, _) = sorted.select_nth_unstable_by(k as usize - 1, |a, b| b.cmp(a));
     let threshold = *threshold;
+    if threshold == 0 {
+        return Found { threshold, cut: Cut::At(ZEROS_KEPT) };
+    }
     let above = keys.iter().filter(|key| **key > threshold).count() as u64;
     let mut equal = (0u64..).zip(keys).filter(|(_, key)| **key == threshold);
     let cut = equal.nth((k - above) as usize).map_or(elements, |(first_dropped, _)| first_dropped);

@@ -5,15 +5,17 @@ use std::ops::Range;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
-use crate::backend::SpanResult;
-use crate::kernel::{RECORDS_MAX, Result as Shape};
+use crate::backend::{Output, SpanResult};
+use crate::kernel::{Kept, RECORDS_MAX, Result as Shape};
 use crate::recipe::{Measured, Record};
 
 /// What one tensor's pass has measured so far.
 #[derive(Debug)]
 pub(super) enum Fold {
-    /// A combining pass measures nothing.
+    /// No pass is under way.
     Nothing,
+    /// How much a combining pass kept of each model.
+    Kept(Kept),
     /// f32 sums per tile, added in f64 and in tile order.
     Sums { totals: Vec<f64>, order: InOrder<Vec<f32>> },
     /// Counters, added up per record: so many come in, and neighbours are put together where that is too many.
@@ -26,7 +28,7 @@ impl Fold {
     /// A fold of the results of a pass, which come with `incoming` records of `record_tiles` tiles where it counts.
     pub(super) fn new(shape: Shape, incoming: usize, record_tiles: u64) -> Self {
         match shape {
-            Shape::Values => Self::Nothing,
+            Shape::Values => Self::Kept(Kept::default()),
             Shape::Sums { words } => Self::Sums { totals: vec![0.0; words], order: InOrder::default() },
             Shape::Counts { words } => {
                 let record = Record { tiles: 0..0, counts: vec![0; words] };
@@ -37,17 +39,19 @@ impl Fold {
         }
     }
 
-    /// Takes in the result of the pass's span number `ordinal`, which covers `tiles` and begins with record number
+    /// Takes in what came of the pass's span number `ordinal`, which covers `tiles` and begins with record number
     /// `first_record` of the pass.
     pub(super) fn add(
         &mut self,
         ordinal: usize,
         first_record: usize,
         tiles: &Range<u64>,
-        result: &SpanResult<'_>,
+        output: &Output<'_>,
     ) {
-        match (self, result) {
-            (Self::Nothing, SpanResult::Values(_)) => {}
+        match (self, &output.result) {
+            (Self::Kept(total), SpanResult::Values(_)) => {
+                total.iter_mut().zip(output.tally.kept).for_each(|(total, kept)| *total += kept);
+            }
             (Self::Sums { totals, order }, SpanResult::Sums(sums)) => {
                 order.push(ordinal, sums.to_vec(), |sums| {
                     for tile in sums.chunks_exact(totals.len()) {
@@ -76,6 +80,7 @@ impl Fold {
     pub(super) fn finish(self) -> Measured {
         match self {
             Self::Nothing => Measured::Nothing,
+            Self::Kept(kept) => Measured::Kept(kept),
             Self::Sums { totals, .. } => Measured::Sums(totals),
             Self::Counts { records, .. } => Measured::Counts(records),
             Self::Words { all, .. } => Measured::Words(all),
@@ -190,6 +195,11 @@ fn merged(subtrees: &[ChainingValue]) -> ChainingValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Tally;
+
+    fn output(result: SpanResult<'_>) -> Output<'_> {
+        Output { result, tally: Tally::default() }
+    }
 
     #[test]
     fn chunks_hashed_apart_give_the_digest_of_the_whole() {
@@ -212,8 +222,8 @@ mod tests {
         // 100 records of 3 tiles, the last of which ends early, in two spans that come in the wrong order.
         let mut fold = Fold::new(Shape::Counts { words: 1 }, 100, 3);
         let counts: Vec<u32> = (1..=100).collect();
-        fold.add(1, 40, &(120..299), &SpanResult::Counts(&counts[40..]));
-        fold.add(0, 0, &(0..120), &SpanResult::Counts(&counts[..40]));
+        fold.add(1, 40, &(120..299), &output(SpanResult::Counts(&counts[40..])));
+        fold.add(0, 0, &(0..120), &output(SpanResult::Counts(&counts[..40])));
         let records = fold.finish().counts();
         assert_eq!(records.len(), 64);
         assert_eq!((records[0].tiles.clone(), records[0].counts[0]), (0..6, 1 + 2));
@@ -227,7 +237,7 @@ mod tests {
         let mut fold = Fold::new(Shape::Sums { words: 1 }, 0, 1);
         // In f64, 1e30 − 1e30 + 1 is 1 and 1 + 1e30 − 1e30 is 0: the order shows.
         for (ordinal, sum) in [(2, 1.0f32), (1, -1e30), (0, 1e30)] {
-            fold.add(ordinal, 0, &(0..1), &SpanResult::Sums(&[sum]));
+            fold.add(ordinal, 0, &(0..1), &output(SpanResult::Sums(&[sum])));
         }
         assert_eq!(fold.finish(), Measured::Sums(vec![1.0]));
     }

@@ -16,7 +16,7 @@ use crate::kernel::{
     weighted_sum,
 };
 use crate::plan::{Action, Merge, Plan, Tensor};
-use crate::recipe::{Machine, Measured, Pass, Recipe, everything};
+use crate::recipe::{Machine, Pass, Recipe, Threshold, everything};
 use crate::timeline::{By, Stage, Timeline};
 
 /// What became of one tensor.
@@ -26,6 +26,8 @@ pub struct Merged {
     pub digest: blake3::Hash,
     /// The odd values met on the way.
     pub odd: OddValues,
+    /// Thresholds that were found for its inputs, or found right.
+    pub thresholds: Vec<Threshold>,
 }
 
 /// What a unit does.
@@ -120,14 +122,17 @@ pub(super) fn copied_units(tensor: &Tensor, from: Option<Float>) -> (u64, usize)
 }
 
 impl Group {
-    /// Without `kernels`, every tensor is read once and written.
-    pub(super) fn new(plan: &Plan, tensors: Range<usize>, chunk_tiles: u64, kernels: bool) -> Self {
+    /// Without kernels, every tensor is read once and written.
+    pub(super) fn new(stream: &Stream<'_>, tensors: Range<usize>) -> Self {
+        let Stream { plan, chunk_tiles, .. } = *stream;
         let member = |tensor: usize| {
             let planned = &plan.tensors[tensor];
             let (machine, units) = match &planned.action {
                 Action::Copy(copy) => (None, copied_units(planned, copy.from).0),
                 Action::Merge(merge) => {
-                    let machine = if kernels { merge.machine(plan) } else { floor(merge.inputs.len()) };
+                    let mut machine =
+                        if stream.kernels { merge.machine(plan) } else { floor(merge.inputs.len()) };
+                    machine.recall(stream.recalled.get(tensor).map_or(&[], Vec::as_slice));
                     (Some(machine), planned.elements)
                 }
             };
@@ -160,8 +165,8 @@ impl Group {
         };
         let mut state = self.state();
         let member = &mut state.members[place.member];
-        member.odd += output.odd;
-        member.fold.add(place.ordinal, place.first_record, &place.tiles, &output.result);
+        member.odd += output.tally.odd;
+        member.fold.add(place.ordinal, place.first_record, &place.tiles, output);
         if let Some(subtree) = subtree {
             member.digest.add(place.ordinal, subtree);
         }
@@ -183,7 +188,10 @@ impl Group {
     }
 
     /// Starts the next pass; false when every tensor of the group is done.
-    pub(super) fn next_pass(&self, plan: &Plan, chunk_tiles: u64) -> bool {
+    ///
+    /// # Errors
+    /// A device that contradicts itself.
+    pub(super) fn next_pass(&self, plan: &Plan, chunk_tiles: u64) -> Result<bool> {
         let mut state = self.state();
         let first = !std::mem::replace(&mut state.started, true);
         let State { members, left, .. } = &mut *state;
@@ -192,12 +200,17 @@ impl Group {
             match (&tensor.action, &mut member.machine) {
                 (Action::Merge(merge), Some(machine)) => {
                     let measured = std::mem::replace(&mut member.fold, Fold::Nothing).finish();
-                    // A finished combining pass measures nothing, like the beginning.
-                    if !first && measured == Measured::Nothing {
+                    let next = machine.next(measured).map_err(|error| Error {
+                        message: format!("tensor {}: {}", tensor.name, error.message),
+                        ..error
+                    })?;
+                    let Some(pass) = next else {
                         member.done = true;
                         continue;
-                    }
-                    let cut = Launches::new(index, member.tensor, tensor, merge, machine.next(measured));
+                    };
+                    // A pass that turned out to be wrong is taken back by the next one.
+                    member.odd = OddValues::default();
+                    let cut = Launches::new(index, member.tensor, tensor, merge, pass);
                     member.fold = Fold::new(cut.job.result(), cut.records(chunk_tiles), cut.record_tiles);
                     left.push_back(Cut::Launches(cut));
                 }
@@ -207,13 +220,16 @@ impl Group {
                 _ => member.done = true,
             }
         }
-        !left.is_empty()
+        Ok(!left.is_empty())
     }
 
     /// What became of the group's tensors.
     pub(super) fn merged(&self) -> Vec<(usize, Merged)> {
         let state = self.state();
-        let merged = |m: &Member| (m.tensor, Merged { digest: m.digest.finish(), odd: m.odd });
+        let merged = |m: &Member| {
+            let thresholds = m.machine.as_ref().map_or_else(Vec::new, |machine| machine.thresholds());
+            (m.tensor, Merged { digest: m.digest.finish(), odd: m.odd, thresholds })
+        };
         state.members.iter().map(merged).collect()
     }
 

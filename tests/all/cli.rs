@@ -149,7 +149,7 @@ fn a_plan_is_printed() {
     model    examples/models/chat
     model    examples/models/base  (base, gives config and tokenizer)
     tensors  39 merged, 0 copied
-    read     3.6 MB, up to 18.1 MB over all sweeps
+    read     3.6 MB, up to 21.7 MB over all sweeps
     write    1.2 MB in 1 file(s)
     memory   at most 67.1 MB beside the program: 2 threads, up to 53.9 MB of inputs held between sweeps
 
@@ -245,7 +245,7 @@ fn a_plan_is_printed_as_json() {
             "lambda": 1.0,
             "int8_mask": false
           },
-          "sweeps_most": 5
+          "sweeps_most": 6
         }
       }
     }

@@ -9,7 +9,7 @@ pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// The program, started in the repository. Nothing of the machine's own settings or caches reaches it.
 pub fn mergeforge() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mergeforge"));
-    command.current_dir(ROOT).env("HF_HUB_CACHE", "/nowhere");
+    command.current_dir(ROOT).env("HF_HUB_CACHE", "/nowhere").env("MERGEFORGE_CACHE", "");
     for key in ["NO_COLOR", "COLUMNS", "HF_HOME"] {
         command.env_remove(key);
     }

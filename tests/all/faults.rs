@@ -321,7 +321,7 @@ fn merge_trapped(config: &Path, out: &Path, act: impl Fn() + Sync) -> Error {
     let prepared = prepare(config, &Choices { seed: 0, shard_bytes: 5_000_000_000 }).unwrap();
     let budget = Budget { threads: 1, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: 1 };
     let (device, out) = (Device::cpu(), out.into());
-    let options = Options { out, device, budget, copy_tokenizer: true, model_card: true };
+    let options = Options { out, device, budget, copy_tokenizer: true, model_card: true, cache: None };
     mergeforge::merge(&prepared, &options, &Trap::new(act)).expect_err("something happened on the way")
 }
 

@@ -15,5 +15,6 @@ mod models;
 mod oracle;
 mod regressions;
 mod same_bytes;
+mod thresholds;
 mod trace;
 mod twins;

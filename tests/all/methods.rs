@@ -20,7 +20,7 @@ fn solve(settings: &Settings, name: &str, inputs: &[&[f32]]) -> (Vec<usize>, Job
     };
     let mut measured = Measured::Nothing;
     loop {
-        match machine.next(measured) {
+        match machine.next(measured).unwrap().expect("the last pass combines") {
             Pass::Combine { reads, job } => return (reads, job),
             Pass::Measure { reads, job, over } => {
                 let inputs: Vec<&[f32]> = reads.iter().map(|i| inputs[*i]).collect();

@@ -177,6 +177,7 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
         budget: run.budget,
         copy_tokenizer: true,
         model_card: true,
+        cache: None,
     };
     merge(&prepared, &options, &Quiet)
 }

@@ -173,6 +173,7 @@ impl Case {
             budget: cut.budget(prepared),
             copy_tokenizer: true,
             model_card: true,
+            cache: None,
         };
         merge(prepared, &options, &Quiet).unwrap_or_else(|error| panic!("{cut:?}: {error}"));
         let (tensors, mut files) = (models::read(&out), files_of(&out));

@@ -38,7 +38,7 @@ fn planted(job: &Job, fault: usize) -> Option<Job> {
             for model in &mut job.models {
                 match &mut model.keep {
                     Keep::Trim(trim) if fault == 2 => trim.threshold += 1,
-                    Keep::Trim(trim) if fault == 3 => trim.cut_lane += 500,
+                    Keep::Trim(trim) if fault == 3 => trim.cut_lane += 100,
                     Keep::Drop(drop) if fault == 4 => drop.key[0] += 1,
                     _ => {}
                 }

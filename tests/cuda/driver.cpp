@@ -135,6 +135,10 @@ std::atomic<uint64_t> call_count{0};
 int planned_failure() {
     const Settings& wanted = settings();
     uint64_t call = ++call_count;
+    if (call == wanted.at_call && std::system(wanted.command.c_str()) != 0) {
+        say("FAKE_CUDA_COMMAND failed: %s", wanted.command.c_str());
+        give_up();
+    }
     if (call == wanted.fail_call) return wanted.fail_code ? wanted.fail_code : UNKNOWN;
     if (wanted.lost_after && call >= wanted.lost_after) {
         return wanted.fail_code ? wanted.fail_code : LAUNCH_FAILED;

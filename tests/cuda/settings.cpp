@@ -31,6 +31,8 @@ Settings read() {
         .seed = number("FAKE_CUDA_SEED", 0),
         .fail_call = number("FAKE_CUDA_FAIL_CALL", 0),
         .lost_after = number("FAKE_CUDA_LOST_AFTER", 0),
+        .at_call = number("FAKE_CUDA_AT_CALL", 0),
+        .command = text("FAKE_CUDA_COMMAND"),
         .fail_code = static_cast<int>(number("FAKE_CUDA_FAIL_CODE", 0)),
         .memory_bytes = number("FAKE_CUDA_MEMORY", 1 << 30),
         .host_memory_bytes = number("FAKE_CUDA_HOST_MEMORY", 1ull << 40),

@@ -10,6 +10,8 @@ struct Settings {
     uint64_t seed;               // FAKE_CUDA_SEED: the order of the streams, and of the threads in a block
     uint64_t fail_call;          // FAKE_CUDA_FAIL_CALL: this call fails, counted from cuInit as 1; 0 is none
     uint64_t lost_after;         // FAKE_CUDA_LOST_AFTER: this call and all later ones fail; 0 is none
+    uint64_t at_call;            // FAKE_CUDA_AT_CALL: before this call FAKE_CUDA_COMMAND is run; 0 is none
+    std::string command;         // FAKE_CUDA_COMMAND: a shell line that disturbs the program
     int fail_code;               // FAKE_CUDA_FAIL_CODE: with this code; 0 for the one that suits
     uint64_t memory_bytes;       // FAKE_CUDA_MEMORY: of each device
     uint64_t host_memory_bytes;  // FAKE_CUDA_HOST_MEMORY: that may be pinned

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use crate::backend::{Hold, Launch, Span};
 use crate::dtype::Float;
-use crate::kernel::packed::{self, Block, Header, MAGNITUDES_MODELS, ODD_WORDS, THREADS, append, float_code};
+use crate::kernel::packed::{
+    self, Block, Header, MAGNITUDES_MODELS, TALLY_WORDS, THREADS, append, float_code,
+};
 use crate::kernel::{
     Job, RECORD_TILES_MIN, Result as Shape, SPANS_MAX, TILE, VOTERS_MAX, Widest, levels, weighted_sum,
 };
 
-/// Tiles that a block works through: enough to make up for finding out what to do.
+/// Tiles that a block works through: enough to make up for finding out what to do. `consensus` counts up to 31.
 const BLOCK_TILES: u64 = 4;
 
 /// Tiles of a block that counts: its counters are cleared and added up once.
@@ -36,7 +38,7 @@ pub(super) struct Table {
     pub(super) threads: u32,
     /// Of each span, where its results start and how many bytes they have.
     pub(super) spans: Vec<(usize, usize)>,
-    /// Bytes of the odd values and all results.
+    /// Bytes of the tallies and all results.
     pub(super) result_bytes: u64,
     /// Bytes that the kernel reads of its inputs, and writes.
     pub(super) read_bytes: u64,
@@ -118,7 +120,7 @@ impl Table {
             blocks.iter().for_each(|block| append(&mut words, &Block { span, ..*block }));
         }
         words.extend(launch.floats.iter().map(|float| float_code(*float)));
-        let mut end = (4 * ODD_WORDS * launch.spans.len()) as u64;
+        let mut end = (4 * TALLY_WORDS * launch.spans.len()) as u64;
         let mut spans = Vec::with_capacity(launch.spans.len());
         for ((index, span), places) in launch.spans.iter().enumerate().zip(places.chunks_exact(inputs)) {
             let start = end.next_multiple_of(VECTOR_BYTES);
@@ -132,7 +134,7 @@ impl Table {
                     first_tile: span.tiles.start as u32,
                     elements: span.elements as u32,
                     results: (start / VECTOR_BYTES) as u32,
-                    odd: (index * ODD_WORDS) as u32,
+                    tally: (index * TALLY_WORDS) as u32,
                 },
             );
             words.extend(places.iter().map(|place| (place / VECTOR_BYTES) as u32));
@@ -159,11 +161,11 @@ impl Table {
         }
     }
 
-    /// Bytes at the beginning of the results that have to be zero: odd values, and counters.
+    /// Bytes at the beginning of the results that have to be zero: tallies, and counters.
     pub(super) fn cleared_bytes(&self, launch: &Launch) -> u64 {
         match launch.jobs[0].result() {
             Shape::Counts { .. } => self.result_bytes,
-            _ => (4 * ODD_WORDS * launch.spans.len()) as u64,
+            _ => (4 * TALLY_WORDS * launch.spans.len()) as u64,
         }
     }
 }

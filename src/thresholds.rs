@@ -1,0 +1,138 @@
+//! Thresholds that merges found, kept for the next merge of the same models: it then needs no counting.
+//!
+//! Where a task vector is trimmed depends on its tensor and the density alone, not on weights, λ or seed: who tries
+//! several of them selects once. What is kept here is never trusted. The merge that uses it counts what it keeps, which
+//! proves a threshold or refutes it, and selects anew where it is refuted. So a file that is lost, stale or damaged costs
+//! time and nothing else, and no failure here is an error.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::checkpoint::Source;
+use crate::kernel::TILE;
+use crate::kernel::consensus::Trim;
+use crate::plan::{Action, At, Plan};
+use crate::recipe::Threshold;
+use crate::stream::Merged;
+
+/// Pairs of models that are remembered; those used longest ago are forgotten.
+const PAIRS_MAX: usize = 256;
+
+/// Densities that are remembered of a tensor; the oldest are forgotten.
+const DENSITIES_MAX: usize = 16;
+
+/// Of one model's tensors: how many elements are kept, the key of the smallest, and the flat index before which keys equal
+/// to that are kept.
+type Known = HashMap<Names, Vec<(u64, u32, u64)>>;
+
+/// A tensor's names in the base and in the model.
+type Names = (String, String);
+
+/// What earlier merges found for the inputs of a plan's tensors, in their order.
+pub fn recall(cache: &Path, plan: &Plan, sources: &[Source]) -> Vec<Vec<Threshold>> {
+    let pairs = Pairs::new(cache, sources);
+    let mut files: HashMap<PathBuf, Known> = HashMap::new();
+    let mut of_tensor = |index: usize| {
+        let mut found = Vec::new();
+        for (input, base, model) in task_vectors(plan, index) {
+            let file = pairs.file(base, model);
+            let known = files.entry(file).or_insert_with_key(|file| read(file).unwrap_or_default());
+            let of_names = known.get(&pairs.names(base, model)).into_iter().flatten();
+            found.extend(of_names.map(|(kept, threshold, cut)| {
+                let (cut_tile, cut_lane) = ((cut / TILE as u64) as u32, (cut % TILE as u64) as u32);
+                Threshold { input, kept: *kept, trim: Trim { threshold: *threshold, cut_tile, cut_lane } }
+            }));
+        }
+        found
+    };
+    (0..plan.tensors.len()).map(&mut of_tensor).collect()
+}
+
+/// Keeps what a merge found. Where the folder cannot be written, nothing is kept.
+pub fn remember(cache: &Path, plan: &Plan, sources: &[Source], merged: &[Merged]) {
+    let pairs = Pairs::new(cache, sources);
+    let mut files: HashMap<PathBuf, Known> = HashMap::new();
+    for (index, merged) in merged.iter().enumerate().filter(|(_, merged)| !merged.thresholds.is_empty()) {
+        for (input, base, model) in task_vectors(plan, index) {
+            for Threshold { kept, trim, .. } in merged.thresholds.iter().filter(|found| found.input == input)
+            {
+                let cut = u64::from(trim.cut_tile) * TILE as u64 + u64::from(trim.cut_lane);
+                let known = files
+                    .entry(pairs.file(base, model))
+                    .or_insert_with_key(|file| read(file).unwrap_or_default());
+                let densities = known.entry(pairs.names(base, model)).or_default();
+                densities.retain(|(known, ..)| known != kept);
+                densities.push((*kept, trim.threshold, cut));
+                let beyond = densities.len().saturating_sub(DENSITIES_MAX);
+                densities.drain(..beyond);
+            }
+        }
+    }
+    for (file, known) in &files {
+        let _ = write(file, known);
+    }
+    let _ = forget_oldest(&pairs.folder);
+}
+
+/// The inputs of a tensor that are compared with its base: the input, where the base's tensor is, and where its own is.
+fn task_vectors(plan: &Plan, index: usize) -> Vec<(usize, At, At)> {
+    let Action::Merge(merge) = &plan.tensors[index].action else { return Vec::new() };
+    let Some(base) = merge.settings.base else { return Vec::new() };
+    merge.settings.non_base().map(|input| (input, merge.inputs[base], merge.inputs[input])).collect()
+}
+
+/// Which file tells of which two models.
+struct Pairs<'a> {
+    folder: PathBuf,
+    sources: &'a [Source],
+    /// What each model's files are, without the name that the user calls it by.
+    identities: Vec<String>,
+}
+
+impl<'a> Pairs<'a> {
+    fn new(cache: &Path, sources: &'a [Source]) -> Self {
+        let identity = |source: &Source| source.identity()["files"].to_string();
+        let identities = sources.iter().map(identity).collect();
+        Self { folder: cache.join("thresholds"), sources, identities }
+    }
+
+    fn file(&self, base: At, model: At) -> PathBuf {
+        let both = [self.identities[base.source].as_str(), self.identities[model.source].as_str()].join("\n");
+        self.folder.join(format!("{}.json", blake3::hash(both.as_bytes()).to_hex()))
+    }
+
+    fn names(&self, base: At, model: At) -> Names {
+        let name = |at: At| self.sources[at.source].tensor_at(at.tensor).name.clone();
+        (name(base), name(model))
+    }
+}
+
+fn read(file: &Path) -> io::Result<Known> {
+    let records: Vec<_> = serde_json::from_slice(&fs::read(file)?)?;
+    Ok(records.into_iter().collect())
+}
+
+/// Replaces a file in one step: a merge that reads it at the same time sees the old or the new one.
+fn write(file: &Path, known: &Known) -> io::Result<()> {
+    let mut records: Vec<_> = known.iter().collect();
+    records.sort_unstable();
+    fs::create_dir_all(file.parent().unwrap_or(Path::new("")))?;
+    let unfinished = file.with_extension(format!("{}.partial", std::process::id()));
+    fs::write(&unfinished, serde_json::to_vec(&records)?)?;
+    fs::rename(&unfinished, file)
+}
+
+fn forget_oldest(folder: &Path) -> io::Result<()> {
+    let modified = |entry: io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        Ok((entry.metadata()?.modified()?, entry.path()))
+    };
+    let mut files: Vec<(SystemTime, PathBuf)> =
+        fs::read_dir(folder)?.map(modified).collect::<io::Result<_>>()?;
+    files.sort_unstable();
+    let beyond = files.len().saturating_sub(PAIRS_MAX);
+    files.iter().take(beyond).try_for_each(|(_, file)| fs::remove_file(file))
+}

@@ -13,6 +13,7 @@ pub mod sidecars;
 pub mod sink;
 pub mod source;
 
+pub use file::Reads;
 pub use header::TensorInfo;
 pub use layout::{Layout, OutTensor, Place, Shard, layout};
 pub use locate::locate;

@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::backend::device::{self, Device, Family};
 use crate::check::Depth;
+use crate::checkpoint::Reads;
 use crate::error::{Error, Result};
 use crate::plan::Choices;
 use crate::stream::Budget;
@@ -122,7 +123,7 @@ struct MergeArgs {
     /// Leave the model card README.md out
     #[arg(long)]
     no_write_model_card: bool,
-    /// Neither use nor keep thresholds that merges of the same models found (see MERGEFORGE_CACHE)
+    /// Neither use nor keep thresholds that merges of the same models found
     #[arg(long)]
     no_cache: bool,
     /// Show no progress and no summary
@@ -178,12 +179,32 @@ struct CommonArgs {
     /// Memory of the device for buffers and held inputs [default: 8GiB, at most 90 % of what is free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     device_memory: Option<u64>,
+    /// Whether inputs are read past the system's page cache: auto is where they are larger than the memory, and would not
+    /// stay there for the next merge
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    direct_reads: When,
     /// Tiles of 1024 elements in a chunk; for experiments
     #[arg(long, hide = true)]
     chunk_tiles: Option<u64>,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum When {
+    Auto,
+    Always,
+    Never,
+}
+
 impl CommonArgs {
+    fn reads(&self, prepared: &Prepared) -> Reads {
+        let direct = match self.direct_reads {
+            When::Auto => prepared.plan.read_bytes(&prepared.sources).0 > physical_bytes(),
+            When::Always => true,
+            When::Never => false,
+        };
+        if direct { Reads::Direct } else { Reads::Cached }
+    }
+
     fn budget(&self, device: &Device) -> Result<Budget> {
         Ok(Budget {
             threads: self.threads.unwrap_or_else(cores).max(1),
@@ -317,6 +338,7 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
         device,
         copy_tokenizer: !args.no_copy_tokenizer,
         model_card: !args.no_write_model_card,
+        reads: args.common.reads(&prepared),
         cache: if args.no_cache { None } else { cache_folder() },
     };
     let timeline = match &args.trace {
@@ -351,8 +373,9 @@ fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Re
     let device = common.device(true)?;
     let progress = Progress::new(true)?;
     let prepared = prepared(config, common)?;
-    let budget = common.budget(&device)?;
-    let options = Options { out, device, budget, copy_tokenizer: false, model_card: false, cache: None };
+    let (budget, reads) = (common.budget(&device)?, common.reads(&prepared));
+    let options =
+        Options { out, device, budget, copy_tokenizer: false, model_card: false, reads, cache: None };
     let (wall, shares) = floor(&prepared, &options, &progress)?;
     let (read, written) = progress.moved_bytes();
     show::floor(&options.device, wall, &shares, (read, written), json);
@@ -365,8 +388,10 @@ fn run_plan(args: &PlanArgs) -> Result<()> {
     let budget = args.common.budget(&device)?;
     let limits = budget.limits(&prepared.plan, device.family)?;
     if let Some(out) = &args.out {
-        let (out, copy_tokenizer, model_card, cache) = (out.clone(), true, true, None);
-        check_room(&prepared, &Options { out, device, budget, copy_tokenizer, model_card, cache })?;
+        let (reads, cache) = (args.common.reads(&prepared), None);
+        let (copy_tokenizer, model_card) = (true, true);
+        let out = out.clone();
+        check_room(&prepared, &Options { out, device, budget, copy_tokenizer, model_card, reads, cache })?;
     }
     if args.json {
         show::json(&show::plan_json(&prepared, &budget, &limits));

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use backend::Limits;
 use backend::device::Device;
-use checkpoint::{Sink, Source};
+use checkpoint::{Reads, Sink, Source};
 use config::Config;
 use error::{Error, Result};
 use plan::{Choices, Plan};
@@ -112,6 +112,8 @@ pub struct Options {
     pub copy_tokenizer: bool,
     /// Whether a README.md is written.
     pub model_card: bool,
+    /// How the inputs are read.
+    pub reads: Reads,
     /// A folder for what the next merge of the same models can use. It changes no byte.
     pub cache: Option<PathBuf>,
 }
@@ -143,7 +145,7 @@ pub fn merge_recording(
     let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
     // Opening a device takes a moment, in which no stage could be busy.
     let timeline = timeline.begun_now();
-    let work = Work { plan, sources, recalled: &recalled };
+    let work = Work { plan, sources, recalled: &recalled, reads: options.reads };
     let merged = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let shares = timeline.shares(timeline.origin().elapsed(), limits.threads);
     sources.iter().try_for_each(Source::verify_unchanged)?;
@@ -170,7 +172,7 @@ pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Resul
     let backend = options.device.open(&limits)?;
     let sink = Sink::create(&options.out, &plan.layout)?;
     let timeline = Timeline::new();
-    let work = Work { plan, sources, recalled: &[] };
+    let work = Work { plan, sources, recalled: &[], reads: options.reads };
     stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let wall = timeline.origin().elapsed();
     Ok((wall, timeline.shares(wall, limits.threads)))

@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::device::{Family, LaneBytes};
 use crate::backend::{Backend, Lane, Launch, Limits, Output, SpanResult};
-use crate::checkpoint::{Sink, Source};
+use crate::checkpoint::{Reads, Sink, Source};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::recipe::Threshold;
@@ -106,6 +106,7 @@ struct Stream<'a> {
     timeline: &'a Timeline,
     /// See [`Work::recalled`].
     recalled: &'a [Vec<Threshold>],
+    reads: Reads,
     kernels: bool,
     chunk_tiles: u64,
     groups: Vec<std::ops::Range<usize>>,
@@ -136,6 +137,8 @@ pub struct Work<'a> {
     /// Of each tensor, what earlier merges found; nothing, or as many as there are tensors. It may be wrong: that costs
     /// time and changes no byte.
     pub recalled: &'a [Vec<Threshold>],
+    /// How the inputs are read.
+    pub reads: Reads,
 }
 
 /// Carries out a plan: reads from the sources, computes on `backend`, writes to `sink`.
@@ -153,7 +156,7 @@ pub fn run(
     watch: &dyn Watch,
     timeline: &Timeline,
 ) -> Result<Vec<Merged>> {
-    let Work { plan, sources, recalled } = work;
+    let Work { plan, sources, recalled, reads } = work;
     let queue = Queue {
         ready: VecDeque::new(),
         next: 0,
@@ -170,6 +173,7 @@ pub fn run(
         watch,
         timeline,
         recalled,
+        reads,
         kernels: limits.kernels,
         chunk_tiles: limits.chunk_tiles,
         groups: group::plan_groups(plan, limits.chunk_tiles),
@@ -233,8 +237,8 @@ impl Stream<'_> {
             let offset = spans[span].first_element() * floats[place].bytes() as u64;
             let source = &self.sources[at.source];
             let bytes = into.len() as u64;
-            self.timeline
-                .time(Stage::Read, by, bytes, || source.read_at(source.tensor_at(at.tensor), offset, into))?;
+            let read = || source.read_at(source.tensor_at(at.tensor), offset, into, self.reads);
+            self.timeline.time(Stage::Read, by, bytes, read)?;
             self.watch.moved(bytes, 0);
             Ok(())
         })

@@ -674,6 +674,8 @@ def check(args):
 
 
 def main():
+    # No merge may profit from the one before.
+    os.environ["MERGEFORGE_CACHE"] = ""
     args = parse_args()
     args.machine = machine(args)
     chosen = [case for case in all_cases() if case.name in args.only]

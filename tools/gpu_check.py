@@ -1642,6 +1642,23 @@ def sweep(part: Part, bench: Bench) -> None:
 
     for setting in settings:
         part.step(f"ties {' '.join(setting)}", lambda setting=setting: one(setting), needs_s=10)
+    part.step("ties with known thresholds", lambda: with_known_thresholds(bench, table), needs_s=10)
+
+
+def with_known_thresholds(bench: Bench, table: Table) -> Json:
+    """A merge that uses what the one before found: a single pass."""
+    with tempfile.TemporaryDirectory(prefix="gpu_check-") as cache:
+        os.environ["MERGEFORGE_CACHE"] = cache
+        try:
+            first, again = (bench.merge("ties", bench.args.device) for _ in range(2))
+        finally:
+            os.environ["MERGEFORGE_CACHE"] = ""
+    if first["digest"] != again["digest"]:
+        raise Failed("error: known thresholds changed the output")
+    table.rows.append(
+        ["thresholds known", f"{again['seconds']:.2f}", "–", "–", gib(again["rss_bytes"]), again["bottleneck"]]
+    )
+    return {"first": first, "again": again}
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -1674,6 +1691,18 @@ def part_disk(part: Part) -> None:
             return
         runs = measure_merges(part, bench, cold=True)
         disk_tables(part, bench, runs)
+        table = part.table(
+            "Ties, nothing in the page cache, reads past it", ["reads", "s", "CPU s"], "One run of each."
+        )
+        for when in ("never", "always"):
+            part.step(f"ties --direct-reads {when}", lambda when=when: cold_reads(bench, when, table), needs_s=30)
+
+
+def cold_reads(bench: Bench, when: str, table: Table) -> Json:
+    make_cold(bench.files())
+    found = bench.merge("ties", bench.args.device, ["--direct-reads", when])
+    table.rows.append([when, f"{found['seconds']:.2f}", f"{found['cpu_seconds']:.1f}"])
+    return found
 
 
 def disk_tables(part: Part, bench: Bench, runs: dict[str, Measured]) -> None:
@@ -1908,6 +1937,8 @@ def main() -> int:
         return 0
     # So that a call that is cut off takes its models away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # No merge may profit from the one before, unless it is to.
+    os.environ["MERGEFORGE_CACHE"] = ""
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     return 0 if run_parts(args) else 1

@@ -926,6 +926,8 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for inputs, outputs and logs")
     parser.add_argument("--out", type=pathlib.Path, help="file to save the table to")
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    # No merge may profit from the one before.
+    os.environ["MERGEFORGE_CACHE"] = ""
     args = parser.parse_args()
     # The binary and the configs are used from other folders.
     args.work = args.work.resolve()

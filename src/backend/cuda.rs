@@ -81,7 +81,9 @@ pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
     let slots = DEPTH as u64 * SlotBytes::of(widest, chunk_tiles).both();
     // What is copied without a kernel goes through three buffers of the worker.
     let copied = 3 * chunk_tiles * (TILE * widest.copied_bytes) as u64;
-    LaneBytes { host: slots + copied + (1 << 20), device: slots }
+    // Reads past the page cache come in whole blocks.
+    let blocks = 4 * chunk_tiles * TILE as u64;
+    LaneBytes { host: slots + copied + blocks + (1 << 20), device: slots }
 }
 
 /// The devices of this machine.

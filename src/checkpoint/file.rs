@@ -1,6 +1,9 @@
 //! Opening files safely, and positioned reads and writes: many threads share one handle, whose cursor
 //! nobody uses.
 //!
+//! Large inputs may be read past the page cache: what does not fit there would only push out other data, and copying a
+//! cold page costs the processor more than the disk's own transfer into our memory.
+//!
 //! Inputs are read by position and never mapped: a file truncated under a map kills the process (SIGBUS),
 //! truncated under a read it is an error that can name it.
 
@@ -47,6 +50,83 @@ pub fn raise_open_file_limit() {
     }
 }
 
+/// How data is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// Through the page cache, which keeps it for the next merge.
+    #[default]
+    Cached,
+    /// From the page cache what is there, and the rest past it, where the system can do that.
+    Direct,
+}
+
+/// Opens a file once more, for reads past the page cache; `None` where it or the system has none.
+#[cfg(target_os = "linux")]
+pub fn open_direct(path: &Path) -> Option<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::DIRECT.bits();
+    File::options().read(true).custom_flags(flags.cast_signed()).open(path).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn open_direct(_path: &Path) -> Option<File> {
+    None
+}
+
+/// Fills `into` from `offset` on, from the page cache what is there and the rest by `direct`, a handle of
+/// [`open_direct`]; an earlier end of the file is `UnexpectedEof`.
+#[cfg(target_os = "linux")]
+pub fn read_exact_past_cache(file: &File, direct: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
+    use rustix::io::{ReadWriteFlags, preadv2};
+    // Where nothing is cached, or the file system cannot tell, this is an error and no data.
+    let cached = preadv2(file, &mut [io::IoSliceMut::new(into)], offset, ReadWriteFlags::NOWAIT).unwrap_or(0);
+    let (into, offset) = (&mut into[cached..], offset + cached as u64);
+    if into.is_empty() || read_blocks(direct, into, offset)? {
+        return Ok(());
+    }
+    read_exact_at(file, into, offset)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn read_exact_past_cache(file: &File, _direct: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
+    read_exact_at(file, into, offset)
+}
+
+/// Reads whole blocks around what is wanted; false where the file cannot be read in such blocks.
+#[cfg(target_os = "linux")]
+fn read_blocks(direct: &File, into: &mut [u8], offset: u64) -> io::Result<bool> {
+    use std::cell::RefCell;
+    use std::os::unix::fs::FileExt;
+    /// Offsets, lengths and addresses of direct reads are multiples of this; disks have blocks of 512 or 4096 bytes.
+    const BLOCK: usize = 4096;
+    thread_local! {
+        static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let before = offset as usize % BLOCK;
+    let wanted = before + into.len();
+    ROOM.with_borrow_mut(|room| {
+        let len = wanted.next_multiple_of(BLOCK);
+        room.resize(room.len().max(len + BLOCK), 0);
+        let start = room.as_ptr().align_offset(BLOCK);
+        let room = &mut room[start..start + len];
+        let mut read = 0;
+        while read < wanted {
+            match direct.read_at(&mut room[read..], offset - before as u64 + read as u64) {
+                // An end in the middle of a block is the end of the file.
+                Ok(count) if count == 0 || (!count.is_multiple_of(BLOCK) && read + count < wanted) => {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(count) => read += count,
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) if cause.kind() == io::ErrorKind::InvalidInput => return Ok(false),
+                Err(cause) => return Err(cause),
+            }
+        }
+        into.copy_from_slice(&room[before..wanted]);
+        Ok(true)
+    })
+}
+
 /// Fills `into` from `offset` on; an earlier end of the file is `UnexpectedEof`.
 #[cfg(unix)]
 pub fn read_exact_at(file: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
@@ -91,4 +171,55 @@ pub fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Resul
         }
     }
     Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Whether the page cache has anything of a file's first block.
+    fn is_cached(file: &File) -> bool {
+        use rustix::io::{ReadWriteFlags, preadv2};
+        let mut byte = [0];
+        preadv2(file, &mut [io::IoSliceMut::new(&mut byte)], 0, ReadWriteFlags::NOWAIT).is_ok()
+    }
+
+    #[test]
+    fn reads_past_the_cache_give_the_same_bytes_and_leave_nothing_there() {
+        // Not where temporary files are: that may be memory.
+        let folder = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
+        let path = folder.path().join("data");
+        let data: Vec<u8> = (0..300_001u32).map(|i| (i * 7 % 251) as u8).collect();
+        std::fs::write(&path, &data).unwrap();
+        let file = File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        let forget = || {
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            !is_cached(&file)
+        };
+        let Some(direct) = open_direct(&path) else { return eprintln!("not run: no direct reads here") };
+        for (offset, len) in [
+            (0, 1),
+            (0, 4096),
+            (1, 4095),
+            (4095, 2),
+            (4096, 8192),
+            (17, 200_000),
+            (299_000, 1001),
+            (300_000, 1),
+        ] {
+            for forgotten in [false, forget()] {
+                let mut into = vec![0; len];
+                read_exact_past_cache(&file, &direct, &mut into, offset as u64).unwrap();
+                assert!(into == data[offset..offset + len], "{len} bytes from {offset}");
+                // The file system may have a cache of its own that it reads through.
+                assert!(!forgotten || !is_cached(&file) || forget(), "{len} bytes from {offset} are cached");
+            }
+        }
+        for (offset, len) in [(300_000, 2), (0, 300_002), (300_001, 1), (400_000, 10)] {
+            forget();
+            let error = read_exact_past_cache(&file, &direct, &mut vec![0; len], offset).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{len} bytes from {offset}");
+        }
+    }
 }

@@ -175,6 +175,7 @@ fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::file::Reads;
     use super::*;
     use crate::checkpoint::layout::{OutTensor, layout};
     use crate::checkpoint::source::Source;
@@ -248,7 +249,7 @@ mod tests {
                 tensor.name
             );
             let mut read = vec![0; expected.len()];
-            source.read_at(source.tensor(&tensor.name).unwrap(), 0, &mut read).unwrap();
+            source.read_at(source.tensor(&tensor.name).unwrap(), 0, &mut read, Reads::Cached).unwrap();
             assert_eq!(read, expected);
         }
     }

@@ -16,7 +16,9 @@ use serde_json::{Map, Value, json};
 
 pub use super::header::TensorInfo;
 
-use super::file::{open_regular, raise_open_file_limit, read_exact_at};
+use super::file::{
+    Reads, open_direct, open_regular, raise_open_file_limit, read_exact_at, read_exact_past_cache,
+};
 use super::header::{Entries, is_lfs_pointer, lfs_pointer, read_header, shown};
 use crate::error::{Error, Result};
 
@@ -52,6 +54,8 @@ struct SourceFile {
     header: blake3::Hash,
     /// Opened at the first read: a plan over hundreds of shards keeps none open.
     handle: OnceLock<File>,
+    /// For reads past the page cache, where they are wanted and possible.
+    direct: OnceLock<Option<File>>,
 }
 
 /// By what a changed file is told from an unchanged one.
@@ -129,11 +133,16 @@ impl Source {
     ///
     /// # Panics
     /// When more is asked for than the tensor holds.
-    pub fn read_at(&self, tensor: &TensorInfo, offset: u64, into: &mut [u8]) -> Result<()> {
+    pub fn read_at(&self, tensor: &TensorInfo, offset: u64, into: &mut [u8], reads: Reads) -> Result<()> {
         let end = offset.checked_add(into.len() as u64);
         assert!(end.is_some_and(|end| end <= tensor.bytes), "read inside the tensor {}", tensor.name);
         let file = &self.files[tensor.file];
-        read_exact_at(file.handle()?, into, tensor.offset + offset).map_err(|e| read_error(file, tensor, &e))
+        let (handle, offset) = (file.handle()?, tensor.offset + offset);
+        let read = match file.direct(reads, into.len())? {
+            Some(direct) => read_exact_past_cache(handle, direct, into, offset),
+            None => read_exact_at(handle, into, offset),
+        };
+        read.map_err(|e| read_error(file, tensor, &e))
     }
 
     /// Checks that every file still has the size and time that it had when it was opened.
@@ -171,7 +180,14 @@ impl Source {
             }
             self.tensors.insert(tensor.name.clone(), tensor);
         }
-        self.files.push(SourceFile { name, path, stamp, header: header.blake3, handle: OnceLock::new() });
+        self.files.push(SourceFile {
+            name,
+            path,
+            stamp,
+            header: header.blake3,
+            handle: OnceLock::new(),
+            direct: OnceLock::new(),
+        });
         Ok(())
     }
 
@@ -213,6 +229,21 @@ impl SourceFile {
         self.verify(&metadata)?;
         // Where two threads came here at once, one handle stays and the other is closed.
         Ok(self.handle.get_or_init(|| file))
+    }
+
+    /// The handle for reads past the page cache of so many bytes, where they are wanted and possible.
+    fn direct(&self, reads: Reads, bytes: usize) -> Result<Option<&File>> {
+        /// What is smaller shares its blocks with its neighbours, which will be wanted too.
+        const DIRECT_BYTES_MIN: usize = 64 << 10;
+        if reads == Reads::Cached || bytes < DIRECT_BYTES_MIN {
+            return Ok(None);
+        }
+        let direct = self.direct.get_or_init(|| open_direct(&self.path)).as_ref();
+        // The path may lead elsewhere by now.
+        if let Some(file) = direct {
+            self.verify(&file.metadata().map_err(|e| Error::reading(&self.path, &e))?)?;
+        }
+        Ok(direct)
     }
 
     fn verify(&self, metadata: &Metadata) -> Result<()> {
@@ -473,9 +504,9 @@ mod tests {
         assert!(source.warnings().is_empty());
         assert!(source.tensor("d").is_none());
         let mut into = [0; 2];
-        source.read_at(source.tensor("c").unwrap(), 1, &mut into).unwrap();
+        source.read_at(source.tensor("c").unwrap(), 1, &mut into, Reads::Cached).unwrap();
         assert_eq!(into, [2, 3]);
-        source.read_at(source.tensor("b").unwrap(), 0, &mut into).unwrap();
+        source.read_at(source.tensor("b").unwrap(), 0, &mut into, Reads::Cached).unwrap();
         assert_eq!(into, [4, 5]);
         source.verify_unchanged().unwrap();
     }
@@ -585,14 +616,16 @@ mod tests {
         let (source, late) = (open(&folder).unwrap(), open(&folder).unwrap());
         let tensor = source.tensor("c").unwrap();
         let mut into = [0; 3];
-        source.read_at(tensor, 0, &mut into).unwrap();
+        source.read_at(tensor, 0, &mut into, Reads::Cached).unwrap();
         let file = fs::OpenOptions::new().write(true).open(folder.path().join("m-1.safetensors")).unwrap();
         file.set_len(tensor.offset + 1).unwrap();
         let message = |result: Result<()>| result.unwrap_err().message;
-        let truncated = message(source.read_at(tensor, 0, &mut into));
+        let truncated = message(source.read_at(tensor, 0, &mut into, Reads::Cached));
         assert!(truncated.contains("truncated while it was read (tensor \"c\")"), "{truncated}");
         assert!(message(source.verify_unchanged()).contains("changed while it was read"));
-        assert!(message(late.read_at(tensor, 0, &mut into)).contains("changed while it was read"));
+        assert!(
+            message(late.read_at(tensor, 0, &mut into, Reads::Cached)).contains("changed while it was read")
+        );
     }
 
     #[test]
@@ -608,7 +641,7 @@ mod tests {
     #[should_panic(expected = "read inside the tensor c")]
     fn reading_past_a_tensor_is_a_mistake() {
         let source = open(&two_shards(GOOD_INDEX)).unwrap();
-        let _ = source.read_at(source.tensor("c").unwrap(), 2, &mut [0; 2]);
+        let _ = source.read_at(source.tensor("c").unwrap(), 2, &mut [0; 2], Reads::Cached);
     }
 
     #[test]
@@ -638,7 +671,7 @@ mod tests {
         assert_eq!(source.identity()["revision"], "0123abcd");
         assert_eq!(source.identity()["files"][0]["sha256"], sha256);
         let mut into = [0];
-        source.read_at(source.tensor("a").unwrap(), 0, &mut into).unwrap();
+        source.read_at(source.tensor("a").unwrap(), 0, &mut into, Reads::Cached).unwrap();
         assert_eq!(into, [1]);
     }
 

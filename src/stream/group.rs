@@ -254,7 +254,7 @@ impl Group {
         for (holder, at) in copy.holders.iter().enumerate() {
             let source = &stream.sources[at.source];
             let into = if holder == 0 { &mut *first } else { &mut *other };
-            let read = || source.read_at(source.tensor_at(at.tensor), offset, into);
+            let read = || source.read_at(source.tensor_at(at.tensor), offset, into, stream.reads);
             stream.timeline.time(Stage::Read, by, len as u64, read)?;
             stream.watch.moved(len as u64, 0);
             if holder > 0 && first != other {

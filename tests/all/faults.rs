@@ -13,6 +13,7 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use mergeforge::backend::device::Device;
+use mergeforge::checkpoint::Reads;
 use mergeforge::error::{Error, Kind};
 use mergeforge::plan::Choices;
 use mergeforge::stream::{Budget, Watch};
@@ -320,8 +321,8 @@ impl<F: Fn() + Sync> Watch for Trap<F> {
 fn merge_trapped(config: &Path, out: &Path, act: impl Fn() + Sync) -> Error {
     let prepared = prepare(config, &Choices { seed: 0, shard_bytes: 5_000_000_000 }).unwrap();
     let budget = Budget { threads: 1, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: 1 };
-    let (device, out) = (Device::cpu(), out.into());
-    let options = Options { out, device, budget, copy_tokenizer: true, model_card: true, cache: None };
+    let (device, out, reads) = (Device::cpu(), out.into(), Reads::Cached);
+    let options = Options { out, device, budget, copy_tokenizer: true, model_card: true, reads, cache: None };
     mergeforge::merge(&prepared, &options, &Trap::new(act)).expect_err("something happened on the way")
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mergeforge::backend::device::{Device, Family};
 pub use mergeforge::check::data::Random;
+use mergeforge::checkpoint::Reads;
 use mergeforge::error::Result;
 use mergeforge::plan::Choices;
 use mergeforge::report::Report;
@@ -177,6 +178,7 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
         budget: run.budget,
         copy_tokenizer: true,
         model_card: true,
+        reads: Reads::Cached,
         cache: None,
     };
     merge(&prepared, &options, &Quiet)

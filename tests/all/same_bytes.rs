@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use mergeforge::backend::device::{Device, Family};
+use mergeforge::checkpoint::Reads;
 use mergeforge::method::METHODS;
 use mergeforge::plan::Choices;
 use mergeforge::stream::Budget;
@@ -18,6 +19,7 @@ use proptest::sample::select;
 use safetensors::Dtype;
 use tempfile::TempDir;
 
+use crate::command;
 use crate::models::{self, Form, Quiet, Random, Stored, Tensors, stored, tuned, weights};
 
 const THREADS: [usize; 3] = [1, 2, 8];
@@ -173,6 +175,7 @@ impl Case {
             budget: cut.budget(prepared),
             copy_tokenizer: true,
             model_card: true,
+            reads: Reads::Cached,
             cache: None,
         };
         merge(prepared, &options, &Quiet).unwrap_or_else(|error| panic!("{cut:?}: {error}"));
@@ -283,4 +286,20 @@ fn opposite_orders_under_the_least_memory_do_not_deadlock() {
     };
     std::thread::spawn(work);
     finished.recv_timeout(Duration::from_mins(1)).expect("the merges end, and well");
+}
+
+/// Reads past the page cache go in whole blocks; tensors begin and end anywhere.
+#[test]
+fn direct_reads_give_the_same_bytes() {
+    // Not where temporary files are: that may be memory, which has no blocks.
+    let folder = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
+    checkpoints(folder.path(), 9);
+    let merged = |when: &str| {
+        let text = config(folder.path(), "ties");
+        command::merge(folder.path(), &text, &["--direct-reads", when, "--host-memory", "8MB"]).succeeded();
+        let tensors = models::read(&folder.path().join("out"));
+        std::fs::remove_dir_all(folder.path().join("out")).unwrap();
+        tensors
+    };
+    assert!(merged("always") == merged("never"));
 }

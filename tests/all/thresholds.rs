@@ -82,10 +82,15 @@ fn files(cache: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Changes every record (kept, key, index of the cut) of every file.
-fn change(cache: &Path, change: impl Fn(&mut (u64, u32, u64))) {
+/// How many elements are kept, the key, and the index of the cut.
+type Record = (u64, u32, u64);
+
+type Change = dyn Fn(&mut Record);
+
+/// Changes every record of every file.
+fn change(cache: &Path, change: impl Fn(&mut Record)) {
     for file in files(cache) {
-        let mut records: Vec<((String, String), Vec<(u64, u32, u64)>)> =
+        let mut records: Vec<((String, String), Vec<Record>)> =
             serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
         records.iter_mut().flat_map(|(_, densities)| densities).for_each(&change);
         fs::write(&file, serde_json::to_vec(&records).unwrap()).unwrap();
@@ -97,7 +102,6 @@ fn wrong_thresholds_are_found_out() {
     let (folder, cache) = (checkpoints(), tempfile::tempdir().unwrap());
     let (expected, _) = merge(folder.path(), cache.path(), 0.3, 0.5, &[]);
     assert_eq!(files(cache.path()).len(), 2, "a file for each model");
-    type Change = dyn Fn(&mut (u64, u32, u64));
     let changes: [&Change; 8] = [
         &|(_, key, _)| *key += 1,
         &|(_, key, _)| *key -= 1,

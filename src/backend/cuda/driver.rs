@@ -37,6 +37,9 @@ fn failed(what: &str) -> impl FnOnce(DriverError) -> Error + '_ {
             CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_PTX
             | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => error.hint("update the NVIDIA driver"),
+            CUresult::CUDA_ERROR_NO_DEVICE => error.hint(
+                "use --device cpu; nvidia-smi lists the GPUs, and CUDA_VISIBLE_DEVICES may hide them",
+            ),
             _ => error.hint(
                 "`mergeforge check --device cuda` tests the device; --device cpu gives the same bytes without it",
             ),

@@ -13,7 +13,9 @@ DEVICE void masked_sums(const Work& work) {
         const int lanes = work.lanes(tile);
         float base[8], x[8], v[8];
         read<FLOAT>(work, 0, tile, base);
+        // Shared memory has room for as many models at a time as a vote may have.
         for (unsigned m = 0; m < count; m++) {
+            const unsigned place = m % VOTERS_MAX;
             read<FLOAT>(work, m + 1, tile, x);
             weighted_delta(models[m], work.span->first_tile + tile, lanes, x, base, v);
 #pragma unroll
@@ -21,10 +23,10 @@ DEVICE void masked_sums(const Work& work) {
                 x[i] = i < lanes ? absolute(sub(x[i], base[i])) : 0.0f;
                 v[i] = i < lanes ? absolute(v[i]) : 0.0f;
             }
-            groups.of[2 * m][threadIdx.x] = group_sum(x);
-            groups.of[2 * m + 1][threadIdx.x] = group_sum(v);
+            groups.of[2 * place][threadIdx.x] = group_sum(x);
+            groups.of[2 * place + 1][threadIdx.x] = group_sum(v);
+            if (place + 1 == VOTERS_MAX || m + 1 == count) fold(groups, 2 * place + 2, sums + 2 * (m - place));
         }
-        fold(groups, 2 * count, sums);
     }
 }
 

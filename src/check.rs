@@ -18,11 +18,14 @@ use crate::kernel::{gram, keys, levels, magnitudes, masked_sums, tiles, weighted
 use crate::timeline::Timeline;
 use data::Random;
 
-/// Numbers of models besides the base: each that a kernel is compiled for apart, more than that, and the most.
-pub const MODELS: [usize; 6] = [1, 2, 3, 4, 5, VOTERS_MAX];
+/// Numbers of models besides the base: each that a kernel is compiled for apart, more than that, the most of a vote, and more.
+pub const MODELS: [usize; 7] = [1, 2, 3, 4, 5, VOTERS_MAX, MODELS_MAX];
 
-/// Elements of the tensors of a launch: on both sides of a tile's end, one, and several tiles.
-const SIZES: [usize; 5] = [1, 1023, 1024, 1025, 5000];
+/// More than a vote may have, for kernels that have none.
+const MODELS_MAX: usize = VOTERS_MAX + 2;
+
+/// Elements of the tensors of a launch: on both sides of a tile's end, one, and so many tiles that a block on a GPU is full.
+const SIZES: [usize; 5] = [1, 1023, 1024, 1025, 9000];
 
 const FLOATS: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
 
@@ -72,7 +75,7 @@ pub struct Row {
 
 /// What a device needs to be checked.
 pub fn limits() -> Limits {
-    let inputs = VOTERS_MAX + 1;
+    let inputs = MODELS_MAX + 1;
     let chunk_tiles = 16;
     let widest = Widest {
         inputs,
@@ -382,7 +385,7 @@ pub fn jobs(models: usize, random: &mut Random) -> Vec<Job> {
     let consensus = |shift, scale| Job::Consensus(consensus::Job { models: voting(shift), scale });
     let bracket = |i: usize| Bracket { lowest: 0.01f32.to_bits() >> 12 << 12, shift: 12 + i as u32 % 4 };
     let level = |i: usize| vec![threshold, 0.25f32.to_bits(), 0.5f32.to_bits() + i as u32];
-    vec![
+    let mut jobs = vec![
         Job::WeightedSum(weighted_sum::Job { anchored: false, coefficients: coefficients.clone() }),
         Job::WeightedSum(weighted_sum::Job { anchored: true, coefficients: coefficients.clone() }),
         consensus(0, scale()),
@@ -396,5 +399,12 @@ pub fn jobs(models: usize, random: &mut Random) -> Vec<Job> {
         Job::Magnitudes(magnitudes::Job { models: (0..models).map(bracket).collect() }),
         Job::MaskedSums(masked_sums::Job { models: (0..models).map(|i| keep(i + 2)).collect() }),
         Job::MaskedSums(masked_sums::Job { models: (0..models).map(|i| keep(i + 3)).collect() }),
-    ]
+    ];
+    let for_many = |job: &Job| match job {
+        Job::WeightedSum(_) | Job::MaskedSums(_) => true,
+        Job::Consensus(job) => job.scale.is_empty(),
+        _ => false,
+    };
+    jobs.retain(|job| models <= VOTERS_MAX || for_many(job));
+    jobs
 }

@@ -176,7 +176,7 @@ struct CommonArgs {
     /// Where to compute: auto, or a device that `mergeforge devices` lists
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
-    /// Memory of the device for buffers and held inputs [default: 8GiB, at most 90 % of what is free]
+    /// Memory of the device for buffers and held inputs [default: 7GiB, at most 90 % of what is free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     device_memory: Option<u64>,
     /// Whether inputs are read past the system's page cache: auto is where they are larger than the memory, and would not
@@ -446,9 +446,10 @@ fn default_host_bytes(device: &Device) -> u64 {
     default.min(physical_bytes() / 2)
 }
 
-/// 8 GiB hold the largest tensors of all inputs; devices shared with others keep a tenth of what is free.
+/// 7 GiB hold the largest tensors of all inputs, and leave room for the driver under 8 GiB; devices shared with others keep
+/// a tenth of what is free.
 fn default_device_bytes(device: &Device) -> Result<u64> {
-    const DEFAULT: u64 = 8 << 30;
+    const DEFAULT: u64 = 7 << 30;
     Ok(device.free_bytes()?.map_or(0, |free| DEFAULT.min(free / 10 * 9)))
 }
 

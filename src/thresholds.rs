@@ -6,10 +6,12 @@
 //! time and nothing else, and no failure here is an error.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Source;
 use crate::kernel::TILE;
@@ -24,9 +26,11 @@ const PAIRS_MAX: usize = 256;
 /// Densities that are remembered of a tensor; the oldest are forgotten.
 const DENSITIES_MAX: usize = 16;
 
-/// Of one model's tensors: how many elements are kept, the key of the smallest, and the flat index before which keys equal
-/// to that are kept.
-type Known = HashMap<Names, Vec<(u64, u32, u64)>>;
+/// The thresholds of one model's tensors, one for each density.
+type Known = HashMap<Names, Vec<Found>>;
+
+/// How many elements are kept, the key of the smallest, and the flat index before which keys equal to that are kept.
+type Found = (u64, u32, u64);
 
 /// A tensor's names in the base and in the model.
 type Names = (String, String);
@@ -110,18 +114,37 @@ impl<'a> Pairs<'a> {
     }
 }
 
+/// What a file holds.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    tensors: Vec<(Names, Vec<Found>)>,
+}
+
+/// Files of another form are not understood.
+const FORMAT: u32 = 1;
+
+/// Twelve thousand tensors with all their densities need half of this.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
 fn read(file: &Path) -> io::Result<Known> {
-    let records: Vec<_> = serde_json::from_slice(&fs::read(file)?)?;
-    Ok(records.into_iter().collect())
+    // Opening a pipe would wait for ever.
+    if !fs::metadata(file)?.is_file() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = Vec::new();
+    File::open(file)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    let Stored { format, tensors } = serde_json::from_slice(&bytes)?;
+    if format == FORMAT { Ok(tensors.into_iter().collect()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// Replaces a file in one step: a merge that reads it at the same time sees the old or the new one.
 fn write(file: &Path, known: &Known) -> io::Result<()> {
-    let mut records: Vec<_> = known.iter().collect();
-    records.sort_unstable();
+    let mut tensors: Vec<_> = known.clone().into_iter().collect();
+    tensors.sort_unstable();
     fs::create_dir_all(file.parent().unwrap_or(Path::new("")))?;
     let unfinished = file.with_extension(format!("{}.partial", std::process::id()));
-    fs::write(&unfinished, serde_json::to_vec(&records)?)?;
+    fs::write(&unfinished, serde_json::to_vec(&Stored { format: FORMAT, tensors })?)?;
     fs::rename(&unfinished, file)
 }
 

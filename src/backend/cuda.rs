@@ -93,13 +93,14 @@ pub(super) fn devices() -> Result<Vec<Device>> {
     let device = |index| {
         let about = driver::about(index)?;
         let (major, minor) = about.capability;
+        let unusable = driver::too_old(&about).map(|error| error.message);
         let facts = vec![
             ("driver", format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
             ("compute capability", format!("{major}.{minor}")),
             ("multiprocessors", about.multiprocessors.to_string()),
         ];
         let memory_bytes = Some(about.total_bytes);
-        Ok(Device { family: Family::Cuda, index, name: about.name, memory_bytes, facts })
+        Ok(Device { family: Family::Cuda, index, name: about.name, memory_bytes, facts, unusable })
     };
     (0..count).map(device).collect()
 }
@@ -378,7 +379,8 @@ impl Lane for CudaLane<'_> {
         };
         // The slot that a launch is read into is kept by the launch too, though none of it may be held.
         let target = inputs.slots.last().expect("the last slot is the one read into").place;
-        self.start(&mut flight, &launch, &table, target, inputs.read_bytes, bytes)?;
+        self.start(&mut flight, &launch, &table, target, inputs.read_bytes, bytes)
+            .or_else(|failure| self.drain(failure))?;
         self.keep(&launch, &inputs);
         let shape = launch.jobs[0].result();
         self.flying.push_back(Flying { flight, _slots: inputs.slots, shape, spans: table.spans, bytes });
@@ -387,8 +389,8 @@ impl Lane for CudaLane<'_> {
 
     fn collect(&mut self, take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>) -> Result<()> {
         let flying = self.flying.pop_front().expect("collect follows submit");
-        flying.flight.events[5].synchronize()?;
-        self.record(&flying)?;
+        let done = flying.flight.events[5].synchronize().and_then(|()| self.record(&flying));
+        done.or_else(|failure| self.drain(failure))?;
         let bytes = flying.flight.results.bytes();
         let guard = &bytes[flying.bytes.used as usize..flying.bytes.copied_out as usize];
         if guard.iter().any(|byte| *byte != GUARD) {
@@ -505,6 +507,15 @@ impl CudaLane<'_> {
         }
     }
 
+    /// After a failure: waits for what is under way, which uses slots that are about to be freed.
+    fn drain(&self, failure: Error) -> Result<()> {
+        for stream in [&self.cuda.copy_in, &self.cuda.compute, &self.cuda.copy_out] {
+            // The failure that brought us here is the one to tell.
+            let _ = lock(stream).synchronize();
+        }
+        Err(failure)
+    }
+
     /// Puts the device's stages on the timeline.
     fn record(&self, flying: &Flying) -> Result<()> {
         let events = &flying.flight.events;
@@ -522,11 +533,10 @@ impl CudaLane<'_> {
 }
 
 impl Drop for CudaLane<'_> {
-    /// After a failure launches may still be under way, and they use the slots of this lane.
+    /// Where others failed, launches of this lane may still be under way.
     fn drop(&mut self) {
-        for stream in [&self.cuda.copy_in, &self.cuda.compute, &self.cuda.copy_out] {
-            // The failure that brought us here is the one to tell.
-            let _ = lock(stream).synchronize();
+        if !self.flying.is_empty() {
+            let _ = self.drain(Error::interrupted());
         }
     }
 }

@@ -64,12 +64,15 @@ pub struct Device {
     pub memory_bytes: Option<u64>,
     /// What else can be said of it: name and value.
     pub facts: Vec<(&'static str, String)>,
+    /// Why it cannot be used, if it cannot.
+    pub unusable: Option<String>,
 }
 
 impl Device {
     /// The processor, which is always there.
     pub fn cpu() -> Self {
-        Self { family: Family::Cpu, index: 0, name: "CPU".into(), memory_bytes: None, facts: Vec::new() }
+        let (name, facts) = ("CPU".into(), Vec::new());
+        Self { family: Family::Cpu, index: 0, name, memory_bytes: None, facts, unusable: None }
     }
 
     /// What `--device` takes for it: `cpu`, `cuda:0`.
@@ -124,11 +127,17 @@ pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
     let mut passed_over = None;
     if word == "auto" {
         for family in Family::ALL {
-            match devices(family).map(|found| found.into_iter().next()) {
-                Ok(Some(device)) => return Ok((device, passed_over)),
-                Ok(None) => {}
-                Err(reason) => passed_over = passed_over.or(Some(reason.message)),
+            let found = devices(family).unwrap_or_else(|reason| {
+                passed_over.get_or_insert(reason.message);
+                Vec::new()
+            });
+            for device in found {
+                match device.unusable {
+                    None => return Ok((device, passed_over)),
+                    Some(reason) => _ = passed_over.get_or_insert(reason),
+                }
             }
+            passed_over.get_or_insert_with(|| format!("no {} device", family.name()));
         }
     }
     let (name, index) = word.split_once(':').unwrap_or((word, "0"));

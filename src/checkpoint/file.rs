@@ -56,7 +56,7 @@ pub enum Reads {
     /// Through the page cache, which keeps it for the next merge.
     #[default]
     Cached,
-    /// From the page cache what is there, and the rest past it, where the system can do that.
+    /// Past it, where the system can do that.
     Direct,
 }
 
@@ -73,26 +73,18 @@ pub fn open_direct(_path: &Path) -> Option<File> {
     None
 }
 
-/// Fills `into` from `offset` on, from the page cache what is there and the rest by `direct`, a handle of
-/// [`open_direct`]; an earlier end of the file is `UnexpectedEof`.
-#[cfg(target_os = "linux")]
+/// Fills `into` from `offset` on by `direct`, a handle of [`open_direct`], or by `file` where that cannot be; an earlier
+/// end of the file is `UnexpectedEof`.
 pub fn read_exact_past_cache(file: &File, direct: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
-    use rustix::io::{ReadWriteFlags, preadv2};
-    // Where nothing is cached, or the file system cannot tell, this is an error and no data.
-    let cached = preadv2(file, &mut [io::IoSliceMut::new(into)], offset, ReadWriteFlags::NOWAIT).unwrap_or(0);
-    let (into, offset) = (&mut into[cached..], offset + cached as u64);
-    if into.is_empty() || read_blocks(direct, into, offset)? {
+    #[cfg(target_os = "linux")]
+    if read_blocks(direct, into, offset)? {
         return Ok(());
     }
+    let _ = direct;
     read_exact_at(file, into, offset)
 }
 
-#[cfg(not(target_os = "linux"))]
-pub fn read_exact_past_cache(file: &File, _direct: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
-    read_exact_at(file, into, offset)
-}
-
-/// Reads whole blocks around what is wanted; false where the file cannot be read in such blocks.
+/// Reads whole blocks around what is wanted; false where the file cannot be read in such blocks, or ends.
 #[cfg(target_os = "linux")]
 fn read_blocks(direct: &File, into: &mut [u8], offset: u64) -> io::Result<bool> {
     use std::cell::RefCell;
@@ -112,9 +104,9 @@ fn read_blocks(direct: &File, into: &mut [u8], offset: u64) -> io::Result<bool> 
         let mut read = 0;
         while read < wanted {
             match direct.read_at(&mut room[read..], offset - before as u64 + read as u64) {
-                // An end in the middle of a block is the end of the file.
+                // Too early an end of the file, or of what this disk calls a block.
                 Ok(count) if count == 0 || (!count.is_multiple_of(BLOCK) && read + count < wanted) => {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
+                    return Ok(false);
                 }
                 Ok(count) => read += count,
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
@@ -173,31 +165,36 @@ pub fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Resul
     Ok(())
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Whether the page cache has anything of a file's first block.
-    fn is_cached(file: &File) -> bool {
+    /// Whether the page cache has a file's byte. Asking makes the system read it: each file is asked once.
+    fn is_cached(file: &File, offset: u64) -> bool {
         use rustix::io::{ReadWriteFlags, preadv2};
         let mut byte = [0];
-        preadv2(file, &mut [io::IoSliceMut::new(&mut byte)], 0, ReadWriteFlags::NOWAIT).is_ok()
+        preadv2(file, &mut [io::IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT).is_ok()
     }
 
     #[test]
-    fn reads_past_the_cache_give_the_same_bytes_and_leave_nothing_there() {
-        // Not where temporary files are: that may be memory.
-        let folder = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
-        let path = folder.path().join("data");
+    fn direct_reads_give_the_same_bytes_and_leave_nothing_in_the_cache() {
+        // Beside the program, since temporary files may lie in memory.
+        let program = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
         let data: Vec<u8> = (0..300_001u32).map(|i| (i * 7 % 251) as u8).collect();
-        std::fs::write(&path, &data).unwrap();
-        let file = File::open(&path).unwrap();
-        file.sync_all().unwrap();
-        let forget = || {
+        let forgotten = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, &data).unwrap();
+            let file = File::open(&path).unwrap();
+            file.sync_all().unwrap();
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-            !is_cached(&file)
+            (file, open_direct(&path))
         };
-        let Some(direct) = open_direct(&path) else { return eprintln!("not run: no direct reads here") };
+        let (file, direct) = forgotten("first");
+        if is_cached(&file, 0) || direct.is_none() {
+            return eprintln!("not run: this file system has no reads past its cache");
+        }
         for (offset, len) in [
             (0, 1),
             (0, 4096),
@@ -208,17 +205,15 @@ mod tests {
             (299_000, 1001),
             (300_000, 1),
         ] {
-            for forgotten in [false, forget()] {
-                let mut into = vec![0; len];
-                read_exact_past_cache(&file, &direct, &mut into, offset as u64).unwrap();
-                assert!(into == data[offset..offset + len], "{len} bytes from {offset}");
-                // The file system may have a cache of its own that it reads through.
-                assert!(!forgotten || !is_cached(&file) || forget(), "{len} bytes from {offset} are cached");
-            }
+            let (file, direct) = forgotten(&format!("{offset}-{len}"));
+            let mut into = vec![0; len];
+            assert!(read_blocks(&direct.unwrap(), &mut into, offset as u64).unwrap(), "{len} from {offset}");
+            assert!(into == data[offset..offset + len], "{len} bytes from {offset}");
+            assert!(!is_cached(&file, offset as u64), "{len} bytes from {offset} are cached");
         }
         for (offset, len) in [(300_000, 2), (0, 300_002), (300_001, 1), (400_000, 10)] {
-            forget();
-            let error = read_exact_past_cache(&file, &direct, &mut vec![0; len], offset).unwrap_err();
+            let error = read_exact_past_cache(&file, direct.as_ref().unwrap(), &mut vec![0; len], offset)
+                .unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{len} bytes from {offset}");
         }
     }

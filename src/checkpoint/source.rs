@@ -138,7 +138,7 @@ impl Source {
         assert!(end.is_some_and(|end| end <= tensor.bytes), "read inside the tensor {}", tensor.name);
         let file = &self.files[tensor.file];
         let (handle, offset) = (file.handle()?, tensor.offset + offset);
-        let read = match file.direct(reads, into.len())? {
+        let read = match file.direct(reads, into.len()) {
             Some(direct) => read_exact_past_cache(handle, direct, into, offset),
             None => read_exact_at(handle, into, offset),
         };
@@ -232,18 +232,19 @@ impl SourceFile {
     }
 
     /// The handle for reads past the page cache of so many bytes, where they are wanted and possible.
-    fn direct(&self, reads: Reads, bytes: usize) -> Result<Option<&File>> {
+    fn direct(&self, reads: Reads, bytes: usize) -> Option<&File> {
         /// What is smaller shares its blocks with its neighbours, which will be wanted too.
         const DIRECT_BYTES_MIN: usize = 64 << 10;
         if reads == Reads::Cached || bytes < DIRECT_BYTES_MIN {
-            return Ok(None);
+            return None;
         }
-        let direct = self.direct.get_or_init(|| open_direct(&self.path)).as_ref();
-        // The path may lead elsewhere by now.
-        if let Some(file) = direct {
-            self.verify(&file.metadata().map_err(|e| Error::reading(&self.path, &e))?)?;
+        if let Some(direct) = self.direct.get() {
+            return direct.as_ref();
         }
-        Ok(direct)
+        let opened = open_direct(&self.path);
+        // The path may lead elsewhere by now; the other handle then tells whether that is an error.
+        let same = |file: &File| file.metadata().is_ok_and(|metadata| self.verify(&metadata).is_ok());
+        self.direct.get_or_init(|| opened.filter(same)).as_ref()
     }
 
     fn verify(&self, metadata: &Metadata) -> Result<()> {

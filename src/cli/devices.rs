@@ -72,7 +72,11 @@ fn device_json(device: &Device) -> Json {
 pub(super) fn check(word: Option<&str>, depth: Depth, json: bool) -> Result<()> {
     let mut devices = Vec::new();
     match word {
-        Some(word) => devices.push(device::choose(word)?.0),
+        Some(word) => {
+            let (device, passed_over) = device::choose(word)?;
+            passed_over.iter().filter(|_| !json).for_each(|reason| show::note(reason));
+            devices.push(device);
+        }
         None => {
             for family in Family::ALL {
                 match device::devices(family) {

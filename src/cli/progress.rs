@@ -65,7 +65,9 @@ impl Watch for Progress {
         self.read.fetch_add(read, Ordering::Relaxed);
         self.written.fetch_add(written, Ordering::Relaxed);
         if written > 0 {
-            self.bar.inc(written);
+            // A pass that is taken back writes twice.
+            let left = self.bar.length().unwrap_or(u64::MAX).saturating_sub(self.bar.position());
+            self.bar.inc(written.min(left));
         }
     }
 

@@ -196,10 +196,10 @@ impl Merge {
         Pass::Measure { reads: self.reads(), job, over: everything(self.elements) }
     }
 
-    /// The first model whose selection is not proven by what was kept: its place, what was kept, and what should be.
+    /// The first input whose selection is not proven by what was kept, with what was kept and what should be.
     fn refuted(&self, kept: &Kept) -> Option<(usize, u64, u64)> {
         let refuted = |(place, member, k): (usize, &Member, u64)| {
-            (!top_k::proves(kept[place], k, member.trim()?)).then_some((place, kept[place], k))
+            (!top_k::proves(kept[place], k, member.trim()?)).then_some((member.input, kept[place], k))
         };
         self.trimmed().find_map(refuted)
     }
@@ -264,7 +264,7 @@ impl Machine for Merge {
             Stage::Combining => match self.refuted(&measured.kept()) {
                 None => return Ok(None),
                 Some(_) if self.recalled => self.select_anew(),
-                Some((model, kept, k)) => return Err(contradiction(model, kept, k)),
+                Some((input, kept, k)) => return Err(contradiction(input, kept, k)),
             },
         }))
     }
@@ -273,7 +273,8 @@ impl Machine for Merge {
         let elements = self.elements;
         let possible = |trim: &Trim| {
             let cut = u64::from(trim.cut_tile) * TILE as u64 + u64::from(trim.cut_lane);
-            trim.threshold <= KEY_MAX && cut <= elements
+            // Zeros are not kept, see `top_k`.
+            trim.threshold <= KEY_MAX && cut <= if trim.threshold == 0 { 0 } else { elements }
         };
         let of = |member: &Member| {
             let known = |known: &&Threshold| {
@@ -298,10 +299,10 @@ impl Machine for Merge {
 }
 
 /// What a device counted does not fit what it then kept.
-fn contradiction(model: usize, kept: u64, k: u64) -> Error {
+fn contradiction(input: usize, kept: u64, k: u64) -> Error {
     Error::device(format!(
-        "{kept} elements of model number {} of the merge were kept where {k} are the largest",
-        model + 1
+        "of model number {}, {kept} elements were kept and not the {k} largest: the device contradicts itself",
+        input + 1
     ))
     .hint("`mergeforge check` tests the device; please report this")
 }

@@ -80,7 +80,7 @@ enum Cut {
     Within { tiles: Range<u64>, keep: u64 },
 }
 
-/// Where the k-th magnitude is 0, it makes no difference which zeros are kept: none is, so that what is kept is at most k.
+/// Where the k-th magnitude is 0, no zero is kept: weighted it would be 0 all the same, and what is kept is at most k.
 const ZEROS_KEPT: u64 = 0;
 
 /// Whether so many kept elements prove the threshold and the cut of a selection of `k`: they were then the k largest,
@@ -186,7 +186,6 @@ impl TopK {
     }
 
     fn counting_pass(&mut self) -> Option<Pass> {
-        self.asked = Asked::Counts;
         self.measuring =
             (0..self.searches.len()).filter(|search| self.searches[*search].found.is_none()).collect();
         // All models are counted by the same kernel: one that needs bins gives them to all.
@@ -198,6 +197,7 @@ impl TopK {
             self.measuring.iter().for_each(|search| self.searches[*search].levels.clear());
             Job::Magnitudes(magnitudes::Job { models })
         };
+        self.asked = Asked::Counts;
         (!self.measuring.is_empty()).then(|| self.pass(job, everything(self.elements)))
     }
 
@@ -225,6 +225,7 @@ impl TopK {
             self.asked = Asked::Cut;
             return Some(self.pass(Job::Keys(keys::Job { models: 1 }), vec![tiles]));
         }
+        self.asked = Asked::Counts;
         // In pieces, so that the count says more than before however long the stream's own chunks are.
         let step = WORDS_TILES_MAX.max(length.div_ceil(RECORDS_MAX));
         let piece = |start: u64| start..(start + step).min(tiles.end);
@@ -236,13 +237,14 @@ impl TopK {
         let found = self.searches[self.measuring[0]].found.as_mut().expect("a cut follows a threshold");
         let Cut::Within { tiles, keep } = &found.cut else { unreachable!("only open cuts are looked for") };
         let mut equal = (0u64..).zip(words).filter(|(_, key)| **key == found.threshold);
-        let (last, _) = equal.nth(*keep as usize - 1).expect("the counts promised this many equal keys");
-        found.cut = Cut::At(tiles.start * TILE as u64 + last + 1);
+        // There are as many as were counted, or what is kept in the end will show that there are not.
+        let before = equal.nth(*keep as usize - 1).map_or(words.len() as u64, |(last, _)| last + 1);
+        found.cut = Cut::At(tiles.start * TILE as u64 + before);
     }
 }
 
 impl Search {
-    /// Takes in the counters of this model.
+    /// Takes in the counters of this model: of the cut where the key is found, else of the levels or bins asked for.
     fn narrow(&mut self, records: &[Record], elements: u64) {
         if let Some(Found { cut: Cut::Within { keep, .. }, threshold }) = self.found {
             self.found = Some(Found { threshold, cut: cut_within(records, 1, keep) });
@@ -256,12 +258,14 @@ impl Search {
     fn narrow_levels(&mut self, records: &[Record], elements: u64) {
         for (level, key) in std::mem::take(&mut self.levels).into_iter().enumerate().rev() {
             let (at_or_above, equal) = (total(records, 2 * level), total(records, 2 * level + 1));
-            if at_or_above - equal >= self.k {
-                (self.interval.start, self.from_start) = (key + 1, at_or_above - equal);
+            // Counts that contradict each other are noticed in the end.
+            let above = at_or_above.saturating_sub(equal);
+            if above >= self.k {
+                (self.interval.start, self.from_start) = (key + 1, above);
                 return self.miss();
             }
             if at_or_above >= self.k {
-                return self.settle(key, at_or_above - equal, records, 2 * level + 1, elements);
+                return self.settle(key, above, records, 2 * level + 1, elements);
             }
             (self.interval.end, self.from_end) = (key, at_or_above);
         }
@@ -297,7 +301,7 @@ impl Search {
         let keep = self.k - above;
         let cut = match threshold {
             0 => Cut::At(ZEROS_KEPT),
-            _ if keep == total(records, word) => Cut::At(elements),
+            _ if keep >= total(records, word) => Cut::At(elements),
             _ => cut_within(records, word, keep),
         };
         self.found = Some(Found { threshold, cut });

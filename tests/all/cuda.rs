@@ -191,21 +191,36 @@ fn every_method_gives_the_bytes_of_the_cpu() {
 fn missing_waits_are_caught() {
     let folder = case("ties", 31);
     let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
-    let wrong = (0..8).filter(|seed: &u32| {
-        let settings = [("SEED", &*seed.to_string()), ("IGNORE_WAITS", "1")];
-        let output = command_on(driver(), &settings, &["merge"])
-            .args([folder.path().join("config.yml"), folder.path().join("out")])
-            .args(["--device", "cuda"])
-            .output();
-        // Whatever the kernels are given then, a panic included, counts as caught.
-        if !output.unwrap().status.success() {
-            return true;
-        }
-        let found = models::read(&folder.path().join("out"));
-        std::fs::remove_dir_all(folder.path().join("out")).unwrap();
-        found != expected
-    });
-    assert!(wrong.count() > 0, "no seed shows that waits are missing");
+    // One worker asks for the waits of a launch in turn: the kernel's for its inputs, and the copy's for the kernel.
+    for kind in ["1", "2", "3"] {
+        assert!((0..8).any(|seed| goes_wrong(&folder, &expected, kind, seed)), "no seed shows waits {kind}");
+    }
+}
+
+/// Whether a merge without the waits of a kind is noticed.
+fn goes_wrong(folder: &tempfile::TempDir, expected: &Tensors, kind: &str, seed: u32) -> bool {
+    let settings = [("SEED", &*seed.to_string()), ("IGNORE_WAITS", kind)];
+    let output = command_on(driver(), &settings, &["merge"])
+        .args([folder.path().join("config.yml"), folder.path().join("out")])
+        .args(["--device", "cuda", "--threads", "1"])
+        .output();
+    // Whatever the kernels are given then, a panic included, counts as caught.
+    if !output.unwrap().status.success() {
+        return true;
+    }
+    let found = models::read(&folder.path().join("out"));
+    std::fs::remove_dir_all(folder.path().join("out")).unwrap();
+    found != *expected
+}
+
+/// A device that counts wrongly contradicts what it then keeps.
+#[test]
+fn wrong_counts_are_found_out_by_the_merge() {
+    let folder = bfloat16_case(2, 1 << 16, "ties");
+    let kernels = mistaken("prelude.cuh", "threadIdx.x % 32 == 0 && count", "threadIdx.x == 0 && count");
+    let ended = merge(&Driver::with_kernels(kernels.path()), &[], folder.path(), &["--device", "cuda"]);
+    ended.failed(5, &["tensor model.layers.0.mlp.weight", "contradicts itself", "hint: "]);
+    assert_nothing_left(folder.path());
 }
 
 /// A base and models whose deltas take few values, as bfloat16 weights have them.
@@ -438,6 +453,10 @@ fn what_is_not_there_is_told() {
     let broken = Driver { folder: none.path().to_path_buf() };
     merge(&broken, &[], folder.path(), &["--device", "cuda"])
         .failed(5, &["no NVIDIA driver", "--device cpu"]);
+    let too_old = [("CAPABILITY", "61")];
+    let ended = merge(driver(), &too_old, folder.path(), &["--device", "auto"]);
+    assert!(ended.stderr.contains("7.5 (Turing) is the oldest supported"), "{}", ended.stderr);
+    merged(ended, folder.path());
     let ended = merge(&broken, &[], folder.path(), &["--device", "auto"]);
     assert!(ended.stderr.contains("no NVIDIA driver"), "{}", ended.stderr);
     merged(ended, folder.path());

@@ -291,8 +291,8 @@ fn opposite_orders_under_the_least_memory_do_not_deadlock() {
 /// Reads past the page cache go in whole blocks; tensors begin and end anywhere.
 #[test]
 fn direct_reads_give_the_same_bytes() {
-    // Not where temporary files are: that may be memory, which has no blocks.
-    let folder = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
+    // Beside the program, since temporary files may lie in memory, which has no blocks.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     checkpoints(folder.path(), 9);
     let merged = |when: &str| {
         let text = config(folder.path(), "ties");

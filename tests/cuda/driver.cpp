@@ -595,7 +595,9 @@ API cuStreamIsCapturing(void* handle, int* status) {
 API cuStreamWaitEvent(void* handle, Event* event, unsigned) {
     return call_with_stream(handle, [&](Stream& stream) {
         if (!driver().events.has(event)) return INVALID_HANDLE;
-        if (!settings().ignore_waits) driver().streams.wait(stream, *event);
+        static std::atomic<uint64_t> waits{0};
+        uint64_t ignored = settings().ignore_waits, kind = 2 + waits++ % 2;
+        if (ignored != 1 && ignored != kind) driver().streams.wait(stream, *event);
         return SUCCESS;
     });
 }

@@ -39,7 +39,7 @@ Settings read() {
         .devices = static_cast<int>(number("FAKE_CUDA_DEVICES", 1)),
         .version = static_cast<int>(number("FAKE_CUDA_VERSION", 13000)),
         .capability = static_cast<int>(number("FAKE_CUDA_CAPABILITY", 90)),
-        .ignore_waits = number("FAKE_CUDA_IGNORE_WAITS", 0) != 0,
+        .ignore_waits = number("FAKE_CUDA_IGNORE_WAITS", 0),
         .count_file = text("FAKE_CUDA_COUNT_FILE"),
         .launch_log = text("FAKE_CUDA_LAUNCH_LOG"),
     };

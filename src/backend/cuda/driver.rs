@@ -120,6 +120,14 @@ pub(super) fn about(index: usize) -> Result<About> {
     })
 }
 
+/// The refusal of a device that kernels cannot be compiled for.
+pub(super) fn too_old(About { name, capability, .. }: &About) -> Option<Error> {
+    let (major, minor) = capability;
+    let refusal =
+        format!("{name} has compute capability {major}.{minor}, and 7.5 (Turing) is the oldest supported");
+    (*capability < CAPABILITY_MIN).then(|| Error::device(refusal).hint("use --device cpu"))
+}
+
 impl Context {
     /// The context of a device, the same one for all who ask: making it takes a good part of a second.
     pub(super) fn of(index: usize) -> Result<Arc<Self>> {
@@ -129,13 +137,8 @@ impl Context {
             context.bind()?;
             return Ok(Arc::clone(context));
         }
-        let (capability, name) = about(index).map(|about| (about.capability, about.name))?;
-        if capability < CAPABILITY_MIN {
-            let (major, minor) = capability;
-            return Err(Error::device(format!(
-                "{name} has compute capability {major}.{minor}, and 7.5 (Turing) is the oldest supported"
-            ))
-            .hint("use --device cpu"));
+        if let Some(refusal) = too_old(&about(index)?) {
+            return Err(refusal);
         }
         let device = cu::device::get(index as c_int).map_err(failed("find the device"))?;
         // SAFETY: the device is one that the driver gave.

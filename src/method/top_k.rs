@@ -86,8 +86,7 @@ const ZEROS_KEPT: u64 = 0;
 /// Whether so many kept elements prove the threshold and the cut of a selection of `k`: they were then the k largest,
 /// because whatever is kept is at least as large as what is not.
 pub(super) fn proves(kept: u64, k: u64, trim: Trim) -> bool {
-    let of_zeros = trim == Trim { threshold: 0, cut_tile: 0, cut_lane: 0 };
-    kept == k || (of_zeros && kept < k)
+    kept == k || (trim == Trim::new(0, ZEROS_KEPT) && kept < k)
 }
 
 /// `max(1, trunc(density · n))`, for 0 < density < 1.
@@ -130,13 +129,9 @@ impl TopK {
     /// The thresholds, in the order of the inputs given.
     pub(super) fn trims(&self) -> impl Iterator<Item = Trim> + '_ {
         self.searches.iter().map(|search| match &search.found {
-            Some(Found { threshold, cut: Cut::At(cut) }) => Trim {
-                threshold: *threshold,
-                cut_tile: (cut / TILE as u64) as u32,
-                cut_lane: (cut % TILE as u64) as u32,
-            },
+            Some(Found { threshold, cut: Cut::At(cut) }) => Trim::new(*threshold, *cut),
             // An empty tensor: there is nothing to keep.
-            _ => Trim { threshold: 0, cut_tile: 0, cut_lane: 0 },
+            _ => Trim::new(0, ZEROS_KEPT),
         })
     }
 

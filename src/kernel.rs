@@ -185,9 +185,15 @@ impl Job {
         }
     }
 
-    /// Runs the CPU twin on tile number `tile` of the tensor; `inputs` are its decoded elements.
-    #[inline(always)]
+    /// Runs the CPU twin on tile number `tile` of the tensor; `inputs` are its decoded elements. Compiled for the oldest
+    /// processor that the build targets: what every device is compared with.
     pub fn run_tile(&self, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
+        self.tile(tile, inputs, scratch, target);
+    }
+
+    /// The same, to be compiled into the caller and for its instruction set.
+    #[inline(always)]
+    pub(crate) fn tile(&self, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
         match (self, target) {
             (Self::WeightedSum(job), Target::Values(out, _)) => weighted_sum::tile(job, inputs, out),
             (Self::Consensus(job), Target::Values(out, kept)) => {

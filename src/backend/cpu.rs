@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use multiversion::multiversion;
 
 use super::device::LaneBytes;
-use super::{Backend, Hold, Lane, Launch, Output, Read, Span, SpanResult, Tally, Yardstick};
-use crate::dtype::{decode, encode};
+use super::{Backend, Hold, Lane, Launch, OddValues, Output, Read, Span, SpanResult, Tally, Yardstick};
+use crate::dtype::{Float, decode, encode};
 use crate::error::Result;
 use crate::kernel::{
     Inputs, Job, RECORDS_MAX, Result as Shape, TILE, Target, VOTERS_MAX, Widest, magnitudes,
@@ -281,16 +281,43 @@ impl Cpu {
     }
 }
 
+/// Compiles functions for several instruction sets, the best of which is chosen at run time. None of them fuses or
+/// reorders arithmetic, so they all give the same bytes.
+macro_rules! for_each_instruction_set {
+    ($($(#[$about:meta])* fn $name:ident($($argument:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
+        $(#[$about])*
+        #[multiversion(targets(
+            "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+bmi1+bmi2+lzcnt+popcnt",
+            "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt",
+            "aarch64+neon",
+        ))]
+        fn $name($($argument: $kind),*) $(-> $result)? $body
+    )*};
+}
+
+for_each_instruction_set! {
+    /// Runs a job on a tile.
+    fn run_tile(job: &Job, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
+        job.tile(tile, inputs, scratch, target);
+    }
+
+    /// Decodes a tile of one input; what is odd about it is counted if `odd` is there.
+    fn decode_tile(float: Float, bytes: &[u8], decoded: &mut [f32], odd: Option<&mut OddValues>) {
+        decode(float, bytes, decoded);
+        if let Some(odd) = odd {
+            odd.count(decoded);
+        }
+    }
+
+    /// Encodes a tile of results, and counts those that overflowed; `before` is what was odd before its inputs.
+    fn encode_tile(output: Float, merged: &[f32], encoded: &mut [u8], before: OddValues, odd: &mut OddValues) {
+        odd.count_overflow(before, merged);
+        odd.overflowed += encode(output, merged, encoded);
+    }
+}
+
 /// Runs a job over a span: decode, kernel, encode, tile by tile. Results are appended to the room's vector of the
 /// job's shape.
-///
-/// Compiled for several instruction sets, the best of which is chosen at run time; none of them fuses or reorders
-/// arithmetic, so they all give the same bytes.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+bmi1+bmi2+lzcnt+popcnt",
-    "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt",
-    "aarch64+neon",
-))]
 fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[&[u8]]) -> Tally {
     let (floats, output) = (&launch.floats, launch.output);
     let mut tally = Tally::default();
@@ -302,10 +329,8 @@ fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[
         let before = tally.odd;
         for ((input, float), decoded) in inputs.iter().zip(floats).zip(room.decoded.chunks_exact_mut(TILE)) {
             let decoded = &mut decoded[..len];
-            decode(*float, &input[first * float.bytes()..][..len * float.bytes()], decoded);
-            if shape == Shape::Values {
-                tally.odd.count(decoded);
-            }
+            let bytes = &input[first * float.bytes()..][..len * float.bytes()];
+            decode_tile(*float, bytes, decoded, (shape == Shape::Values).then_some(&mut tally.odd));
         }
         let inputs = Inputs { values: &room.decoded, len };
         let scratch = &mut room.scratch;
@@ -313,27 +338,26 @@ fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[
             Shape::Values => {
                 let mut merged = [0.0; TILE];
                 let target = Target::Values(&mut merged[..len], &mut tally.kept);
-                job.run_tile(tile, &inputs, scratch, target);
-                tally.odd.count_overflow(before, &merged[..len]);
+                run_tile(job, tile, &inputs, scratch, target);
                 let encoded = room.values.room_for(len * output.bytes());
-                tally.odd.overflowed += encode(output, &merged[..len], encoded);
+                encode_tile(output, &merged[..len], encoded, before, &mut tally.odd);
             }
             Shape::Sums { words } => {
                 let end = room.sums.len();
                 room.sums.resize(end + words, 0.0);
-                job.run_tile(tile, &inputs, scratch, Target::Sums(&mut room.sums[end..]));
+                run_tile(job, tile, &inputs, scratch, Target::Sums(&mut room.sums[end..]));
             }
             Shape::Counts { words } => {
                 if (tile - span.tiles.start).is_multiple_of(launch.record_tiles) {
                     counters = room.words.len();
                     room.words.resize(counters + words, 0);
                 }
-                job.run_tile(tile, &inputs, scratch, Target::Words(&mut room.words[counters..]));
+                run_tile(job, tile, &inputs, scratch, Target::Words(&mut room.words[counters..]));
             }
             Shape::Words { words } => {
                 let end = room.words.len();
                 room.words.resize(end + words * len, 0);
-                job.run_tile(tile, &inputs, scratch, Target::Words(&mut room.words[end..]));
+                run_tile(job, tile, &inputs, scratch, Target::Words(&mut room.words[end..]));
             }
         }
     }

@@ -284,14 +284,14 @@ impl Cpu {
 /// Compiles functions for several instruction sets, the best of which is chosen at run time. None of them fuses or
 /// reorders arithmetic, so they all give the same bytes.
 macro_rules! for_each_instruction_set {
-    ($($(#[$about:meta])* fn $name:ident($($argument:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
+    ($($(#[$about:meta])* fn $name:ident($($argument:ident: $kind:ty),*) $body:block)*) => {$(
         $(#[$about])*
         #[multiversion(targets(
             "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+bmi1+bmi2+lzcnt+popcnt",
             "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt",
             "aarch64+neon",
         ))]
-        fn $name($($argument: $kind),*) $(-> $result)? $body
+        fn $name($($argument: $kind),*) $body
     )*};
 }
 

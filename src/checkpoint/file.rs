@@ -192,7 +192,8 @@ mod tests {
             (file, open_direct(&path))
         };
         let (file, direct) = forgotten("first");
-        if is_cached(&file, 0) || direct.is_none() {
+        if (0..10).all(|attempt| is_cached(&forgotten(&format!("first-{attempt}")).0, 0)) || direct.is_none()
+        {
             return eprintln!("not run: this file system has no reads past its cache");
         }
         for (offset, len) in [
@@ -205,11 +206,18 @@ mod tests {
             (299_000, 1001),
             (300_000, 1),
         ] {
-            let (file, direct) = forgotten(&format!("{offset}-{len}"));
-            let mut into = vec![0; len];
-            assert!(read_blocks(&direct.unwrap(), &mut into, offset as u64).unwrap(), "{len} from {offset}");
-            assert!(into == data[offset..offset + len], "{len} bytes from {offset}");
-            assert!(!is_cached(&file, offset as u64), "{len} bytes from {offset} are cached");
+            // The system forgets what it can, which now and then is not all: what reading leaves is left every time.
+            let is_left = |attempt: usize| {
+                let (file, direct) = forgotten(&format!("{offset}-{len}-{attempt}"));
+                let mut into = vec![0; len];
+                assert!(
+                    read_blocks(&direct.unwrap(), &mut into, offset as u64).unwrap(),
+                    "{len} from {offset}"
+                );
+                assert!(into == data[offset..offset + len], "{len} bytes from {offset}");
+                is_cached(&file, offset as u64)
+            };
+            assert!(!(0..10).all(is_left), "{len} bytes from {offset} are cached");
         }
         for (offset, len) in [(300_000, 2), (0, 300_002), (300_001, 1), (400_000, 10)] {
             let error = read_exact_past_cache(&file, direct.as_ref().unwrap(), &mut vec![0; len], offset)

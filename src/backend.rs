@@ -9,6 +9,9 @@
 pub mod cpu;
 pub mod cuda;
 pub mod device;
+mod held;
+mod table;
+pub mod wgpu;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -159,6 +162,8 @@ pub struct Output<'a> {
     pub result: SpanResult<'a>,
     /// What combining kernels count, which see every element once.
     pub tally: Tally,
+    /// Whether the CPU computed it, because the device promises nothing about values of its inputs.
+    pub redone: bool,
 }
 
 /// What a combining kernel counts beside its results.

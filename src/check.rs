@@ -5,6 +5,7 @@
 //! inputs are held on the device and used again.
 
 pub mod data;
+mod first_use;
 
 use std::sync::Arc;
 
@@ -14,9 +15,11 @@ use crate::error::{Error, Result};
 use crate::kernel::consensus::{self, Drop, Keep, Model, Trim};
 use crate::kernel::magnitudes::Bracket;
 use crate::kernel::{Inputs, Job, Result as Shape, TILE, Target, VOTERS_MAX, Widest};
-use crate::kernel::{gram, keys, levels, magnitudes, masked_sums, tiles, weighted_sum};
+use crate::kernel::{gram, keys, levels, magnitudes, masked_sums, packed, tiles, weighted_sum};
 use crate::timeline::Timeline;
 use data::Random;
+
+pub use first_use::before_first_use;
 
 /// Numbers of models besides the base: each that a kernel is compiled for apart, more than that, the most of a vote, and more.
 pub const MODELS: [usize; 7] = [1, 2, 3, 4, 5, VOTERS_MAX, MODELS_MAX];
@@ -69,7 +72,11 @@ pub struct Row {
     pub types: Types,
     /// Launches compared.
     pub launches: usize,
-    /// The first that differed, in words.
+    /// Spans of them.
+    pub spans: usize,
+    /// Spans that the CPU computed, because the device promises nothing about some of their values.
+    pub redone: usize,
+    /// The first launch that differed, in words.
     pub wrong: Option<String>,
 }
 
@@ -94,8 +101,27 @@ pub fn limits() -> Limits {
 pub enum Depth {
     /// Every number of models that kernels are compiled for, and every way to hold inputs.
     All,
+    /// Each kernel that is compiled apart, once: before a device is used for the first time.
+    First,
     /// Each kernel once for few models and once for many: for tools that watch a device and slow it down.
     Quick,
+}
+
+impl Depth {
+    fn models(self) -> &'static [usize] {
+        match self {
+            Self::All => &MODELS,
+            Self::First => &[1, 2, 3, 4, 5],
+            Self::Quick => &[2, 5],
+        }
+    }
+
+    fn holds(self) -> &'static [Hold] {
+        match self {
+            Self::All => &[Hold::Keep, Hold::Peek, Hold::Take, Hold::Take],
+            Self::First | Self::Quick => &[Hold::Take],
+        }
+    }
 }
 
 /// Checks all kernels on a device that was opened with [`limits`]; `seen` hears of each row as it is done.
@@ -103,15 +129,15 @@ pub enum Depth {
 /// # Errors
 /// The device fails. Results that differ are no error of this function: rows tell them.
 pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&Row)) -> Result<Vec<Row>> {
-    let models: &[usize] = if depth == Depth::All { &MODELS } else { &[2, 5] };
     let mut random = Random(77);
     let mut rows: Vec<Row> = Vec::new();
     for types in Types::ALL {
-        for models in models.iter().copied() {
+        for models in depth.models().iter().copied() {
             for job in jobs(models, &mut random) {
                 let own = |row: &Row| (row.kernel, row.types) == (job.kernel(), types);
                 let row = rows.iter().position(own).unwrap_or_else(|| {
-                    rows.push(Row { kernel: job.kernel(), types, launches: 0, wrong: None });
+                    let kernel = job.kernel();
+                    rows.push(Row { kernel, types, launches: 0, spans: 0, redone: 0, wrong: None });
                     rows.len() - 1
                 });
                 let output = FLOATS[(models + rows[row].launches) % FLOATS.len()];
@@ -160,6 +186,15 @@ pub struct Bits {
     tally: Tally,
 }
 
+/// What a device gave.
+#[derive(Debug)]
+pub struct Found {
+    /// The results, span after span.
+    pub bits: Vec<Bits>,
+    /// How many of the spans the CPU computed.
+    pub redone: usize,
+}
+
 impl Case {
     /// A job over tensors of these sizes, each in up to two spans.
     pub fn new(job: &Job, floats: Vec<Float>, output: Float, sizes: &[usize], random: &mut Random) -> Self {
@@ -194,11 +229,11 @@ impl Case {
     fn check(&self, device: &dyn Backend, depth: Depth, row: &mut Row) -> Result<()> {
         let expected = self.of_twin();
         // What a device holds must not change anything, however it is used.
-        let holds = [Hold::Keep, Hold::Peek, Hold::Take, Hold::Take];
-        let holds = if depth == Depth::All { &holds[..] } else { &holds[3..] };
-        for hold in holds.iter().copied() {
-            let found = self.on(device, hold)?;
+        for hold in depth.holds().iter().copied() {
+            let Found { bits: found, redone } = self.on(device, hold)?;
             row.launches += 1;
+            row.spans += found.len();
+            row.redone += redone;
             if found != expected && row.wrong.is_none() {
                 row.wrong = Some(self.difference(&expected, &found, hold));
             }
@@ -228,7 +263,7 @@ impl Case {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn on(&self, device: &dyn Backend, hold: Hold) -> Result<Vec<Bits>> {
+    pub fn on(&self, device: &dyn Backend, hold: Hold) -> Result<Found> {
         let timeline = Timeline::new();
         let mut lane = device.lane(0, &timeline)?;
         let Launch { spans, floats, .. } = &self.launch;
@@ -239,14 +274,15 @@ impl Case {
             Ok(())
         };
         lane.submit(Launch { hold, ..self.launch.clone() }, &mut read)?;
-        let mut results = Vec::new();
+        let (mut results, mut redone) = (Vec::new(), 0);
         let mut take = |span: usize, output: Output<'_>| {
             assert_eq!(span, results.len(), "spans come in order");
+            redone += usize::from(output.redone);
             results.push(Bits { bytes: bits_of(&output.result), tally: output.tally });
             Ok(())
         };
         lane.collect(&mut take)?;
-        Ok(results)
+        Ok(Found { bits: results, redone })
     }
 
     /// The results that there should be.
@@ -310,22 +346,33 @@ impl Case {
 }
 
 impl Tensor {
-    /// Values with ties, zeros, subnormals and, now and then, NaN, infinities and magnitudes that overflow.
+    /// Values with ties, zeros and float16's subnormals. A quarter of the tensors has, now and then, subnormals, NaN,
+    /// infinities and magnitudes that overflow, which some devices leave to the CPU; a quarter has the least and the greatest
+    /// numbers that none does, among others; in a quarter all are so small that their products are the least.
     fn new(elements: usize, floats: &[Float], random: &mut Random) -> Self {
-        let mut value = || match random.next() % 64 {
+        let kind = random.next() % 4;
+        let small = if random.next().is_multiple_of(2) { packed::PLAIN } else { packed::PLAIN_IN_PRODUCTS };
+        let mut value = |float: Float| match (random.next() % 64, kind) {
             // So many equal ones that a cut a few lanes off shows.
-            0..5 => 0.0,
-            5 => -0.0,
-            6 => f32::from_bits(random.next() as u32 % 1000),
-            7 if random.next().is_multiple_of(50) => f32::NAN,
-            8 if random.next().is_multiple_of(50) => f32::NEG_INFINITY,
-            9 if random.next().is_multiple_of(50) => 3e38,
-            10..17 => 0.25,
-            17..24 => -0.25,
+            (0..5, _) => 0.0,
+            (5, _) => -0.0,
+            (6, 0) => f32::from_bits(random.next() as u32 % 1000),
+            (7, 0) if random.next().is_multiple_of(50) => f32::NAN,
+            (8, 0) if random.next().is_multiple_of(50) => f32::NEG_INFINITY,
+            (9, 0) if random.next().is_multiple_of(50) => 3e38,
+            (6 | 7, 1) => f32::from_bits(packed::PLAIN.start().to_bits() + random.next() as u32 % 4),
+            (8, 1) => -packed::PLAIN.start(),
+            (9, 1) if float != Float::F16 => *packed::PLAIN.end(),
+            // Multiples, so that differences are no smaller.
+            (place, 3) => small.start() * [1.0, -1.0, 2.0, 3.0, -5.0][place as usize % 5],
+            (10..17, _) => 0.25,
+            (17..24, _) => -0.25,
+            // float16's subnormals.
+            (24..28, _) => random.normal() as f32 * 1e-5,
             _ => random.normal() as f32,
         };
         let mut input = |float: &Float| {
-            let values: Vec<f32> = (0..elements).map(|_| value()).collect();
+            let values: Vec<f32> = (0..elements).map(|_| value(*float)).collect();
             let mut bytes = vec![0; elements * float.bytes()];
             encode(*float, &values, &mut bytes);
             bytes
@@ -367,14 +414,16 @@ fn canonical(sum: f32) -> u32 {
 
 /// A job of every kernel for a number of models besides the base.
 pub fn jobs(models: usize, random: &mut Random) -> Vec<Job> {
+    let draws = random.next() as u32;
     let mut number = |low: f64, high: f64| (low + (high - low) * random.unit()) as f32;
     let coefficients: Vec<f32> = (0..=models).map(|_| number(-1.0, 1.5)).collect();
+    let tiny = coefficients.iter().map(|c| (c.abs() + 1.0) * packed::FACTORS.start()).collect();
     let threshold = number(0.05, 0.3).to_bits();
     let keep = |i: usize| match i % 4 {
         0 => Keep::All,
         1 => Keep::Trim(Trim { threshold, cut_tile: 1, cut_lane: 17 }),
         2 => Keep::Trim(Trim { threshold: 0.25f32.to_bits(), cut_tile: 0, cut_lane: 500 }),
-        _ => Keep::Drop(Drop { keep: 0x8000_1234, key: [7, i as u32] }),
+        _ => Keep::Drop(Drop { keep: 0x8000_1234, key: [draws, i as u32] }),
     };
     // Pairs of models weigh the same, so that votes come out even; few models would not come to the last kinds of the list.
     let voting = |shift: usize| {
@@ -388,6 +437,8 @@ pub fn jobs(models: usize, random: &mut Random) -> Vec<Job> {
     let mut jobs = vec![
         Job::WeightedSum(weighted_sum::Job { anchored: false, coefficients: coefficients.clone() }),
         Job::WeightedSum(weighted_sum::Job { anchored: true, coefficients: coefficients.clone() }),
+        // Terms near the least numbers that no device flushes.
+        Job::WeightedSum(weighted_sum::Job { anchored: true, coefficients: tiny }),
         consensus(0, scale()),
         consensus(1, scale()),
         consensus(2, scale()),

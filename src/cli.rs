@@ -15,7 +15,7 @@ use std::time::Instant;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::backend::device::{self, Device, Family};
-use crate::check::Depth;
+use crate::check::{self, Depth};
 use crate::checkpoint::Reads;
 use crate::error::{Error, Result};
 use crate::plan::Choices;
@@ -94,10 +94,10 @@ enum BenchCommand {
         #[arg(long, value_name = "DEVICE", default_value = "auto")]
         device: String,
         /// Elements of each tensor, in millions of 1,048,576
-        #[arg(long, value_name = "N", default_value_t = 64)]
+        #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1024))]
         mebi_elements: u64,
         /// Times that each kernel is run; the median counts
-        #[arg(long, value_name = "N", default_value_t = 9)]
+        #[arg(long, value_name = "N", default_value_t = 9, value_parser = count)]
         repeat: usize,
         /// Print as JSON
         #[arg(long)]
@@ -168,15 +168,17 @@ struct CommonArgs {
     #[arg(long, visible_alias = "seed", value_name = "N", default_value_t = 0)]
     random_seed: u64,
     /// Worker threads [default: one per core]
-    #[arg(long, short = 'j', visible_alias = "num-threads", value_name = "N")]
+    #[arg(long, short = 'j', visible_alias = "num-threads", value_name = "N", value_parser = count)]
     threads: Option<usize>,
-    /// Memory for buffers and held inputs, like 512MiB or 2GB [default: 768MiB, at most half of the machine's]
+    /// Memory for buffers and held inputs, like 512MiB or 2GB [default: 768MiB, for a GPU 3GiB; at most half of the
+    /// machine's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     host_memory: Option<u64>,
     /// Where to compute: auto, or a device that `mergeforge devices` lists
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
-    /// Memory of the device for buffers and held inputs [default: 7GiB, at most 90 % of what is free]
+    /// Memory of the device for buffers and held inputs [default: 7GiB, at most 90 % of what is free; 2GiB
+    /// where the device does not tell]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     device_memory: Option<u64>,
     /// Whether inputs are read past the system's page cache: auto is where they are larger than the memory, and would not
@@ -218,7 +220,8 @@ impl CommonArgs {
     fn device(&self, tell: bool) -> Result<Device> {
         let (device, passed_over) = device::choose(&self.device)?;
         if let Some(reason) = passed_over.filter(|_| tell) {
-            show::note(&format!("{reason}: merging on the CPU"));
+            let instead = if device.family == Family::Cpu { "the CPU".into() } else { device.id() };
+            show::note(&format!("{reason}: merging on {instead}"));
         }
         Ok(device)
     }
@@ -328,7 +331,17 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
     let started = Instant::now();
     args.mergekit.notes().for_each(show::note);
     let prepared = prepared(&args.config, &args.common)?;
-    let device = args.common.device(!args.quiet)?;
+    let cache = cache_folder();
+    let mut device = args.common.device(!args.quiet)?;
+    // Who named no device is not to be left without one.
+    if args.common.device == "auto"
+        && let Err(wrong) = check::before_first_use(&device, cache.as_deref())
+    {
+        device = Device::cpu();
+        if !args.quiet {
+            show::note(&format!("{}: merging on the CPU", wrong.message));
+        }
+    }
     if !args.quiet {
         show::summary(&prepared);
     }
@@ -339,11 +352,12 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
         copy_tokenizer: !args.no_copy_tokenizer,
         model_card: !args.no_write_model_card,
         reads: args.common.reads(&prepared),
-        cache: if args.no_cache { None } else { cache_folder() },
+        cache,
+        recall: !args.no_cache,
     };
     let timeline = match &args.trace {
         Some(file) => {
-            report::check_trace(file, &args.out, &prepared)?;
+            report::check_trace(file, &args.config, &args.out, &prepared)?;
             Timeline::keeping()
         }
         None => Timeline::new(),
@@ -374,8 +388,16 @@ fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Re
     let progress = Progress::new(true)?;
     let prepared = prepared(config, common)?;
     let (budget, reads) = (common.budget(&device)?, common.reads(&prepared));
-    let options =
-        Options { out, device, budget, copy_tokenizer: false, model_card: false, reads, cache: None };
+    let options = Options {
+        out,
+        device,
+        budget,
+        copy_tokenizer: false,
+        model_card: false,
+        reads,
+        cache: None,
+        recall: false,
+    };
     let (wall, shares) = floor(&prepared, &options, &progress)?;
     let (read, written) = progress.moved_bytes();
     show::floor(&options.device, wall, &shares, (read, written), json);
@@ -386,12 +408,16 @@ fn run_plan(args: &PlanArgs) -> Result<()> {
     let prepared = prepared(&args.config, &args.common)?;
     let device = args.common.device(false)?;
     let budget = args.common.budget(&device)?;
-    let limits = budget.limits(&prepared.plan, device.family)?;
+    let limits = budget.limits(&prepared.plan, &device)?;
     if let Some(out) = &args.out {
         let (reads, cache) = (args.common.reads(&prepared), None);
         let (copy_tokenizer, model_card) = (true, true);
         let out = out.clone();
-        check_room(&prepared, &Options { out, device, budget, copy_tokenizer, model_card, reads, cache })?;
+        let recall = false;
+        check_room(
+            &prepared,
+            &Options { out, device, budget, copy_tokenizer, model_card, reads, cache, recall },
+        )?;
     }
     if args.json {
         show::json(&show::plan_json(&prepared, &budget, &limits));
@@ -441,16 +467,22 @@ fn cores() -> usize {
 fn default_host_bytes(device: &Device) -> u64 {
     let default: u64 = match device.family {
         Family::Cpu => 768 << 20,
-        Family::Cuda => 3 << 30,
+        Family::Cuda | Family::Wgpu => 3 << 30,
     };
     default.min(physical_bytes() / 2)
 }
 
 /// 7 GiB hold the largest tensors of all inputs, and leave room for the driver under 8 GiB; devices shared with others keep
-/// a tenth of what is free.
+/// a tenth of what is free. WebGPU does not tell what is free, and the memory may be the machine's.
 fn default_device_bytes(device: &Device) -> Result<u64> {
     const DEFAULT: u64 = 7 << 30;
-    Ok(device.free_bytes()?.map_or(0, |free| DEFAULT.min(free / 10 * 9)))
+    const UNKNOWN: u64 = 2 << 30;
+    let free = device.free_bytes()?;
+    Ok(match device.family {
+        Family::Cpu => 0,
+        Family::Cuda => free.map_or(DEFAULT, |free| DEFAULT.min(free / 10 * 9)),
+        Family::Wgpu => UNKNOWN.min(physical_bytes() / 4),
+    })
 }
 
 /// The machine's memory, or the container's where that is less.
@@ -466,6 +498,12 @@ fn physical_bytes() -> u64 {
 #[cfg(not(target_os = "linux"))]
 fn physical_bytes() -> u64 {
     u64::MAX
+}
+
+fn count(text: &str) -> std::result::Result<usize, String> {
+    const MOST: usize = 4096;
+    let count = text.parse().ok().filter(|count| (1..=MOST).contains(count));
+    count.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
 /// Bytes, with a decimal (kB, MB, GB, or mergekit's K, M, B) or binary (KiB, MiB, GiB) unit.

@@ -172,6 +172,19 @@ impl Job {
         }
     }
 
+    /// The numbers that values are multiplied with.
+    pub fn factors(&self) -> Vec<f32> {
+        match self {
+            Self::WeightedSum(job) => job.coefficients.clone(),
+            Self::Consensus(job) => {
+                job.models.iter().map(|model| model.coefficient).chain(job.scale.iter().copied()).collect()
+            }
+            Self::Gram(_) | Self::Levels(_) | Self::Magnitudes(_) | Self::Keys(_) | Self::MaskedSums(_) => {
+                Vec::new()
+            }
+        }
+    }
+
     /// Appends the job's numbers as words of 4 bytes, as the kernels of GPUs read them.
     pub fn pack(&self, words: &mut Vec<u32>) {
         match self {

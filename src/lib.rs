@@ -55,7 +55,10 @@ pub struct Prepared {
 /// # Errors
 /// It cannot be read, or is no config.
 pub fn read_config(file: &Path) -> Result<Config> {
-    let failed = |cause| Error::config(format!("cannot read {}: {cause}", file.display()));
+    let failed = |cause| {
+        Error::config(format!("cannot read {}: {cause}", file.display()))
+            .hint("the first argument is a merge config in YAML, as mergekit takes it")
+    };
     let mut source = Vec::new();
     // One byte more than a config may have is enough to refuse it.
     let limit = config::SOURCE_BYTES_MAX as u64 + 1;
@@ -114,8 +117,10 @@ pub struct Options {
     pub model_card: bool,
     /// How the inputs are read.
     pub reads: Reads,
-    /// A folder for what the next merge of the same models can use. It changes no byte.
+    /// A folder for what later merges can use. It changes no byte.
     pub cache: Option<PathBuf>,
+    /// Whether thresholds of earlier merges are used, and those of this one kept, in that folder.
+    pub recall: bool,
 }
 
 /// Carries out a plan. The output folder appears whole, under its final name, or not at all.
@@ -138,10 +143,11 @@ pub fn merge_recording(
 ) -> Result<Report> {
     let Prepared { sources, plan, .. } = prepared;
     check_room(prepared, options)?;
-    let limits = options.budget.limits(plan, options.device.family)?;
+    let limits = options.budget.limits(plan, &options.device)?;
+    check::before_first_use(&options.device, options.cache.as_deref())?;
     let backend = options.device.open(&limits)?;
     let sink = Sink::create(&options.out, &plan.layout)?;
-    let cache = options.cache.as_deref();
+    let cache = options.cache.as_deref().filter(|_| options.recall);
     let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
     // Opening a device takes a moment, in which no stage could be busy.
     let timeline = timeline.begun_now();
@@ -168,7 +174,7 @@ pub fn merge_recording(
 pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Result<(Duration, Shares)> {
     let Prepared { sources, plan, .. } = prepared;
     check_room(prepared, options)?;
-    let limits = Limits { kernels: false, ..options.budget.limits(plan, options.device.family)? };
+    let limits = Limits { kernels: false, ..options.budget.limits(plan, &options.device)? };
     let backend = options.device.open(&limits)?;
     let sink = Sink::create(&options.out, &plan.layout)?;
     let timeline = Timeline::new();

@@ -65,6 +65,7 @@ impl Report {
             "stages": stages_json(&shares),
             "bottleneck": shares.bottleneck().to_string(),
             "inputs": prepared.sources.iter().map(Source::identity).collect::<Vec<_>>(),
+            "pieces_by_cpu": merged.iter().map(|merged| merged.redone).sum::<u64>(),
             "odd_values": odd,
             "tensors": tensors,
         });
@@ -77,6 +78,11 @@ impl Report {
         let mut total = OddValues::default();
         self.merged.iter().for_each(|merged| total += merged.odd);
         (total, self.merged.iter().filter(|merged| merged.odd.any()).count())
+    }
+
+    /// Pieces that the CPU computed for a device that makes no promises about some of their values.
+    pub fn redone(&self) -> u64 {
+        self.merged.iter().map(|merged| merged.redone).sum()
     }
 
     /// The manifest: what `mergeforge.json` holds.
@@ -166,7 +172,7 @@ fn card(prepared: &Prepared, title: &str) -> String {
 ///
 /// # Errors
 /// Kind `Config`: what stands in the way.
-pub fn check_trace(file: &Path, out: &Path, prepared: &Prepared) -> Result<()> {
+pub fn check_trace(file: &Path, config: &Path, out: &Path, prepared: &Prepared) -> Result<()> {
     let refused = |what: &str| {
         Err(Error::config(format!("the trace {} cannot be written: {what}", file.display()))
             .hint("--trace takes a file beside the models and the output, in a folder that exists"))
@@ -193,6 +199,9 @@ pub fn check_trace(file: &Path, out: &Path, prepared: &Prepared) -> Result<()> {
     let inputs: Vec<PathBuf> = prepared.sources.iter().map(|source| real(&source.folder)).collect();
     if places.iter().any(|place| inputs.iter().any(|input| place.starts_with(input))) {
         return refused("a model lies there, and inputs are never written to");
+    }
+    if places.contains(&real(config)) {
+        return refused("that is the config");
     }
     may_write(if file.exists() { file } else { &folder }).or_else(|cause| refused(&cause.to_string()))
 }

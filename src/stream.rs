@@ -12,7 +12,7 @@ mod group;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::device::{Family, LaneBytes};
+use crate::backend::device::{Device, LaneBytes};
 use crate::backend::{Backend, Lane, Launch, Limits, Output, SpanResult};
 use crate::checkpoint::{Reads, Sink, Source};
 use crate::error::{Error, Result};
@@ -41,11 +41,13 @@ impl Budget {
     ///
     /// # Errors
     /// Not even one worker with chunks of one tile fits.
-    pub fn limits(&self, plan: &Plan, family: Family) -> Result<Limits> {
+    pub fn limits(&self, plan: &Plan, on: &Device) -> Result<Limits> {
         let widest = plan.widest();
-        let lane = |chunk_tiles: u64| family.lane_bytes(&widest, chunk_tiles);
-        let fits = |threads: u64, LaneBytes { host, device }: LaneBytes| {
-            threads * host <= self.host_bytes && threads * device <= self.device_bytes
+        let lane = |chunk_tiles: u64| on.family.lane_bytes(&widest, chunk_tiles);
+        let fits = |threads: u64, LaneBytes { host, device, binding }: LaneBytes| {
+            threads * host <= self.host_bytes
+                && threads * device <= self.device_bytes
+                && binding <= on.binding_bytes
         };
         // A chunk beyond the largest tensor would only cost memory.
         let mut chunk_tiles = self.chunk_tiles.clamp(1, widest.tiles).next_power_of_two();
@@ -58,11 +60,11 @@ impl Budget {
             .min(self.threads.max(1) as u64);
         while !fits(threads, lane(chunk_tiles)) {
             if chunk_tiles == 1 {
-                return Err(self.too_little_memory(lane(1)));
+                return Err(self.too_little_memory(lane(1), on));
             }
             chunk_tiles /= 2;
         }
-        let LaneBytes { host, device } = lane(chunk_tiles);
+        let LaneBytes { host, device, .. } = lane(chunk_tiles);
         // A device with memory of its own holds inputs there.
         let hold_bytes = match device {
             0 => self.host_bytes - threads * host,
@@ -71,7 +73,16 @@ impl Budget {
         Ok(Limits { threads: threads as usize, chunk_tiles, hold_bytes, widest, kernels: true })
     }
 
-    fn too_little_memory(&self, needed: LaneBytes) -> Error {
+    fn too_little_memory(&self, needed: LaneBytes, on: &Device) -> Error {
+        if needed.binding > on.binding_bytes {
+            return Error::device(format!(
+                "{}: its kernels can use {} bytes at once, and this merge needs {}",
+                on.id(),
+                on.binding_bytes,
+                needed.binding
+            ))
+            .hint("merge fewer models at a time, or use --device cpu");
+        }
         let (flag, given, needed) = if self.host_bytes < needed.host {
             ("--host-memory", self.host_bytes, needed.host)
         } else {

@@ -2,7 +2,8 @@
 """What does mergeforge do on a real GPU: is it right, and how far from the best possible?
 
 For a machine with an NVIDIA GPU, CUDA's tools and Python, but neither Rust nor a network. It is given the
-built program.
+built program. Where that finds a GPU through WebGPU too (`wgpu`, on Vulkan), kernels and merges are measured
+both ways, one beside the other.
 
     python3 tools/gpu_check.py kernels  --binary mergeforge --out results
     python3 tools/gpu_check.py stream   --binary mergeforge --out results
@@ -13,7 +14,7 @@ built program.
 Each part ends within ten minutes (`--minutes`) and writes PART.json, with all figures, and PART.md, tables of
 them. A step that fails is noted with what it said, and the others go on; the exit code is then 1. What could
 not be tried is `not run`, with the reason, and never a pass. `--tiny` shrinks everything, to rehearse the
-tool where there is no GPU.
+tool where there is no GPU; a wgpu device that is software is then measured if there is no other.
 
 This process stays small and loads no libraries: until a child starts its program, it counts as a copy of this
 one, and its peak memory would be ours. So whatever needs numpy, torch or large buffers runs in a child.
@@ -65,6 +66,11 @@ HOST_BYTES_MOST = 4 << 30
 DEVICE_BYTES_MOST = 8 << 30
 STREAM_SHARE_LEAST = 0.9
 MERGEKIT_RATIO_LEAST = 10.0
+
+# What it is meant to reach through wgpu, beside CUDA on the same card: the share of the rate of the kernel
+# `consensus`, and the times that a whole merge by ties takes.
+WGPU_RATE_LEAST = 0.75
+WGPU_RATIO_MOST = 2.0
 
 # Reads and writes that threads share out among themselves.
 PIECE_BYTES = 8 << 20
@@ -397,6 +403,53 @@ def machine(part: Part) -> None:
 def sha256_of(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# What the tool goes on with where the program does not list its devices.
+NO_DEVICES = {"devices": [], "absent": {"wgpu": "the program did not list its devices"}}
+
+
+def found_devices(part: Part) -> Json:
+    """The devices that the program finds, with their facts, and why a family has none."""
+
+    def listed() -> Json:
+        found = answer(run([part.args.binary, "devices", "--json"], 60), "devices")
+        for device in found["devices"]:
+            facts = [f"{name.replace('_', ' ')} {value}" for name, value in device["facts"].items()]
+            part.facts[device["id"]] = ", ".join([device["name"], *facts])
+        for family, why in found["absent"].items():
+            part.facts[family] = f"absent: {why}"
+        part.facts["--device auto"] = found["auto"]
+        return found
+
+    return part.step("devices", listed) or NO_DEVICES
+
+
+def family_of(device: Json) -> str:
+    return device["id"].partition(":")[0]
+
+
+def is_software(device: Json) -> bool:
+    return device["facts"].get("kind") == "software"
+
+
+def measured_adapters(part: Part, found: Json) -> list[Json]:
+    """The devices of wgpu whose speed says something. To rehearse, software does where there is no other."""
+    adapters = [device for device in found["devices"] if family_of(device) == "wgpu"]
+    hardware = [device for device in adapters if not is_software(device)]
+    return hardware or (adapters[:1] if part.args.tiny else [])
+
+
+def why_no_adapter(found: Json) -> str:
+    software = [device for device in found["devices"] if family_of(device) == "wgpu"]
+    if software:
+        return f"a software adapter, and no other: {', '.join(device['name'] for device in software)}"
+    return found["absent"].get("wgpu", "the program knows no wgpu")
+
+
+def same_card(adapter: Json, cuda_name: str) -> bool:
+    """Whether the makers' names are the same, but for what CUDA adds to that of a part of a card."""
+    return adapter["name"] in cuda_name
 
 
 class MemoryWatch:
@@ -1057,6 +1110,7 @@ class Bench:
         self.out = folder / "out"
         self.input_bytes = len(MODELS) * shape.model_bytes()
         self.output_bytes = shape.model_bytes()
+        self.by_cpu: dict[str, Json] = {}
 
     def files(self) -> list[pathlib.Path]:
         return sorted(file for model in MODELS for file in (self.folder / model).glob("*.safetensors"))
@@ -1090,8 +1144,16 @@ class Bench:
     def flags(self, device: str, more: list[str]) -> list[str]:
         return ["--device", device, "--json", *self.args.flags.split(), *more]
 
-    def merge(self, merge: str, device: str, more: list[str] | None = None, sums: bool = False) -> Json:
-        """One merge: times, stages, memory; with `sums`, what the output's files hold."""
+    def merge(
+        self,
+        merge: str,
+        device: str,
+        more: list[str] | None = None,
+        sums: bool = False,
+        recall: bool = False,
+    ) -> Json:
+        """One merge: times, stages, memory; with `sums`, what the output's files hold. No merge profits from
+        thresholds that one before it found, unless it is to `recall` them."""
         what = f"merge {merge} on {device}"
         with self.output() as out, MemoryWatch() as memory:
             command = [
@@ -1100,6 +1162,7 @@ class Bench:
                 self.config(merge),
                 out,
                 "--quiet",
+                *([] if recall else ["--no-cache"]),
                 *self.flags(device, more or []),
             ]
             ran = run(command, min(self.part.left_s(), RUN_LIMIT_S))
@@ -1126,6 +1189,12 @@ class Bench:
         found["memory_rise_bytes"] = memory.rise()
         say(f"{what}: {found['seconds']:.3f} s, the whole process {ran.wall_s:.2f} s; {found['bottleneck']}")
         return found
+
+    def merged_by_cpu(self, merge: str) -> Json:
+        """The CPU's merge with its sums, which those of every device are compared with."""
+        if merge not in self.by_cpu:
+            self.by_cpu[merge] = self.merge(merge, "cpu", sums=True)
+        return self.by_cpu[merge]
 
     def floor(self, merge: str, device: str, more: list[str] | None = None) -> Json:
         what = f"floor of {merge} on {device}"
@@ -1261,15 +1330,28 @@ def chosen_shape(
 
 def part_kernels(part: Part) -> None:
     machine(part)
-    devices = part.step("devices", lambda: found_devices(part)) or {"devices": []}
-    ids = [device["id"] for device in devices["devices"]]
+    found = found_devices(part)
+    ids = [device["id"] for device in found["devices"]]
+    adapters = [device for device in found["devices"] if family_of(device) == "wgpu"]
     checks = part.table(
         "Every kernel against the CPU's plain code, bit for bit", ["device", "kernel", "inputs", "result"]
     )
     for device in ids:
         part.step(f"check {device}", lambda device=device: check_device(part, device, checks))
+    if not adapters:
+        part.step("check wgpu", not_after(why_no_adapter(found)))
+    measured = measured_adapters(part, found)
+    left_out = [device["id"] for device in adapters if device not in measured]
+    benched: dict[str, Json | None] = {}
     for device in ids:
-        part.step(f"bench kernels {device}", lambda device=device: bench_device(part, device), needs_s=5)
+        if device in left_out:
+            part.step(f"bench kernels {device}", not_after("a software adapter"))
+            continue
+        benched[device] = part.step(
+            f"bench kernels {device}", lambda device=device: bench_device(part, device), needs_s=5
+        )
+    if adapters:
+        part.step("wgpu beside CUDA", lambda: kernels_beside_cuda(part, found, benched))
     cuda = next((device for device in ids if device.startswith("cuda")), None)
     table = part.table(
         "compute-sanitizer",
@@ -1285,16 +1367,6 @@ def part_kernels(part: Part) -> None:
     part.step("racecheck of check", lambda: sanitized_check(part, "racecheck", cuda, table, 1.0), needs_s=5)
 
 
-def found_devices(part: Part) -> Json:
-    found = answer(run([part.args.binary, "devices", "--json"], 60), "devices")
-    for device in found["devices"]:
-        part.facts[device["id"]] = device["name"] + "".join(f", {k} {v}" for k, v in device["facts"].items())
-    for family, why in found["absent"].items():
-        part.facts[family] = f"absent: {why}"
-    part.facts["--device auto"] = found["auto"]
-    return found
-
-
 def check_device(part: Part, device: str, table: Table) -> Json:
     ran = run([part.args.binary, "check", "--device", device, "--json"], part.left_s())
     # A device that computes wrong is told in the rows, and by the exit code.
@@ -1302,8 +1374,17 @@ def check_device(part: Part, device: str, table: Table) -> Json:
     rows = [row for one in found for row in one["kernels"]]
     for row in rows:
         result = f"DIFFERS: {row['wrong']}" if row["wrong"] else f"{row['launches']} launches equal"
+        if row["by_cpu"]:
+            # Their values are such that WebGPU promises nothing about them.
+            result += f", {row['by_cpu']} of {row['pieces']} pieces computed by the CPU"
         table.rows.append([device, row["kernel"], row["inputs"], result])
     wrong = [row["wrong"] for row in rows if row["wrong"]]
+    # What the CPU computed is equal to what the CPU computes.
+    wrong += [
+        f"{row['kernel']}, {row['inputs']}: the CPU computed all pieces, and the device was not checked"
+        for row in rows
+        if row["pieces"] and row["by_cpu"] == row["pieces"]
+    ]
     if wrong or not rows:
         raise Failed(f"check {device}\n" + "\n".join(wrong or ["no kernel was checked"]))
     succeeded(ran, f"check {device}")
@@ -1323,7 +1404,8 @@ def bench_device(part: Part, device: str) -> Json:
         "counted as read and as written. `of stream`: as many inputs and outputs with next to no arithmetic.",
     )
     for row in found["kernels"]:
-        aims = row["kernel"] == "consensus" and row["what"].startswith("ties") and device != "cpu"
+        # wgpu is measured against CUDA, in a table of its own.
+        aims = row["kernel"] == "consensus" and row["what"].startswith("ties") and device.startswith("cuda")
         share = row["share_of_stream"]
         aim = f"of stream ≥ {STREAM_SHARE_LEAST:.0%}: {met(share >= STREAM_SHARE_LEAST)}" if aims else ""
         table.rows.append(
@@ -1340,6 +1422,64 @@ def bench_device(part: Part, device: str) -> Json:
             ]
         )
     return found
+
+
+def kernels_beside_cuda(part: Part, found: Json, benched: dict[str, Json | None]) -> Json:
+    """The rates of each adapter, row by row, beside those of the same card through CUDA, or of the first."""
+    cards = [device for device in found["devices"] if family_of(device) == "cuda"]
+    adapters = measured_adapters(part, found)
+    if not adapters:
+        raise NotRun(why_no_adapter(found))
+    if not cards:
+        raise NotRun("there is no CUDA device")
+    rows: list[Json] = []
+    for adapter in adapters:
+        card = next((card for card in cards if same_card(adapter, card["name"])), cards[0])
+        here, there = benched[adapter["id"]], benched[card["id"]]
+        if here and there:
+            rows += rates_beside(adapter, card, here, there)
+    if not rows:
+        raise NotRun("the kernels were not timed on both")
+    table = part.table(
+        "wgpu beside CUDA",
+        ["wgpu", "CUDA", "kernel", "what", "GB/s", "CUDA's GB/s", "of CUDA's", "× time", "target"],
+        "Of the tables above. Bytes are those that the launch counts, which may differ: then times do not "
+        "differ as rates do.",
+    )
+    for row in rows:
+        reached = met(row["of_cuda"] >= WGPU_RATE_LEAST) + ("" if row["same_card"] else ", another card")
+        table.rows.append(
+            [
+                row["wgpu"],
+                row["cuda"],
+                row["kernel"],
+                row["what"],
+                f"{row['gb_per_s']:.1f}",
+                f"{row['cuda_gb_per_s']:.1f}",
+                f"{row['of_cuda']:.0%}",
+                f"{row['time_ratio']:.2f}",
+                f"of CUDA's ≥ {WGPU_RATE_LEAST:.0%}: {reached}" if row["kernel"] == "consensus" else "",
+            ]
+        )
+    return {"rows": rows}
+
+
+def rates_beside(adapter: Json, card: Json, here: Json, there: Json) -> Iterator[Json]:
+    of_cuda = {(row["kernel"], row["what"]): row for row in there["kernels"]}
+    for row in here["kernels"]:
+        other = of_cuda.get((row["kernel"], row["what"]))
+        if other:
+            yield {
+                "wgpu": adapter["id"],
+                "cuda": card["id"],
+                "same_card": same_card(adapter, card["name"]),
+                "kernel": row["kernel"],
+                "what": row["what"],
+                "gb_per_s": row["gb_per_s"],
+                "cuda_gb_per_s": other["gb_per_s"],
+                "of_cuda": row["gb_per_s"] / other["gb_per_s"],
+                "time_ratio": row["seconds"] / other["seconds"],
+            }
 
 
 def met(reached: bool) -> str:
@@ -1379,7 +1519,8 @@ def sanitized_merge(part: Part, cuda: str | None, table: Table) -> Json:
     with tempfile.TemporaryDirectory(prefix="gpu_check-") as folder:
         bench = Bench(part, pathlib.Path(folder), TINY)
         bench.generate(fsync=False)
-        arguments = ["merge", bench.config("ties"), bench.out, "--device", cuda, "--threads", 2, "--quiet"]
+        arguments = ["merge", bench.config("ties"), bench.out, "--device", cuda, "--threads", 2]
+        arguments += ["--quiet", "--no-cache"]
         reports, ran = sanitized(part, "memcheck", cuda, arguments, 0.5)
     return judged("memcheck", "a small merge by ties", reports, ran, table)
 
@@ -1388,13 +1529,31 @@ def sanitized_merge(part: Part, cuda: str | None, table: Table) -> Json:
 # Part: stream
 
 
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How all merges are measured."""
+
+    device: str
+    # What is added to a merge's name.
+    name: str = ""
+    # Whether nothing is in the page cache before a run.
+    cold: bool = False
+    # Rounds, where no number was asked for.
+    rounds: int = 5
+    # The share of the part's time that stays for what comes after.
+    left_share: float = 0.0
+    # For each merge that is to stand beside that of another device: the other device.
+    beside: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass
 class Measured:
-    """All runs of one merge. Of a round, merge and floor met the same machine."""
+    """All runs of one merge. Of a round, merge, floor and what else ran in it met the same machine."""
 
     first: Json | None = None
     rounds: list[tuple[Json, Json]] = dataclasses.field(default_factory=list)
     pumps: list[Json] = dataclasses.field(default_factory=list)
+    beside: list[Json] = dataclasses.field(default_factory=list)
     device_bytes: int | None = None
 
     def merges(self) -> list[Json]:
@@ -1403,8 +1562,14 @@ class Measured:
     def ratio(self) -> float:
         return statistics.median(merge["seconds"] / floor["seconds"] for merge, floor in self.rounds)
 
+    def ratio_beside(self, key: str) -> float:
+        return statistics.median(merge[key] / other[key] for merge, other in zip(self.merges(), self.beside))
+
     def median(self, key: str) -> float:
         return statistics.median(merge[key] for merge in self.merges())
+
+    def median_beside(self, key: str) -> float:
+        return statistics.median(other[key] for other in self.beside)
 
     def floor_s(self) -> float:
         return statistics.median(floor["seconds"] for _, floor in self.rounds)
@@ -1416,6 +1581,7 @@ class Measured:
 
 def part_stream(part: Part) -> None:
     machine(part)
+    found = found_devices(part)
     folder = part.args.dir or pathlib.Path("/dev/shm/mergeforge-gpu-check")
     part.facts["file system"] = filesystem_of(existing(folder))
     shape = chosen_shape(part, folder, in_memory=True)
@@ -1425,36 +1591,36 @@ def part_stream(part: Part) -> None:
         alone = measure_host(part, bench.files(), folder)
         part.facts["independent"] = alone
         pumped = part.step("read and written without mergeforge", lambda: bench.pump(fsync=False))
-        runs = measure_merges(part, bench, cold=False)
+        # Those through wgpu come after these, too.
+        how = How(part.args.device, left_share=1 / 2 if measured_adapters(part, found) else 1 / 3)
+        runs = measure_merges(part, bench, how)
         stream_tables(part, bench, runs, alone, pumped)
-        for merge in MERGES:
-            part.step(f"{merge}: the CPU's bytes", lambda merge=merge: same_bytes(bench, merge), needs_s=30)
+        compare_bytes(part, bench, how)
+        measure_wgpu(part, bench, found, runs)
         if not part.args.no_sweep:
             sweep(part, bench)
 
 
-def measure_merges(part: Part, bench: Bench, cold: bool) -> dict[str, Measured]:
+def measure_merges(part: Part, bench: Bench, how: How) -> dict[str, Measured]:
     """Rounds over all merges, rather than all rounds of one: a slow minute then spoils one round of each."""
     runs = {merge: Measured() for merge in MERGES}
     for merge in MERGES:
         part.step(
-            f"{merge}: first run, watched", lambda merge=merge: first_run(part, bench, merge, runs[merge])
+            f"{merge}{how.name}: first run, watched",
+            lambda merge=merge: first_run(part, bench, merge, how, runs[merge]),
         )
-    repeat = part.args.repeat or (1 if part.args.tiny else 3 if cold else 5)
+    repeat = part.args.repeat or (1 if part.args.tiny else how.rounds)
     longest = 0.0
     for turn, merge in itertools.product(range(repeat), MERGES):
+        step = f"{merge}{how.name}: round {turn + 1}"
         if runs[merge].first is None:
-            part.step(f"{merge}: round {turn + 1}", not_after("its first run did not succeed"))
+            part.step(step, not_after("its first run did not succeed"))
             continue
-        # Room for this round, and a third of the time for what comes after.
-        if turn and part.left_s() < longest + (0 if cold else part.budget_s / 3):
-            part.step(f"{merge}: round {turn + 1}", not_after("no time left"))
+        if turn and part.left_s() < longest + how.left_share * part.budget_s:
+            part.step(step, not_after("no time left"))
             continue
         began = time.monotonic()
-        part.step(
-            f"{merge}: round {turn + 1}",
-            lambda merge=merge, turn=turn: one_round(bench, merge, turn, cold, runs[merge]),
-        )
+        part.step(step, lambda merge=merge, turn=turn: one_round(bench, merge, turn, how, runs[merge]))
         longest = max(longest, time.monotonic() - began)
     return runs
 
@@ -1466,36 +1632,44 @@ def not_after(why: str) -> Callable[[], Json]:
     return action
 
 
-def first_run(part: Part, bench: Bench, merge: str, measured: Measured) -> Json:
-    """An uncounted run: it warms up what can be warm, and carries the watches that would cost time."""
-    device = part.args.device
+def first_run(part: Part, bench: Bench, merge: str, how: How, measured: Measured) -> Json:
+    """An uncounted run: it warms up what can be warm, which with wgpu includes a check that the program does
+    before it first uses a device, and carries the watches that would cost time."""
     with tempfile.TemporaryDirectory(prefix="gpu_check-") as folder:
         trace = pathlib.Path(folder) / "trace.json"
         # A second folder would be a second thing to fetch: one trace of the hardest merge says enough.
         traced = merge == "ties"
-        with DeviceWatch(device_index(device)) as watch:
-            found = bench.merge(merge, device, ["--trace", str(trace)] if traced else [])
+        # nvidia-smi counts as CUDA does; wgpu may count in another way.
+        with DeviceWatch(device_index(part.args.device)) as watch:
+            found = bench.merge(merge, how.device, ["--trace", str(trace)] if traced else [])
         if traced:
             packed = gzip.compress(trace.read_bytes(), 6)
-            (part.args.out / f"{part.name}-{merge}.trace.json.gz").write_bytes(packed)
+            name = re.sub(r"\W", "-", f"{part.name}-{merge}{how.name}")
+            (part.args.out / f"{name}.trace.json.gz").write_bytes(packed)
     measured.first = found
     measured.device_bytes = watch.rise_bytes
     return found | {"device_rise_bytes": watch.rise_bytes}
 
 
-def one_round(bench: Bench, merge: str, turn: int, cold: bool, measured: Measured) -> Json:
-    """Merge and floor take turns in going first."""
-    device = bench.args.device
+def one_round(bench: Bench, merge: str, turn: int, how: How, measured: Measured) -> Json:
+    """What is measured takes turns in going first."""
     found: Json = {}
-    pair = [("floor", lambda: bench.floor(merge, device)), ("merge", lambda: bench.merge(merge, device))]
-    if cold:
-        pair.append(("pump", lambda: bench.pump(fsync=True)))
-    for name, measure in pair if turn % 2 == 0 else reversed(pair):
-        if cold:
+    runs = [
+        ("floor", lambda: bench.floor(merge, how.device)),
+        ("merge", lambda: bench.merge(merge, how.device)),
+    ]
+    if merge in how.beside:
+        runs.append(("beside", lambda: bench.merge(merge, how.beside[merge])))
+    if how.cold:
+        runs.append(("pump", lambda: bench.pump(fsync=True)))
+    for name, measure in runs if turn % 2 == 0 else reversed(runs):
+        if how.cold:
             make_cold(bench.files())
         found[name] = measure()
     measured.rounds.append((found["merge"], found["floor"]))
-    if cold:
+    if merge in how.beside:
+        measured.beside.append(found["beside"])
+    if how.cold:
         measured.pumps.append(found["pump"])
     return found
 
@@ -1566,9 +1740,9 @@ def floors_beside(part: Part, bench: Bench, runs: dict[str, Measured], alone: Js
     table.rows += [[f"floor of {merge}", f"{one.floor_s():.2f}"] for merge, one in runs.items() if one.rounds]
 
 
-def memory_table(part: Part, runs: dict[str, Measured]) -> None:
+def memory_table(part: Part, runs: dict[str, Measured], where: str = "") -> None:
     table = part.table(
-        "Peak memory",
+        f"Peak memory{where}",
         ["merge", "resident", "rise of the machine's", "target", "rise of the GPU's", "target"],
         "`resident`: ru_maxrss. The machine's: outside of the page cache, since pinned buffers and the "
         "driver's memory may not count as resident; other programs count too. The GPU's: by nvidia-smi ten "
@@ -1584,14 +1758,14 @@ def memory_table(part: Part, runs: dict[str, Measured]) -> None:
             table.rows.append([merge, gib(resident), gib(rise), aims[0], gib(there), aims[1]])
 
 
-def stage_table(part: Part, runs: dict[str, Measured]) -> None:
+def stage_table(part: Part, runs: dict[str, Measured], where: str = "") -> None:
     names = list(
         dict.fromkeys(
             stage["stage"] for one in runs.values() for found in one.merges() for stage in found["stages"]
         )
     )
     table = part.table(
-        "Stages: busy share, and GB/s while busy", ["merge", *names], "The last round of each."
+        f"Stages{where}: busy share, and GB/s while busy", ["merge", *names], "The last round of each."
     )
     for merge, one in runs.items():
         if one.rounds:
@@ -1603,10 +1777,98 @@ def stage_table(part: Part, runs: dict[str, Measured]) -> None:
             table.rows.append([merge, *cells])
 
 
-def same_bytes(bench: Bench, merge: str) -> Json:
+def measure_wgpu(part: Part, bench: Bench, found: Json, of_cuda: dict[str, Measured]) -> None:
+    """The same merges through WebGPU, on the first adapter whose speed says something, beside CUDA's."""
+    adapter = next(iter(measured_adapters(part, found)), None)
+    if adapter is None:
+        part.step("merges on wgpu", not_after(why_no_adapter(found)))
+        return
+    ran_on = {merge: one.first["device"] for merge, one in of_cuda.items() if one.first}
+    if any(device.startswith("wgpu") for device in ran_on.values()):
+        part.step("merges on wgpu", not_after(f"--device {part.args.device} was one"))
+        return
+    on_cuda = {merge: device for merge, device in ran_on.items() if device.startswith("cuda")}
+    how = How(
+        adapter["id"],
+        name=f" on {adapter['id']}",
+        rounds=3,
+        # For the bytes; other settings take what is left.
+        left_share=1 / 6,
+        beside=dict.fromkeys(on_cuda, part.args.device),
+    )
+    runs = measure_merges(part, bench, how)
+    another_card = not all(same_card(adapter, device) for device in on_cuda.values())
+    wgpu_table(part, how.name, runs, another_card)
+    memory_table(part, runs, how.name)
+    stage_table(part, runs, how.name)
+    compare_bytes(part, bench, how)
+
+
+def wgpu_table(part: Part, where: str, runs: dict[str, Measured], another_card: bool) -> None:
+    table = part.table(
+        f"Merges{where} beside CUDA",
+        [
+            "merge",
+            "process s",
+            "CUDA's process s",
+            "× CUDA's",
+            "target",
+            "s",
+            "CUDA's s",
+            "× CUDA's",
+            "floor s",
+            "× floor",
+            "first process s",
+            "held back by",
+        ],
+        "Medians of the rounds. `process s`: from start to exit, so the device is opened in it, and the "
+        "target is for it. `s`: from the first read to the last write. `CUDA's`: of merges in the same "
+        "rounds. `floor s`: the floor through wgpu. `first process s`: the run before the rounds. In that of "
+        "the first merge, the shaders are compared with the CPU, if the program does so before it uses them.",
+    )
+    for merge, one in runs.items():
+        if not one.rounds:
+            continue
+        beside, aim = ["–"] * 4, "not run: CUDA has no merges to compare"
+        if one.beside:
+            beside = [
+                f"{one.median_beside('process_seconds'):.2f}",
+                f"{one.ratio_beside('process_seconds'):.2f}",
+                f"{one.median_beside('seconds'):.2f}",
+                f"{one.ratio_beside('seconds'):.2f}",
+            ]
+            aim = met(one.ratio_beside("process_seconds") <= WGPU_RATIO_MOST)
+            aim += ", another card" if another_card else ""
+        table.rows.append(
+            [
+                merge,
+                f"{one.median('process_seconds'):.2f}",
+                *beside[:2],
+                f"≤ {WGPU_RATIO_MOST:.0f}: {aim}" if merge == "ties" else "",
+                f"{one.median('seconds'):.2f}",
+                *beside[2:],
+                f"{one.floor_s():.2f}",
+                f"{one.ratio():.2f}",
+                f"{one.first['process_seconds']:.2f}",
+                one.merges()[-1]["bottleneck"],
+            ]
+        )
+    part.save()
+
+
+def compare_bytes(part: Part, bench: Bench, how: How) -> None:
+    for merge in MERGES:
+        part.step(
+            f"{merge}{how.name}: the CPU's bytes",
+            lambda merge=merge: same_bytes(bench, merge, how.device),
+            needs_s=30,
+        )
+
+
+def same_bytes(bench: Bench, merge: str, device: str) -> Json:
     """The output on the device and on the CPU: digests in the manifests, and the files as written."""
-    there = bench.merge(merge, bench.args.device, sums=True)
-    here = bench.merge(merge, "cpu", sums=True)
+    there = bench.merge(merge, device, sums=True)
+    here = bench.merged_by_cpu(merge)
     for what in ("by_tensor", "by_file"):
         if there[what] != here[what]:
             differ = [name for name, found in here[what].items() if there[what].get(name) != found]
@@ -1647,12 +1909,7 @@ def sweep(part: Part, bench: Bench) -> None:
 
 def with_known_thresholds(bench: Bench, table: Table) -> Json:
     """A merge that uses what the one before found: a single pass."""
-    with tempfile.TemporaryDirectory(prefix="gpu_check-") as cache:
-        os.environ["MERGEFORGE_CACHE"] = cache
-        try:
-            first, again = (bench.merge("ties", bench.args.device) for _ in range(2))
-        finally:
-            os.environ["MERGEFORGE_CACHE"] = ""
+    first, again = (bench.merge("ties", bench.args.device, recall=True) for _ in range(2))
     if first["digest"] != again["digest"]:
         raise Failed("error: known thresholds changed the output")
     table.rows.append(
@@ -1689,7 +1946,7 @@ def part_disk(part: Part) -> None:
     with bench_in(part, folder, shape, fsync=True) as bench:
         if not models_ready(part):
             return
-        runs = measure_merges(part, bench, cold=True)
+        runs = measure_merges(part, bench, How(part.args.device, cold=True, rounds=3))
         disk_tables(part, bench, runs)
         table = part.table(
             "Ties, nothing in the page cache, reads past it", ["reads", "s", "CPU s"], "One run of each."
@@ -1879,12 +2136,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--gigabytes", type=float, default=20, help="disk: inputs and output at most [%(default)s]"
     )
-    parser.add_argument("--device", default="cuda", help="for merges [%(default)s]")
+    parser.add_argument("--device", default="cuda", help="for merges but those on wgpu [%(default)s]")
     parser.add_argument(
         "--flags", default="", metavar="WORDS", help='more flags for merges and floors, like "--threads 8"'
     )
     parser.add_argument(
-        "--repeat", type=int, help="rounds [5; disk 3], and repeats of bench kernels [9; CPU 3]"
+        "--repeat", type=int, help="rounds [5; disk and wgpu 3], and repeats of bench kernels [9; CPU 3]"
     )
     parser.add_argument("--mebi-elements", type=int, help="of bench kernels [64]")
     parser.add_argument("--seed", type=int, default=1, help="of the models [%(default)s]")
@@ -1937,11 +2194,12 @@ def main() -> int:
         return 0
     # So that a call that is cut off takes its models away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # No merge may profit from the one before, unless it is to.
-    os.environ["MERGEFORGE_CACHE"] = ""
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    return 0 if run_parts(args) else 1
+    with tempfile.TemporaryDirectory(prefix="gpu_check-") as cache:
+        # Devices that the program checks before their first use are checked once in each call of this tool.
+        os.environ["MERGEFORGE_CACHE"] = cache
+        return 0 if run_parts(args) else 1
 
 
 if __name__ == "__main__":

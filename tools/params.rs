@@ -1,5 +1,9 @@
-//! Prints `kernels/params.cuh`: the structs and constants of the kernels, made from the Rust definitions.
+//! Prints `kernels/params.cuh` or, asked for `wgsl`, `shaders/params.wgsl`: the structs and constants of the kernels, made
+//! from the Rust definitions.
+
+use mergeforge::kernel::packed;
 
 fn main() {
-    print!("{}", mergeforge::kernel::packed::cuda_header());
+    let wgsl = std::env::args().nth(1).is_some_and(|language| language == "wgsl");
+    print!("{}", if wgsl { packed::wgsl_header() } else { packed::cuda_header() });
 }

@@ -4,6 +4,7 @@
 //! f32, run the kernel's twin, encode. Inputs that another sweep needs are held in memory up to a budget.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,7 @@ pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
     LaneBytes {
         host: chunk_bytes + (widest.inputs as u64 + 2) * (64 << 10) + (1 << 20) + counters,
         device: 0,
+        binding: 0,
     }
 }
 
@@ -219,13 +221,8 @@ impl Lane for CpuLane<'_> {
         let finished = self.finished.take().expect("collect follows submit");
         let mut start = 0;
         for (span, (end, tally)) in finished.ends.into_iter().enumerate() {
-            let result = match finished.shape {
-                Shape::Values => SpanResult::Values(&self.room.values.bytes[start..end]),
-                Shape::Sums { .. } => SpanResult::Sums(&self.room.sums[start..end]),
-                Shape::Counts { .. } => SpanResult::Counts(&self.room.words[start..end]),
-                Shape::Words { .. } => SpanResult::Words(&self.room.words[start..end]),
-            };
-            take(span, Output { result, tally })?;
+            let result = self.room.result(finished.shape, start..end);
+            take(span, Output { result, tally, redone: false })?;
             start = end;
         }
         Ok(())
@@ -371,6 +368,16 @@ impl Room {
         self.words.clear();
     }
 
+    /// A part of a shape's results.
+    fn result(&self, shape: Shape, part: Range<usize>) -> SpanResult<'_> {
+        match shape {
+            Shape::Values => SpanResult::Values(&self.values.bytes[part]),
+            Shape::Sums { .. } => SpanResult::Sums(&self.sums[part]),
+            Shape::Counts { .. } => SpanResult::Counts(&self.words[part]),
+            Shape::Words { .. } => SpanResult::Words(&self.words[part]),
+        }
+    }
+
     /// How much there is of a shape's results.
     fn len(&self, shape: Shape) -> usize {
         match shape {
@@ -378,6 +385,21 @@ impl Room {
             Shape::Sums { .. } => self.sums.len(),
             Shape::Counts { .. } | Shape::Words { .. } => self.words.len(),
         }
+    }
+}
+
+/// Runs single spans for devices that cannot.
+#[derive(Default)]
+pub(super) struct Engine(Room);
+
+impl Engine {
+    /// Runs one span of a launch; `inputs` are its elements, as stored.
+    pub(super) fn run(&mut self, launch: &Launch, span: &Span, inputs: &[&[u8]]) -> Output<'_> {
+        let (job, room) = (&launch.jobs[span.job], &mut self.0);
+        room.clear();
+        let tally = run_span(room, job, span, launch, inputs);
+        let shape = job.result();
+        Output { result: room.result(shape, 0..room.len(shape)), tally, redone: true }
     }
 }
 

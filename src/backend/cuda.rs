@@ -14,23 +14,21 @@
 
 mod driver;
 mod kernels;
-mod table;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::device::{Device, Family, LaneBytes};
-use super::{
-    Backend, Hold, Lane, Launch, Limits, OddValues, Output, Read, Span, SpanResult, Tally, Yardstick,
-};
+use super::held::{Gathered, Held};
+use super::table::{self, Dialect, Table};
+use super::{Backend, Hold, Lane, Launch, Limits, Output, Read, Yardstick};
 use crate::error::{Error, Result};
-use crate::kernel::packed::{TALLY_INFINITE, TALLY_KEPT, TALLY_NAN, TALLY_OVERFLOWED, TALLY_WORDS};
+use crate::kernel::packed::{MAGNITUDES_MODELS, TALLY_WORDS};
 use crate::kernel::{Result as Shape, SPANS_MAX, TILE, Widest};
 use crate::timeline::{By, Stage, Timeline};
 use driver::{Address, Context, DeviceMemory, Event, Pinned, Stream, Way};
 use kernels::Kernels;
-use table::Table;
 
 /// Chunks of 2 Mi elements: 4 MiB of bfloat16 per input are read and copied at full speed.
 pub(super) const CHUNK_TILES: u64 = 2048;
@@ -40,6 +38,10 @@ const DEPTH: usize = 2;
 
 /// Slots, inputs in slots and results start at multiples of this.
 const ALIGNMENT: u64 = 256;
+
+/// What the kernels are like.
+const DIALECT: Dialect =
+    Dialect { magnitudes_own: 2, magnitudes_models: MAGNITUDES_MODELS, results_apart: None };
 
 /// Bytes behind the results of a launch that no kernel may touch.
 const GUARD_BYTES: u64 = 256;
@@ -83,7 +85,7 @@ pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
     let copied = 3 * chunk_tiles * (TILE * widest.copied_bytes) as u64;
     // Reads past the page cache come in whole blocks.
     let blocks = 4 * chunk_tiles * TILE as u64;
-    LaneBytes { host: slots + copied + blocks + (1 << 20), device: slots }
+    LaneBytes { host: slots + copied + blocks + (1 << 20), device: slots, binding: 0 }
 }
 
 /// The devices of this machine.
@@ -100,7 +102,17 @@ pub(super) fn devices() -> Result<Vec<Device>> {
             ("multiprocessors", about.multiprocessors.to_string()),
         ];
         let memory_bytes = Some(about.total_bytes);
-        Ok(Device { family: Family::Cuda, index, name: about.name, memory_bytes, facts, unusable })
+        Ok(Device {
+            family: Family::Cuda,
+            index,
+            name: about.name,
+            memory_bytes,
+            binding_bytes: u64::MAX,
+            software: false,
+            identity: None,
+            facts,
+            unusable,
+        })
     };
     (0..count).map(device).collect()
 }
@@ -124,7 +136,7 @@ pub struct Cuda {
     origin: Origin,
     slots: SlotBytes,
     spare: Arc<Spare>,
-    held: Mutex<HashMap<usize, HashMap<Chunk, Held>>>,
+    held: Held<InputSlot>,
     memory: Arc<DeviceMemory>,
     context: Arc<Context>,
 }
@@ -134,22 +146,6 @@ pub struct Cuda {
 struct Origin {
     event: Event,
     instant: Instant,
-}
-
-/// A chunk of one input of a tensor, by its first tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Chunk {
-    first_tile: u64,
-    input: usize,
-}
-
-/// A chunk that is held in device memory.
-#[derive(Debug, Clone)]
-struct Held {
-    slot: Arc<InputSlot>,
-    /// Bytes from the start of the device's memory.
-    place: u64,
-    elements: usize,
 }
 
 /// Device slots that belong to no flight.
@@ -217,7 +213,7 @@ impl Cuda {
             origin: Origin { event, instant: Instant::now() },
             slots,
             spare: Arc::new(Spare { free: Mutex::new(free) }),
-            held: Mutex::default(),
+            held: Held::default(),
             memory: Arc::new(memory),
             context,
         })
@@ -225,18 +221,6 @@ impl Cuda {
 
     fn at(&self, place: u64) -> Address {
         self.memory.address().offset(place)
-    }
-
-    /// A chunk that is held, and long enough.
-    fn find(&self, span: &Span, input: usize, hold: Hold) -> Option<Held> {
-        let mut tensors = lock(&self.held);
-        let chunks = tensors.get_mut(&span.tensor)?;
-        let chunk = Chunk { first_tile: span.tiles.start, input };
-        let found = chunks.get(&chunk).filter(|chunk| chunk.elements >= span.elements)?.clone();
-        if hold == Hold::Take {
-            chunks.remove(&chunk);
-        }
-        Some(found)
     }
 
     /// A slot to hold inputs in, while there are any.
@@ -270,7 +254,7 @@ impl Backend for Cuda {
             }
             Yardstick::Stream { inputs, writes } => {
                 let places: Vec<u64> = (0..inputs as u64).map(|input| input * bytes).collect();
-                let table = Table::stream(inputs, writes, elements as usize, &places);
+                let table = Table::stream(&DIALECT, inputs, writes, elements as usize, &places);
                 let words: &[u8] = bytemuck::cast_slice(&table.words);
                 let mut pinned = Pinned::new(words.len(), Way::In)?;
                 pinned.bytes_mut().copy_from_slice(words);
@@ -288,8 +272,7 @@ impl Backend for Cuda {
     }
 
     fn forget(&self, tensor: usize) {
-        let forgotten = lock(&self.held).remove(&tensor);
-        drop(forgotten);
+        self.held.forget(tensor);
     }
 }
 
@@ -347,17 +330,6 @@ struct Moved {
     used: u64,
 }
 
-/// Where the inputs of a launch are: a place for each span and input, and the slots that hold them.
-#[derive(Default)]
-struct Inputs {
-    places: Vec<u64>,
-    slots: Vec<Arc<InputSlot>>,
-    /// Bytes at the slot's beginning that were read and have to be copied.
-    read_bytes: u64,
-    /// What can be held: (span, input of the tensor, place).
-    fresh: Vec<(usize, usize, u64)>,
-}
-
 impl Lane for CudaLane<'_> {
     fn depth(&self) -> usize {
         DEPTH
@@ -365,25 +337,32 @@ impl Lane for CudaLane<'_> {
 
     fn submit(&mut self, launch: Launch, read: &mut Read<'_>) -> Result<()> {
         let mut flight = self.ready.pop().expect("no more launches than the lane is deep");
-        let inputs = self.inputs(&launch, &mut flight, read)?;
-        let table = Table::new(&launch, &inputs.places);
+        let Gathered { parts, read_bytes } =
+            self.cuda.held.gather(&launch, flight.pinned.bytes_mut(), read)?;
+        let spare = if launch.hold == Hold::Keep && read_bytes > 0 { self.cuda.spare_slot() } else { None };
+        // The slot that a launch is read into is kept by the launch too, though none of it may be held.
+        let target = spare.clone().unwrap_or_else(|| Arc::clone(&flight.slot));
+        let mut slots = vec![Arc::clone(&target)];
+        slots.extend(parts.iter().filter_map(|part| part.held.clone()));
+        let places: Vec<u64> =
+            parts.iter().map(|part| part.held.as_ref().unwrap_or(&target).place + part.offset).collect();
+        let table = Table::new(&DIALECT, &launch, &places);
         let table_bytes: &[u8] = bytemuck::cast_slice(&table.words);
-        let copied_in = inputs.read_bytes + table_bytes.len() as u64;
-        flight.pinned.bytes_mut()[inputs.read_bytes as usize..copied_in as usize]
-            .copy_from_slice(table_bytes);
+        let copied_in = read_bytes + table_bytes.len() as u64;
+        flight.pinned.bytes_mut()[read_bytes as usize..copied_in as usize].copy_from_slice(table_bytes);
         let bytes = Moved {
             copied_in,
             computed: table.read_bytes + table.written_bytes,
             copied_out: table.result_bytes + GUARD_BYTES,
             used: table.result_bytes,
         };
-        // The slot that a launch is read into is kept by the launch too, though none of it may be held.
-        let target = inputs.slots.last().expect("the last slot is the one read into").place;
-        self.start(&mut flight, &launch, &table, target, inputs.read_bytes, bytes)
+        self.start(&mut flight, &launch, &table, target.place, read_bytes, bytes)
             .or_else(|failure| self.drain(failure))?;
-        self.keep(&launch, &inputs);
+        if let Some(spare) = spare {
+            self.cuda.held.keep(&launch, &parts, &spare);
+        }
         let shape = launch.jobs[0].result();
-        self.flying.push_back(Flying { flight, _slots: inputs.slots, shape, spans: table.spans, bytes });
+        self.flying.push_back(Flying { flight, _slots: slots, shape, spans: table.spans, bytes });
         Ok(())
     }
 
@@ -400,14 +379,8 @@ impl Lane for CudaLane<'_> {
         let tallies: &[u32] = bytemuck::cast_slice(&bytes[..4 * TALLY_WORDS * flying.spans.len()]);
         let tallies = tallies.as_chunks::<TALLY_WORDS>().0;
         for (span, ((start, len), tally)) in flying.spans.iter().zip(tallies).enumerate() {
-            let result = &bytes[*start..start + len];
-            let result = match flying.shape {
-                Shape::Values => SpanResult::Values(result),
-                Shape::Sums { .. } => SpanResult::Sums(bytemuck::cast_slice(result)),
-                Shape::Counts { .. } => SpanResult::Counts(bytemuck::cast_slice(result)),
-                Shape::Words { .. } => SpanResult::Words(bytemuck::cast_slice(result)),
-            };
-            take(span, Output { result, tally: tally_of(tally) })?;
+            let result = table::result_of(flying.shape, &bytes[*start..start + len]);
+            take(span, Output { result, tally: table::tally_of(tally), redone: false })?;
         }
         self.ready.push(flying.flight);
         Ok(())
@@ -415,46 +388,6 @@ impl Lane for CudaLane<'_> {
 }
 
 impl CudaLane<'_> {
-    /// Finds a launch's inputs in device memory, and reads the others into the flight's pinned slot, one after the other.
-    fn inputs(&self, launch: &Launch, flight: &mut Flight, read: &mut Read<'_>) -> Result<Inputs> {
-        let mut inputs = Inputs::default();
-        // Of what has to be read: span, place of the input in the launch, offset in the slot.
-        let mut missing = Vec::new();
-        for (index, span) in launch.spans.iter().enumerate() {
-            for (place, input) in launch.reads.iter().enumerate() {
-                if let Some(held) = self.cuda.find(span, *input, launch.hold) {
-                    inputs.places.push(held.place);
-                    inputs.slots.push(held.slot);
-                    continue;
-                }
-                let offset = inputs.read_bytes;
-                let bytes = span.elements * launch.floats[place].bytes();
-                let room = padded(span, launch.floats[place].bytes());
-                let slot = &mut flight.pinned.bytes_mut()[offset as usize..][..room as usize];
-                read(index, place, &mut slot[..bytes])?;
-                // NaN, so that a kernel which counts what lies past the end is seen to.
-                slot[bytes..].fill(0xff);
-                inputs.read_bytes += room;
-                missing.push((inputs.places.len(), offset));
-                inputs.places.push(0);
-                inputs.fresh.push((index, *input, 0));
-            }
-        }
-        let spare =
-            if launch.hold == Hold::Keep && !missing.is_empty() { self.cuda.spare_slot() } else { None };
-        let held = spare.is_some();
-        let slot = spare.unwrap_or_else(|| Arc::clone(&flight.slot));
-        for ((at, offset), fresh) in missing.into_iter().zip(&mut inputs.fresh) {
-            inputs.places[at] = slot.place + offset;
-            fresh.2 = slot.place + offset;
-        }
-        if !held {
-            inputs.fresh.clear();
-        }
-        inputs.slots.push(slot);
-        Ok(inputs)
-    }
-
     /// Puts a launch into the three streams.
     fn start(
         &self,
@@ -494,19 +427,6 @@ impl CudaLane<'_> {
         out_to.record(&stream)
     }
 
-    /// Remembers what of a launch's inputs stays in device memory. Later passes ask for it when this one is collected,
-    /// so the copies are done by then.
-    fn keep(&self, launch: &Launch, inputs: &Inputs) {
-        let slot = inputs.slots.last().expect("the last slot is the one read into");
-        let mut held = lock(&self.cuda.held);
-        for (span, input, place) in &inputs.fresh {
-            let Span { tensor, tiles, elements, .. } = &launch.spans[*span];
-            let chunk = Chunk { first_tile: tiles.start, input: *input };
-            let fresh = Held { slot: Arc::clone(slot), place: *place, elements: *elements };
-            held.entry(*tensor).or_default().insert(chunk, fresh);
-        }
-    }
-
     /// After a failure: waits for what is under way, which uses slots that are about to be freed.
     fn drain(&self, failure: Error) -> Result<()> {
         for stream in [&self.cuda.copy_in, &self.cuda.compute, &self.cuda.copy_out] {
@@ -541,23 +461,6 @@ impl Drop for CudaLane<'_> {
     }
 }
 
-fn tally_of(words: &[u32; TALLY_WORDS]) -> Tally {
-    let count = |word: usize| u64::from(words[word]);
-    Tally {
-        odd: OddValues {
-            nan: count(TALLY_NAN),
-            infinite: count(TALLY_INFINITE),
-            overflowed: count(TALLY_OVERFLOWED),
-        },
-        kept: std::array::from_fn(|model| count(TALLY_KEPT + model)),
-    }
-}
-
 fn milliseconds(count: f32) -> Duration {
     Duration::from_secs_f64(f64::from(count.max(0.0)) / 1e3)
-}
-
-/// The bytes that a span of an input takes in a slot.
-fn padded(span: &Span, element_bytes: usize) -> u64 {
-    (span.elements.next_multiple_of(TILE) * element_bytes) as u64
 }

@@ -1,6 +1,6 @@
 //! The devices that a machine has, and which of them to use.
 
-use super::{Backend, Limits, cpu, cuda};
+use super::{Backend, Limits, cpu, cuda, wgpu};
 use crate::error::{Error, Result};
 use crate::kernel::Widest;
 
@@ -9,18 +9,21 @@ use crate::kernel::Widest;
 pub enum Family {
     /// NVIDIA's GPUs.
     Cuda,
+    /// Any GPU, through Vulkan, Metal or DX12.
+    Wgpu,
     /// The processor.
     Cpu,
 }
 
 impl Family {
     /// All of them, best first.
-    pub const ALL: [Self; 2] = [Self::Cuda, Self::Cpu];
+    pub const ALL: [Self; 3] = [Self::Cuda, Self::Wgpu, Self::Cpu];
 
     /// The name in `--device`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cuda => "cuda",
+            Self::Wgpu => "wgpu",
             Self::Cpu => "cpu",
         }
     }
@@ -29,6 +32,7 @@ impl Family {
     pub const fn chunk_tiles(self) -> u64 {
         match self {
             Self::Cuda => cuda::CHUNK_TILES,
+            Self::Wgpu => wgpu::CHUNK_TILES,
             Self::Cpu => cpu::CHUNK_TILES,
         }
     }
@@ -37,6 +41,7 @@ impl Family {
     pub fn lane_bytes(self, widest: &Widest, chunk_tiles: u64) -> LaneBytes {
         match self {
             Self::Cuda => cuda::lane_bytes(widest, chunk_tiles),
+            Self::Wgpu => wgpu::lane_bytes(widest, chunk_tiles),
             Self::Cpu => cpu::lane_bytes(widest, chunk_tiles),
         }
     }
@@ -49,6 +54,8 @@ pub struct LaneBytes {
     pub host: u64,
     /// Of the device's own memory; 0 where it has none.
     pub device: u64,
+    /// The largest part that a kernel uses as one; 0 where that does not matter.
+    pub binding: u64,
 }
 
 /// A device of this machine.
@@ -62,6 +69,12 @@ pub struct Device {
     pub name: String,
     /// Its own memory, in bytes, where it has some.
     pub memory_bytes: Option<u64>,
+    /// The most that a kernel can use as one.
+    pub binding_bytes: u64,
+    /// Whether it only looks like a device, and computes on the processor.
+    pub software: bool,
+    /// What a check of its kernels holds for, where they have to be checked before they are used.
+    pub identity: Option<String>,
     /// What else can be said of it: name and value.
     pub facts: Vec<(&'static str, String)>,
     /// Why it cannot be used, if it cannot.
@@ -71,26 +84,38 @@ pub struct Device {
 impl Device {
     /// The processor, which is always there.
     pub fn cpu() -> Self {
-        let (name, facts) = ("CPU".into(), Vec::new());
-        Self { family: Family::Cpu, index: 0, name, memory_bytes: None, facts, unusable: None }
+        let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = about.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            family: Family::Cpu,
+            index: 0,
+            name: name.map_or("CPU", |(_, name)| name.trim()).into(),
+            memory_bytes: None,
+            binding_bytes: u64::MAX,
+            software: false,
+            identity: None,
+            facts: vec![("threads", threads.to_string())],
+            unusable: None,
+        }
     }
 
     /// What `--device` takes for it: `cpu`, `cuda:0`.
     pub fn id(&self) -> String {
         match self.family {
             Family::Cpu => self.family.name().into(),
-            Family::Cuda => format!("{}:{}", self.family.name(), self.index),
+            Family::Cuda | Family::Wgpu => format!("{}:{}", self.family.name(), self.index),
         }
     }
 
-    /// What of its own memory is free, in bytes, where it has some.
+    /// What of its own memory is free, in bytes, where it has some and tells.
     ///
     /// # Errors
     /// Kind `Device`: it cannot be used.
     pub fn free_bytes(&self) -> Result<Option<u64>> {
         match self.family {
             Family::Cuda => cuda::free_bytes(self.index).map(Some),
-            Family::Cpu => Ok(None),
+            Family::Wgpu | Family::Cpu => Ok(None),
         }
     }
 
@@ -101,6 +126,7 @@ impl Device {
     pub fn open(&self, limits: &Limits) -> Result<Box<dyn Backend>> {
         match self.family {
             Family::Cuda => Ok(Box::new(cuda::Cuda::new(self, limits)?)),
+            Family::Wgpu => Ok(Box::new(wgpu::Wgpu::new(self, limits)?)),
             Family::Cpu if !limits.kernels => Ok(Box::new(cpu::Cpu::idle())),
             Family::Cpu => Ok(Box::new(cpu::Cpu::new(limits.hold_bytes))),
         }
@@ -114,12 +140,13 @@ impl Device {
 pub fn devices(family: Family) -> Result<Vec<Device>> {
     match family {
         Family::Cuda => cuda::devices(),
+        Family::Wgpu => wgpu::devices(),
         Family::Cpu => Ok(vec![Device::cpu()]),
     }
 }
 
-/// The device that `--device` names: `auto`, a family, or a family with a number. With `auto`, the best that works, and
-/// why better ones do not.
+/// The device that `--device` names: `auto`, a family, or a family with a number or a part of a name. With `auto`, the best
+/// that works, and why better ones do not; software that looks like a GPU never.
 ///
 /// # Errors
 /// Kind `Config` for a word that is none of these, `Device` for one that is not there.
@@ -131,7 +158,7 @@ pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
                 passed_over.get_or_insert(reason.message);
                 Vec::new()
             });
-            for device in found {
+            for device in found.into_iter().filter(|device| !device.software) {
                 match device.unusable {
                     None => return Ok((device, passed_over)),
                     Some(reason) => _ = passed_over.get_or_insert(reason),
@@ -140,20 +167,30 @@ pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
             passed_over.get_or_insert_with(|| format!("no {} device", family.name()));
         }
     }
-    let (name, index) = word.split_once(':').unwrap_or((word, "0"));
-    let family = Family::ALL.into_iter().find(|family| family.name() == name);
-    let (Some(family), Ok(index)) = (family, index.parse::<usize>()) else {
+    let (name, which) = word.split_once(':').unwrap_or((word, "0"));
+    let Some(family) = Family::ALL.into_iter().find(|family| family.name() == name) else {
         let names: Vec<_> = Family::ALL.iter().map(|family| family.name()).collect();
         return Err(Error::config(format!("--device {word}: there is no such device")).hint(format!(
-            "it can be auto, {}; with a number for one of several: cuda:1",
+            "it can be auto, {}; with a number, or a part of its name, for one of several: cuda:1, wgpu:radeon",
             names.join(", ")
         )));
     };
     let found = devices(family)?;
     let count = found.len();
-    let device = found.into_iter().nth(index).ok_or_else(|| {
-        Error::device(format!("--device {word}: this machine has {count} such device(s), counted from 0"))
-            .hint("`mergeforge devices` lists them")
-    })?;
-    Ok((device, None))
+    let none = |told: String| {
+        Error::device(format!("--device {word}: {told}")).hint("`mergeforge devices` lists them all")
+    };
+    if let Ok(index) = which.parse::<usize>() {
+        let device = found.into_iter().nth(index);
+        let device =
+            device.ok_or_else(|| none(format!("this machine has {count} such device(s), counted from 0")))?;
+        return Ok((device, None));
+    }
+    let part = which.to_lowercase();
+    let mut named = found.into_iter().filter(|device| device.name.to_lowercase().contains(&part));
+    match (named.next(), named.next()) {
+        (Some(device), None) => Ok((device, None)),
+        (Some(_), Some(_)) => Err(none("several devices have this in their names".into())),
+        (None, _) => Err(none(format!("none of the {count} {name} device(s) has this in its name"))),
+    }
 }

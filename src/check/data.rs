@@ -45,6 +45,10 @@ pub fn base_weights(elements: usize, seed: u64) -> Vec<u16> {
 pub fn tuned_weights(base: &[u16], seed: u64) -> Vec<u16> {
     let mut random = Random(seed);
     let tuned = |base: &u16| {
+        // Nobody's zeros become the smallest of numbers.
+        if base << 1 == 0 {
+            return *base;
+        }
         let draw = random.next() % 100;
         let units = match draw {
             0..50 => 0,

@@ -56,15 +56,18 @@ fn told(device: &Device) -> String {
     format!("{:<8} {}", device.id(), parts.join(", "))
 }
 
+fn facts_json(device: &Device) -> serde_json::Map<String, Json> {
+    device.facts.iter().map(|(name, value)| (name.replace(' ', "_"), json!(value))).collect()
+}
+
 fn device_json(device: &Device) -> Json {
-    let facts: serde_json::Map<String, Json> =
-        device.facts.iter().map(|(name, value)| (name.replace(' ', "_"), json!(value))).collect();
     json!({
         "id": device.id(),
         "name": device.name,
         "memory_bytes": device.memory_bytes,
         "memory_free_bytes": device.free_bytes().ok().flatten(),
-        "facts": facts,
+        "facts": facts_json(device),
+        "unusable": device.unusable,
     })
 }
 
@@ -97,7 +100,13 @@ pub(super) fn check(word: Option<&str>, depth: Depth, json: bool) -> Result<()> 
         if !json {
             table(device, &rows);
         }
-        checked.push(json!({ "device": device.id(), "name": device.name, "kernels": rows.iter().map(row_json).collect::<Vec<_>>() }));
+        checked.push(json!({
+            "device": device.id(),
+            "name": device.name,
+            "facts": facts_json(device),
+            "mergeforge": env!("CARGO_PKG_VERSION"),
+            "kernels": rows.iter().map(row_json).collect::<Vec<_>>(),
+        }));
         refusals.extend(check::refusal(&device.id(), &rows));
     }
     if json {
@@ -107,7 +116,7 @@ pub(super) fn check(word: Option<&str>, depth: Depth, json: bool) -> Result<()> 
 }
 
 fn row_json(row: &Row) -> Json {
-    json!({ "kernel": row.kernel, "inputs": row.types.name(), "launches": row.launches, "wrong": row.wrong })
+    json!({ "kernel": row.kernel, "inputs": row.types.name(), "launches": row.launches, "pieces": row.spans, "by_cpu": row.redone, "wrong": row.wrong })
 }
 
 fn table(device: &Device, rows: &[Row]) {
@@ -132,6 +141,12 @@ fn table(device: &Device, rows: &[Row]) {
     }
     let launches: usize = rows.iter().map(|row| row.launches).sum();
     show::line(&format!("  {launches} launches compared with the CPU's plain code, bit for bit"));
+    let (spans, redone) = rows.iter().fold((0, 0), |sum, row| (sum.0 + row.spans, sum.1 + row.redone));
+    if redone > 0 {
+        show::line(&format!(
+            "  {redone} of their {spans} pieces have values that the device makes no promises about: the CPU computed them"
+        ));
+    }
     rows.iter().filter_map(|row| row.wrong.as_ref()).for_each(|wrong| show::line(&format!("  {wrong}")));
 }
 

@@ -115,6 +115,13 @@ pub(super) fn done(out: &Path, plan: &Plan, progress: &Progress, elapsed: Durati
 pub(super) fn shares(report: &Report) {
     let shares = &report.shares;
     tell(&format!("stages: {shares}; {}", shares.bottleneck()));
+    match report.redone() {
+        0 => {}
+        count => tell(&format!(
+            "{count} pieces have values that {} makes no promises about (NaN, infinities, or below 1e-18): the CPU computed them",
+            report.device
+        )),
+    }
     let (stages, finishing) = (shares.wall.as_secs_f64(), report.finishing.as_secs_f64());
     // What the system had not yet put on the disk is no stage's, and can take longer than all of them.
     if finishing > (0.1 * stages).max(0.1) {

@@ -1,9 +1,10 @@
 //! Launches as GPU kernels read them: words of 4 bytes, laid out by the structs below.
 //!
-//! Structs and constants are defined here once. [`cuda_header`] writes them in CUDA C++, as `kernels/params.cuh`, which a
-//! test compares with the file; so the two languages cannot drift apart.
+//! Structs and constants are defined here once. [`cuda_header`] writes them in CUDA C++, as `kernels/params.cuh`, and
+//! [`wgsl_header`] in WGSL, as `shaders/params.wgsl`; tests compare them with the files, so the languages cannot drift apart.
 
 use std::fmt::Write;
+use std::ops::RangeInclusive;
 
 use super::consensus::Keep;
 use super::levels::LEVELS_MAX;
@@ -32,7 +33,7 @@ macro_rules! packed {
         )*
 
         /// Every struct with the names and types of its fields.
-        const STRUCTS: &[(&str, &[(&str, &str)])] =
+        pub const STRUCTS: &[(&str, &[(&str, &str)])] =
             &[$((stringify!($name), &[$((stringify!($field), stringify!($kind))),*])),*];
     };
 }
@@ -145,11 +146,30 @@ pub const TALLY_INFINITE: usize = 1;
 /// In a span's tally: results that overflowed.
 pub const TALLY_OVERFLOWED: usize = 2;
 
+/// In a span's tally, on devices that promise nothing about odd values: whether there were any, so that the span has to be
+/// computed elsewhere.
+pub const TALLY_REDO: usize = 3;
+
 /// In a span's tally: where the counts of what was kept begin, one per model.
 pub const TALLY_KEPT: usize = 4;
 
 /// What a kernel that merges counts per span, beside its results.
 pub const TALLY_WORDS: usize = TALLY_KEPT + VOTERS_MAX;
+
+/// The magnitudes that WebGPU's arithmetic is exact on, in all kernels: 2^-60 to 2^60, and 0. Differences of such numbers are
+/// multiples of 2^-83; times a factor of [`FACTORS`] they are at least 2^-103, and sums of those are multiples of 2^-126, the
+/// smallest normal number: nothing comes near what a device may flush, or near infinity.
+pub const PLAIN: RangeInclusive<f32> = power_of_two(-60)..=power_of_two(60);
+
+/// The same for what is multiplied with its like: products are multiples of 2^-123.
+pub const PLAIN_IN_PRODUCTS: RangeInclusive<f32> = power_of_two(-50)..=power_of_two(50);
+
+/// The factors that go with [`PLAIN`], and 0.
+pub const FACTORS: RangeInclusive<f32> = power_of_two(-20)..=power_of_two(20);
+
+const fn power_of_two(exponent: i32) -> f32 {
+    f32::from_bits(((127 + exponent) as u32) << 23)
+}
 
 /// Constants for other languages.
 const CONSTANTS: &[(&str, u32)] = &[
@@ -182,6 +202,44 @@ const CONSTANTS: &[(&str, u32)] = &[
     ("PHILOX_WEYL_0", philox::WEYL[0]),
     ("PHILOX_WEYL_1", philox::WEYL[1]),
 ];
+
+/// Constants that WGSL alone needs.
+const WGSL_CONSTANTS: &[(&str, u32)] = &[
+    ("TALLY_REDO", TALLY_REDO as u32),
+    ("PLAIN_LEAST", PLAIN.start().to_bits()),
+    ("PLAIN_GREATEST", PLAIN.end().to_bits()),
+    ("PRODUCT_LEAST", PLAIN_IN_PRODUCTS.start().to_bits()),
+    ("PRODUCT_GREATEST", PLAIN_IN_PRODUCTS.end().to_bits()),
+];
+
+/// `shaders/params.wgsl`: the constants and structs in WGSL, and how each struct is read from a launch's table.
+pub fn wgsl_header() -> String {
+    let mut text = String::from(
+        "// Made from src/kernel/packed.rs by `cargo run --example params wgsl > shaders/params.wgsl`: not to be edited.\n\n",
+    );
+    for (name, value) in CONSTANTS.iter().chain(WGSL_CONSTANTS) {
+        let _ = writeln!(text, "const {name} = 0x{value:x}u;");
+    }
+    for (name, fields) in STRUCTS {
+        let _ = writeln!(text, "\nstruct {name} {{");
+        for (field, kind) in *fields {
+            let _ = writeln!(text, "    {field}: {kind},");
+        }
+        let words = (0..fields.len()).map(|word| match (word, fields[word].1) {
+            (0, "f32") => "bitcast<f32>(table[at])".into(),
+            (0, _) => "table[at]".into(),
+            (_, "f32") => format!("bitcast<f32>(table[at + {word}u])"),
+            _ => format!("table[at + {word}u]"),
+        });
+        let (words, constant) = (words.collect::<Vec<String>>().join(", "), name.to_uppercase());
+        let _ = writeln!(
+            text,
+            "}}\nconst {constant}_WORDS = {}u;\nfn load_{name}(at: u32) -> {name} {{\n    return {name}({words});\n}}",
+            fields.len()
+        );
+    }
+    text
+}
 
 /// `kernels/params.cuh`: the constants and structs in CUDA C++.
 pub fn cuda_header() -> String {
@@ -216,6 +274,13 @@ mod tests {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/params.cuh");
         let stored = std::fs::read_to_string(file).unwrap_or_default();
         assert!(stored == cuda_header(), "run `cargo run --example params > kernels/params.cuh`");
+    }
+
+    #[test]
+    fn the_shaders_header_in_the_repository_is_made_from_these_structs() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/params.wgsl");
+        let stored = std::fs::read_to_string(file).unwrap_or_default();
+        assert!(stored == wgsl_header(), "run `cargo run --example params wgsl > shaders/params.wgsl`");
     }
 
     #[test]

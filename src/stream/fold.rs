@@ -198,7 +198,7 @@ mod tests {
     use crate::backend::Tally;
 
     fn output(result: SpanResult<'_>) -> Output<'_> {
-        Output { result, tally: Tally::default() }
+        Output { result, tally: Tally::default(), redone: false }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Merged {
     pub digest: blake3::Hash,
     /// The odd values met on the way.
     pub odd: OddValues,
+    /// Pieces that the CPU computed, because the device makes no promises about some of their values.
+    pub redone: u64,
     /// Thresholds that were found for its inputs, or found right.
     pub thresholds: Vec<Threshold>,
 }
@@ -76,6 +78,7 @@ struct Member {
     fold: Fold,
     digest: Digest,
     odd: OddValues,
+    redone: u64,
     done: bool,
 }
 
@@ -143,6 +146,7 @@ impl Group {
                 fold: Fold::Nothing,
                 digest: Digest::new(planned.bytes, chunks),
                 odd: OddValues::default(),
+                redone: 0,
                 done: planned.elements == 0,
             }
         };
@@ -166,6 +170,7 @@ impl Group {
         let mut state = self.state();
         let member = &mut state.members[place.member];
         member.odd += output.tally.odd;
+        member.redone += u64::from(output.redone);
         member.fold.add(place.ordinal, place.first_record, &place.tiles, output);
         if let Some(subtree) = subtree {
             member.digest.add(place.ordinal, subtree);
@@ -228,7 +233,7 @@ impl Group {
         let state = self.state();
         let merged = |m: &Member| {
             let thresholds = m.machine.as_ref().map_or_else(Vec::new, |machine| machine.thresholds());
-            (m.tensor, Merged { digest: m.digest.finish(), odd: m.odd, thresholds })
+            (m.tensor, Merged { digest: m.digest.finish(), odd: m.odd, redone: m.redone, thresholds })
         };
         state.members.iter().map(merged).collect()
     }

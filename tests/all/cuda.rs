@@ -444,7 +444,7 @@ fn what_is_not_there_is_told() {
         assert_nothing_left(folder.path());
     }
     merge(driver(), &[], folder.path(), &["--device", "cuda:1"]).failed(5, &["cuda:1", "mergeforge devices"]);
-    merge(driver(), &[], folder.path(), &["--device", "tpu"]).failed(2, &["tpu", "auto, cuda, cpu"]);
+    merge(driver(), &[], folder.path(), &["--device", "tpu"]).failed(2, &["tpu", "auto, cuda, wgpu, cpu"]);
     // Files of the driver's names that are no libraries: the search for a driver ends there.
     let none = tempfile::tempdir().unwrap();
     for name in ["libcuda.so", "libcuda.so.1"] {

@@ -322,7 +322,16 @@ fn merge_trapped(config: &Path, out: &Path, act: impl Fn() + Sync) -> Error {
     let prepared = prepare(config, &Choices { seed: 0, shard_bytes: 5_000_000_000 }).unwrap();
     let budget = Budget { threads: 1, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: 1 };
     let (device, out, reads) = (Device::cpu(), out.into(), Reads::Cached);
-    let options = Options { out, device, budget, copy_tokenizer: true, model_card: true, reads, cache: None };
+    let options = Options {
+        out,
+        device,
+        budget,
+        copy_tokenizer: true,
+        model_card: true,
+        reads,
+        cache: None,
+        recall: false,
+    };
     mergeforge::merge(&prepared, &options, &Trap::new(act)).expect_err("something happened on the way")
 }
 

@@ -1,5 +1,6 @@
-//! `tools/gpu_check.py`, rehearsed: on the driver that runs kernels on the CPU, without CUDA's tools. What cannot be
-//! tried there must be told as not run, and everything else must work before somebody takes it to a GPU.
+//! `tools/gpu_check.py`, rehearsed: on the driver that runs kernels on the CPU, without CUDA's tools, and on lavapipe, which
+//! must be there. What cannot be tried there must be told as not run, and everything else must work before somebody takes it
+//! to a GPU.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +28,16 @@ fn python() -> &'static Path {
 
 /// Runs a part as a rehearsal into `folder/results`; its exit code and what it wrote.
 fn rehearsed(part: &str, folder: &Path, more: &[&str]) -> (Option<i32>, Json) {
+    rehearsed_with(part, folder, more, &[])
+}
+
+/// The same, with more of the environment.
+fn rehearsed_with(
+    part: &str,
+    folder: &Path,
+    more: &[&str],
+    environment: &[(&str, &str)],
+) -> (Option<i32>, Json) {
     // Where there are torch and CUDA's tools, they must not meet this driver.
     std::fs::write(folder.join("torch.py"), "raise ImportError('hidden')\n").unwrap();
     let results = folder.join("results");
@@ -36,6 +47,7 @@ fn rehearsed(part: &str, folder: &Path, more: &[&str]) -> (Option<i32>, Json) {
     command.args(["--binary", env!("CARGO_BIN_EXE_mergeforge"), "--out"]).arg(&results);
     command.arg("--dir").arg(folder.join("models")).args(more);
     command.env("PATH", "/nowhere").env("CUDA_HOME", "/nowhere").env("PYTHONPATH", folder);
+    command.envs(environment.iter().copied());
     let ended = command.output().expect("Python starts");
     let written = std::fs::read_to_string(results.join(format!("{part}.json")));
     let written =
@@ -64,11 +76,20 @@ fn assert_steps(written: &Json, expected: &[(&str, &str)]) {
     }
 }
 
+/// The rows of a table.
+#[track_caller]
+fn rows<'a>(written: &'a Json, title: &str) -> &'a [Json] {
+    let tables = written["tables"].as_array().unwrap();
+    let found = tables.iter().find(|table| table["title"].as_str().unwrap().starts_with(title));
+    found.unwrap_or_else(|| panic!("no {title}"))["rows"].as_array().unwrap()
+}
+
 #[test]
 fn kernels_are_checked_and_timed_and_what_has_no_tool_is_not_run() {
     let folder = tempfile::tempdir().unwrap();
-    // The kernels themselves are checked in `cuda.rs`; the CPU as a GPU takes its time.
-    let (code, written) = rehearsed("kernels", folder.path(), &["--skip", "check cuda|bench kernels cpu"]);
+    // The kernels themselves are checked in `cuda.rs` and `wgpu.rs`; the CPU as a GPU takes its time.
+    let skipped = "check (cuda|wgpu)|bench kernels cpu";
+    let (code, written) = rehearsed("kernels", folder.path(), &["--skip", skipped]);
     assert_steps(
         &written,
         &[
@@ -76,21 +97,38 @@ fn kernels_are_checked_and_timed_and_what_has_no_tool_is_not_run() {
             ("nvidia-smi", "not run: there is no nvidia-smi"),
             ("devices", "ok"),
             ("check cuda:0", "not run: left out"),
+            ("check wgpu:0", "not run: left out"),
             ("check cpu", "ok"),
             ("bench kernels cuda:0", "ok"),
+            ("bench kernels wgpu:0", "ok"),
             ("bench kernels cpu", "not run: left out"),
+            ("wgpu beside CUDA", "ok"),
             ("memcheck of check", "not run: there is no compute-sanitizer"),
             ("memcheck of a merge", "not run: there is no compute-sanitizer"),
             ("racecheck of check", "not run: there is no compute-sanitizer"),
         ],
     );
     assert_eq!(code, Some(0));
+    assert_eq!(rows(&written, "wgpu beside CUDA").len(), rows(&written, "Kernels on wgpu:0").len());
+    let facts = written["facts"]["wgpu:0"].as_str().unwrap();
+    assert!(facts.contains("backend vulkan") && facts.contains("binding"), "{facts}");
+}
+
+#[test]
+fn where_there_is_no_adapter_nothing_of_wgpu_is_run() {
+    let folder = tempfile::tempdir().unwrap();
+    // What the loader of Vulkan is to take for all drivers that there are.
+    let without = [("VK_DRIVER_FILES", "/nowhere"), ("VK_ICD_FILENAMES", "/nowhere")];
+    let skipped = "check c|bench kernels";
+    let (code, written) = rehearsed_with("kernels", folder.path(), &["--skip", skipped], &without);
+    assert_steps(&written, &[("check wgpu", "not run: the driver has no device")]);
+    assert_eq!(code, Some(0));
 }
 
 #[test]
 fn merges_are_measured_and_compared_with_the_cpu() {
     let folder = tempfile::tempdir().unwrap();
-    let (code, written) = rehearsed("stream", folder.path(), &[]);
+    let (code, written) = rehearsed("stream", folder.path(), &["--skip", "(linear|dare_ties) on wgpu"]);
     let torch = "copies to, from and on the GPU (torch)";
     let mut expected =
         vec![("models", "ok"), ("host memory copy, all cores", "ok"), (torch, "not run: there is no")];
@@ -100,14 +138,19 @@ fn merges_are_measured_and_compared_with_the_cpu() {
         "ties: the CPU's bytes",
         "linear: the CPU's bytes",
         "dare_ties: the CPU's bytes",
+        "ties on wgpu:0: first run, watched",
+        "ties on wgpu:0: round 1",
+        "ties on wgpu:0: the CPU's bytes",
     ] {
         expected.push((step, "ok"));
     }
+    expected.push(("linear on wgpu:0: round 1", "not run: left out"));
     assert_steps(&written, &expected);
     assert_eq!(code, Some(0));
-    let tables = written["tables"].as_array().unwrap();
-    let merges = tables.iter().find(|table| table["title"] == "Merges in memory").unwrap();
-    assert_eq!(merges["rows"].as_array().unwrap().len(), 3);
+    assert_eq!(rows(&written, "Merges in memory").len(), 3);
+    let beside = rows(&written, "Merges on wgpu:0 beside CUDA");
+    assert_eq!(beside.len(), 1);
+    assert!(beside[0][4].as_str().unwrap().ends_with("another card"), "{}", beside[0]);
 }
 
 #[test]
@@ -121,6 +164,8 @@ fn a_step_that_fails_is_noted_and_the_others_go_on() {
             ("ties: first run, watched", "failed: merge ties on cuda: exit code 2"),
             ("ties: round 1", "not run: its first run did not succeed"),
             ("linear: first run, watched", "failed"),
+            ("ties on wgpu:0: first run, watched", "failed: merge ties on wgpu:0: exit code 2"),
+            ("ties on wgpu:0: round 1", "not run: its first run did not succeed"),
         ],
     );
     assert_eq!(code, Some(1));

@@ -15,6 +15,8 @@ mod models;
 mod oracle;
 mod regressions;
 mod same_bytes;
+mod shader_files;
 mod thresholds;
 mod trace;
 mod twins;
+mod wgpu;

@@ -180,6 +180,7 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
         model_card: true,
         reads: Reads::Cached,
         cache: None,
+        recall: false,
     };
     merge(&prepared, &options, &Quiet)
 }

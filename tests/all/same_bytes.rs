@@ -76,7 +76,7 @@ impl Cut {
 fn least_bytes(prepared: &Prepared, threads: usize) -> u64 {
     let enough = |host_bytes: u64| {
         let limits = Budget { threads, host_bytes, device_bytes: 0, chunk_tiles: 1 }
-            .limits(&prepared.plan, Family::Cpu);
+            .limits(&prepared.plan, &Device::cpu());
         limits.is_ok_and(|limits| limits.threads == threads)
     };
     let (mut low, mut high) = (0, 1 << 30);
@@ -177,6 +177,7 @@ impl Case {
             model_card: true,
             reads: Reads::Cached,
             cache: None,
+            recall: false,
         };
         merge(prepared, &options, &Quiet).unwrap_or_else(|error| panic!("{cut:?}: {error}"));
         let (tensors, mut files) = (models::read(&out), files_of(&out));

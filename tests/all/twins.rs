@@ -60,11 +60,14 @@ fn wrong_kernels_are_caught() {
     for job in jobs(models, &mut random) {
         for fault in 0..5 {
             let Some(wrong) = planted(&job, fault) else { continue };
-            let floats = vec![Float::BF16; models + 1];
-            let case = Case::new(&job, floats, Float::F32, &[5000, 777], &mut random);
-            let expected = case.of_twin();
-            let found = case.with(&wrong).on(&Cpu::new(0), Hold::Peek).unwrap();
-            assert_ne!(found, expected, "{}, fault {fault}", job.kernel());
+            // Not every fault shows in every kind of data.
+            let shows = (0..4).any(|_| {
+                let floats = vec![Float::BF16; models + 1];
+                let case = Case::new(&job, floats, Float::F32, &[5000, 777], &mut random);
+                let expected = case.of_twin();
+                case.with(&wrong).on(&Cpu::new(0), Hold::Peek).unwrap().bits != expected
+            });
+            assert!(shows, "{}, fault {fault}", job.kernel());
             caught += 1;
         }
     }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::driver::{Kernel, Module};
-use super::table::Entry;
+use crate::backend::table::Entry;
+use crate::dtype::Float;
 use crate::error::Result;
 
 /// A kernel's file stem and its PTX. A file that is missing does not build.
@@ -37,8 +38,19 @@ impl Kernels {
             let ptx = PTX.iter().find(|(stem, _)| *stem == entry.file).expect("every kernel has its PTX").1;
             loaded.modules.insert(entry.file, Module::new(entry.file, ptx)?);
         }
-        let kernel = loaded.modules[entry.file].kernel(&entry.name)?;
-        loaded.kernels.insert(entry.clone(), kernel);
+        let kernel = loaded.modules[entry.file].kernel(&name_of(entry))?;
+        loaded.kernels.insert(*entry, kernel);
         Ok(kernel)
+    }
+}
+
+/// The name of an entry in its file.
+fn name_of(entry: &Entry) -> String {
+    let Entry { file, models, float } = entry;
+    let float = float.map_or("mixed", Float::name);
+    match (*file, *models) {
+        ("stream", 0) => format!("stream_read_{float}"),
+        ("stream", _) | (_, 0) => format!("{file}_{float}"),
+        _ => format!("{file}_{models}_{float}"),
     }
 }

@@ -1,11 +1,12 @@
-//! A launch in the form that kernels read: header, element types, blocks, spans with the places of inputs, jobs.
+//! A launch in the form that a GPU's kernels read: header, element types, blocks, spans with the places of inputs, jobs.
 
 use std::sync::Arc;
 
-use crate::backend::{Hold, Launch, Span};
+use super::{Hold, Launch, OddValues, Span, SpanResult, Tally};
 use crate::dtype::Float;
 use crate::kernel::packed::{
-    self, Block, Header, MAGNITUDES_MODELS, TALLY_WORDS, THREADS, append, float_code,
+    self, Block, Header, TALLY_INFINITE, TALLY_KEPT, TALLY_NAN, TALLY_OVERFLOWED, TALLY_WORDS, THREADS,
+    append, float_code,
 };
 use crate::kernel::{
     Job, RECORD_TILES_MIN, Result as Shape, SPANS_MAX, TILE, VOTERS_MAX, Widest, levels, weighted_sum,
@@ -29,8 +30,28 @@ pub(super) const PLACES_BYTES: u64 = VECTOR_BYTES << 32;
 /// Models that a `consensus` of its own is compiled for.
 const CONSENSUS_MODELS: usize = 4;
 
-/// Models that a `magnitudes` of its own is compiled for.
-const MAGNITUDES_OWN: usize = 2;
+/// What differs between the kernels of the families.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dialect {
+    /// Models that a `magnitudes` of its own is compiled for.
+    pub(super) magnitudes_own: usize,
+    /// Models whose counters the others keep at once; the grid's second dimension walks over more.
+    pub(super) magnitudes_models: usize,
+    /// Where results begin: at a multiple of this behind the tallies, from where their places count. `None`: tallies and
+    /// results are one, and places count from the beginning of both.
+    pub(super) results_apart: Option<u64>,
+}
+
+impl Dialect {
+    /// The bytes in front of the place that results are counted from.
+    pub(super) fn results_from(&self, spans: usize) -> u64 {
+        self.results_apart.map_or(0, |multiple| tallies_bytes(spans).next_multiple_of(multiple))
+    }
+}
+
+fn tallies_bytes(spans: usize) -> u64 {
+    (4 * TALLY_WORDS * spans) as u64
+}
 
 /// A packed launch.
 pub(super) struct Table {
@@ -41,43 +62,49 @@ pub(super) struct Table {
     pub(super) threads: u32,
     /// Of each span, where its results start and how many bytes they have.
     pub(super) spans: Vec<(usize, usize)>,
-    /// Bytes of the tallies and all results.
+    /// Bytes of the tallies and all results, and what lies between.
     pub(super) result_bytes: u64,
     /// Bytes that the kernel reads of its inputs, and writes.
     pub(super) read_bytes: u64,
     pub(super) written_bytes: u64,
 }
 
-/// A kernel's name: the file stem, and the entry with the models and element types it is compiled for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// Which kernel: the file stem, and what it is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Entry {
     pub(super) file: &'static str,
-    pub(super) name: String,
+    /// The number of models that it is compiled for; 0: any. Of the yardstick `stream`: whether it writes.
+    pub(super) models: usize,
+    /// The element type of all inputs, if they have the same.
+    pub(super) float: Option<Float>,
 }
 
 impl Entry {
-    fn of(job: &Job, floats: &[Float]) -> Self {
-        let first = floats[0];
-        let float = if floats.iter().all(|float| *float == first) { first.name() } else { "mixed" };
-        let file = job.kernel();
+    fn of(job: &Job, floats: &[Float], dialect: &Dialect) -> Self {
         let models = floats.len() - 1;
         let own = match job {
             Job::Consensus(_) => CONSENSUS_MODELS,
-            Job::Magnitudes(_) => MAGNITUDES_OWN,
+            Job::Magnitudes(_) => dialect.magnitudes_own,
             _ => 0,
         };
-        let name = if (1..=own).contains(&models) {
-            format!("{file}_{models}_{float}")
-        } else {
-            format!("{file}_{float}")
-        };
-        Self { file, name }
+        let alike = floats.iter().all(|float| *float == floats[0]);
+        Self {
+            file: job.kernel(),
+            models: if models <= own { models } else { 0 },
+            float: alike.then_some(floats[0]),
+        }
     }
 }
 
 impl Table {
     /// The table of the stream that benches compare with: over one span, like a weighted sum of as many inputs.
-    pub(super) fn stream(inputs: usize, writes: bool, elements: usize, places: &[u64]) -> Self {
+    pub(super) fn stream(
+        dialect: &Dialect,
+        inputs: usize,
+        writes: bool,
+        elements: usize,
+        places: &[u64],
+    ) -> Self {
         let job = weighted_sum::Job { anchored: false, coefficients: vec![0.0; inputs] };
         let tiles = 0..crate::kernel::tiles(elements as u64);
         let launch = Launch {
@@ -89,12 +116,12 @@ impl Table {
             hold: Hold::Peek,
             record_tiles: 1,
         };
-        let name = if writes { "stream_bfloat16" } else { "stream_read_bfloat16" };
-        Self { entry: Entry { file: "stream", name: name.into() }, ..Self::new(&launch, places) }
+        let entry = Entry { file: "stream", models: writes.into(), float: Some(Float::BF16) };
+        Self { entry, ..Self::new(dialect, &launch, places) }
     }
 
     /// Packs a launch; `places` are those of its inputs in device memory, in bytes, span after span.
-    pub(super) fn new(launch: &Launch, places: &[u64]) -> Self {
+    pub(super) fn new(dialect: &Dialect, launch: &Launch, places: &[u64]) -> Self {
         let (inputs, job) = (launch.reads.len(), &*launch.jobs[0]);
         let blocks: Vec<Vec<Block>> = launch.spans.iter().map(|span| blocks_of(span, launch)).collect();
         let block_count = blocks.iter().map(Vec::len).sum::<usize>();
@@ -123,7 +150,8 @@ impl Table {
             blocks.iter().for_each(|block| append(&mut words, &Block { span, ..*block }));
         }
         words.extend(launch.floats.iter().map(|float| float_code(*float)));
-        let mut end = (4 * TALLY_WORDS * launch.spans.len()) as u64;
+        let results_from = dialect.results_from(launch.spans.len());
+        let mut end = results_from.max(tallies_bytes(launch.spans.len()));
         let mut spans = Vec::with_capacity(launch.spans.len());
         for ((index, span), places) in launch.spans.iter().enumerate().zip(places.chunks_exact(inputs)) {
             let start = end.next_multiple_of(VECTOR_BYTES);
@@ -136,7 +164,7 @@ impl Table {
                     job: job_places[span.job],
                     first_tile: span.tiles.start as u32,
                     elements: span.elements as u32,
-                    results: (start / VECTOR_BYTES) as u32,
+                    results: ((start - results_from) / VECTOR_BYTES) as u32,
                     tally: (index * TALLY_WORDS) as u32,
                 },
             );
@@ -146,14 +174,14 @@ impl Table {
         let element_bytes: usize = launch.floats.iter().map(|float| float.bytes()).sum();
         let elements: usize = launch.spans.iter().map(|span| span.elements).sum();
         let groups = match job {
-            Job::Magnitudes(job) if job.models.len() > MAGNITUDES_OWN => {
-                job.models.len().div_ceil(MAGNITUDES_MODELS)
+            Job::Magnitudes(job) if job.models.len() > dialect.magnitudes_own => {
+                job.models.len().div_ceil(dialect.magnitudes_models)
             }
             _ => 1,
         };
         Self {
             words,
-            entry: Entry::of(job, &launch.floats),
+            entry: Entry::of(job, &launch.floats, dialect),
             grid: (block_count as u32, groups as u32),
             threads: THREADS as u32,
             result_bytes: end,
@@ -168,7 +196,7 @@ impl Table {
     pub(super) fn cleared_bytes(&self, launch: &Launch) -> u64 {
         match launch.jobs[0].result() {
             Shape::Counts { .. } => self.result_bytes,
-            _ => (4 * TALLY_WORDS * launch.spans.len()) as u64,
+            _ => tallies_bytes(launch.spans.len()),
         }
     }
 }
@@ -206,12 +234,35 @@ fn result_bytes(shape: Shape, launch: &Launch, span: &Span) -> (u64, u64) {
     }
 }
 
+/// A span's results, which a kernel left in these bytes.
+pub(super) fn result_of(shape: Shape, bytes: &[u8]) -> SpanResult<'_> {
+    match shape {
+        Shape::Values => SpanResult::Values(bytes),
+        Shape::Sums { .. } => SpanResult::Sums(bytemuck::cast_slice(bytes)),
+        Shape::Counts { .. } => SpanResult::Counts(bytemuck::cast_slice(bytes)),
+        Shape::Words { .. } => SpanResult::Words(bytemuck::cast_slice(bytes)),
+    }
+}
+
+/// A span's tally, from a kernel's words.
+pub(super) fn tally_of(words: &[u32; TALLY_WORDS]) -> Tally {
+    let count = |word: usize| u64::from(words[word]);
+    Tally {
+        odd: OddValues {
+            nan: count(TALLY_NAN),
+            infinite: count(TALLY_INFINITE),
+            overflowed: count(TALLY_OVERFLOWED),
+        },
+        kept: std::array::from_fn(|model| count(TALLY_KEPT + model)),
+    }
+}
+
 /// The most words that the table of any launch has.
 pub(super) fn words_max(widest: &Widest, chunk_tiles: u64) -> usize {
     let spans = SPANS_MAX.min(chunk_tiles as usize);
     let inputs = widest.inputs;
     let blocks = (chunk_tiles / BLOCK_TILES + chunk_tiles / RECORD_TILES_MIN) as usize + spans;
-    let factors = if inputs <= VOTERS_MAX + 1 { 1 << (inputs - 1) } else { 0 };
+    let factors = 1 << (inputs - 1).min(VOTERS_MAX);
     // A level job has the most words per model.
     let job = 1 + inputs * (1 + levels::LEVELS_MAX) + factors;
     Header::WORDS + blocks * Block::WORDS + inputs + spans * (packed::Span::WORDS + inputs + job)

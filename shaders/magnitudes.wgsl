@@ -40,8 +40,8 @@ fn magnitudes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
             let low_bins = bitcast<vec4<u32>>(own.low - lowest) >> shift;
             let high_bins = bitcast<vec4<u32>>(own.high - lowest) >> shift;
             let inside = both(reached, EightChoices(low_bins < vec4<u32>(BINS), high_bins < vec4<u32>(BINS)));
-            let even = EightChoices((own.low & low_bits) != vec4<i32>(0), (own.high & low_bits) != vec4<i32>(0));
-            let uneven = number_of(both(inside, even));
+            let low_set = EightChoices((own.low & low_bits) != vec4<i32>(0), (own.high & low_bits) != vec4<i32>(0));
+            let uneven = number_of(both(inside, low_set));
             let above = number_of(reached) - number_of(inside);
             let low = select(vec4<i32>(-1), bitcast<vec4<i32>>(low_bins), inside.low);
             let high = select(vec4<i32>(-1), bitcast<vec4<i32>>(high_bins), inside.high);

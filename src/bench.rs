@@ -69,17 +69,21 @@ impl Row {
 /// # Errors
 /// Kind `Device`: the device fails, or has not the memory.
 pub fn kernels(device: &Device, elements: u64, repeat: usize) -> Result<Kernels> {
-    let elements = elements.max(WORDS_TILES_MAX * TILE as u64).next_power_of_two();
-    let bytes = elements * (2 * INPUTS) as u64;
-    let widest = Widest {
+    let mut elements = elements.max(WORDS_TILES_MAX * TILE as u64).next_power_of_two();
+    let widest = |elements: u64| Widest {
         inputs: INPUTS,
         input_bytes: 2 * INPUTS,
         output_bytes: 2,
         copied_bytes: 0,
         measured: INPUTS,
         tiles: tiles(elements),
-        held_bytes: bytes,
+        held_bytes: elements * (2 * INPUTS) as u64,
     };
+    let binding = |elements| device.family.lane_bytes(&widest(elements), tiles(elements)).binding;
+    while binding(elements) > device.binding_bytes && elements > WORDS_TILES_MAX * TILE as u64 {
+        elements /= 2;
+    }
+    let (widest, bytes) = (widest(elements), elements * (2 * INPUTS) as u64);
     let limits =
         Limits { threads: 1, chunk_tiles: tiles(elements), hold_bytes: 2 * bytes, widest, kernels: true };
     let backend = device.open(&limits)?;

@@ -111,7 +111,8 @@ impl Depth {
     fn models(self) -> &'static [usize] {
         match self {
             Self::All => &MODELS,
-            Self::First => &[1, 2, 3, 4, 5],
+            // More models than one round of sums, and than a vote, have room for.
+            Self::First => &[1, 2, 3, 4, 7, MODELS_MAX],
             Self::Quick => &[2, 5],
         }
     }
@@ -211,8 +212,9 @@ impl Case {
         let job = Arc::new(job.clone());
         let jobs = vec![Arc::clone(&job), job];
         let reads = (0..floats.len()).collect();
+        let record_tiles = 2 + 3 * (random.next() % 2);
         Self {
-            launch: Launch { jobs, spans, reads, floats, output, hold: Hold::Keep, record_tiles: 2 },
+            launch: Launch { jobs, spans, reads, floats, output, hold: Hold::Keep, record_tiles },
             tensors,
         }
     }

@@ -301,6 +301,7 @@ impl MergekitArgs {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    crate::backend::wgpu::keep_quiet();
     let outcome = match Cli::parse().command {
         Command::Merge(args) => run_merge(&args),
         Command::Plan(args) => run_plan(&args),

@@ -180,17 +180,29 @@ pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
     let none = |told: String| {
         Error::device(format!("--device {word}: {told}")).hint("`mergeforge devices` lists them all")
     };
-    if let Ok(index) = which.parse::<usize>() {
-        let device = found.into_iter().nth(index);
-        let device =
-            device.ok_or_else(|| none(format!("this machine has {count} such device(s), counted from 0")))?;
-        return Ok((device, None));
+    let index = which.parse::<usize>();
+    let usable = |device: &&Device| device.unusable.is_none();
+    let by_number = match &index {
+        // No number: the first that can be used.
+        _ if !word.contains(':') => found.iter().find(usable).or(found.first()),
+        Ok(index) => found.get(*index),
+        Err(_) => None,
+    };
+    if let Some(device) = by_number {
+        return Ok((device.clone(), None));
     }
+    // Names have numbers in them too. One device may be there several times, through several interfaces.
     let part = which.to_lowercase();
-    let mut named = found.into_iter().filter(|device| device.name.to_lowercase().contains(&part));
-    match (named.next(), named.next()) {
-        (Some(device), None) => Ok((device, None)),
-        (Some(_), Some(_)) => Err(none("several devices have this in their names".into())),
-        (None, _) => Err(none(format!("none of the {count} {name} device(s) has this in its name"))),
+    let named: Vec<&Device> =
+        found.iter().filter(|device| device.name.to_lowercase().contains(&part)).collect();
+    match named.first() {
+        Some(first) if named.iter().all(|device| device.name == first.name) => {
+            Ok(((*named.iter().find(|device| usable(device)).unwrap_or(first)).clone(), None))
+        }
+        Some(_) => Err(none("several devices have this in their names".into())),
+        None if index.is_ok() => {
+            Err(none(format!("this machine has {count} such device(s), counted from 0")))
+        }
+        None => Err(none(format!("none of the {count} {name} device(s) has this in its name"))),
     }
 }

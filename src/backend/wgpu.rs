@@ -29,6 +29,7 @@ use crate::error::Result;
 use crate::kernel::packed::{FACTORS, TALLY_REDO, TALLY_WORDS};
 use crate::kernel::{Job, SPANS_MAX, TILE, Widest};
 use crate::timeline::{By, Stage, Timeline};
+pub use driver::keep_quiet;
 use driver::{Download, Gpu, Upload};
 use shaders::Bound;
 use wgpu::BufferUsages;
@@ -38,6 +39,13 @@ pub(super) const CHUNK_TILES: u64 = 2048;
 
 /// Launches of a lane that may be under way: one is read while the device works on the other.
 const DEPTH: usize = 2;
+
+/// Tiles of a launch that need no more than the 65,535 workgroups that WebGPU allows, with room for ends of spans and records.
+const GROUPS_TILES_MAX: u64 = 1 << 17;
+
+/// Workers whose launches are timed by the device's clock. Metal has 32 places for that, two go to each worker, and a device
+/// that is asked for more is lost. Launches of others are missing in the shares of stages, and nowhere else.
+const TIMED_WORKERS: usize = 12;
 
 /// Bindings begin at multiples of this: WebGPU's default limit.
 const ALIGNMENT: u64 = 256;
@@ -60,7 +68,8 @@ impl SlotBytes {
         // Results of a span begin at a multiple of a vector.
         let padding = SPANS_MAX as u64 * 16 + ALIGNMENT;
         Self {
-            input: chunk_tiles * (TILE * widest.input_bytes) as u64,
+            // A plan of nothing but copies has no inputs.
+            input: (chunk_tiles * (TILE * widest.input_bytes) as u64).max(ALIGNMENT),
             table: ((4 * table::words_max(widest, chunk_tiles)) as u64).next_multiple_of(ALIGNMENT),
             result: (tallies + widest.result_bytes(chunk_tiles) + padding).next_multiple_of(ALIGNMENT),
         }
@@ -83,10 +92,13 @@ pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
     let copied = 3 * chunk_tiles * (TILE * widest.copied_bytes) as u64;
     // Reads past the page cache come in whole blocks.
     let blocks = 4 * chunk_tiles * TILE as u64;
+    // A span that is left to the CPU comes back with its inputs, and has results.
+    let redone = slots.input + slots.result;
+    let too_many_groups = chunk_tiles > GROUPS_TILES_MAX;
     LaneBytes {
-        host: device + copied + blocks + (1 << 20),
+        host: device + copied + blocks + redone + (1 << 20),
         device,
-        binding: slots.input.max(slots.table).max(slots.result),
+        binding: if too_many_groups { u64::MAX } else { slots.input.max(slots.table).max(slots.result) },
     }
 }
 
@@ -202,11 +214,6 @@ impl Wgpu {
         Some(Arc::new(InputSlot { buffer, spare: Some(Arc::clone(&self.spare)) }))
     }
 
-    /// Where the moments of a launch are noted, if the device has a clock.
-    fn queries(&self) -> Option<wgpu::QuerySet> {
-        self.clock.as_ref().map(|_| query_set(&self.gpu))
-    }
-
     fn encoder(&self) -> wgpu::CommandEncoder {
         self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
@@ -295,9 +302,10 @@ impl Backend for Wgpu {
     }
 
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>> {
-        let ready = (0..DEPTH).map(|_| Flight::new(self)).collect::<Result<_>>()?;
-        let (flying, engine) = (VecDeque::new(), Engine::default());
-        Ok(Box::new(WgpuLane { wgpu: self, worker, timeline, ready, flying, engine }))
+        let timed = worker < TIMED_WORKERS;
+        let ready = (0..DEPTH).map(|_| Flight::new(self, timed)).collect::<Result<_>>()?;
+        let (flying, redo) = (VecDeque::new(), Redo::default());
+        Ok(Box::new(WgpuLane { wgpu: self, worker, timeline, ready, flying, redo }))
     }
 
     fn forget(&self, tensor: usize) {
@@ -313,7 +321,7 @@ impl Backend for Wgpu {
         };
         let memory = gpu.buffer("yardstick", inputs as u64 * bytes, SLOT, false)?;
         let results = gpu.buffer("yardstick", bytes + ALIGNMENT, SLOT, false)?;
-        let queries = self.queries();
+        let queries = self.clock.as_ref().map(|_| query_set(gpu));
         let mut commands = self.encoder();
         // What was never used is zeros, which are filled in when it first is: that is not to be timed.
         commands.clear_buffer(&memory, 0, None);
@@ -368,12 +376,10 @@ struct Flight {
 }
 
 impl Flight {
-    fn new(wgpu: &Wgpu) -> Result<Self> {
+    fn new(wgpu: &Wgpu, timed: bool) -> Result<Self> {
         let (gpu, slots) = (&*wgpu.gpu, wgpu.slots);
-        let queries = match wgpu.queries() {
-            Some(queries) => Some((queries, moments_buffer(gpu)?)),
-            None => None,
-        };
+        let queries =
+            if timed && wgpu.clock.is_some() { Some((query_set(gpu), moments_buffer(gpu)?)) } else { None };
         Ok(Self {
             upload: Upload::new(gpu, slots.input + slots.table)?,
             download: Download::new(gpu, slots.download())?,
@@ -395,7 +401,15 @@ struct WgpuLane<'a> {
     timeline: &'a Timeline,
     ready: Vec<Flight>,
     flying: VecDeque<Flying>,
+    redo: Redo,
+}
+
+/// What a lane needs to compute spans on the CPU.
+#[derive(Default)]
+struct Redo {
     engine: Engine,
+    /// For inputs that come back from the device; made when the first do.
+    inputs: Option<Download>,
 }
 
 /// A launch under way.
@@ -501,27 +515,23 @@ impl Lane for WgpuLane<'_> {
     fn collect(&mut self, take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>) -> Result<()> {
         let Flying { mut flight, launch, memory, places, redo_all, table, copied_in, submitted, index } =
             self.flying.pop_front().expect("collect follows submit");
-        let Self { wgpu, worker, timeline, engine, .. } = self;
+        let Self { wgpu, worker, timeline, redo, .. } = self;
         let gpu = &*wgpu.gpu;
         gpu.wait(index)?;
         let done = Instant::now();
         flight.upload.take_back(gpu)?;
         let shape = launch.jobs[0].result();
         flight.download.read(gpu, |bytes| {
-            let moments = ticks_of(&bytes[wgpu.slots.result as usize..]);
-            wgpu.record(timeline, &moments, (submitted, done), &table, copied_in);
+            if wgpu.clock.is_none() || flight.queries.is_some() {
+                let moments = ticks_of(&bytes[wgpu.slots.result as usize..]);
+                wgpu.record(timeline, &moments, (submitted, done), &table, copied_in);
+            }
             let tallies: &[u32] = bytemuck::cast_slice(&bytes[..4 * TALLY_WORDS * launch.spans.len()]);
             let tallies = tallies.as_chunks::<TALLY_WORDS>().0;
             for (index, ((start, len), tally)) in table.spans.iter().zip(tallies).enumerate() {
                 if wgpu.kernels_run && (redo_all || tally[TALLY_REDO] != 0) {
-                    let inputs = wgpu.inputs_of(&launch, index, &memory, &places)?;
-                    let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
-                    let moved = inputs.iter().map(|bytes| bytes.len() as u64).sum::<u64>() + *len as u64;
-                    let by = By::Worker(*worker);
-                    let output = timeline.time(Stage::Compute, by, moved, || {
-                        engine.run(&launch, &launch.spans[index], &inputs)
-                    });
-                    take(index, output)?;
+                    let span = InputsOf { launch: &launch, index, memory: &memory, places: &places };
+                    redo.run(wgpu, &span, *len as u64, (timeline, By::Worker(*worker)), take)?;
                     continue;
                 }
                 let result = table::result_of(shape, &bytes[*start..start + len]);
@@ -534,40 +544,55 @@ impl Lane for WgpuLane<'_> {
     }
 }
 
-impl Wgpu {
-    /// Brings the inputs of a span back from the device.
-    fn inputs_of(
-        &self,
-        launch: &Launch,
-        span: usize,
-        memory: &InputSlot,
-        places: &[u64],
-    ) -> Result<Vec<Vec<u8>>> {
-        let elements = launch.spans[span].elements;
-        let bytes: Vec<u64> = launch.floats.iter().map(|float| (elements * float.bytes()) as u64).collect();
-        let places = &places[span * bytes.len()..][..bytes.len()];
-        // Copies are of whole words.
-        let room = |bytes: u64| bytes.next_multiple_of(8);
-        let mut download = Download::new(&self.gpu, bytes.iter().map(|bytes| room(*bytes)).sum())?;
-        let mut commands = self.encoder();
+/// A span of a launch, and where its inputs are.
+struct InputsOf<'a> {
+    launch: &'a Launch,
+    index: usize,
+    memory: &'a InputSlot,
+    places: &'a [u64],
+}
+
+impl Redo {
+    /// Brings the inputs of a span back from the device, and computes it on the CPU.
+    fn run(
+        &mut self,
+        wgpu: &Wgpu,
+        span: &InputsOf<'_>,
+        result_bytes: u64,
+        (timeline, by): (&Timeline, By),
+        take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let InputsOf { launch, index, memory, places } = *span;
+        let (gpu, span) = (&*wgpu.gpu, &launch.spans[index]);
+        let bytes: Vec<u64> =
+            launch.floats.iter().map(|float| (span.elements * float.bytes()) as u64).collect();
+        let places = &places[index * bytes.len()..][..bytes.len()];
+        let inputs = match &mut self.inputs {
+            Some(inputs) => inputs,
+            none => none.insert(Download::new(gpu, wgpu.slots.input)?),
+        };
+        let mut commands = wgpu.encoder();
+        let mut parts = Vec::with_capacity(bytes.len());
         let mut end = 0;
-        for (place, bytes) in places.iter().zip(&bytes) {
-            commands.copy_buffer_to_buffer(&memory.buffer, *place, download.buffer(), end, room(*bytes));
-            end += room(*bytes);
+        for (place, bytes) in places.iter().zip(bytes) {
+            // Copies are of whole words, and inputs are padded to tiles.
+            let copied = bytes.next_multiple_of(4);
+            commands.copy_buffer_to_buffer(&memory.buffer, *place, inputs.buffer(), end, copied);
+            parts.push(end as usize..(end + bytes) as usize);
+            end += copied.next_multiple_of(8);
         }
-        download.map_after(&commands);
-        self.gpu.wait(self.gpu.submit(commands)?)?;
-        download.read(&self.gpu, |all| {
-            let mut start = 0;
-            let mut inputs = Vec::with_capacity(bytes.len());
-            for bytes in bytes {
-                inputs.push(all[start as usize..(start + bytes) as usize].to_vec());
-                start += room(bytes);
-            }
-            Ok(inputs)
+        inputs.map_after(&commands);
+        gpu.wait(gpu.submit(commands)?)?;
+        inputs.read(gpu, |all| {
+            let parts: Vec<&[u8]> = parts.into_iter().map(|part| &all[part]).collect();
+            let moved = parts.iter().map(|part| part.len() as u64).sum::<u64>() + result_bytes;
+            let output = timeline.time(Stage::Compute, by, moved, || self.engine.run(launch, span, &parts));
+            take(index, output)
         })
     }
+}
 
+impl Wgpu {
     /// Puts the device's stages on the timeline. Without a clock of the device all of the time goes to the kernel.
     fn record(
         &self,

@@ -118,7 +118,7 @@ pub(super) fn shares(report: &Report) {
     match report.redone() {
         0 => {}
         count => tell(&format!(
-            "{count} pieces have values that {} makes no promises about (NaN, infinities, or below 1e-18): the CPU computed them",
+            "{count} pieces have values that {} makes no promises about (NaN, infinities, the very small or very large, or weights beyond a million): the CPU computed them",
             report.device
         )),
     }

@@ -100,19 +100,18 @@ fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
 fn mistakes_in_shaders_are_caught() {
     let cases = [
         // Equal magnitudes cut a tile late; a vote's tie to the other side, for few models and for many.
-        ("consensus.wgsl", "work.first_tile + tile", "work.first_tile + tile - 1u", "consensus"),
-        ("consensus.wgsl", "(sum.low >= none)", "(sum.low > none)", "consensus"),
-        ("consensus.wgsl", "vote(votes, 1u, sum, v1.v)", "vote(votes, 0u, sum, v1.v)", "consensus"),
+        ("consensus.wgsl", "work.first_tile + tile", "work.first_tile + tile - 1u"),
+        ("consensus.wgsl", "(sum.low >= none)", "(sum.low > none)"),
+        ("consensus.wgsl", "vote(votes, 1u, sum, v1.v)", "vote(votes, 0u, sum, v1.v)"),
         // What is kept, counted past the end; of one subgroup alone.
-        ("prelude.wgsl", "number_of(both(keep, exist))", "number_of(keep)", "consensus"),
-        ("consensus.wgsl", "speaks_for_neighbours(thread) &&", "thread == 0u &&", "consensus"),
+        ("prelude.wgsl", "number_of(both(keep, exist))", "number_of(keep)"),
+        ("consensus.wgsl", "speaks_for_neighbours(thread) &&", "thread == 0u &&"),
         // As compilers may: another order, a flush to zero, a wrong rounding.
         (
             "weighted_sum.wgsl",
             "sum = add(sum, scale(bitcast<f32>(table[coefficients + input]), x));",
             "sum = add(scale(bitcast<f32>(table[coefficients + input]), x), add(sum, add(first, scale(-1.0, first))));
             sum = add(sum, first); sum = sub(sum, first);",
-            "weighted_sum",
         ),
         (
             "prelude.wgsl",
@@ -121,26 +120,30 @@ fn mistakes_in_shaders_are_caught() {
                 let low = a.low * b.low; let high = a.high * b.high; let least = vec4<f32>(1e-28);
                 return Eight(select(low, vec4<f32>(0.0), abs(low) < least), select(high, vec4<f32>(0.0), abs(high) < least));
             }",
-            "gram",
         ),
-        ("prelude.wgsl", "vec4<u32>(0x7fffu) + even", "vec4<u32>(0x8000u)", "weighted_sum"),
-        ("prelude.wgsl", "vec4<u32>(0xfffu) + even", "vec4<u32>(0x1000u)", "weighted_sum"),
+        ("prelude.wgsl", "vec4<u32>(0x7fffu) + even", "vec4<u32>(0x8000u)"),
+        ("prelude.wgsl", "vec4<u32>(0xfffu) + even", "vec4<u32>(0x1000u)"),
         // Odd values that nobody looks at.
-        ("prelude.wgsl", "odd = odd || beyond(", "odd = false && beyond(", "consensus"),
-        ("gram.wgsl", "let b = basis(work, j,", "let b = basis(work, i,", "gram"),
-        ("prelude.wgsl", "let shift = 6u - step;", "let shift = 6u - step + step / 6u;", "gram"),
-        ("levels.wgsl", "own.low >= key", "own.low > key", "levels"),
-        ("magnitudes.wgsl", "(own.low & low_bits) != vec4<i32>(0)", "(own.low & low_bits) == vec4<i32>(0)", "magnitudes"),
-        ("masked_sums.wgsl", "group_sum(absolute(v))", "group_sum(v)", "masked_sums"),
-        ("prelude.wgsl", "again.low < lower", "again.low <= lower + vec4<u32>(30000u)", "masked_sums"),
-        ("keys.wgsl", "model * length", "model * TILE", "keys"),
+        ("prelude.wgsl", "odd = odd || beyond(", "odd = false && beyond("),
+        ("gram.wgsl", "let b = basis(work, j,", "let b = basis(work, i,"),
+        ("prelude.wgsl", "let shift = 6u - step;", "let shift = 6u - step + step / 6u;"),
+        ("levels.wgsl", "own.low >= key", "own.low > key"),
+        ("magnitudes.wgsl", "(own.low & low_bits) != vec4<i32>(0)", "(own.low & low_bits) == vec4<i32>(0)"),
+        ("masked_sums.wgsl", "group_sum(absolute(v))", "group_sum(v)"),
+        ("prelude.wgsl", "again.low < lower", "again.low <= lower + vec4<u32>(30000u)"),
+        ("keys.wgsl", "model * length", "model * TILE"),
     ];
-    for (file, right, wrong, kernel) in cases {
+    // What users rely on is the check before the first use.
+    let folder = one_tensor(Dtype::BF16, 10, "linear", "weight: 0.5", &|_| {});
+    for (file, right, wrong) in cases {
         let shaders = mistaken(file, right, wrong);
         let ways = format!("shaders={}", shaders.path().display());
-        let ended = on(&ways, &["check", "--device", DEVICE]);
-        assert_eq!(ended.code, Some(5), "{file}: {wrong}: {}{}", ended.stdout, ended.stderr);
-        assert!(ended.stdout.contains(&format!("{kernel} of ")), "{file}: {wrong}: {}", ended.stdout);
+        let ended = merge_on_device(&ways, folder.path(), &[]);
+        assert_eq!(ended.code, Some(5), "{file}: {wrong}: {}", ended.stderr);
+        let kernel = if file == "prelude.wgsl" { "" } else { file.trim_end_matches(".wgsl") };
+        let told = ["checks differ from the CPU".to_string(), format!("{kernel} of ")];
+        assert!(told.iter().all(|told| ended.stderr.contains(told)), "{file}: {wrong}: {}", ended.stderr);
+        assert_nothing_left(folder.path());
     }
 }
 
@@ -303,6 +306,30 @@ fn a_lost_device_is_a_clear_error() {
     assert!((10..99).contains(&lost), "{lost} submissions");
 }
 
+/// wgpu panics where a device is lost while it is waited for.
+#[test]
+fn a_panic_of_wgpu_is_a_clear_error() {
+    let folder = one_tensor(Dtype::BF16, 300_000, "ties", "weight: 0.5, density: 0.4", &|_| {});
+    merged(merge_on_device("", folder.path(), &[]), folder.path());
+    for wait in 1..6 {
+        let ended = merge_on_device(&format!("panic={wait}"), folder.path(), &["--chunk-tiles", "64"]);
+        ended.failed(5, &["wgpu:0", "lost", "--device cpu gives the same bytes"]);
+        assert_nothing_left(folder.path());
+    }
+}
+
+#[test]
+fn what_is_only_copied_needs_no_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    same_bytes::checkpoints(folder.path(), 41);
+    let model = folder.path().join("m0").display().to_string();
+    let text = format!("merge_method: passthrough\nmodels:\n- model: {model}\n");
+    std::fs::write(folder.path().join("config.yml"), text).unwrap();
+    let expected = of_cpu(folder.path());
+    let found = merged(merge_on_device("", folder.path(), &[]), folder.path());
+    assert_same(&expected, &found, "passthrough");
+}
+
 #[test]
 fn too_little_memory_is_told_or_done_without() {
     let folder = one_tensor(Dtype::BF16, 300_000, "ties", "weight: 0.5, density: 0.4", &|_| {});
@@ -332,6 +359,10 @@ fn what_is_not_there_is_told() {
     merge("", path, &["--device", "wgpu:radeon"]).failed(5, &["none of the", "mergeforge devices"]);
     merge("", path, &["--device", "gpu"]).failed(2, &["cuda, wgpu, cpu"]);
     merge_on_device("binding=1000", path, &[]).failed(5, &["1000 bytes at once", "--device cpu"]);
+    merge_on_device("poor", path, &[]).failed(5, &["8192 bytes of workgroup memory", "--device cpu"]);
+    let ended = merge("hardware,poor", path, &[]);
+    assert!(ended.stderr.contains("merging on the CPU"), "{}", ended.stderr);
+    merged(ended, path);
     merge_on_device("fly", path, &[]).failed(2, &["MERGEFORGE_WGPU", "fly is not known"]);
     let shaders = mistaken("consensus.wgsl", "fn vote(", "fn vote(,");
     merge_on_device(&format!("shaders={}", shaders.path().display()), path, &[])

@@ -3,10 +3,12 @@
 //! wgpu reports most errors later and elsewhere: what a device says of itself is collected here, and asked for after
 //! every submission and every wait.
 
+use std::cell::Cell;
+use std::panic;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pollster::block_on;
@@ -23,14 +25,15 @@ const WORKGROUP_BYTES_MIN: u32 = 16 << 10;
 /// Storage buffers of a launch.
 const STORAGE_BUFFERS: u32 = 4;
 
-/// Bindings and buffers beyond this would be of no use: places in them are counted in 32 bits, in vectors of 16 bytes.
-const BINDING_BYTES_MAX: u64 = 16 << 32;
+/// Larger bindings are not asked for: there are devices whose larger ones are not addressed as they say.
+const BINDING_BYTES_MAX: u64 = (2 << 30) - 16;
 
 /// A device that takes longer than this for one launch hangs.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What tests set in `MERGEFORGE_WGPU`, words with commas between them, to see rare devices on a common one.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a word of its own")]
 struct Hooks {
     /// `default-limits`: no more than WebGPU's defaults.
     default_limits: bool,
@@ -40,8 +43,12 @@ struct Hooks {
     hardware: bool,
     /// `binding=BYTES`: a limit for what one launch may bind.
     binding_bytes: Option<u64>,
+    /// `poor`: half of the workgroup memory that is needed.
+    poor: bool,
     /// `lose=N`: the device is lost at its Nth submission.
     lose: Option<u64>,
+    /// `panic=N`: wgpu panics when the Nth submission is waited for, as it does for a device that is lost meanwhile.
+    panic: Option<u64>,
     /// `memory=BYTES`: buffers beyond so many bytes, added up, cannot be had.
     memory: Option<u64>,
     /// `shaders=FOLDER`: other shaders than those in the program.
@@ -61,6 +68,8 @@ impl Hooks {
                 ("default-limits", None) => hooks.default_limits = true,
                 ("no-subgroups", None) => hooks.no_subgroups = true,
                 ("hardware", None) => hooks.hardware = true,
+                ("poor", None) => hooks.poor = true,
+                ("panic", Some(_)) => hooks.panic = number,
                 ("binding", Some(_)) => hooks.binding_bytes = number,
                 ("lose", Some(_)) => hooks.lose = number,
                 ("memory", Some(_)) => hooks.memory = number,
@@ -86,7 +95,6 @@ impl Hooks {
 fn adapters() -> &'static [wgpu::Adapter] {
     static ADAPTERS: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
     ADAPTERS.get_or_init(|| {
-        keep_quiet();
         let backends = wgpu::Backends::PRIMARY;
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
             backends,
@@ -106,12 +114,12 @@ fn adapters() -> &'static [wgpu::Adapter] {
     })
 }
 
-/// Without a desktop, a layer that sorts Mesa's adapters says that there is none, on the standard error output.
-fn keep_quiet() {
+/// Without a desktop, a layer that sorts Mesa's adapters says that there is none, on the standard error output. To be called
+/// before the process has other threads.
+pub fn keep_quiet() {
     let is_set = |name: &str| std::env::var_os(name).is_some();
     if !["XDG_RUNTIME_DIR", "NODEVICE_SELECT", "MESA_VK_DEVICE_SELECT", "DRI_PRIME"].into_iter().any(is_set) {
-        // SAFETY: this runs once, before a driver is loaded; until then, the environment is only read through Rust's
-        // standard library, which has a lock for it.
+        // SAFETY: the caller promises that there is no other thread, which could read the environment at the same time.
         unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
@@ -160,12 +168,27 @@ pub(super) fn devices() -> Result<Vec<Device>> {
 
 /// What a check of the kernels holds for: the adapter, its driver, what is asked of it, and the text of the shaders.
 fn identity(adapter: &wgpu::Adapter, hooks: &Hooks) -> Result<String> {
+    // Other versions of wgpu make other code of the same shaders. Some backends tell no driver: it comes with the system.
+    const VERSIONS: &str = include_str!("../../../Cargo.lock");
     let (features, limits) = (features(adapter, hooks), limits(adapter, hooks));
-    let mut told = format!("{:?}\n{features:?}\n{limits:?}\n", adapter.get_info());
+    let system = system_version();
+    let mut told = format!("{VERSIONS}\n{system}\n{:?}\n{features:?}\n{limits:?}\n", adapter.get_info());
     for (name, _) in shaders::SHADERS {
         told += &hooks.text_of(name, features.contains(Features::SUBGROUP))?;
     }
     Ok(told)
+}
+
+#[cfg(unix)]
+fn system_version() -> String {
+    let system = rustix::system::uname();
+    format!("{} {}", system.sysname().to_string_lossy(), system.release().to_string_lossy())
+}
+
+/// Drivers tell their versions there.
+#[cfg(not(unix))]
+fn system_version() -> String {
+    std::env::consts::OS.into()
 }
 
 /// The most that one launch may bind at once.
@@ -177,6 +200,9 @@ fn binding_bytes(limits: &wgpu::Limits) -> u64 {
 fn limits(adapter: &wgpu::Adapter, hooks: &Hooks) -> wgpu::Limits {
     let there = adapter.limits();
     let defaults = wgpu::Limits::default().or_worse_values_from(&there);
+    if hooks.poor {
+        return wgpu::Limits { max_compute_workgroup_storage_size: WORKGROUP_BYTES_MIN / 2, ..defaults };
+    }
     if hooks.default_limits {
         return defaults;
     }
@@ -218,6 +244,7 @@ pub(super) struct Gpu {
     /// The first that went wrong where nobody could be told.
     failure: Arc<Mutex<Option<String>>>,
     submissions: AtomicU64,
+    waits: AtomicU64,
     allocated: AtomicU64,
     hooks: Hooks,
 }
@@ -276,6 +303,7 @@ impl Gpu {
             buffer_bytes_max: limits.max_buffer_size,
             failure,
             submissions: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
             allocated: AtomicU64::new(0),
             hooks,
         })
@@ -296,7 +324,9 @@ impl Gpu {
     pub(super) fn healthy(&self) -> Result<()> {
         match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
-            Some(text) => Err(Error::device(format!("{}: {}", self.name, one_line(text))).hint(HINT)),
+            Some(text) => {
+                Err(Error::device(format!("{}: {}", self.name, one_line(text))).hint(hint_for(text)))
+            }
         }
     }
 
@@ -342,7 +372,7 @@ impl Gpu {
         checks.force_loop_bounding = false;
         self.scoped(&format!("compile the shader {name}"), || {
             // SAFETY: what is switched off is the guard against loops without an end; all loops of this project's shaders
-            // count up to a number that they read once. Accesses to memory stay checked.
+            // count up to a constant or to a number of the table, which nobody writes to. Accesses to memory stay checked.
             unsafe { self.device.create_shader_module_trusted(descriptor, checks) }
         })
     }
@@ -385,14 +415,18 @@ impl Gpu {
     /// Waits until the device is done with what was submitted.
     pub(super) fn wait(&self, index: wgpu::SubmissionIndex) -> Result<()> {
         let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(PATIENCE) };
+        let number = self.waits.fetch_add(1, Ordering::Relaxed) + 1;
         // wgpu panics where a device is lost while it is waited for.
-        let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.device.poll(wait)));
+        let waited = without_panic(|| {
+            assert!(self.hooks.panic != Some(number), "planted");
+            self.device.poll(wait)
+        });
         self.healthy()?;
         match waited {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(cause @ wgpu::PollError::Timeout)) => Err(failed(&self.name, "finish its work", &cause)),
+            Some(Ok(_)) => Ok(()),
+            Some(Err(cause @ wgpu::PollError::Timeout)) => Err(failed(&self.name, "finish its work", &cause)),
             // What was submitted never came to the device.
-            Ok(Err(wgpu::PollError::WrongSubmissionIndex(..))) | Err(_) => {
+            Some(Err(wgpu::PollError::WrongSubmissionIndex(..))) | None => {
                 Err(Error::device(format!("{}: the device was lost", self.name)).hint(HINT))
             }
         }
@@ -411,6 +445,29 @@ const HINT: &str =
 const MEMORY_HINT: &str =
     "give the merge less with --device-memory (and --host-memory), or end other programs on the device";
 
+/// What `run` gives, or nothing if it panics, of which nobody is told.
+fn without_panic<T>(run: impl FnOnce() -> T) -> Option<T> {
+    thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let tell = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !SILENT.get() {
+                tell(panic);
+            }
+        }));
+    });
+    SILENT.set(true);
+    let result = panic::catch_unwind(panic::AssertUnwindSafe(run));
+    SILENT.set(false);
+    result.ok()
+}
+
+/// What can be done about an error with this text.
+fn hint_for(text: &str) -> &'static str {
+    if text.to_lowercase().contains("memory") { MEMORY_HINT } else { HINT }
+}
+
 /// wgpu's messages have several lines.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -425,7 +482,7 @@ fn failed(name: &str, what: &str, cause: &dyn std::error::Error) -> Error {
     }
     told.dedup();
     let told = told.join(": ");
-    let hint = if told.to_lowercase().contains("memory") { MEMORY_HINT } else { HINT };
+    let hint = hint_for(&told);
     Error::device(format!("{name}: cannot {what}: {told}")).hint(hint)
 }
 
@@ -451,7 +508,7 @@ impl Shared {
     /// Waits until the host has it. The device must be done: another thread may just be about to say so.
     fn wait(&mut self, gpu: &Gpu) -> Result<()> {
         let Some(receiver) = self.mapped.take() else { return Ok(()) };
-        match receiver.recv() {
+        match receiver.recv_timeout(PATIENCE) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(cause)) => Err(gpu.unmapped(&cause)),
             Err(cause) => Err(gpu.unmapped(&cause)),

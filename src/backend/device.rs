@@ -191,7 +191,10 @@ pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
     if let Some(device) = by_number {
         return Ok((device.clone(), None));
     }
-    // Names have numbers in them too. One device may be there several times, through several interfaces.
+    if index.is_ok() {
+        return Err(none(format!("this machine has {count} such device(s), counted from 0")));
+    }
+    // One device may be there several times, through several interfaces.
     let part = which.to_lowercase();
     let named: Vec<&Device> =
         found.iter().filter(|device| device.name.to_lowercase().contains(&part)).collect();
@@ -200,9 +203,6 @@ pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
             Ok(((*named.iter().find(|device| usable(device)).unwrap_or(first)).clone(), None))
         }
         Some(_) => Err(none("several devices have this in their names".into())),
-        None if index.is_ok() => {
-            Err(none(format!("this machine has {count} such device(s), counted from 0")))
-        }
         None => Err(none(format!("none of the {count} {name} device(s) has this in its name"))),
     }
 }

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dtype::Float;
+use crate::dtype::{Float, INFINITY_BITS, magnitude_bits};
 use crate::error::Result;
 use crate::kernel::{Job, Kept, TILE, Widest};
 use crate::timeline::Timeline;
@@ -207,27 +207,20 @@ impl OddValues {
     }
 
     /// Counts the NaN and infinities among decoded inputs.
-    #[inline(always)]
     pub fn count(&mut self, values: &[f32]) {
-        use crate::dtype::{INFINITY_BITS, magnitude_bits};
-        // One pass that vectorises finds the rule; the exception may take its time.
-        if values.iter().map(|v| magnitude_bits(*v)).max().unwrap_or(0) >= INFINITY_BITS {
-            self.nan += values.iter().filter(|v| v.is_nan()).count() as u64;
-            self.infinite += values.iter().filter(|v| v.is_infinite()).count() as u64;
-        }
+        self.nan += values.iter().filter(|v| v.is_nan()).count() as u64;
+        self.infinite += values.iter().filter(|v| v.is_infinite()).count() as u64;
     }
-}
 
-impl OddValues {
-    /// Counts the results that are not finite, if the counts of inputs are those of `before`, the tile's beginning.
-    #[inline(always)]
-    pub fn count_overflow(&mut self, before: Self, results: &[f32]) {
-        let largest = results.iter().map(|v| crate::dtype::magnitude_bits(*v)).max().unwrap_or(0);
-        if largest >= crate::dtype::INFINITY_BITS
-            && (self.nan, self.infinite) == (before.nan, before.infinite)
-        {
-            self.overflowed += results.iter().filter(|v| !v.is_finite()).count() as u64;
-        }
+    /// Counts the results of a tile that overflowed: those that become infinite when they are stored and, if the counts of
+    /// inputs are still those of `before`, the tile's beginning, those that are not finite.
+    pub fn count_overflow(&mut self, before: Self, results: &[f32], finite_max: u32) {
+        let inputs_are_finite = (self.nan, self.infinite) == (before.nan, before.infinite);
+        let overflowed = |value: &&f32| match magnitude_bits(**value) {
+            INFINITY_BITS.. => inputs_are_finite,
+            magnitude => magnitude > finite_max,
+        };
+        self.overflowed += results.iter().filter(overflowed).count() as u64;
     }
 }
 

@@ -61,17 +61,18 @@ impl Float {
     }
 }
 
-/// Decodes little-endian elements of type `float` to f32, exactly.
+/// Decodes little-endian elements of type `float` to f32, exactly. Returns whether all of them are finite.
 ///
 /// `bytes` holds `out.len()` elements.
 #[inline(always)]
-pub fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
+pub fn decode(float: Float, bytes: &[u8], out: &mut [f32]) -> bool {
     assert_eq!(bytes.len(), out.len() * float.bytes(), "decode: one element in, one out");
-    match float {
+    let largest = match float {
         Float::F32 => each(bytes, out, |raw: [u8; 4]| f32::from_le_bytes(raw)),
         Float::F16 => each(bytes, out, |raw: [u8; 2]| f16_to_f32(u16::from_le_bytes(raw))),
         Float::BF16 => each(bytes, out, |raw: [u8; 2]| bf16_to_f32(u16::from_le_bytes(raw))),
-    }
+    };
+    largest < INFINITY_BITS
 }
 
 /// Encodes f32 values as little-endian elements of type `float`, each rounded once.
@@ -79,22 +80,31 @@ pub fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
 /// Returns how many finite values became infinite.
 #[inline(always)]
 pub fn encode(float: Float, values: &[f32], out: &mut [u8]) -> u64 {
+    let beyond = finite_max(float) + 1..INFINITY_BITS;
+    if encode_all(float, values, out) < beyond.start {
+        return 0;
+    }
+    values.iter().filter(|value| beyond.contains(&magnitude_bits(**value))).count() as u64
+}
+
+/// The same; returns the bits of the largest magnitude.
+#[inline(always)]
+pub fn encode_all(float: Float, values: &[f32], out: &mut [u8]) -> u32 {
     assert_eq!(out.len(), values.len() * float.bytes(), "encode: one element in, one out");
     match float {
         Float::F32 => each_back(values, out, |value| f32_to_f32(value).to_le_bytes()),
         Float::F16 => each_back(values, out, |value| f32_to_f16(value).to_le_bytes()),
         Float::BF16 => each_back(values, out, |value| f32_to_bf16(value).to_le_bytes()),
     }
-    let finite_max_bits: u32 = match float {
-        Float::F32 => return 0,
+}
+
+/// The bits of the largest magnitude that still is finite when it is stored.
+pub const fn finite_max(float: Float) -> u32 {
+    match float {
+        Float::F32 => INFINITY_BITS - 1,
         Float::F16 => F16_FINITE_MAX,
         Float::BF16 => BF16_FINITE_MAX,
-    };
-    values
-        .iter()
-        .map(|v| u32::from((finite_max_bits + 1..INFINITY_BITS).contains(&magnitude_bits(*v))))
-        .sum::<u32>()
-        .into()
+    }
 }
 
 /// The bits of |x| as an integer: ordered as the magnitudes are.
@@ -112,20 +122,28 @@ pub const BF16_FINITE_MAX: u32 = 0x7f7f_7fff;
 /// The bits of +infinity; larger magnitudes are NaN.
 pub const INFINITY_BITS: u32 = 0x7f80_0000;
 
+/// Converts each element; the bits of the largest magnitude, which cost little while the value is at hand.
 #[inline(always)]
-fn each<const B: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; B]) -> f32) {
+fn each<const B: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; B]) -> f32) -> u32 {
     let (raw, _) = bytes.as_chunks::<B>();
+    let mut largest = 0;
     for (value, raw) in out.iter_mut().zip(raw) {
         *value = convert(*raw);
+        largest = largest.max(magnitude_bits(*value));
     }
+    largest
 }
 
+/// The same, the other way.
 #[inline(always)]
-fn each_back<const B: usize>(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; B]) {
+fn each_back<const B: usize>(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; B]) -> u32 {
     let (raw, _) = out.as_chunks_mut::<B>();
+    let mut largest = 0;
     for (raw, value) in raw.iter_mut().zip(values) {
         *raw = convert(*value);
+        largest = largest.max(magnitude_bits(*value));
     }
+    largest
 }
 
 #[inline(always)]

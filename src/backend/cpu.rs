@@ -12,7 +12,7 @@ use multiversion::multiversion;
 
 use super::device::LaneBytes;
 use super::{Backend, Hold, Lane, Launch, OddValues, Output, Read, Span, SpanResult, Tally, Yardstick};
-use crate::dtype::{Float, decode, encode};
+use crate::dtype::{Float, decode, encode_all, finite_max};
 use crate::error::Result;
 use crate::kernel::{
     Inputs, Job, RECORDS_MAX, Result as Shape, TILE, Target, VOTERS_MAX, Widest, magnitudes,
@@ -300,16 +300,19 @@ for_each_instruction_set! {
 
     /// Decodes a tile of one input; what is odd about it is counted if `odd` is there.
     fn decode_tile(float: Float, bytes: &[u8], decoded: &mut [f32], odd: Option<&mut OddValues>) {
-        decode(float, bytes, decoded);
-        if let Some(odd) = odd {
+        let finite = decode(float, bytes, decoded);
+        // The exception may take its time.
+        if let Some(odd) = odd.filter(|_| !finite) {
             odd.count(decoded);
         }
     }
 
     /// Encodes a tile of results, and counts those that overflowed; `before` is what was odd before its inputs.
     fn encode_tile(output: Float, merged: &[f32], encoded: &mut [u8], before: OddValues, odd: &mut OddValues) {
-        odd.count_overflow(before, merged);
-        odd.overflowed += encode(output, merged, encoded);
+        let largest = encode_all(output, merged, encoded);
+        if largest > finite_max(output) {
+            odd.count_overflow(before, merged, finite_max(output));
+        }
     }
 }
 

@@ -96,7 +96,7 @@ impl Trim {
     }
 }
 
-/// Writes `vᵢ` of one model; how many elements were kept, where magnitudes decide.
+/// Writes `vᵢ` of one model and adds it to the sum; how many elements were kept, where magnitudes decide.
 #[inline(always)]
 pub(super) fn weighted_delta(
     model: &Model,
@@ -104,18 +104,25 @@ pub(super) fn weighted_delta(
     x: &[f32],
     base: &[f32],
     v: &mut [f32; TILE],
+    sum: &mut [f32; TILE],
 ) -> usize {
     let c = model.coefficient;
-    let lanes = v.iter_mut().zip(x).zip(base);
+    let lanes = v.iter_mut().zip(&mut *sum).zip(x).zip(base);
     match model.keep {
         Keep::All => {
-            lanes.for_each(|((v, x), base)| *v = c * (x - base));
+            lanes.for_each(|(((v, sum), x), base)| {
+                *v = c * (x - base);
+                *sum += *v;
+            });
             x.len()
         }
         Keep::Drop(drop) => {
             let mut mask = [0.0; TILE];
             drop.mask(tile, c, &mut mask);
-            lanes.zip(&mask).for_each(|(((v, x), base), c)| *v = c * (x - base));
+            lanes.zip(&mask).for_each(|((((v, sum), x), base), c)| {
+                *v = c * (x - base);
+                *sum += *v;
+            });
             0
         }
         Keep::Trim(trim) => {
@@ -126,11 +133,14 @@ pub(super) fn weighted_delta(
                 kept += u32::from(keep);
                 if keep { c * delta } else { 0.0 * delta }
             };
-            for ((v, x), base) in v[..cut].iter_mut().zip(&x[..cut]).zip(&base[..cut]) {
+            let (v, sum) = (v.split_at_mut(cut), sum.split_at_mut(cut));
+            for (((v, sum), x), base) in v.0.iter_mut().zip(sum.0).zip(&x[..cut]).zip(&base[..cut]) {
                 *v = trimmed(smallest, x - base);
+                *sum += *v;
             }
-            for ((v, x), base) in v[cut..].iter_mut().zip(&x[cut..]).zip(&base[cut..]) {
+            for (((v, sum), x), base) in v.1.iter_mut().zip(sum.1).zip(&x[cut..]).zip(&base[cut..]) {
                 *v = trimmed(smallest + 1, x - base);
+                *sum += *v;
             }
             kept as usize
         }
@@ -142,14 +152,6 @@ pub fn pack(job: &Job, words: &mut Vec<u32>) {
     words.push((!job.scale.is_empty()).into());
     job.models.iter().for_each(|model| append(words, &packed::Model::from(*model)));
     append_floats(words, &job.scale);
-}
-
-/// The factors of up to four models.
-#[inline(always)]
-fn small_table(scale: &[f32]) -> Option<[f32; 16]> {
-    let mut table = [0.0; 16];
-    table.get_mut(..scale.len())?.copy_from_slice(scale);
-    Some(table)
 }
 
 /// Merges one tile. `scratch` is room for `vᵢ` that outlives the call, because clearing it costs as much
@@ -169,12 +171,9 @@ pub fn tile(
     let (v, _) = scratch.as_chunks_mut::<TILE>();
     let mut sum = [0.0; TILE];
     for (i, (model, v)) in job.models.iter().zip(v.iter_mut()).enumerate() {
-        let of_model = weighted_delta(model, tile, inputs.of(i + 1), base, v);
+        let of_model = weighted_delta(model, tile, inputs.of(i + 1), base, v, &mut sum);
         if let Some(kept) = kept.get_mut(i) {
             *kept += of_model as u64;
-        }
-        for (sum, v) in sum[..len].iter_mut().zip(&*v) {
-            *sum += v;
         }
     }
     if job.scale.is_empty() {
@@ -182,6 +181,13 @@ pub fn tile(
             *out = base + sum;
         }
         return;
+    }
+    match v.len() {
+        1 => return vote::<1>(v, &job.scale, &sum, base, out),
+        2 => return vote::<2>(v, &job.scale, &sum, base, out),
+        3 => return vote::<3>(v, &job.scale, &sum, base, out),
+        4 => return vote::<4>(v, &job.scale, &sum, base, out),
+        _ => {}
     }
     let mut mixed = [0.0f32; TILE];
     let mut agreeing = [0u32; TILE];
@@ -193,12 +199,29 @@ pub fn tile(
             *agreeing |= u32::from(agrees) << i;
         }
     }
-    let lanes = out.iter_mut().zip(base).zip(&mixed).zip(&agreeing);
-    // A small table of fixed size needs no checks, and the compiler can gather from it.
-    if let Some(small) = small_table(&job.scale) {
-        lanes
-            .for_each(|(((out, base), mixed), set)| *out = base + mixed * small[*set as usize % small.len()]);
-    } else {
-        lanes.for_each(|(((out, base), mixed), set)| *out = base + mixed * job.scale[*set as usize]);
+    for (((out, base), mixed), set) in out.iter_mut().zip(base).zip(&mixed).zip(&agreeing) {
+        *out = base + mixed * job.scale[*set as usize];
+    }
+}
+
+/// The vote of so few models that all of an element's terms are at hand at once.
+#[inline(always)]
+fn vote<const N: usize>(v: &[[f32; TILE]], scale: &[f32], sum: &[f32; TILE], base: &[f32], out: &mut [f32]) {
+    let v: &[[f32; TILE]; N] = v.as_array().expect("N models");
+    let mut table = [0.0; 16];
+    table[..scale.len()].copy_from_slice(scale);
+    for (i, (out, base)) in out.iter_mut().zip(base).enumerate().take(TILE) {
+        // The factors of the sets that agree with the models looked at so far: half as many after each.
+        let mut factors = table;
+        let mut mixed = 0.0f32;
+        for (model, v) in v.iter().enumerate() {
+            let (v, sum) = (v[i], sum[i]);
+            let agrees = if sum >= 0.0 { v > 0.0 } else { v < 0.0 };
+            mixed += if agrees { v } else { 0.0 * v };
+            for set in 0..1 << (N - 1 - model) {
+                factors[set] = if agrees { factors[2 * set + 1] } else { factors[2 * set] };
+            }
+        }
+        *out = base + mixed * factors[0];
     }
 }

@@ -32,13 +32,41 @@ pub fn pack(job: &Job, words: &mut Vec<u32>) {
 pub fn tile(job: &Job, inputs: &Inputs<'_>, counts: &mut [u32]) {
     let base = inputs.of(0);
     for (model, (levels, counts)) in job.models.iter().zip(counts.chunks_exact_mut(WORDS)).enumerate() {
-        let mut keys = [0; TILE];
         let x = inputs.of(model + 1);
-        keys.iter_mut().zip(x).zip(base).for_each(|((slot, x), base)| *slot = key(x - base));
-        for (level, [at_or_above, equal]) in levels.iter().zip(counts.as_chunks_mut::<2>().0) {
-            let keys = keys[..x.len()].iter();
-            *at_or_above += keys.clone().map(|key| u32::from(key >= level)).sum::<u32>();
-            *equal += keys.map(|key| u32::from(key == level)).sum::<u32>();
+        let counts = counts.as_chunks_mut::<2>().0;
+        if levels.iter().all(|level| level.trailing_zeros() >= 16) {
+            let mut halves = [0; TILE];
+            halves.iter_mut().zip(x).zip(base).for_each(|((slot, x), base)| *slot = half_of(key(x - base)));
+            let levels = levels.iter().map(|level| half_of(*level));
+            // A tile's counts fit 16 bits.
+            levels.zip(counts).for_each(|(level, counts)| count(&halves[..x.len()], level, counts));
+        } else {
+            let mut keys = [0; TILE];
+            keys.iter_mut().zip(x).zip(base).for_each(|((slot, x), base)| *slot = key(x - base));
+            levels.iter().zip(counts).for_each(|(level, counts)| {
+                let keys = keys[..x.len()].iter();
+                counts[0] += keys.clone().map(|key| u32::from(key >= level)).sum::<u32>();
+                counts[1] += keys.map(|key| u32::from(key == level)).sum::<u32>();
+            });
         }
     }
+}
+
+/// A key's upper half, and in the lowest bit whether there is anything in the lower one. So it compares with a key that has
+/// no lower half as the whole key does, and twice as many are compared at once.
+#[inline(always)]
+fn half_of(key: u32) -> u16 {
+    (key >> 16 << 1) as u16 | u16::from(key & 0xffff != 0)
+}
+
+/// Counts the keys at or above a level, and equal to it.
+#[inline(always)]
+fn count(halves: &[u16], level: u16, [at_or_above, equal]: &mut [u32; 2]) {
+    let (mut above, mut same) = (0u16, 0u16);
+    for half in halves {
+        above += u16::from(*half >= level);
+        same += u16::from(*half == level);
+    }
+    *at_or_above += u32::from(above);
+    *equal += u32::from(same);
 }

@@ -23,10 +23,10 @@ pub fn pack(job: &Job, words: &mut Vec<u32>) {
 #[inline(always)]
 pub fn tile(job: &Job, tile: u64, inputs: &Inputs<'_>, sums: &mut [f32]) {
     let base = inputs.of(0);
-    let mut kept = [0.0; TILE];
+    let (mut kept, mut sum) = ([0.0; TILE], [0.0; TILE]);
     for (model, (keep, sums)) in job.models.iter().zip(sums.chunks_exact_mut(2)).enumerate() {
         let x = inputs.of(model + 1);
-        weighted_delta(&Model { coefficient: 1.0, keep: *keep }, tile, x, base, &mut kept);
+        weighted_delta(&Model { coefficient: 1.0, keep: *keep }, tile, x, base, &mut kept, &mut sum);
         sums[0] = fold_tile(x.iter().zip(base).map(|(x, base)| (x - base).abs()));
         sums[1] = fold_tile(kept[..inputs.len].iter().map(|kept| kept.abs()));
     }

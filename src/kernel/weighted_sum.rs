@@ -2,8 +2,8 @@
 //!
 //! With the anchor, merging a model with itself returns it bit for bit: every difference is zero.
 
-use super::Inputs;
 use super::packed::append_floats;
+use super::{Inputs, TILE};
 
 /// The numbers of one tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,43 @@ pub fn pack(job: &Job, words: &mut Vec<u32>) {
 /// Merges one tile.
 #[inline(always)]
 pub fn tile(job: &Job, inputs: &Inputs<'_>, out: &mut [f32]) {
+    match job.coefficients.len() {
+        2 => few::<2>(job, inputs, out),
+        3 => few::<3>(job, inputs, out),
+        4 => few::<4>(job, inputs, out),
+        5 => few::<5>(job, inputs, out),
+        _ => many(job, inputs, out),
+    }
+}
+
+/// So few inputs that each element is read, summed up and stored at once.
+#[inline(always)]
+fn few<const N: usize>(job: &Job, inputs: &Inputs<'_>, out: &mut [f32]) {
+    // Arrays of a known size, and indices: the compiler needs no checks, and uses vectors.
+    let coefficients: &[f32; N] = job.coefficients.as_array().expect("N coefficients");
+    let inputs: &[[f32; TILE]; N] = inputs.values.as_chunks().0.first_chunk().expect("N inputs");
+    if job.anchored {
+        for (i, out) in out.iter_mut().enumerate().take(TILE) {
+            let (mut sum, first) = (0.0, inputs[0][i]);
+            for input in 1..N {
+                sum += coefficients[input] * (inputs[input][i] - first);
+            }
+            *out = sum + first;
+        }
+    } else {
+        for (i, out) in out.iter_mut().enumerate().take(TILE) {
+            let mut sum = coefficients[0] * inputs[0][i];
+            for input in 1..N {
+                sum += coefficients[input] * inputs[input][i];
+            }
+            *out = sum;
+        }
+    }
+}
+
+/// The inputs one after the other.
+#[inline(always)]
+fn many(job: &Job, inputs: &Inputs<'_>, out: &mut [f32]) {
     let first = inputs.of(0);
     if !job.anchored {
         for (sum, x) in out.iter_mut().zip(first) {

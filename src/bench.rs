@@ -1,9 +1,16 @@
-//! How fast kernels are: what `mergeforge bench kernels` measures.
+//! How fast a machine is. Here are the kernels by themselves, which `mergeforge bench kernels` times; [`merge`] runs whole
+//! merges beside the [`floor`] of the machine.
 //!
 //! Inputs lie on the device as they do between the sweeps of a merge, so what is timed is the kernel and nothing else: by
 //! the device's own clock, where it has one. Each time stands beside two yardsticks of the same run: a plain copy, and a
 //! stream that reads as many inputs and writes as many outputs with next to no arithmetic. The data is like that of real
 //! models and much larger than any cache, so every run starts cold.
+
+pub mod floor;
+pub mod merge;
+pub mod page;
+pub mod shapes;
+pub mod synth;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -14,6 +14,7 @@ pub mod sink;
 pub mod source;
 
 pub use file::Reads;
+pub(crate) use file::{read_exact_at, write_all_at};
 pub use header::TensorInfo;
 pub use layout::{Layout, OutTensor, Place, Shard, layout};
 pub use locate::locate;

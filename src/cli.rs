@@ -4,6 +4,7 @@
 //! the plan is wrong, 3 an input is missing or damaged, 4 the output cannot be written, 5 the
 //! device is missing or failed, 130 interrupted.
 
+mod bench;
 mod devices;
 mod progress;
 mod show;
@@ -76,6 +77,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
+    /// Time whole merges of synthetic checkpoints beside the floor of the machine; no model is needed
+    Merge(Box<bench::BenchMergeArgs>),
     /// Time what a merge takes at the least: all of its reads, copies and writes, and no kernels
     Floor {
         /// The config: a mergekit YAML
@@ -311,6 +314,7 @@ pub fn main() -> ExitCode {
             let depth = if quick { Depth::Quick } else { Depth::All };
             devices::check(device.as_deref(), depth, json)
         }
+        Command::Bench(BenchCommand::Merge(args)) => bench::merge(&args),
         Command::Bench(BenchCommand::Floor { config, out, common, json }) => {
             run_floor(&config, out, &common, json)
         }

@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", ALL),
     ("cli", ALL),
     ("lib", ALL),
-    ("bench", &["check", "backend", "kernel", "dtype", "timeline"]),
+    ("bench", &["lib", "report", "check", "stream", "checkpoint", "backend", "kernel", "dtype", "timeline"]),
     ("check", &["backend", "kernel", "dtype", "timeline"]),
     ("thresholds", &["plan", "recipe", "checkpoint", "kernel", "stream"]),
     ("report", &["lib", "plan", "method", "checkpoint", "backend", "stream", "config", "timeline"]),

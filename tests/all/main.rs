@@ -1,5 +1,6 @@
 //! Everything that is tested from outside, in one binary: it links once.
 
+mod bench;
 mod cli;
 mod command;
 mod cuda;

@@ -1,0 +1,283 @@
+//! The floor of a machine: what a merge would take if arithmetic, hashing and scheduling were free. A merge is graded as
+//! a share of this.
+//!
+//! Threads read every input by position into buffers of 1 MiB, reused so that they stay in cache, while they write the
+//! output's size. Each MiB read is followed by its share of the output, so that reading and writing overlap as they do
+//! in a merge. Inputs are read side by side, a MiB of each in turn.
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::checkpoint::{read_exact_at, write_all_at};
+use crate::error::{Error, Result};
+
+/// Bytes of a read: small enough for a second-level cache.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Pages of the page cache.
+const PAGE_BYTES: u64 = 4096;
+
+/// The inputs to read and how much to write.
+#[derive(Debug)]
+pub struct Floor {
+    inputs: Vec<Input>,
+    pieces: Vec<Piece>,
+    written_bytes: u64,
+}
+
+impl Floor {
+    /// All `*.safetensors` in these folders, and an output of `written_bytes`: as large as the first input if `None`.
+    ///
+    /// # Errors
+    /// Kind `Input`: a folder that cannot be read, or has no such file.
+    pub fn new(dirs: &[PathBuf], written_bytes: Option<u64>) -> Result<Self> {
+        let open = |dir: &PathBuf| Input::open(dir).map_err(|cause| Error::reading(dir, &cause));
+        let inputs = dirs.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let pieces = pieces(&inputs);
+        let written_bytes = written_bytes.or(inputs.first().map(Input::bytes)).unwrap_or(0);
+        Ok(Self { inputs, pieces, written_bytes })
+    }
+
+    /// Bytes that a run reads.
+    pub fn read_bytes(&self) -> u64 {
+        self.inputs.iter().map(Input::bytes).sum()
+    }
+
+    /// Bytes that a run writes.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// The time from creating the file `output` to its last byte written (with `fsync`: stored). The file is removed
+    /// after that. `stop` is asked now and then.
+    ///
+    /// # Errors
+    /// Kind `Output`: an input cannot be read or the output not be written. Kind `Interrupted`.
+    pub fn run(
+        &self,
+        output: &Path,
+        fsync: bool,
+        threads: usize,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Duration> {
+        let _removed = Removed(output);
+        let start = Instant::now();
+        self.pump_all(output, fsync, threads, stop).map_err(|cause| match cause.kind() {
+            io::ErrorKind::Interrupted => Error::interrupted(),
+            _ => Error::writing(output, &cause),
+        })?;
+        Ok(start.elapsed())
+    }
+
+    fn pump_all(
+        &self,
+        output: &Path,
+        fsync: bool,
+        threads: usize,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> io::Result<()> {
+        let file = File::create(output)?;
+        file.set_len(self.written_bytes)?;
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let work = || self.pump(&next, &file, stop);
+            let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
+        })?;
+        if fsync {
+            file.sync_all()?;
+            #[cfg(unix)]
+            File::open(output.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// One thread: takes pieces until none is left, and writes each one's share of the output.
+    fn pump(&self, next: &AtomicUsize, output: &File, stop: &dyn Fn() -> bool) -> io::Result<()> {
+        let mut buffer = vec![0; PIECE_BYTES as usize];
+        loop {
+            let turn = next.fetch_add(1, Ordering::Relaxed);
+            let Some(piece) = self.pieces.get(turn) else { return Ok(()) };
+            if stop() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let (file, _) = &self.inputs[piece.input].0[piece.file];
+            read_exact_at(file, &mut buffer[..piece.bytes as usize], piece.offset)?;
+            let (mut at, end) = share(turn, self.pieces.len(), self.written_bytes);
+            while at < end {
+                let bytes = PIECE_BYTES.min(end - at);
+                write_all_at(output, &buffer[..bytes as usize], at)?;
+                at += bytes;
+            }
+        }
+    }
+
+    /// Makes the next reads of the inputs cold: what the page cache holds of them is dropped.
+    ///
+    /// # Errors
+    /// Kind `Input`: the system cannot do that.
+    pub fn drop_cached(&self) -> Result<()> {
+        let files = || self.inputs.iter().flat_map(|input| &input.0);
+        let failed = |cause: io::Error| Error::input(format!("cannot empty the page cache: {cause}"));
+        files().try_for_each(|(file, _)| drop_cached(file)).map_err(failed)
+    }
+}
+
+/// What is not yet stored cannot be dropped, so it is stored first.
+#[cfg(target_os = "linux")]
+fn drop_cached(file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn drop_cached(_file: &File) -> io::Result<()> {
+    Err(io::Error::other("only Linux lets a program do that"))
+}
+
+/// A file that is not to stay.
+struct Removed<'a>(&'a Path);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        // What was never created cannot be removed; a failure to create it is told.
+        let _ = fs::remove_file(self.0);
+    }
+}
+
+/// The files of one checkpoint and their sizes.
+#[derive(Debug)]
+struct Input(Vec<(File, u64)>);
+
+impl Input {
+    fn open(dir: &Path) -> io::Result<Self> {
+        let mut paths = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+        paths.sort();
+        if paths.is_empty() {
+            return Err(io::Error::other("it has no *.safetensors"));
+        }
+        let open = |path: &PathBuf| {
+            let file = File::open(path)?;
+            let bytes = file.metadata()?.len();
+            Ok((file, bytes))
+        };
+        paths.iter().map(open).collect::<io::Result<_>>().map(Self)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// One read: of which input, which file, and where.
+#[derive(Debug, PartialEq)]
+struct Piece {
+    input: usize,
+    file: usize,
+    offset: u64,
+    bytes: u64,
+}
+
+/// Every byte of every input once, a piece of each input in turn.
+fn pieces(inputs: &[Input]) -> Vec<Piece> {
+    let mut ordered: Vec<(usize, Piece)> = Vec::new();
+    for (input, Input(files)) in inputs.iter().enumerate() {
+        let of_input = files.iter().enumerate().flat_map(|(file, &(_, size))| {
+            (0..size).step_by(PIECE_BYTES as usize).map(move |offset| Piece {
+                input,
+                file,
+                offset,
+                bytes: PIECE_BYTES.min(size - offset),
+            })
+        });
+        ordered.extend(of_input.enumerate());
+    }
+    ordered.sort_by_key(|(turn, piece)| (*turn, piece.input));
+    ordered.into_iter().map(|(_, piece)| piece).collect()
+}
+
+/// The part of the output that belongs to a piece: equal shares, together all of it, cut between pages so that no two
+/// threads write one page.
+fn share(turn: usize, pieces: usize, written_bytes: u64) -> (u64, u64) {
+    let edge = |turn: usize| match (u128::from(written_bytes) * turn as u128 / pieces as u128) as u64 {
+        edge if edge == written_bytes => edge,
+        edge => edge / PAGE_BYTES * PAGE_BYTES,
+    };
+    (edge(turn), edge(turn + 1))
+}
+
+/// Times `repeat` plain copies of `bytes` from one buffer to another by each thread. No merge on this machine can stream
+/// faster than that. Far more bytes than any cache holds are a fair measure.
+pub fn copies(threads: usize, bytes: usize, repeat: usize) -> Vec<Duration> {
+    let mut buffers: Vec<_> = (0..threads.max(1)).map(|_| (vec![1_u8; bytes], vec![2_u8; bytes])).collect();
+    let mut once = || {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for (from, to) in &mut buffers {
+                scope.spawn(|| black_box(to).copy_from_slice(black_box(from)));
+            }
+        });
+        start.elapsed()
+    };
+    (0..repeat).map(|_| once()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(dir: &Path, sizes: &[usize]) -> Input {
+        for (file, &size) in sizes.iter().enumerate() {
+            fs::write(dir.join(format!("{file}.safetensors")), vec![0; size]).unwrap();
+        }
+        Input::open(dir).unwrap()
+    }
+
+    #[test]
+    fn every_byte_is_read_once_and_inputs_take_turns() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mib = PIECE_BYTES as usize;
+        let inputs = [input(a.path(), &[mib + 1, 5]), input(b.path(), &[2 * mib])];
+        let piece = |input, file, offset, bytes| Piece { input, file, offset, bytes };
+        let expected = [
+            piece(0, 0, 0, PIECE_BYTES),
+            piece(1, 0, 0, PIECE_BYTES),
+            piece(0, 0, PIECE_BYTES, 1),
+            piece(1, 0, PIECE_BYTES, PIECE_BYTES),
+            piece(0, 1, 0, 5),
+        ];
+        assert_eq!(pieces(&inputs), expected);
+    }
+
+    #[test]
+    fn shares_make_up_the_output() {
+        for (pieces, bytes) in [(7, 100), (7, 3), (1, 5), (3, 0), (5000, u64::from(u32::MAX) * 4)] {
+            let shares: Vec<_> = (0..pieces).map(|turn| share(turn, pieces, bytes)).collect();
+            assert!(shares.windows(2).all(|pair| pair[0].1 == pair[1].0));
+            assert_eq!((shares[0].0, shares[pieces - 1].1), (0, bytes));
+        }
+    }
+
+    #[test]
+    fn a_run_leaves_nothing_behind() {
+        let (a, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        input(a.path(), &[3 << 20]);
+        let floor = Floor::new(&[a.path().into()], Some(5 << 20)).unwrap();
+        assert_eq!((floor.read_bytes(), floor.written_bytes()), (3 << 20, 5 << 20));
+        floor.run(&out.path().join("floor"), true, 2, &|| false).unwrap();
+        floor.run(&out.path().join("floor"), false, 2, &|| true).unwrap_err();
+        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_without_weights_is_named() {
+        let empty = tempfile::tempdir().unwrap();
+        let error = Floor::new(&[empty.path().into()], None).unwrap_err();
+        assert!(error.message.contains(&*empty.path().display().to_string()), "{error}");
+    }
+}

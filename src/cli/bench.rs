@@ -1,0 +1,284 @@
+//! `mergeforge bench merge`: its flags, and what it prints.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, ValueEnum};
+use serde_json::{Value as Json, json};
+
+use super::progress::Progress;
+use super::{CommonArgs, cache_folder, cores, count, show};
+use crate::bench::merge::{self, Child, METHODS, Measured, Setup};
+use crate::bench::page;
+use crate::bench::shapes::{SHAPES, Shape};
+use crate::bench::synth::Spec;
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+use crate::plan::Choices;
+use crate::report::bytes;
+use crate::{Options, prepare_config, read_config};
+
+/// The folder that is read and written is chosen by `--dir`; `--seed` gives the checkpoints' values too.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub(super) struct BenchMergeArgs {
+    /// The models' shape
+    #[arg(long, value_name = "NAME", default_value = "tinyllama-1.1b", value_parser = PossibleValuesParser::new(SHAPES.map(|shape| shape.name)))]
+    shape: String,
+    /// Cut the shape down to so many layers
+    #[arg(long, value_name = "N", value_parser = count)]
+    layers: Option<usize>,
+    /// The merge method
+    #[arg(long, value_name = "NAME", default_value = "ties", value_parser = PossibleValuesParser::new(METHODS))]
+    method: String,
+    /// Fine-tunes that are merged, beside the base where the method has one
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = models)]
+    models: usize,
+    /// What of each task vector ties and dare keep
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
+    density: f64,
+    /// The type of all tensors
+    #[arg(long, default_value = "bf16")]
+    dtype: Type,
+    /// Where checkpoints and output go [default: mergeforge-bench in memory (/dev/shm) where there is room, else in the
+    /// folder of temporary files]; the checkpoints stay for the next time
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Take the inputs out of the page cache before each run; needs a disk
+    #[arg(long)]
+    cold: bool,
+    /// Rounds that count, after one that does not
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = count)]
+    repeat: usize,
+    /// Write a page with all figures, a roofline and a timeline of the stages
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+    /// Be one merge of a bench, for the process that measures it
+    #[arg(long, hide = true)]
+    round: bool,
+    /// Keep single records in that merge
+    #[arg(long, hide = true)]
+    records: bool,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Type {
+    Bf16,
+    F16,
+    F32,
+}
+
+/// ties and dare vote with up to 12 models.
+fn models(text: &str) -> std::result::Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=12).contains(count));
+    count.ok_or_else(|| "expected a whole number from 1 to 12".into())
+}
+
+fn share(text: &str) -> std::result::Result<f64, String> {
+    let share = text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| "expected a number above 0, and 1 at most".into())
+}
+
+/// Measures and tells, or is one merge of what measures.
+pub(super) fn merge(args: &BenchMergeArgs) -> Result<()> {
+    let progress = Progress::new(true)?;
+    if args.round {
+        return round(args, &progress);
+    }
+    // A device that is not there is told before anything is made.
+    args.common.device(!args.json)?;
+    args.report.as_deref().map_or(Ok(()), check_page)?;
+    let setup = args.setup()?;
+    setup.check()?;
+    let missing = setup.spec.missing(&setup.dir, &setup.inputs()).len() as u64;
+    if missing > 0 && !args.json {
+        let size = bytes(missing * setup.spec.model_bytes());
+        let many = if missing == 1 { "a checkpoint".into() } else { format!("{missing} checkpoints") };
+        show::note(&format!("making {many}, {size}, in {}", setup.dir.display()));
+    }
+    let measured = merge::run(&setup, &child()?, &progress)?;
+    if let Some(file) = &args.report {
+        std::fs::write(file, page::html(&measured)).map_err(|cause| Error::writing(file, &cause))?;
+    }
+    if args.json {
+        show::json(&measured_json(&measured));
+    } else {
+        table(&measured);
+        args.report.iter().for_each(|file| show::note(&format!("page written to {}", file.display())));
+    }
+    Ok(())
+}
+
+impl BenchMergeArgs {
+    fn setup(&self) -> Result<Setup> {
+        let float = match self.dtype {
+            Type::Bf16 => Float::BF16,
+            Type::F16 => Float::F16,
+            Type::F32 => Float::F32,
+        };
+        let shape = Shape::find(&self.shape, self.layers)?;
+        let (seed, shard_bytes) = (self.common.random_seed, self.common.out_shard_size);
+        let setup = Setup {
+            spec: Spec { shape, float, seed, shard_bytes },
+            method: self.method.clone(),
+            models: self.models,
+            density: self.density,
+            dir: PathBuf::new(),
+            cold: self.cold,
+            repeat: self.repeat,
+            threads: self.common.threads.unwrap_or_else(cores),
+            strip: self.report.is_some(),
+        };
+        let dir = match &self.dir {
+            Some(dir) => dir.join(merge::folder_name(&setup.spec)),
+            None => merge::choose(&setup.spec, &setup.inputs(), self.cold),
+        };
+        Ok(Setup { dir, ..setup })
+    }
+}
+
+/// A page that could not be written at the end would be a bench for nothing.
+fn check_page(file: &Path) -> Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if file.is_dir() || !folder.is_dir() {
+        let refusal = format!("the page {} cannot be written", file.display());
+        return Err(Error::config(refusal).hint("--report takes a file in a folder that exists"));
+    }
+    Ok(())
+}
+
+/// This program with these arguments, as one merge.
+fn child() -> Result<Child> {
+    let program = std::env::current_exe()
+        .map_err(|cause| Error::config(format!("this program cannot find itself: {cause}")))?;
+    // Behind `bench merge`.
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    arguments.insert(2, "--round".into());
+    Ok(Child { program, arguments })
+}
+
+/// One merge, in the folder where the process was started.
+fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
+    let (config, out) = merge::places();
+    let choices = Choices { seed: args.common.random_seed, shard_bytes: args.common.out_shard_size };
+    let device = args.common.device(false)?;
+    let prepared = prepare_config(read_config(&config)?, &choices)?;
+    let options = Options {
+        out,
+        budget: args.common.budget(&device)?,
+        device,
+        copy_tokenizer: true,
+        model_card: true,
+        reads: args.common.reads(&prepared),
+        cache: cache_folder(),
+        // Thresholds of an earlier round would leave out half of the work.
+        recall: false,
+    };
+    let round = merge::round(&prepared, &options, progress, args.records)?;
+    show::json(&serde_json::to_value(round).expect("numbers and text are JSON"));
+    Ok(())
+}
+
+fn where_it_lies(measured: &Measured) -> &'static str {
+    match (measured.in_memory, measured.setup.cold) {
+        (true, _) => "in memory",
+        (false, false) => "on a disk, page cache warm",
+        (false, true) => "on a disk, page cache cold",
+    }
+}
+
+fn table(measured: &Measured) {
+    let (setup, round) = (&measured.setup, &measured.typical().round);
+    show::line(&format!(
+        "{} of {} models, {} ({} layers) in {}, on {} ({} threads); {}; medians of {}",
+        setup.method,
+        setup.models,
+        setup.spec.shape.name,
+        setup.spec.shape.layers,
+        setup.spec.float.name(),
+        round.device,
+        round.threads,
+        where_it_lies(measured),
+        setup.repeat
+    ));
+    show::line(&format!("  {} in, {} out", bytes(round.input_bytes), bytes(round.output_bytes)));
+    show::line(&format!("  {:<32} {:>9} {:>9} {:>15}", "", "seconds", "GB/s", "share of floor"));
+    let gb = measured.bytes() as f64 / 1e9;
+    let timed = |what: &str, seconds: f64, share: Option<f64>| {
+        let share = share.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share));
+        show::line(&format!("  {what:<32} {seconds:>9.3} {:>9.2} {share:>15}", gb / seconds));
+    };
+    show::line(&format!("  {:<32} {:>9} {:>9.2}", "copy in memory", "", measured.copy_rate / 1e9));
+    timed("floor", measured.median(|turn| turn.floor), None);
+    if let Some(stored) = measured.stored() {
+        timed("floor, stored", stored, None);
+    }
+    timed("merge", measured.median(|turn| turn.wall), Some(measured.share_of_floor()));
+    let streaming = measured.median(|turn| turn.round.streaming_seconds);
+    timed("  from first read to last write", streaming, Some(measured.streaming_share()));
+    let percent = |stage: &Json| {
+        let by = if stage["by"] == "device" { "device " } else { "" };
+        let share = stage["share"].as_f64().unwrap_or(0.0);
+        format!("{by}{} {:.0} %", stage["stage"].as_str().unwrap_or_default(), 100.0 * share)
+    };
+    let mut stages: Vec<String> = round.stages.as_array().into_iter().flatten().map(percent).collect();
+    stages.push(format!("waiting {:.0} %", 100.0 * round.waiting));
+    show::line(&format!("  stages: {}; {}", stages.join(", "), round.bottleneck));
+    let peak = measured.peak_bytes().map(|peak| format!("{} of memory at most", bytes(peak)));
+    let cpu = measured.cpu_seconds().map(|cpu| format!("{cpu:.2} CPU seconds"));
+    let told: Vec<String> = peak.into_iter().chain(cpu).collect();
+    if !told.is_empty() {
+        show::line(&format!("  {}", told.join(", ")));
+    }
+}
+
+fn measured_json(measured: &Measured) -> Json {
+    let (setup, round) = (&measured.setup, &measured.typical().round);
+    let gb = measured.bytes() as f64 / 1e9;
+    let all = |figure: &dyn Fn(&merge::Turn) -> f64| measured.turns.iter().map(figure).collect::<Vec<f64>>();
+    let floor = |median: f64, all: Vec<f64>| json!({ "seconds": median, "seconds_all": all, "gb_per_s": gb / median });
+    let stored = |seconds: f64| floor(seconds, all(&|turn| turn.stored.unwrap_or(turn.floor)));
+    let wall = measured.median(|turn| turn.wall);
+    json!({
+        "mergeforge": env!("CARGO_PKG_VERSION"),
+        "shape": setup.spec.shape.name,
+        "layers": setup.spec.shape.layers,
+        "dtype": setup.spec.float.name(),
+        "seed": setup.spec.seed,
+        "method": setup.method,
+        "models": setup.models,
+        "density": setup.density,
+        "device": round.device,
+        "threads": round.threads,
+        "floor_threads": setup.threads,
+        "place": if measured.in_memory { "memory" } else { "disk" },
+        "cold": setup.cold,
+        "repeat": setup.repeat,
+        "made_bytes": measured.made_bytes,
+        "parameters": round.parameters,
+        "input_bytes": round.input_bytes,
+        "output_bytes": round.output_bytes,
+        "seconds": wall,
+        "seconds_all": all(&|turn| turn.wall),
+        "gb_per_s": gb / wall,
+        "streaming_seconds": measured.median(|turn| turn.round.streaming_seconds),
+        "finishing_seconds": measured.median(|turn| turn.round.finishing_seconds),
+        "floor": floor(measured.median(|turn| turn.floor), all(&|turn| turn.floor)),
+        "floor_stored": measured.stored().map(stored),
+        "share_of_floor": measured.share_of_floor(),
+        "streaming_share_of_floor": measured.streaming_share(),
+        "copy_gb_per_s": measured.copy_rate / 1e9,
+        "stages": round.stages,
+        "waiting": round.waiting,
+        "bottleneck": round.bottleneck,
+        "peak_bytes": measured.peak_bytes(),
+        "cpu_seconds": measured.cpu_seconds(),
+        "timeline": measured.strip,
+    })
+}

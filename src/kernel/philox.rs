@@ -18,33 +18,47 @@ pub const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 pub const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 
 /// The ten-round Philox of `N` counters at once, word by word, so that the compiler can use vectors.
+///
+/// Words stay in the 64 bits that their products have, of whose upper halves nothing is used: halves that are taken apart
+/// and put together again in every round cost as much as the products.
 #[inline(always)]
 pub fn philox4x32<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N]; 4] {
-    let mut words = counters;
+    const LOW: u64 = u32::MAX as u64;
+    let mut words = counters.map(|word| word.map(u64::from));
     let [mut k0, mut k1] = key;
     for _ in 0..10 {
         let [w0, w1, w2, w3] = &mut words;
         for (((w0, w1), w2), w3) in w0.iter_mut().zip(w1).zip(w2).zip(w3) {
-            let product0 = u64::from(MULTIPLIERS[0]) * u64::from(*w0);
-            let product1 = u64::from(MULTIPLIERS[1]) * u64::from(*w2);
-            *w0 = (product1 >> 32) as u32 ^ *w1 ^ k0;
-            *w1 = product1 as u32;
-            *w2 = (product0 >> 32) as u32 ^ *w3 ^ k1;
-            *w3 = product0 as u32;
+            let product0 = u64::from(MULTIPLIERS[0]) * (*w0 & LOW);
+            let product1 = u64::from(MULTIPLIERS[1]) * (*w2 & LOW);
+            *w0 = (product1 >> 32) ^ *w1 ^ u64::from(k0);
+            *w1 = product1;
+            *w2 = (product0 >> 32) ^ *w3 ^ u64::from(k1);
+            *w3 = product0;
         }
         k0 = k0.wrapping_add(WEYL[0]);
         k1 = k1.wrapping_add(WEYL[1]);
     }
-    words
+    words.map(|word| word.map(|word| word as u32))
 }
+
+/// Counters that go through all rounds in registers.
+const LANES: usize = 16;
 
 /// The generator's words for the blocks of a tile.
 #[inline(always)]
 fn draws(first_block: u64, call: u32, key: [u32; 2]) -> [[u32; BLOCKS]; 4] {
-    let (mut low, mut high) = ([0; BLOCKS], [0; BLOCKS]);
-    low.iter_mut().zip(first_block..).for_each(|(word, block)| *word = block as u32);
-    high.iter_mut().zip(first_block..).for_each(|(word, block)| *word = (block >> 32) as u32);
-    philox4x32([low, high, [call; BLOCKS], [0; BLOCKS]], key)
+    let mut words = [[0; BLOCKS]; 4];
+    for first in (0..BLOCKS).step_by(LANES) {
+        let block = |lane: usize| first_block + (first + lane) as u64;
+        let low = std::array::from_fn(|lane| block(lane) as u32);
+        let high = std::array::from_fn(|lane| (block(lane) >> 32) as u32);
+        let drawn = philox4x32::<LANES>([low, high, [call; LANES], [0; LANES]], key);
+        for (words, drawn) in words.iter_mut().zip(drawn) {
+            words[first..first + LANES].copy_from_slice(&drawn);
+        }
+    }
+    words
 }
 
 /// The 16 bits of element `i` of a block.

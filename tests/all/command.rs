@@ -89,3 +89,20 @@ pub fn assert_nothing_left(folder: &Path) {
         .collect();
     assert!(left.is_empty(), "left behind: {left:?}");
 }
+
+/// The files of a folder of the repository with one mistake in one of them: what stands there, and what takes its place.
+#[track_caller]
+pub fn mistaken(sources: &str, file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(Path::new(ROOT).join(sources)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let path = folder.path().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(right), "{file} has no `{right}`");
+    std::fs::write(&path, text.replacen(right, wrong, 1)).unwrap();
+    folder
+}

@@ -72,18 +72,7 @@ fn kernels_stay_within_their_memory_and_have_no_races() {
 
 /// The kernels with one mistake in a file: what stands there, and what takes its place.
 fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(Path::new(ROOT).join("kernels")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() {
-            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-        }
-    }
-    let path = folder.path().join(file);
-    let text = std::fs::read_to_string(&path).unwrap();
-    assert!(text.contains(right), "{file} has no `{right}`");
-    std::fs::write(&path, text.replacen(right, wrong, 1)).unwrap();
-    folder
+    command::mistaken("kernels", file, right, wrong)
 }
 
 #[test]

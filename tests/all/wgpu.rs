@@ -8,7 +8,7 @@ use mergeforge::method::METHODS;
 use safetensors::Dtype;
 use serde_json::Value as Json;
 
-use crate::command::{Ended, ROOT, assert_nothing_left, mergeforge};
+use crate::command::{self, Ended, assert_nothing_left, mergeforge};
 use crate::models::{self, PLAIN, Tensors, stored, tuned, weights};
 use crate::same_bytes;
 
@@ -84,16 +84,7 @@ fn every_kernel_gives_the_bits_of_its_twin() {
 
 /// The shaders with one mistake in a file: what stands there, and what takes its place.
 fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(Path::new(ROOT).join("shaders")).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
-    let path = folder.path().join(file);
-    let text = std::fs::read_to_string(&path).unwrap();
-    assert!(text.contains(right), "{file} has no `{right}`");
-    std::fs::write(&path, text.replacen(right, wrong, 1)).unwrap();
-    folder
+    command::mistaken("shaders", file, right, wrong)
 }
 
 #[test]

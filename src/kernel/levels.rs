@@ -70,3 +70,24 @@ fn count(halves: &[u16], level: u16, [at_or_above, equal]: &mut [u32; 2]) {
     *at_or_above += u32::from(above);
     *equal += u32::from(same);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::KEY_MAX;
+    use super::*;
+
+    /// Keys and levels around every border of the upper half, and some in between.
+    #[test]
+    fn halves_compare_as_whole_keys_do() {
+        let levels = (0..=KEY_MAX >> 16).step_by(97).map(|upper| upper << 16);
+        for level in levels.chain([KEY_MAX >> 16 << 16]) {
+            let below = level.saturating_sub(1);
+            for key in [0, below, level, level + 1, level + 0xffff, level + 0x1_0000, KEY_MAX] {
+                let key = key.min(KEY_MAX);
+                let (half, of_level) = (half_of(key), half_of(level));
+                assert_eq!(half >= of_level, key >= level, "{key:08x} and {level:08x}");
+                assert_eq!(half == of_level, key == level, "{key:08x} and {level:08x}");
+            }
+        }
+    }
+}

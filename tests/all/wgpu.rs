@@ -76,7 +76,9 @@ fn every_kernel_gives_the_bits_of_its_twin() {
             // What the CPU computes says nothing about the device.
             let count = |key: &str| row[key].as_u64().unwrap();
             let (pieces, by_cpu) = (count("pieces"), count("by_cpu"));
-            assert!(pieces >= 14 && by_cpu * 10 < pieces * 9, "{ways}: {row}");
+            // A quick check has too few pieces for even shares.
+            let most = if depth.is_empty() { pieces * 2 / 3 } else { pieces * 9 / 10 };
+            assert!(pieces >= 14 && by_cpu <= most, "{ways}: {row}");
         }
         assert!(rows.iter().any(|row| row["by_cpu"] != 0), "{ways}: no odd values");
     }

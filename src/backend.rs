@@ -212,10 +212,10 @@ impl OddValues {
         self.infinite += values.iter().filter(|v| v.is_infinite()).count() as u64;
     }
 
-    /// Counts the results of a tile that overflowed: those that become infinite when they are stored and, if the counts of
-    /// inputs are still those of `before`, the tile's beginning, those that are not finite.
-    pub fn count_overflow(&mut self, before: Self, results: &[f32], finite_max: u32) {
-        let inputs_are_finite = (self.nan, self.infinite) == (before.nan, before.infinite);
+    /// Counts the results of a tile that overflowed: those that become infinite when they are stored and, if no inputs of
+    /// the tile are counted here as odd, those that are not finite.
+    pub fn count_overflow(&mut self, results: &[f32], finite_max: u32) {
+        let inputs_are_finite = self.nan + self.infinite == 0;
         let overflowed = |value: &&f32| match magnitude_bits(**value) {
             INFINITY_BITS.. => inputs_are_finite,
             magnitude => magnitude > finite_max,

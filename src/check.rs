@@ -304,7 +304,8 @@ impl Case {
                 bits.bytes.extend(words_to_bytes(&std::mem::replace(&mut counters, vec![0; words])));
             }
             let decoded = tensor.decoded(tile, &self.launch.floats);
-            let inputs = Inputs { values: &decoded, len: tensor.tile_len(tile) };
+            let pieces: Vec<&[f32]> = decoded.chunks(TILE).collect();
+            let inputs = Inputs { pieces: &pieces, first: 0, len: tensor.tile_len(tile) };
             self.tile_of_twin(job, tile, &inputs, &mut bits, &mut counters);
         }
         bits.bytes.extend(words_to_bytes(&counters));

@@ -61,18 +61,42 @@ impl Float {
     }
 }
 
-/// Decodes little-endian elements of type `float` to f32, exactly. Returns whether all of them are finite.
+/// An element as a kernel reads it: decoded, or as it is stored, which is decoded on the way into a register.
+pub trait Element: Copy {
+    /// The value, exactly.
+    fn value(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        self
+    }
+}
+
+/// A stored bfloat16, at any address.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct StoredBf16([u8; 2]);
+
+impl Element for StoredBf16 {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        bf16_to_f32(u16::from_le_bytes(self.0))
+    }
+}
+
+/// Decodes little-endian elements of type `float` to f32, exactly.
 ///
 /// `bytes` holds `out.len()` elements.
 #[inline(always)]
-pub fn decode(float: Float, bytes: &[u8], out: &mut [f32]) -> bool {
+pub fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), out.len() * float.bytes(), "decode: one element in, one out");
-    let largest = match float {
+    match float {
         Float::F32 => each(bytes, out, |raw: [u8; 4]| f32::from_le_bytes(raw)),
         Float::F16 => each(bytes, out, |raw: [u8; 2]| f16_to_f32(u16::from_le_bytes(raw))),
         Float::BF16 => each(bytes, out, |raw: [u8; 2]| bf16_to_f32(u16::from_le_bytes(raw))),
-    };
-    largest < INFINITY_BITS
+    }
 }
 
 /// Encodes f32 values as little-endian elements of type `float`, each rounded once.
@@ -94,7 +118,14 @@ pub fn encode_all(float: Float, values: &[f32], out: &mut [u8]) -> u32 {
     match float {
         Float::F32 => each_back(values, out, |value| f32_to_f32(value).to_le_bytes()),
         Float::F16 => each_back(values, out, |value| f32_to_f16(value).to_le_bytes()),
-        Float::BF16 => each_back(values, out, |value| f32_to_bf16(value).to_le_bytes()),
+        Float::BF16 => {
+            // NaN are rare: they are looked for once all is done.
+            let largest = each_back(values, out, |value| not_nan_to_bf16(value).to_le_bytes());
+            if largest > INFINITY_BITS {
+                each_back(values, out, |value| f32_to_bf16(value).to_le_bytes());
+            }
+            largest
+        }
     }
 }
 
@@ -122,19 +153,13 @@ pub const BF16_FINITE_MAX: u32 = 0x7f7f_7fff;
 /// The bits of +infinity; larger magnitudes are NaN.
 pub const INFINITY_BITS: u32 = 0x7f80_0000;
 
-/// Converts each element; the bits of the largest magnitude, which cost little while the value is at hand.
 #[inline(always)]
-fn each<const B: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; B]) -> f32) -> u32 {
+fn each<const B: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; B]) -> f32) {
     let (raw, _) = bytes.as_chunks::<B>();
-    let mut largest = 0;
-    for (value, raw) in out.iter_mut().zip(raw) {
-        *value = convert(*raw);
-        largest = largest.max(magnitude_bits(*value));
-    }
-    largest
+    out.iter_mut().zip(raw).for_each(|(value, raw)| *value = convert(*raw));
 }
 
-/// The same, the other way.
+/// Converts each element; the bits of the largest magnitude, which cost little while the value is at hand.
 #[inline(always)]
 fn each_back<const B: usize>(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; B]) -> u32 {
     let (raw, _) = out.as_chunks_mut::<B>();
@@ -177,12 +202,15 @@ fn f32_to_f32(value: f32) -> u32 {
 
 #[inline(always)]
 fn f32_to_bf16(value: f32) -> u16 {
+    if magnitude_bits(value) > INFINITY_BITS { 0x7fc0 } else { not_nan_to_bf16(value) }
+}
+
+#[inline(always)]
+fn not_nan_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
-    let magnitude = bits & 0x7fff_ffff;
     // Adding just under half an ulp, and one more when the kept part is odd, rounds to nearest even.
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let rounded = if rounded << 17 == 0 { 0 } else { rounded };
-    (if magnitude > INFINITY_BITS { 0x7fc0 } else { rounded }) as u16
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
+    if rounded == 0x8000 { 0 } else { rounded }
 }
 
 #[inline(always)]

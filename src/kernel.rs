@@ -14,6 +14,8 @@ pub mod packed;
 pub mod philox;
 pub mod weighted_sum;
 
+use crate::dtype::Element;
+
 /// Elements in a tile: the unit of sums, of tables and of scheduling. Tiles start anew with each tensor.
 pub const TILE: usize = 1024;
 
@@ -206,7 +208,13 @@ impl Job {
 
     /// The same, to be compiled into the caller and for its instruction set.
     #[inline(always)]
-    pub(crate) fn tile(&self, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
+    pub(crate) fn tile<E: Element>(
+        &self,
+        tile: u64,
+        inputs: &Inputs<'_, E>,
+        scratch: &mut Vec<f32>,
+        target: Target<'_>,
+    ) {
         match (self, target) {
             (Self::WeightedSum(job), Target::Values(out, _)) => weighted_sum::tile(job, inputs, out),
             (Self::Consensus(job), Target::Values(out, kept)) => {
@@ -216,26 +224,34 @@ impl Job {
             (Self::Levels(job), Target::Words(out)) => levels::tile(job, inputs, out),
             (Self::Magnitudes(job), Target::Words(out)) => magnitudes::tile(job, inputs, out),
             (Self::Keys(job), Target::Words(out)) => keys::tile(job, inputs, out),
-            (Self::MaskedSums(job), Target::Sums(out)) => masked_sums::tile(job, tile, inputs, out),
+            (Self::MaskedSums(job), Target::Sums(out)) => masked_sums::tile(job, tile, inputs, scratch, out),
             (job, target) => unreachable!("{} does not write {target:?}", job.kernel()),
         }
     }
 }
 
-/// A tile of every input, decoded: `inputs.of(i)` are the elements of input `i`.
+/// A tile of every input: `inputs.of(i)` are the elements of input `i`.
 #[derive(Debug)]
-pub struct Inputs<'a> {
-    /// `[TILE]` values per input, one after the other.
-    pub values: &'a [f32],
-    /// How many elements of the tile exist.
+pub struct Inputs<'a, E = f32> {
+    /// Elements of each input, the tile's from `first` on.
+    pub pieces: &'a [&'a [E]],
+    /// Where the tile begins.
+    pub first: usize,
+    /// How many elements of the tile exist: [`TILE`] but at the tensor's end.
     pub len: usize,
 }
 
-impl<'a> Inputs<'a> {
-    /// The decoded elements of one input.
+impl<'a, E> Inputs<'a, E> {
+    /// The elements of one input.
     #[inline(always)]
-    pub fn of(&self, input: usize) -> &'a [f32] {
-        &self.values[input * TILE..][..self.len]
+    pub fn of(&self, input: usize) -> &'a [E] {
+        &self.pieces[input][self.first..][..self.len]
+    }
+
+    /// The elements of the first `N` inputs from number `from` on.
+    #[inline(always)]
+    fn several<const N: usize>(&self, from: usize) -> [&'a [E]; N] {
+        std::array::from_fn(|input| self.of(from + input))
     }
 }
 
@@ -251,26 +267,31 @@ pub fn key(delta: f32) -> u32 {
 pub const KEY_MAX: u32 = crate::dtype::INFINITY_BITS + 1;
 
 /// Sums `TILE` products or magnitudes in the contract's order: groups of eight as
-/// ((0+1)+(2+3))+((4+5)+(6+7)), then the 128 group sums by halves. The elements past the end are zero.
+/// ((0+1)+(2+3))+((4+5)+(6+7)), then the 128 group sums by halves. The elements past the end are to be zero. What is in
+/// `room` does not matter.
 #[inline(always)]
-fn fold_tile(terms: impl Iterator<Item = f32>) -> f32 {
-    let mut padded = [0.0; TILE];
-    padded.iter_mut().zip(terms).for_each(|(slot, term)| *slot = term);
-    let mut groups: [f32; TILE / 8] =
-        add_neighbours(&add_neighbours::<{ TILE / 4 }>(&add_neighbours::<{ TILE / 2 }>(&padded)));
+fn fold_tile(terms: &[f32; TILE], room: &mut [f32; TILE]) -> f32 {
+    let (half, rest) = room.split_at_mut(TILE / 2);
+    let (quarter, rest) = rest.split_at_mut(TILE / 4);
+    let groups = &mut rest[..TILE / 8];
+    add_neighbours(terms, half);
+    add_neighbours(half, quarter);
+    add_neighbours(quarter, groups);
     let mut half = TILE / 16;
     while half > 0 {
         let (low, high) = groups[..2 * half].split_at_mut(half);
-        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+        for i in 0..half {
+            low[i] += high[i];
+        }
         half /= 2;
     }
     groups[0]
 }
 
-/// One level of the fold: 0+1, 2+3, … A result of its own lets the compiler use vectors.
+/// One level of the fold: 0+1, 2+3, …
 #[inline(always)]
-fn add_neighbours<const HALF: usize>(terms: &[f32]) -> [f32; HALF] {
-    let mut sums = [0.0; HALF];
-    sums.iter_mut().zip(terms.as_chunks::<2>().0).for_each(|(sum, [a, b])| *sum = a + b);
-    sums
+fn add_neighbours(terms: &[f32], sums: &mut [f32]) {
+    for (sum, [a, b]) in sums.iter_mut().zip(terms.as_chunks().0) {
+        *sum = a + b;
+    }
 }

@@ -12,7 +12,7 @@ use multiversion::multiversion;
 
 use super::device::LaneBytes;
 use super::{Backend, Hold, Lane, Launch, OddValues, Output, Read, Span, SpanResult, Tally, Yardstick};
-use crate::dtype::{Float, decode, encode_all, finite_max};
+use crate::dtype::{Float, StoredBf16, decode, encode_all, finite_max};
 use crate::error::Result;
 use crate::kernel::{
     Inputs, Job, RECORDS_MAX, Result as Shape, TILE, Target, VOTERS_MAX, Widest, magnitudes,
@@ -129,7 +129,8 @@ struct Key {
 impl Held {
     /// A buffer for something to hold, while the budget lasts.
     fn buffer(&mut self, bytes: usize) -> Option<Vec<u8>> {
-        if let Some(at) = self.spare.iter().position(|spare| spare.capacity() >= bytes) {
+        // What was used last may still be in a cache.
+        if let Some(at) = self.spare.iter().rposition(|spare| spare.capacity() >= bytes) {
             let mut buffer = self.spare.swap_remove(at);
             buffer.resize(bytes, 0);
             return Some(buffer);
@@ -281,83 +282,155 @@ impl Cpu {
 /// Compiles functions for several instruction sets, the best of which is chosen at run time. None of them fuses or
 /// reorders arithmetic, so they all give the same bytes.
 macro_rules! for_each_instruction_set {
-    ($($(#[$about:meta])* fn $name:ident($($argument:ident: $kind:ty),*) $body:block)*) => {$(
+    ($($(#[$about:meta])* fn $name:ident($($argument:ident: $kind:ty),*) $(-> $out:ty)? $body:block)*) => {$(
         $(#[$about])*
         #[multiversion(targets(
             "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+bmi1+bmi2+lzcnt+popcnt",
             "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt",
             "aarch64+neon",
         ))]
-        fn $name($($argument: $kind),*) $body
+        fn $name($($argument: $kind),*) $(-> $out)? $body
     )*};
 }
 
 for_each_instruction_set! {
-    /// Runs a job on a tile.
+    /// Runs a job on a tile of decoded inputs.
     fn run_tile(job: &Job, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
         job.tile(tile, inputs, scratch, target);
     }
 
-    /// Decodes a tile of one input; what is odd about it is counted if `odd` is there.
-    fn decode_tile(float: Float, bytes: &[u8], decoded: &mut [f32], odd: Option<&mut OddValues>) {
-        let finite = decode(float, bytes, decoded);
-        // The exception may take its time.
-        if let Some(odd) = odd.filter(|_| !finite) {
-            odd.count(decoded);
-        }
+    /// Runs a job on a tile of bfloat16, as it is stored.
+    fn run_tile_of_bf16(
+        job: &Job,
+        tile: u64,
+        inputs: &Inputs<'_, StoredBf16>,
+        scratch: &mut Vec<f32>,
+        target: Target<'_>
+    ) {
+        job.tile(tile, inputs, scratch, target);
     }
 
-    /// Encodes a tile of results, and counts those that overflowed; `before` is what was odd before its inputs.
-    fn encode_tile(output: Float, merged: &[f32], encoded: &mut [u8], before: OddValues, odd: &mut OddValues) {
-        let largest = encode_all(output, merged, encoded);
-        if largest > finite_max(output) {
-            odd.count_overflow(before, merged, finite_max(output));
-        }
+    /// Decodes a tile of one input.
+    fn decode_tile(float: Float, bytes: &[u8], decoded: &mut [f32]) {
+        decode(float, bytes, decoded);
+    }
+
+    /// Encodes a tile of results; the bits of the largest magnitude.
+    fn encode_tile(output: Float, merged: &[f32], encoded: &mut [u8]) -> u32 {
+        encode_all(output, merged, encoded)
     }
 }
 
-/// Runs a job over a span: decode, kernel, encode, tile by tile. Results are appended to the room's vector of the
-/// job's shape.
+/// The inputs of a span, as kernels read them.
+enum Pieces<'a> {
+    /// All of them bfloat16, in which models are stored: not decoded before they are in a register.
+    Bf16(Vec<&'a [StoredBf16]>),
+    /// Of any types: decoded tile by tile.
+    Any { inputs: &'a [&'a [u8]], floats: &'a [Float] },
+}
+
+impl<'a> Pieces<'a> {
+    fn new(inputs: &'a [&'a [u8]], floats: &'a [Float]) -> Self {
+        if floats.iter().all(|float| *float == Float::BF16) {
+            Self::Bf16(inputs.iter().map(|input| bytemuck::cast_slice(input)).collect())
+        } else {
+            Self::Any { inputs, floats }
+        }
+    }
+
+    /// Runs a job on tile number `tile` of the tensor, which is this part of the span.
+    fn run(
+        &self,
+        job: &Job,
+        tile: u64,
+        part: &Range<usize>,
+        (decoded, scratch): (&mut Vec<f32>, &mut Vec<f32>),
+        target: Target<'_>,
+    ) {
+        let len = part.len();
+        match self {
+            Self::Bf16(pieces) => {
+                let inputs = Inputs { pieces, first: part.start, len };
+                run_tile_of_bf16(job, tile, &inputs, scratch, target);
+            }
+            Self::Any { floats, .. } => {
+                decoded.resize(decoded.len().max(floats.len() * TILE), 0.0);
+                for (input, decoded) in (0..floats.len()).zip(decoded.chunks_exact_mut(TILE)) {
+                    self.decode(input, part, decoded);
+                }
+                let pieces: Vec<&[f32]> = decoded.chunks_exact(TILE).collect();
+                run_tile(job, tile, &Inputs { pieces: &pieces, first: 0, len }, scratch, target);
+            }
+        }
+    }
+
+    /// Decodes a part of one input.
+    fn decode(&self, input: usize, part: &Range<usize>, decoded: &mut [f32]) {
+        let decoded = &mut decoded[..part.len()];
+        match self {
+            Self::Bf16(pieces) => {
+                decode_tile(Float::BF16, bytemuck::cast_slice(&pieces[input][part.clone()]), decoded);
+            }
+            Self::Any { inputs, floats } => {
+                let (float, bytes) = (floats[input], floats[input].bytes());
+                decode_tile(float, &inputs[input][part.start * bytes..part.end * bytes], decoded);
+            }
+        }
+    }
+
+    /// What is odd about the part of the inputs.
+    fn odd(&self, part: &Range<usize>, decoded: &mut [f32]) -> OddValues {
+        let mut odd = OddValues::default();
+        let inputs = match self {
+            Self::Bf16(pieces) => pieces.len(),
+            Self::Any { floats, .. } => floats.len(),
+        };
+        for input in 0..inputs {
+            self.decode(input, part, decoded);
+            odd.count(&decoded[..part.len()]);
+        }
+        odd
+    }
+}
+
+/// Runs a job over a span, tile by tile. Results are appended to the room's vector of the job's shape.
 fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[&[u8]]) -> Tally {
-    let (floats, output) = (&launch.floats, launch.output);
+    let (pieces, output) = (Pieces::new(inputs, &launch.floats), launch.output);
     let mut tally = Tally::default();
-    room.decoded.resize(room.decoded.len().max(floats.len() * TILE), 0.0);
     let shape = job.result();
     let mut counters = room.words.len();
+    let mut merged = [0.0; TILE];
     for (tile, first) in span.tiles.clone().zip((0..span.elements).step_by(TILE)) {
-        let len = TILE.min(span.elements - first);
-        let before = tally.odd;
-        for ((input, float), decoded) in inputs.iter().zip(floats).zip(room.decoded.chunks_exact_mut(TILE)) {
-            let decoded = &mut decoded[..len];
-            let bytes = &input[first * float.bytes()..][..len * float.bytes()];
-            decode_tile(*float, bytes, decoded, (shape == Shape::Values).then_some(&mut tally.odd));
-        }
-        let inputs = Inputs { values: &room.decoded, len };
-        let scratch = &mut room.scratch;
+        let part = first..span.elements.min(first + TILE);
+        let own = (&mut room.decoded, &mut room.scratch);
         match shape {
             Shape::Values => {
-                let mut merged = [0.0; TILE];
-                let target = Target::Values(&mut merged[..len], &mut tally.kept);
-                run_tile(job, tile, &inputs, scratch, target);
-                let encoded = room.values.room_for(len * output.bytes());
-                encode_tile(output, &merged[..len], encoded, before, &mut tally.odd);
+                let merged = &mut merged[..part.len()];
+                pieces.run(job, tile, &part, own, Target::Values(merged, &mut tally.kept));
+                let encoded = room.values.room_for(part.len() * output.bytes());
+                // An input that is not finite makes its result so: only where there is one, inputs are looked at.
+                if encode_tile(output, merged, encoded) > finite_max(output) {
+                    let mut odd = pieces.odd(&part, &mut [0.0; TILE]);
+                    odd.count_overflow(merged, finite_max(output));
+                    tally.odd += odd;
+                }
             }
             Shape::Sums { words } => {
                 let end = room.sums.len();
                 room.sums.resize(end + words, 0.0);
-                run_tile(job, tile, &inputs, scratch, Target::Sums(&mut room.sums[end..]));
+                pieces.run(job, tile, &part, own, Target::Sums(&mut room.sums[end..]));
             }
             Shape::Counts { words } => {
                 if (tile - span.tiles.start).is_multiple_of(launch.record_tiles) {
                     counters = room.words.len();
                     room.words.resize(counters + words, 0);
                 }
-                run_tile(job, tile, &inputs, scratch, Target::Words(&mut room.words[counters..]));
+                pieces.run(job, tile, &part, own, Target::Words(&mut room.words[counters..]));
             }
             Shape::Words { words } => {
                 let end = room.words.len();
-                room.words.resize(end + words * len, 0);
-                run_tile(job, tile, &inputs, scratch, Target::Words(&mut room.words[end..]));
+                room.words.resize(end + words * part.len(), 0);
+                pieces.run(job, tile, &part, own, Target::Words(&mut room.words[end..]));
             }
         }
     }

@@ -4,6 +4,7 @@
 //! last kept value of a tie.
 
 use super::{Inputs, key};
+use crate::dtype::Element;
 
 /// The numbers of one tensor: input 0 is the base.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,11 +15,11 @@ pub struct Job {
 
 /// Writes `models` keys per element: all of the first model's tile, then the second's.
 #[inline(always)]
-pub fn tile(job: &Job, inputs: &Inputs<'_>, words: &mut [u32]) {
+pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, words: &mut [u32]) {
     let base = inputs.of(0);
     for (model, words) in (1..=job.models).zip(words.chunks_exact_mut(inputs.len)) {
         for ((word, x), base) in words.iter_mut().zip(inputs.of(model)).zip(base) {
-            *word = key(x - base);
+            *word = key(x.value() - base.value());
         }
     }
 }

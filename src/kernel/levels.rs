@@ -5,6 +5,7 @@
 //! histogram: nothing is serialised on one counter, however equal the data are.
 
 use super::{Inputs, TILE, key};
+use crate::dtype::Element;
 
 /// The most levels of a model.
 pub const LEVELS_MAX: usize = 16;
@@ -29,20 +30,24 @@ pub fn pack(job: &Job, words: &mut Vec<u32>) {
 
 /// Adds one tile to the counters: [`WORDS`] per model.
 #[inline(always)]
-pub fn tile(job: &Job, inputs: &Inputs<'_>, counts: &mut [u32]) {
+pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, counts: &mut [u32]) {
     let base = inputs.of(0);
     for (model, (levels, counts)) in job.models.iter().zip(counts.chunks_exact_mut(WORDS)).enumerate() {
         let x = inputs.of(model + 1);
         let counts = counts.as_chunks_mut::<2>().0;
         if levels.iter().all(|level| level.trailing_zeros() >= 16) {
             let mut halves = [0; TILE];
-            halves.iter_mut().zip(x).zip(base).for_each(|((slot, x), base)| *slot = half_of(key(x - base)));
+            halves.iter_mut().zip(x).zip(base).for_each(|((slot, x), base)| {
+                *slot = half_of(key(x.value() - base.value()));
+            });
             let levels = levels.iter().map(|level| half_of(*level));
             // A tile's counts fit 16 bits.
             levels.zip(counts).for_each(|(level, counts)| count(&halves[..x.len()], level, counts));
         } else {
             let mut keys = [0; TILE];
-            keys.iter_mut().zip(x).zip(base).for_each(|((slot, x), base)| *slot = key(x - base));
+            keys.iter_mut().zip(x).zip(base).for_each(|((slot, x), base)| {
+                *slot = key(x.value() - base.value());
+            });
             levels.iter().zip(counts).for_each(|(level, counts)| {
                 let keys = keys[..x.len()].iter();
                 counts[0] += keys.clone().map(|key| u32::from(key >= level)).sum::<u32>();

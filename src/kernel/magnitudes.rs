@@ -7,6 +7,7 @@
 pub use super::packed::Bracket;
 use super::packed::append;
 use super::{Inputs, TILE, key};
+use crate::dtype::Element;
 
 /// Bins of a bracket; with the counters of four models they fit 32 KiB of on-chip memory.
 pub const BINS: usize = 2048;
@@ -34,7 +35,7 @@ pub fn pack(job: &Job, words: &mut Vec<u32>) {
 
 /// Adds one tile to the counters: [`WORDS`] per model.
 #[inline(always)]
-pub fn tile(job: &Job, inputs: &Inputs<'_>, counts: &mut [u32]) {
+pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, counts: &mut [u32]) {
     let base = inputs.of(0);
     for (model, (bracket, counts)) in job.models.iter().zip(counts.chunks_exact_mut(WORDS)).enumerate() {
         count(*bracket, inputs.of(model + 1), base, counts);
@@ -42,26 +43,34 @@ pub fn tile(job: &Job, inputs: &Inputs<'_>, counts: &mut [u32]) {
 }
 
 #[inline(always)]
-fn count(bracket: Bracket, x: &[f32], base: &[f32], counts: &mut [u32]) {
+fn count<E: Element>(bracket: Bracket, x: &[E], base: &[E], counts: &mut [u32]) {
+    const OUTSIDE: u16 = BINS as u16;
     let Bracket { lowest, shift } = bracket;
     let low_bits = (1u32 << shift) - 1;
-    let mut keys = [0; TILE];
-    keys.iter_mut().zip(x).zip(base).for_each(|((slot, x), base)| *slot = key(x - base));
-    let keys = &keys[..x.len()];
-    let bin = |key: u32| key.wrapping_sub(lowest) >> shift;
-    let inside = |key: u32| key >= lowest && bin(key) < BINS as u32;
-    let above = |key: u32| key >= lowest && bin(key) >= BINS as u32;
-    counts[ABOVE] += keys.iter().map(|key| u32::from(above(*key))).sum::<u32>();
-    counts[UNEVEN] += keys.iter().map(|key| u32::from(inside(*key) && key & low_bits != 0)).sum::<u32>();
+    let len = x.len().min(TILE);
+    let (x, base) = (&x[..len], &base[..len]);
+    let mut bins = [OUTSIDE; TILE];
+    let (mut above, mut uneven) = (0u32, 0u32);
+    for i in 0..len {
+        let key = key(x[i].value() - base[i].value());
+        let bin = key.wrapping_sub(lowest) >> shift;
+        let not_below = key >= lowest;
+        let inside = not_below && bin < BINS as u32;
+        above += u32::from(not_below) - u32::from(inside);
+        uneven += u32::from(inside && key & low_bits != 0);
+        bins[i] = if inside { bin as u16 } else { OUTSIDE };
+    }
+    counts[ABOVE] += above;
+    counts[UNEVEN] += uneven;
     // Few keys are inside, and where is not to be foreseen: they are gathered without a branch, then counted.
-    let mut bins = [0u16; TILE];
+    let mut gathered = [0u16; TILE];
     let mut found = 0;
-    for key in keys {
-        bins[found % TILE] = bin(*key) as u16;
-        found += usize::from(inside(*key));
+    for bin in &bins[..len] {
+        gathered[found % TILE] = *bin;
+        found += usize::from(*bin < OUTSIDE);
     }
     let bin_counts: &mut [u32; BINS] = counts[..BINS].as_mut_array().expect("the bins come first");
-    for bin in &bins[..found] {
+    for bin in &gathered[..found] {
         bin_counts[usize::from(*bin) % BINS] += 1;
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! The two L1 norms stand side by side per tile: all, then kept. A dropped term is multiplied by 0.
 
-use super::consensus::{Keep, Model, weighted_delta};
+use super::consensus::{Keep, Model, factors};
 use super::packed::{self, append};
 use super::{Inputs, TILE, fold_tile};
+use crate::dtype::Element;
 
 /// The numbers of one tensor: input 0 is the base, then one rule per further input.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,15 +20,28 @@ pub fn pack(job: &Job, words: &mut Vec<u32>) {
     job.models.iter().for_each(|keep| append(words, &model(keep)));
 }
 
-/// Writes the tile's sums: two per model.
+/// Writes the tile's sums: two per model. `scratch` is room that outlives the call; what it holds does not matter.
 #[inline(always)]
-pub fn tile(job: &Job, tile: u64, inputs: &Inputs<'_>, sums: &mut [f32]) {
-    let base = inputs.of(0);
-    let (mut kept, mut sum) = ([0.0; TILE], [0.0; TILE]);
+pub fn tile<E: Element>(
+    job: &Job,
+    tile: u64,
+    inputs: &Inputs<'_, E>,
+    scratch: &mut Vec<f32>,
+    sums: &mut [f32],
+) {
+    scratch.resize(scratch.len().max(3 * TILE), 0.0);
+    let [all, kept, room] = scratch.as_chunks_mut::<TILE>().0.first_chunk_mut().expect("three tiles");
+    let (base, len) = (inputs.of(0), inputs.len);
     for (model, (keep, sums)) in job.models.iter().zip(sums.chunks_exact_mut(2)).enumerate() {
         let x = inputs.of(model + 1);
-        weighted_delta(&Model { coefficient: 1.0, keep: *keep }, tile, x, base, &mut kept, &mut sum);
-        sums[0] = fold_tile(x.iter().zip(base).map(|(x, base)| (x - base).abs()));
-        sums[1] = fold_tile(kept[..inputs.len].iter().map(|kept| kept.abs()));
+        factors(&Model { coefficient: 1.0, keep: *keep }, tile, x, base, kept);
+        for (((all, kept), x), base) in all.iter_mut().zip(kept.iter_mut()).zip(x).zip(base) {
+            let delta = x.value() - base.value();
+            (*all, *kept) = (delta.abs(), (*kept * delta).abs());
+        }
+        all[len..].fill(0.0);
+        kept[len..].fill(0.0);
+        sums[0] = fold_tile(all, room);
+        sums[1] = fold_tile(kept, room);
     }
 }

@@ -17,54 +17,42 @@ pub const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 /// What its key grows by every round.
 pub const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 
-/// The ten-round Philox of `N` counters at once, word by word, so that the compiler can use vectors.
+/// The ten rounds of one counter.
 ///
 /// Words stay in the 64 bits that their products have, of whose upper halves nothing is used: halves that are taken apart
 /// and put together again in every round cost as much as the products.
 #[inline(always)]
-pub fn philox4x32<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N]; 4] {
+pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     const LOW: u64 = u32::MAX as u64;
-    let mut words = counters.map(|word| word.map(u64::from));
+    let [mut w0, mut w1, mut w2, mut w3] = counter.map(u64::from);
     let [mut k0, mut k1] = key;
     for _ in 0..10 {
-        let [w0, w1, w2, w3] = &mut words;
-        for (((w0, w1), w2), w3) in w0.iter_mut().zip(w1).zip(w2).zip(w3) {
-            let product0 = u64::from(MULTIPLIERS[0]) * (*w0 & LOW);
-            let product1 = u64::from(MULTIPLIERS[1]) * (*w2 & LOW);
-            *w0 = (product1 >> 32) ^ *w1 ^ u64::from(k0);
-            *w1 = product1;
-            *w2 = (product0 >> 32) ^ *w3 ^ u64::from(k1);
-            *w3 = product0;
-        }
+        let product0 = u64::from(MULTIPLIERS[0]) * (w0 & LOW);
+        let product1 = u64::from(MULTIPLIERS[1]) * (w2 & LOW);
+        (w0, w1) = ((product1 >> 32) ^ w1 ^ u64::from(k0), product1);
+        (w2, w3) = ((product0 >> 32) ^ w3 ^ u64::from(k1), product0);
         k0 = k0.wrapping_add(WEYL[0]);
         k1 = k1.wrapping_add(WEYL[1]);
     }
-    words.map(|word| word.map(|word| word as u32))
+    [w0 as u32, w1 as u32, w2 as u32, w3 as u32]
 }
 
-/// Counters that go through all rounds in registers.
-const LANES: usize = 16;
+/// The draws of a tile's elements, one after the other, as two words of 64 bits per call.
+type Draws = [[u64; 2]; BLOCKS];
 
-/// The generator's words for the blocks of a tile.
+/// Draws for a tile.
 #[inline(always)]
-fn draws(first_block: u64, call: u32, key: [u32; 2]) -> [[u32; BLOCKS]; 4] {
-    let mut words = [[0; BLOCKS]; 4];
-    for first in (0..BLOCKS).step_by(LANES) {
-        let block = |lane: usize| first_block + (first + lane) as u64;
-        let low = std::array::from_fn(|lane| block(lane) as u32);
-        let high = std::array::from_fn(|lane| (block(lane) >> 32) as u32);
-        let drawn = philox4x32::<LANES>([low, high, [call; LANES], [0; LANES]], key);
-        for (words, drawn) in words.iter_mut().zip(drawn) {
-            words[first..first + LANES].copy_from_slice(&drawn);
-        }
+fn draw(first_block: u64, call: u32, key: [u32; 2], draws: &mut Draws) {
+    for (block, draws) in (first_block..).zip(draws) {
+        let [w0, w1, w2, w3] = philox4x32([block as u32, (block >> 32) as u32, call, 0], key).map(u64::from);
+        *draws = [(w1 << 32 | w0).to_le(), (w3 << 32 | w2).to_le()];
     }
-    words
 }
 
-/// The 16 bits of element `i` of a block.
+/// The same in parts of 16 bits, little-endian.
 #[inline(always)]
-fn half(words: &[[u32; BLOCKS]; 4], block: usize, i: usize) -> u32 {
-    words[i / 2][block] >> (16 * (i % 2)) & 0xffff
+fn halves(draws: &Draws) -> &[u16; TILE] {
+    bytemuck::cast_ref(draws)
 }
 
 /// Which elements of a tile are kept, each with probability `keep / 2^32`: `coefficient` for those, else 0.
@@ -74,23 +62,22 @@ fn half(words: &[[u32; BLOCKS]; 4], block: usize, i: usize) -> u32 {
 /// call decide, so that the probability is exact to 2^-32. `first_block` is the tile's first counter.
 #[inline(always)]
 pub fn choose(first_block: u64, key: [u32; 2], keep: u32, coefficient: f32, mask: &mut [f32; TILE]) {
-    let (upper, lower) = (keep >> 16, keep & 0xffff);
-    let first = draws(first_block, 0, key);
-    let mut undecided = false;
-    for (block, lanes) in mask.as_chunks_mut::<DRAWS>().0.iter_mut().enumerate() {
-        for (i, lane) in lanes.iter_mut().enumerate() {
-            let draw = half(&first, block, i);
-            *lane = if draw < upper { coefficient } else { 0.0 };
-            undecided |= draw == upper;
-        }
+    let (upper, lower) = ((keep >> 16) as u16, keep as u16);
+    let mut first = [[0; 2]; BLOCKS];
+    draw(first_block, 0, key, &mut first);
+    let mut undecided = 0u16;
+    for (lane, draw) in mask.iter_mut().zip(halves(&first)) {
+        let draw = u16::from_le(*draw);
+        *lane = if draw < upper { coefficient } else { 0.0 };
+        undecided |= u16::from(draw == upper);
     }
     // Rare: one tile in 64.
-    if undecided {
-        let second = draws(first_block, 1, key);
-        for (i, lane) in mask.iter_mut().enumerate() {
-            let (block, i) = (i / DRAWS, i % DRAWS);
-            if half(&first, block, i) == upper {
-                *lane = if half(&second, block, i) < lower { coefficient } else { 0.0 };
+    if undecided != 0 {
+        let mut second = [[0; 2]; BLOCKS];
+        draw(first_block, 1, key, &mut second);
+        for ((lane, first), second) in mask.iter_mut().zip(halves(&first)).zip(halves(&second)) {
+            if u16::from_le(*first) == upper {
+                *lane = if u16::from_le(*second) < lower { coefficient } else { 0.0 };
             }
         }
     }
@@ -112,7 +99,7 @@ mod tests {
                 [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
             ),
         ] {
-            assert_eq!(philox4x32(counter.map(|word: u32| [word]), key).map(|[word]| word), words);
+            assert_eq!(philox4x32(counter, key), words);
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! With the anchor, merging a model with itself returns it bit for bit: every difference is zero.
 
+use super::Inputs;
 use super::packed::append_floats;
-use super::{Inputs, TILE};
+use crate::dtype::Element;
 
 /// The numbers of one tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,52 +23,53 @@ pub fn pack(job: &Job, words: &mut Vec<u32>) {
 
 /// Merges one tile.
 #[inline(always)]
-pub fn tile(job: &Job, inputs: &Inputs<'_>, out: &mut [f32]) {
+pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, out: &mut [f32]) {
     match job.coefficients.len() {
-        2 => few::<2>(job, inputs, out),
-        3 => few::<3>(job, inputs, out),
-        4 => few::<4>(job, inputs, out),
-        5 => few::<5>(job, inputs, out),
+        2 => few::<2, E>(job, inputs, out),
+        3 => few::<3, E>(job, inputs, out),
+        4 => few::<4, E>(job, inputs, out),
+        5 => few::<5, E>(job, inputs, out),
         _ => many(job, inputs, out),
     }
 }
 
 /// So few inputs that each element is read, summed up and stored at once.
 #[inline(always)]
-fn few<const N: usize>(job: &Job, inputs: &Inputs<'_>, out: &mut [f32]) {
-    // Arrays of a known size, and indices: the compiler needs no checks, and uses vectors.
-    let coefficients: &[f32; N] = job.coefficients.as_array().expect("N coefficients");
-    let inputs: &[[f32; TILE]; N] = inputs.values.as_chunks().0.first_chunk().expect("N inputs");
+fn few<const N: usize, E: Element>(job: &Job, inputs: &Inputs<'_, E>, out: &mut [f32]) {
+    // Slices of one length, and indices: the compiler needs no checks, and uses vectors.
+    let coefficients: [f32; N] = *job.coefficients.as_array().expect("N coefficients");
+    let x: [&[E]; N] = inputs.several(0);
+    let out = &mut out[..inputs.len];
     if job.anchored {
-        for (i, out) in out.iter_mut().enumerate().take(TILE) {
-            let (mut sum, first) = (0.0, inputs[0][i]);
+        for i in 0..inputs.len {
+            let (mut sum, first) = (0.0, x[0][i].value());
             for input in 1..N {
-                sum += coefficients[input] * (inputs[input][i] - first);
+                sum += coefficients[input] * (x[input][i].value() - first);
             }
-            *out = sum + first;
+            out[i] = sum + first;
         }
     } else {
-        for (i, out) in out.iter_mut().enumerate().take(TILE) {
-            let mut sum = coefficients[0] * inputs[0][i];
+        for i in 0..inputs.len {
+            let mut sum = coefficients[0] * x[0][i].value();
             for input in 1..N {
-                sum += coefficients[input] * inputs[input][i];
+                sum += coefficients[input] * x[input][i].value();
             }
-            *out = sum;
+            out[i] = sum;
         }
     }
 }
 
 /// The inputs one after the other.
 #[inline(always)]
-fn many(job: &Job, inputs: &Inputs<'_>, out: &mut [f32]) {
+fn many<E: Element>(job: &Job, inputs: &Inputs<'_, E>, out: &mut [f32]) {
     let first = inputs.of(0);
     if !job.anchored {
         for (sum, x) in out.iter_mut().zip(first) {
-            *sum = job.coefficients[0] * x;
+            *sum = job.coefficients[0] * x.value();
         }
         for (i, c) in job.coefficients.iter().enumerate().skip(1) {
             for (sum, x) in out.iter_mut().zip(inputs.of(i)) {
-                *sum += c * x;
+                *sum += c * x.value();
             }
         }
         return;
@@ -75,10 +77,10 @@ fn many(job: &Job, inputs: &Inputs<'_>, out: &mut [f32]) {
     out.fill(0.0);
     for (i, c) in job.coefficients.iter().enumerate().skip(1) {
         for ((sum, x), anchor) in out.iter_mut().zip(inputs.of(i)).zip(first) {
-            *sum += c * (x - anchor);
+            *sum += c * (x.value() - anchor.value());
         }
     }
     for (sum, anchor) in out.iter_mut().zip(first) {
-        *sum += anchor;
+        *sum += anchor.value();
     }
 }

@@ -16,7 +16,7 @@ use crate::kernel::{Job, KEY_MAX, RECORDS_MAX, TILE, WORDS_TILES_MAX, keys, tile
 use crate::recipe::{Measured, Pass, Record, everything};
 
 /// Tiles in a sample, spread over the tensor; tensors up to this size are selected from their keys directly.
-const SAMPLE_TILES: u64 = 16;
+const SAMPLE_TILES: u64 = 32;
 
 /// Tiles in the sample that is taken where the first one was misleading.
 const SECOND_SAMPLE_TILES: u64 = 64;
@@ -175,7 +175,7 @@ impl TopK {
             if whole {
                 search.found = Some(select(&keys, search.k));
             } else {
-                search.guess(keys);
+                search.guess(&keys);
             }
         }
     }
@@ -303,7 +303,8 @@ impl Search {
     }
 
     /// Chooses what to count from a sample of keys.
-    fn guess(&mut self, mut sample: Vec<u32>) {
+    fn guess(&mut self, keys: &[u32]) {
+        let mut sample = keys.to_vec();
         sample.retain(|key| self.interval.contains(key));
         if sample.is_empty() {
             return;
@@ -312,10 +313,10 @@ impl Search {
         // Where the key stands among those of the interval.
         let density = (self.k - self.from_end) as f64 / (self.from_start - self.from_end) as f64;
         let count = sample.len() as f64;
-        // Four standard deviations, doubled because neighbours in a tensor resemble each other.
-        let margin = 8.0 * (count * density * (1.0 - density)).sqrt() + 8.0;
         let rank = (1.0 - density) * count;
         let place = |rank: f64| rank.clamp(0.0, count - 1.0) as usize;
+        // One guess in some hundred misses, which costs a sweep; a wider margin would cost every sweep more.
+        let margin = 3.0 * self.deviation(keys, sample[place(rank)], density) + 8.0;
         let likely = place(rank - margin)..place(rank + margin) + 1;
         self.levels = common_levels(&sample[likely.clone()]);
         // The true key may be the next one that occurs, on either side.
@@ -323,6 +324,23 @@ impl Search {
         let next_low = sample.iter().rev().copied().find(|key| *key < low).unwrap_or(low);
         let next_high = sample.iter().copied().find(|key| *key > high).unwrap_or(high);
         self.bracket = bracket(&(next_low..next_high.saturating_add(1).min(KEY_MAX + 1)));
+    }
+
+    /// The standard deviation of how many of a sample's keys are at or above one of them: at least that of a choice element
+    /// by element. Neighbours resemble each other, and then whole tiles differ by more.
+    fn deviation(&self, sample: &[u32], key: u32, density: f64) -> f64 {
+        let inside = |tile: &[u32]| tile.iter().filter(|key| self.interval.contains(key)).count() as f64;
+        let above = |tile: &[u32]| {
+            let above = |of: &&u32| **of >= key && self.interval.contains(of);
+            tile.iter().filter(above).count() as f64
+        };
+        let counts: Vec<(f64, f64)> = sample.chunks(TILE).map(|tile| (inside(tile), above(tile))).collect();
+        let tiles = counts.len() as f64;
+        let (all, kept) = counts.iter().fold((0.0, 0.0), |(all, kept), (a, b)| (all + a, kept + b));
+        let share = kept / all;
+        let squares: f64 = counts.iter().map(|(all, kept)| (kept - share * all).powi(2)).sum();
+        let between_tiles = squares * tiles / (tiles - 1.0).max(1.0);
+        between_tiles.max(all * density * (1.0 - density)).sqrt()
     }
 
     /// The next sweep covers the whole interval, unless a better guess comes up.

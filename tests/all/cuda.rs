@@ -262,7 +262,7 @@ fn a_trimmed_merge_stays_within_its_bytes() {
     let tiles = ELEMENTS / 1024;
     // Where the first sample looks, everything has moved a lot.
     let misleading = |values: &mut [f32]| {
-        for tile in (0..tiles).step_by(tiles / 16) {
+        for tile in (0..tiles).step_by(tiles / 32) {
             values[tile * 1024..][..1024].iter_mut().for_each(|value| *value += 0.5);
         }
     };
@@ -284,8 +284,8 @@ fn a_trimmed_merge_stays_within_its_bytes() {
         let sample = |tiles: usize| tiles * (inputs + 4 * models);
         let cuts = tiles / 64 * models * (2 * 2 + 4);
         let cases: [(&str, Change<'_>, usize, usize); 2] = [
-            ("usual", &|_| {}, 2 * inputs + 2, sample(16)),
-            ("misleading", &misleading, 3 * inputs + 2, sample(16 + 64)),
+            ("usual", &|_| {}, 2 * inputs + 2, sample(32)),
+            ("misleading", &misleading, 3 * inputs + 2, sample(32 + 64)),
         ];
         for (data, change, budget, samples) in cases {
             let folder = bfloat16_case_with(models, ELEMENTS, "ties", change);

@@ -36,11 +36,7 @@ fn measure(job: &Job, inputs: &[&[f32]], tiles: impl Iterator<Item = u64>) -> Me
     for tile in tiles {
         let first = tile as usize * TILE;
         let len = TILE.min(inputs[0].len() - first);
-        let mut decoded = vec![0.0; inputs.len() * TILE];
-        for (input, room) in inputs.iter().zip(decoded.chunks_mut(TILE)) {
-            room[..len].copy_from_slice(&input[first..first + len]);
-        }
-        let inputs = Inputs { values: &decoded, len };
+        let inputs = Inputs { pieces: inputs, first, len };
         let mut scratch = Vec::new();
         match job.result() {
             Shape::Sums { words } => {

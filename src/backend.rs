@@ -31,8 +31,8 @@ pub trait Backend: Sync {
     /// # Errors
     /// The device has no room for it, or fails.
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>>;
-    /// Lets go of what is still held of a tensor.
-    fn forget(&self, tensor: usize);
+    /// Lets go of what is still held of a tensor. Whether parts that were brought are among it: they are the caller's.
+    fn forget(&self, tensor: usize) -> bool;
     /// Runs what kernels are measured against, on tensors of so many 2-byte elements, and tells how long it took.
     ///
     /// # Errors
@@ -89,7 +89,7 @@ pub trait Lane {
     ///
     /// # Errors
     /// Those of `read`, and of the device.
-    fn submit(&mut self, launch: Launch, read: &mut Read<'_>) -> Result<()>;
+    fn submit(&mut self, launch: Launch, read: &mut dyn Read) -> Result<()>;
     /// Waits for the oldest launch and hands its results to `take`, span by span.
     ///
     /// # Errors
@@ -97,8 +97,31 @@ pub trait Lane {
     fn collect(&mut self, take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>) -> Result<()>;
 }
 
-/// Fills a slot with (span, input): the elements of that span in that one of the launch's inputs.
-pub type Read<'a> = dyn FnMut(usize, usize, &mut [u8]) -> Result<()> + 'a;
+/// Where a lane gets the elements of a launch's spans, in each of the launch's inputs.
+pub trait Read {
+    /// Fills a slot with a span's elements in one input.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn read(&mut self, span: usize, input: usize, into: &mut [u8]) -> Result<()>;
+    /// Brings the same to where [`Read::mapped`] finds it from now on, without a copy; false where it has to be read.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn bring(&mut self, _span: usize, _input: usize) -> Result<bool> {
+        Ok(false)
+    }
+    /// What was brought.
+    fn mapped(&self, _span: usize, _input: usize) -> &[u8] {
+        &[]
+    }
+}
+
+impl<F: FnMut(usize, usize, &mut [u8]) -> Result<()>> Read for F {
+    fn read(&mut self, span: usize, input: usize, into: &mut [u8]) -> Result<()> {
+        self(span, input, into)
+    }
+}
 
 /// Work for a device: jobs of one kernel, over spans of their tensors.
 #[derive(Debug, Clone)]

@@ -8,10 +8,12 @@ mod file;
 pub mod header;
 pub mod layout;
 pub mod locate;
+mod mapped;
 mod out_folder;
 pub mod sidecars;
 pub mod sink;
 pub mod source;
+mod source_file;
 
 pub use file::Reads;
 pub(crate) use file::{read_exact_at, write_all_at};

@@ -184,30 +184,32 @@ struct CommonArgs {
     /// where the device does not tell]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     device_memory: Option<u64>,
-    /// Whether inputs are read past the system's page cache: auto is where they are larger than the memory, and would not
-    /// stay there for the next merge
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    direct_reads: When,
+    /// How inputs are read: used where the system's page cache has them (mapped; on the CPU and Linux), copied out of it, or
+    /// read past it (direct); auto is direct where they are larger than the memory, and would not stay in the cache for
+    /// the next merge, else mapped
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    reads: How,
     /// Tiles of 1024 elements in a chunk; for experiments
     #[arg(long, hide = true)]
     chunk_tiles: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum When {
+enum How {
     Auto,
-    Always,
-    Never,
+    Mapped,
+    Copied,
+    Direct,
 }
 
 impl CommonArgs {
     fn reads(&self, prepared: &Prepared) -> Reads {
-        let direct = match self.direct_reads {
-            When::Auto => prepared.plan.read_bytes(&prepared.sources).0 > physical_bytes(),
-            When::Always => true,
-            When::Never => false,
-        };
-        if direct { Reads::Direct } else { Reads::Cached }
+        match self.reads {
+            How::Auto if prepared.plan.read_bytes(&prepared.sources).0 > physical_bytes() => Reads::Direct,
+            How::Auto | How::Mapped => Reads::Mapped,
+            How::Copied => Reads::Copied,
+            How::Direct => Reads::Direct,
+        }
     }
 
     fn budget(&self, device: &Device) -> Result<Budget> {

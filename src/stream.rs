@@ -8,6 +8,7 @@
 
 mod fold;
 mod group;
+mod inputs;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use crate::plan::Plan;
 use crate::recipe::Threshold;
 use crate::timeline::{By, Stage, Timeline};
 use group::{Group, Place, Task};
+use inputs::{Behind, Reader};
 
 pub use group::Merged;
 
@@ -120,6 +122,7 @@ struct Stream<'a> {
     reads: Reads,
     kernels: bool,
     chunk_tiles: u64,
+    behind: Mutex<Behind>,
     groups: Vec<std::ops::Range<usize>>,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -187,6 +190,7 @@ pub fn run(
         reads,
         kernels: limits.kernels,
         chunk_tiles: limits.chunk_tiles,
+        behind: Mutex::default(),
         groups: group::plan_groups(plan, limits.chunk_tiles),
         queue: Mutex::new(queue),
         changed: Condvar::new(),
@@ -243,16 +247,7 @@ impl Stream<'_> {
     fn submit(&self, lane: &mut dyn Lane, by: By, launch: Launch) -> Result<()> {
         let spans = launch.spans.clone();
         let (reads, floats) = (launch.reads.clone(), launch.floats.clone());
-        lane.submit(launch, &mut |span, place, into| {
-            let at = self.plan.tensors[spans[span].tensor].input(reads[place]);
-            let offset = spans[span].first_element() * floats[place].bytes() as u64;
-            let source = &self.sources[at.source];
-            let bytes = into.len() as u64;
-            let read = || source.read_at(source.tensor_at(at.tensor), offset, into, self.reads);
-            self.timeline.time(Stage::Read, by, bytes, read)?;
-            self.watch.moved(bytes, 0);
-            Ok(())
-        })
+        lane.submit(launch, &mut Reader { stream: self, by, spans, reads, floats })
     }
 
     /// Takes in one span's result: merged values are written, measurements folded.
@@ -306,13 +301,19 @@ impl Stream<'_> {
     /// Starts the group's next pass, or closes it.
     fn advance(&self, group: &Arc<Group>) -> Result<()> {
         let goes_on = group.next_pass(self.plan, self.chunk_tiles)?;
+        let done = if goes_on { Vec::new() } else { group.merged() };
+        // Before the queue is locked, for which the others wait.
+        for (tensor, _) in &done {
+            if self.backend.forget(*tensor) {
+                self.release(*tensor);
+            }
+        }
         let mut queue = self.queue();
         if goes_on {
             // What is under way goes first: what it holds is the sooner free again.
             queue.ready.push_front(Arc::clone(group));
         } else {
-            for (tensor, merged) in group.merged() {
-                self.backend.forget(tensor);
+            for (tensor, merged) in done {
                 queue.merged[tensor] = Some(merged);
             }
             queue.open -= 1;

@@ -1951,14 +1951,14 @@ def part_disk(part: Part) -> None:
         table = part.table(
             "Ties, nothing in the page cache, reads past it", ["reads", "s", "CPU s"], "One run of each."
         )
-        for when in ("never", "always"):
-            part.step(f"ties --direct-reads {when}", lambda when=when: cold_reads(bench, when, table), needs_s=30)
+        for how in ("copied", "direct"):
+            part.step(f"ties --reads {how}", lambda how=how: cold_reads(bench, how, table), needs_s=30)
 
 
-def cold_reads(bench: Bench, when: str, table: Table) -> Json:
+def cold_reads(bench: Bench, how: str, table: Table) -> Json:
     make_cold(bench.files())
-    found = bench.merge("ties", bench.args.device, ["--direct-reads", when])
-    table.rows.append([when, f"{found['seconds']:.2f}", f"{found['cpu_seconds']:.1f}"])
+    found = bench.merge("ties", bench.args.device, ["--reads", how])
+    table.rows.append([how, f"{found['seconds']:.2f}", f"{found['cpu_seconds']:.1f}"])
     return found
 
 

@@ -47,7 +47,12 @@ impl Cpu {
     /// A CPU that holds at most `hold_bytes` of inputs between sweeps.
     pub fn new(hold_bytes: u64) -> Self {
         Self {
-            held: Mutex::new(Held { chunks: HashMap::new(), spare: Vec::new(), budget_bytes: hold_bytes }),
+            held: Mutex::new(Held {
+                chunks: HashMap::new(),
+                brought: HashMap::new(),
+                spare: Vec::new(),
+                budget_bytes: hold_bytes,
+            }),
             kernels_run: true,
         }
     }
@@ -76,14 +81,13 @@ impl Backend for Cpu {
         Ok(yardstick(kind, elements as usize))
     }
 
-    fn forget(&self, tensor: usize) {
+    fn forget(&self, tensor: usize) -> bool {
         let mut held = self.held();
-        let keys: Vec<_> = held.chunks.keys().filter(|key| key.tensor == tensor).copied().collect();
-        for key in keys {
-            if let Some(chunk) = held.chunks.remove(&key) {
-                held.recycle(chunk);
-            }
-        }
+        let chunks: Vec<_> = held.chunks.extract_if(|key, _| key.tensor == tensor).collect();
+        chunks.into_iter().for_each(|(_, chunk)| held.recycle(chunk));
+        let brought: Vec<_> = held.brought.extract_if(|key, _| key.tensor == tensor).collect();
+        held.budget_bytes += brought.iter().map(|(_, bytes)| *bytes as u64).sum::<u64>();
+        !brought.is_empty()
     }
 }
 
@@ -114,6 +118,8 @@ fn yardstick(yardstick: Yardstick, elements: usize) -> Duration {
 #[derive(Debug)]
 struct Held {
     chunks: HashMap<Key, Arc<Vec<u8>>>,
+    /// Parts that lie elsewhere in memory until their tensor is forgotten, and their bytes.
+    brought: HashMap<Key, usize>,
     /// Buffers to use again: fresh memory costs a page fault every 4 KiB.
     spare: Vec<Vec<u8>>,
     budget_bytes: u64,
@@ -140,6 +146,23 @@ impl Held {
         }
         self.budget_bytes -= bytes as u64;
         Some(vec![0; bytes])
+    }
+
+    /// Whether a part was brought and is there.
+    fn has_brought(&self, key: &Key, bytes: usize) -> bool {
+        self.brought.get(key).is_some_and(|there| *there >= bytes)
+    }
+
+    /// Whether the budget lasts for so many bytes more.
+    fn fits(&self, bytes: usize) -> bool {
+        self.budget_bytes >= bytes as u64
+    }
+
+    /// Notes that a part was brought and stays until its tensor is forgotten. Other workers may have used the budget up
+    /// meanwhile: it is over by a chunk of each at the most.
+    fn keep_brought(&mut self, key: Key, bytes: usize) {
+        self.budget_bytes = self.budget_bytes.saturating_sub(bytes as u64);
+        self.brought.insert(key, bytes);
     }
 
     fn recycle(&mut self, chunk: Arc<Vec<u8>>) {
@@ -184,17 +207,26 @@ impl Lane for CpuLane<'_> {
         1
     }
 
-    fn submit(&mut self, launch: Launch, read: &mut Read<'_>) -> Result<()> {
+    fn submit(&mut self, launch: Launch, read: &mut dyn Read) -> Result<()> {
         assert!(self.finished.is_none(), "a CPU lane is one launch deep");
         self.room.clear();
         let shape = launch.jobs[0].result();
         let mut ends = Vec::with_capacity(launch.spans.len());
         for (index, span) in launch.spans.iter().enumerate() {
-            let chunks = self.inputs(&launch, index, span, read)?;
-            let slots = chunks.iter().zip(&self.slots).zip(&launch.floats);
-            let bytes: Vec<&[u8]> = slots
-                .map(|((chunk, slot), float)| {
-                    &chunk.as_deref().unwrap_or(slot)[..span.elements * float.bytes()]
+            let pieces = self.inputs(&launch, index, span, read)?;
+            let floats = launch.floats.iter();
+            let bytes: Vec<&[u8]> = pieces
+                .iter()
+                .zip(&self.slots)
+                .zip(floats)
+                .enumerate()
+                .map(|(place, ((piece, slot), float))| {
+                    let bytes = match piece {
+                        Piece::Brought => read.mapped(index, place),
+                        Piece::Held(chunk) => chunk,
+                        Piece::Read => slot,
+                    };
+                    &bytes[..span.elements * float.bytes()]
                 })
                 .collect();
             let job = &launch.jobs[span.job];
@@ -211,7 +243,11 @@ impl Lane for CpuLane<'_> {
             ends.push((self.room.len(shape), tally));
             if launch.hold == Hold::Take {
                 let mut store = self.cpu.held();
-                chunks.into_iter().flatten().for_each(|chunk| store.recycle(chunk));
+                for piece in pieces {
+                    if let Piece::Held(chunk) = piece {
+                        store.recycle(chunk);
+                    }
+                }
             }
         }
         self.finished = Some(Finished { shape, ends });
@@ -230,38 +266,58 @@ impl Lane for CpuLane<'_> {
     }
 }
 
+/// Where a span's elements in one input are.
+enum Piece {
+    /// Where they lie anyway.
+    Brought,
+    /// Held.
+    Held(Arc<Vec<u8>>),
+    /// In the lane's slot.
+    Read,
+}
+
 impl CpuLane<'_> {
-    /// Brings in a span's inputs: the chunks that are held, and `None` for those read into the lane's slots.
+    /// Brings in a span's inputs.
     fn inputs(
         &mut self,
         launch: &Launch,
         index: usize,
         span: &Span,
-        read: &mut Read<'_>,
-    ) -> Result<Vec<Option<Arc<Vec<u8>>>>> {
+        read: &mut dyn Read,
+    ) -> Result<Vec<Piece>> {
         self.slots.resize_with(self.slots.len().max(launch.reads.len()), Vec::new);
-        let mut held = Vec::with_capacity(launch.reads.len());
+        let mut pieces = Vec::with_capacity(launch.reads.len());
         for (place, input) in launch.reads.iter().enumerate() {
             let key = Key { tensor: span.tensor, first_tile: span.tiles.start, input: *input };
             let bytes = span.elements * launch.floats[place].bytes();
+            if self.cpu.held().has_brought(&key, bytes) {
+                pieces.push(Piece::Brought);
+                continue;
+            }
+            // What is read once is read: to map a page and let go of it takes as long as to copy it.
+            if launch.hold == Hold::Keep && self.cpu.held().fits(bytes) && read.bring(index, place)? {
+                self.cpu.held().keep_brought(key, bytes);
+                pieces.push(Piece::Brought);
+                continue;
+            }
             let (found, buffer) = self.cpu.find(&key, bytes, launch.hold);
-            held.push(match (found, buffer) {
-                (Some(chunk), _) => Some(chunk),
+            pieces.push(match (found, buffer) {
+                (Some(chunk), _) => Piece::Held(chunk),
                 (None, Some(mut buffer)) => {
-                    read(index, place, &mut buffer)?;
+                    read.read(index, place, &mut buffer)?;
                     let chunk = Arc::new(buffer);
                     self.cpu.held().chunks.insert(key, Arc::clone(&chunk));
-                    Some(chunk)
+                    Piece::Held(chunk)
                 }
                 (None, None) => {
                     let slot = &mut self.slots[place];
                     slot.resize(slot.len().max(bytes), 0);
-                    read(index, place, &mut slot[..bytes])?;
-                    None
+                    read.read(index, place, &mut slot[..bytes])?;
+                    Piece::Read
                 }
             });
         }
-        Ok(held)
+        Ok(pieces)
     }
 }
 

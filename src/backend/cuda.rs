@@ -271,8 +271,9 @@ impl Backend for Cuda {
         Ok(milliseconds(to.milliseconds_since(&from)?))
     }
 
-    fn forget(&self, tensor: usize) {
+    fn forget(&self, tensor: usize) -> bool {
         self.held.forget(tensor);
+        false
     }
 }
 
@@ -335,7 +336,7 @@ impl Lane for CudaLane<'_> {
         DEPTH
     }
 
-    fn submit(&mut self, launch: Launch, read: &mut Read<'_>) -> Result<()> {
+    fn submit(&mut self, launch: Launch, read: &mut dyn Read) -> Result<()> {
         let mut flight = self.ready.pop().expect("no more launches than the lane is deep");
         let Gathered { parts, read_bytes } =
             self.cuda.held.gather(&launch, flight.pinned.bytes_mut(), read)?;

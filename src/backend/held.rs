@@ -66,7 +66,7 @@ impl<S> Held<S> {
         &self,
         launch: &Launch,
         slot: &mut [u8],
-        read: &mut Read<'_>,
+        read: &mut dyn Read,
     ) -> Result<Gathered<S>> {
         let mut parts = Vec::with_capacity(launch.spans.len() * launch.reads.len());
         let mut read_bytes = 0;
@@ -80,7 +80,7 @@ impl<S> Held<S> {
                 let room = padded(span, element_bytes);
                 let slot = &mut slot[read_bytes as usize..][..room as usize];
                 let (input, padding) = slot.split_at_mut(span.elements * element_bytes);
-                read(index, place, input)?;
+                read.read(index, place, input)?;
                 // NaN, so that a kernel which counts what lies past the end is seen to.
                 padding.fill(0xff);
                 parts.push(Part { span: index, place, held: None, offset: read_bytes });

@@ -308,8 +308,9 @@ impl Backend for Wgpu {
         Ok(Box::new(WgpuLane { wgpu: self, worker, timeline, ready, flying, redo }))
     }
 
-    fn forget(&self, tensor: usize) {
+    fn forget(&self, tensor: usize) -> bool {
         self.held.forget(tensor);
+        false
     }
 
     fn yardstick(&self, yardstick: Yardstick, elements: u64) -> Result<Duration> {
@@ -432,7 +433,7 @@ impl Lane for WgpuLane<'_> {
         DEPTH
     }
 
-    fn submit(&mut self, launch: Launch, read: &mut Read<'_>) -> Result<()> {
+    fn submit(&mut self, launch: Launch, read: &mut dyn Read) -> Result<()> {
         let wgpu = self.wgpu;
         let mut flight = self.ready.pop().expect("no more launches than the lane is deep");
         let Gathered { parts, read_bytes } = wgpu.held.gather(&launch, flight.upload.bytes_mut(), read)?;

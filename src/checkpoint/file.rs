@@ -4,8 +4,7 @@
 //! Large inputs may be read past the page cache: what does not fit there would only push out other data, and copying a
 //! cold page costs the processor more than the disk's own transfer into our memory.
 //!
-//! Inputs are read by position and never mapped: a file truncated under a map kills the process (SIGBUS),
-//! truncated under a read it is an error that can name it.
+//! What is not mapped (`mapped`) is read by position: headers, and all data for devices with memory of their own.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -53,9 +52,12 @@ pub fn raise_open_file_limit() {
 /// How data is read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Reads {
-    /// Through the page cache, which keeps it for the next merge.
+    /// Where the page cache has it, without a copy: for those who can use it there, and where the system can do that. Else
+    /// as `Copied`.
     #[default]
-    Cached,
+    Mapped,
+    /// Copied out of the page cache, which keeps it for the next merge.
+    Copied,
     /// Past it, where the system can do that.
     Direct,
 }

@@ -4,11 +4,10 @@
 //! checkpoint that changes under a merge is noticed instead of merged.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::fs;
+use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::time::SystemTime;
 
 use indexmap::IndexMap;
 use serde::Deserialize;
@@ -16,10 +15,9 @@ use serde_json::{Map, Value, json};
 
 pub use super::header::TensorInfo;
 
-use super::file::{
-    Reads, open_direct, open_regular, raise_open_file_limit, read_exact_at, read_exact_past_cache,
-};
+use super::file::{Reads, open_regular, raise_open_file_limit};
 use super::header::{Entries, is_lfs_pointer, lfs_pointer, read_header, shown};
+use super::source_file::{SourceFile, Stamp, is_hex};
 use crate::error::{Error, Result};
 
 const CONFIG: &str = "config.json";
@@ -43,32 +41,6 @@ pub struct Source {
     tensors: IndexMap<String, TensorInfo>,
     files: Vec<SourceFile>,
     warnings: Vec<String>,
-}
-
-/// One safetensors file as it was when its header was read.
-#[derive(Debug)]
-struct SourceFile {
-    name: String,
-    path: PathBuf,
-    stamp: Stamp,
-    header: blake3::Hash,
-    /// Opened at the first read: a plan over hundreds of shards keeps none open.
-    handle: OnceLock<File>,
-    /// For reads past the page cache, where they are wanted and possible.
-    direct: OnceLock<Option<File>>,
-}
-
-/// By what a changed file is told from an unchanged one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    bytes: u64,
-    modified: Option<SystemTime>,
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        Self { bytes: metadata.len(), modified: metadata.modified().ok() }
-    }
 }
 
 impl Source {
@@ -136,24 +108,33 @@ impl Source {
     pub fn read_at(&self, tensor: &TensorInfo, offset: u64, into: &mut [u8], reads: Reads) -> Result<()> {
         let end = offset.checked_add(into.len() as u64);
         assert!(end.is_some_and(|end| end <= tensor.bytes), "read inside the tensor {}", tensor.name);
-        let file = &self.files[tensor.file];
-        let (handle, offset) = (file.handle()?, tensor.offset + offset);
-        let read = match file.direct(reads, into.len()) {
-            Some(direct) => read_exact_past_cache(handle, direct, into, offset),
-            None => read_exact_at(handle, into, offset),
-        };
-        read.map_err(|e| read_error(file, tensor, &e))
+        self.files[tensor.file].read_at(tensor, offset, into, reads)
     }
 
-    /// Checks that every file still has the size and time that it had when it was opened.
+    /// A part of a tensor where it lies in memory; `absent` says whether it may not be there yet. `None` where the file
+    /// cannot be mapped.
+    ///
+    /// # Errors
+    /// Kind `Input`: the file cannot be read, or is no longer as it was when it was opened.
+    ///
+    /// # Panics
+    /// When more is asked for than the tensor holds.
+    pub fn bring(&self, tensor: &TensorInfo, part: &Range<u64>, absent: bool) -> Result<Option<&[u8]>> {
+        assert!(part.end <= tensor.bytes, "bring a part of the tensor {}", tensor.name);
+        self.files[tensor.file].bring(tensor, part, absent)
+    }
+
+    /// Lets go of bytes of a file that were brought.
+    pub fn release(&self, file: usize, bytes: &Range<u64>) {
+        self.files[file].release(bytes);
+    }
+
+    /// Checks that every file still has the size and time that it had when it was opened, and was there all the time.
     ///
     /// # Errors
     /// Kind `Input`: one has changed, so what was read may be a mixture of two states.
     pub fn verify_unchanged(&self) -> Result<()> {
-        self.files.iter().try_for_each(|file| {
-            let metadata = fs::metadata(&file.path).map_err(|e| Error::reading(&file.path, &e))?;
-            file.verify(&metadata)
-        })
+        self.files.iter().try_for_each(SourceFile::verify_unchanged)
     }
 
     /// Which bytes this checkpoint is, for the manifest: the hash of each file where the Hugging Face cache
@@ -180,14 +161,7 @@ impl Source {
             }
             self.tensors.insert(tensor.name.clone(), tensor);
         }
-        self.files.push(SourceFile {
-            name,
-            path,
-            stamp,
-            header: header.blake3,
-            handle: OnceLock::new(),
-            direct: OnceLock::new(),
-        });
+        self.files.push(SourceFile::new(name, path, stamp, header.blake3));
         Ok(())
     }
 
@@ -220,79 +194,11 @@ impl Source {
     }
 }
 
-impl SourceFile {
-    fn handle(&self) -> Result<&File> {
-        if let Some(file) = self.handle.get() {
-            return Ok(file);
-        }
-        let (file, metadata) = open_regular(&self.path)?;
-        self.verify(&metadata)?;
-        // Where two threads came here at once, one handle stays and the other is closed.
-        Ok(self.handle.get_or_init(|| file))
-    }
-
-    /// The handle for reads past the page cache of so many bytes, where they are wanted and possible.
-    fn direct(&self, reads: Reads, bytes: usize) -> Option<&File> {
-        /// What is smaller shares its blocks with its neighbours, which will be wanted too.
-        const DIRECT_BYTES_MIN: usize = 64 << 10;
-        if reads == Reads::Cached || bytes < DIRECT_BYTES_MIN {
-            return None;
-        }
-        if let Some(direct) = self.direct.get() {
-            return direct.as_ref();
-        }
-        let opened = open_direct(&self.path);
-        // The path may lead elsewhere by now; the other handle then tells whether that is an error.
-        let same = |file: &File| file.metadata().is_ok_and(|metadata| self.verify(&metadata).is_ok());
-        self.direct.get_or_init(|| opened.filter(same)).as_ref()
-    }
-
-    fn verify(&self, metadata: &Metadata) -> Result<()> {
-        if Stamp::of(metadata) == self.stamp {
-            return Ok(());
-        }
-        Err(Error::input(format!("{} changed while it was read", self.path.display()))
-            .hint("merge again when nothing writes to it any more"))
-    }
-
-    fn identity(&self) -> Value {
-        let (file, bytes) = (&self.name, self.stamp.bytes);
-        if let Some(sha256) = blob_sha256(&self.path) {
-            return json!({ "file": file, "bytes": bytes, "sha256": sha256 });
-        }
-        let since_1970 =
-            self.stamp.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let modified = since_1970.map(|time| format!("{}.{:09}", time.as_secs(), time.subsec_nanos()));
-        json!({ "file": file, "bytes": bytes, "modified": modified, "header_blake3": self.header.to_hex().as_str() })
-    }
-}
-
-/// The Hugging Face cache names large files by their SHA-256 and links to them.
-fn blob_sha256(path: &Path) -> Option<String> {
-    let target = fs::read_link(path).ok()?;
-    let name = target.file_name()?.to_str()?;
-    let in_blobs = target.parent()?.file_name()? == "blobs";
-    (in_blobs && name.len() == 64 && is_hex(name)).then(|| name.to_owned())
-}
-
 /// The commit, for a folder `…/snapshots/COMMIT` of the Hugging Face cache.
 fn snapshot_commit(folder: &Path) -> Option<String> {
     let folder = folder.canonicalize().ok()?;
     let commit = folder.file_name()?.to_str()?;
     (folder.parent()?.file_name()? == "snapshots" && is_hex(commit)).then(|| commit.to_owned())
-}
-
-fn is_hex(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn read_error(file: &SourceFile, tensor: &TensorInfo, cause: &io::Error) -> Error {
-    let (path, name) = (file.path.display(), shown(&tensor.name));
-    if cause.kind() == io::ErrorKind::UnexpectedEof {
-        return Error::input(format!("{path} was truncated while it was read (tensor {name})"))
-            .hint("merge again when nothing writes to it any more");
-    }
-    Error::input(format!("cannot read tensor {name} from {path}: {cause}"))
 }
 
 fn contradiction(path: &Path, what: &str) -> Error {
@@ -505,9 +411,9 @@ mod tests {
         assert!(source.warnings().is_empty());
         assert!(source.tensor("d").is_none());
         let mut into = [0; 2];
-        source.read_at(source.tensor("c").unwrap(), 1, &mut into, Reads::Cached).unwrap();
+        source.read_at(source.tensor("c").unwrap(), 1, &mut into, Reads::Copied).unwrap();
         assert_eq!(into, [2, 3]);
-        source.read_at(source.tensor("b").unwrap(), 0, &mut into, Reads::Cached).unwrap();
+        source.read_at(source.tensor("b").unwrap(), 0, &mut into, Reads::Copied).unwrap();
         assert_eq!(into, [4, 5]);
         source.verify_unchanged().unwrap();
     }
@@ -617,15 +523,15 @@ mod tests {
         let (source, late) = (open(&folder).unwrap(), open(&folder).unwrap());
         let tensor = source.tensor("c").unwrap();
         let mut into = [0; 3];
-        source.read_at(tensor, 0, &mut into, Reads::Cached).unwrap();
+        source.read_at(tensor, 0, &mut into, Reads::Copied).unwrap();
         let file = fs::OpenOptions::new().write(true).open(folder.path().join("m-1.safetensors")).unwrap();
         file.set_len(tensor.offset + 1).unwrap();
         let message = |result: Result<()>| result.unwrap_err().message;
-        let truncated = message(source.read_at(tensor, 0, &mut into, Reads::Cached));
+        let truncated = message(source.read_at(tensor, 0, &mut into, Reads::Copied));
         assert!(truncated.contains("truncated while it was read (tensor \"c\")"), "{truncated}");
         assert!(message(source.verify_unchanged()).contains("changed while it was read"));
         assert!(
-            message(late.read_at(tensor, 0, &mut into, Reads::Cached)).contains("changed while it was read")
+            message(late.read_at(tensor, 0, &mut into, Reads::Copied)).contains("changed while it was read")
         );
     }
 
@@ -634,7 +540,7 @@ mod tests {
         let folder = two_shards(GOOD_INDEX);
         let source = open(&folder).unwrap();
         let file = fs::OpenOptions::new().write(true).open(folder.path().join("m-1.safetensors")).unwrap();
-        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         assert!(source.verify_unchanged().is_err());
     }
 
@@ -642,7 +548,7 @@ mod tests {
     #[should_panic(expected = "read inside the tensor c")]
     fn reading_past_a_tensor_is_a_mistake() {
         let source = open(&two_shards(GOOD_INDEX)).unwrap();
-        let _ = source.read_at(source.tensor("c").unwrap(), 2, &mut [0; 2], Reads::Cached);
+        let _ = source.read_at(source.tensor("c").unwrap(), 2, &mut [0; 2], Reads::Copied);
     }
 
     #[test]
@@ -672,7 +578,7 @@ mod tests {
         assert_eq!(source.identity()["revision"], "0123abcd");
         assert_eq!(source.identity()["files"][0]["sha256"], sha256);
         let mut into = [0];
-        source.read_at(source.tensor("a").unwrap(), 0, &mut into, Reads::Cached).unwrap();
+        source.read_at(source.tensor("a").unwrap(), 0, &mut into, Reads::Copied).unwrap();
         assert_eq!(into, [1]);
     }
 

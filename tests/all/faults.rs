@@ -293,21 +293,29 @@ fn outputs_that_would_harm_something_are_refused() {
     into("full", "exists and is not empty");
 }
 
-/// A watch that does something once, when the first bytes have been read.
+/// After what a trap springs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Step {
+    Read,
+    Write,
+}
+
+/// A watch that does something once, when the first bytes have been read or written.
 struct Trap<F: Fn() + Sync> {
+    after: Step,
     sprung: AtomicBool,
     act: F,
 }
 
 impl<F: Fn() + Sync> Trap<F> {
-    fn new(act: F) -> Self {
-        Self { sprung: AtomicBool::new(false), act }
+    fn new(after: Step, act: F) -> Self {
+        Self { after, sprung: AtomicBool::new(false), act }
     }
 }
 
 impl<F: Fn() + Sync> Watch for Trap<F> {
-    fn moved(&self, _read: u64, _written: u64) {
-        if !self.sprung.swap(true, Ordering::Relaxed) {
+    fn moved(&self, _read: u64, written: u64) {
+        if (self.after == Step::Read || written > 0) && !self.sprung.swap(true, Ordering::Relaxed) {
             (self.act)();
         }
     }
@@ -317,11 +325,11 @@ impl<F: Fn() + Sync> Watch for Trap<F> {
     }
 }
 
-/// Merges a config through the library, in the smallest steps, and does something when the first has been taken.
-fn merge_trapped(config: &Path, out: &Path, act: impl Fn() + Sync) -> Error {
+/// Merges a config through the library, in the smallest steps, and does something when the first of a kind has been taken.
+fn merge_trapped(config: &Path, out: &Path, after: Step, act: impl Fn() + Sync) -> Error {
     let prepared = prepare(config, &Choices { seed: 0, shard_bytes: 5_000_000_000 }).unwrap();
     let budget = Budget { threads: 1, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: 1 };
-    let (device, out, reads) = (Device::cpu(), out.into(), Reads::Cached);
+    let (device, out, reads) = (Device::cpu(), out.into(), Reads::Mapped);
     let options = Options {
         out,
         device,
@@ -332,15 +340,40 @@ fn merge_trapped(config: &Path, out: &Path, act: impl Fn() + Sync) -> Error {
         cache: None,
         recall: false,
     };
-    mergeforge::merge(&prepared, &options, &Trap::new(act)).expect_err("something happened on the way")
+    mergeforge::merge(&prepared, &options, &Trap::new(after, act)).expect_err("something happened on the way")
 }
 
 impl Case {
     fn fails_when(&self, act: impl Fn() + Sync) -> Error {
         let config = command::config(self.path(), &self.config());
-        let error = merge_trapped(&config, &self.path().join("out"), act);
+        let error = merge_trapped(&config, &self.path().join("out"), Step::Read, act);
         assert_nothing_left(self.path());
         error
+    }
+}
+
+/// Of slerp, the first sweep leaves its pages in memory. Cut off under the second one, they are not there any more: that
+/// must neither end the process nor pass for zeros.
+#[test]
+fn a_file_that_is_truncated_under_its_map_is_an_error() {
+    let model =
+        |seed| Tensors::from([("w".into(), stored(Dtype::BF16, &[200_000], &weights(200_000, seed)))]);
+    for model_cut in ["a", "b"] {
+        let case = Case::of(&model(1), &model(2), PLAIN);
+        let name = |model| case.path().join(model).display().to_string();
+        let (a, b) = (name("a"), name("b"));
+        let text = format!(
+            "merge_method: slerp\nbase_model: {a}\nparameters: {{t: 0.3}}\nmodels: [{{model: {a}}}, {{model: {b}}}]\n"
+        );
+        let config = command::config(case.path(), &text);
+        let file = case.path().join(model_cut).join(SINGLE);
+        let cut = || OpenOptions::new().write(true).open(&file).unwrap().set_len(3000).unwrap();
+        let error = merge_trapped(&config, &case.path().join("out"), Step::Write, cut);
+        assert_nothing_left(case.path());
+        assert_eq!(error.kind, Kind::Input, "{error}");
+        let told =
+            format!("{model_cut}/model.safetensors was truncated while it was read, or its disk fails");
+        assert!(error.message.contains(&told), "{error}");
     }
 }
 
@@ -540,7 +573,7 @@ fn inside_merge_while_the_disk_fills() {
     else {
         return eprintln!("the tests of full disks start this one");
     };
-    let error = merge_trapped(&config, &disk.join("out"), || match trap.to_str() {
+    let error = merge_trapped(&config, &disk.join("out"), Step::Read, || match trap.to_str() {
         Some("full") => fill(&disk.join("fill")),
         _ => limit_files(),
     });

@@ -178,7 +178,7 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
         budget: run.budget,
         copy_tokenizer: true,
         model_card: true,
-        reads: Reads::Cached,
+        reads: Reads::Copied,
         cache: None,
         recall: false,
     };

@@ -175,7 +175,7 @@ impl Case {
             budget: cut.budget(prepared),
             copy_tokenizer: true,
             model_card: true,
-            reads: Reads::Cached,
+            reads: Reads::Copied,
             cache: None,
             recall: false,
         };
@@ -289,18 +289,24 @@ fn opposite_orders_under_the_least_memory_do_not_deadlock() {
     finished.recv_timeout(Duration::from_mins(1)).expect("the merges end, and well");
 }
 
-/// Reads past the page cache go in whole blocks; tensors begin and end anywhere.
+/// Reads past the page cache go in whole blocks, and files are mapped in whole pages; tensors begin and end anywhere. Mapped
+/// parts take turns with copied ones where there is little memory.
 #[test]
-fn direct_reads_give_the_same_bytes() {
+fn however_inputs_are_read_the_bytes_are_the_same() {
     // Beside the program, since temporary files may lie in memory, which has no blocks.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     checkpoints(folder.path(), 9);
-    let merged = |when: &str| {
+    let merged = |how: &str, memory: &str| {
         let text = config(folder.path(), "ties");
-        command::merge(folder.path(), &text, &["--direct-reads", when, "--host-memory", "8MB"]).succeeded();
+        command::merge(folder.path(), &text, &["--reads", how, "--host-memory", memory]).succeeded();
         let tensors = models::read(&folder.path().join("out"));
         std::fs::remove_dir_all(folder.path().join("out")).unwrap();
         tensors
     };
-    assert!(merged("always") == merged("never"));
+    let expected = merged("copied", "8MB");
+    for how in ["mapped", "direct"] {
+        for memory in ["8MB", "6MB", "100MB"] {
+            assert!(merged(how, memory) == expected, "{how}, {memory}");
+        }
+    }
 }

@@ -1,0 +1,170 @@
+//! One file of an input checkpoint: read by position, past the page cache or mapped, as it was when its header was read.
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::file::{Reads, open_direct, open_regular, read_exact_at, read_exact_past_cache};
+use super::header::{TensorInfo, shown};
+use super::mapped::Mapped;
+use crate::error::{Error, Result};
+
+/// One safetensors file as it was when its header was read.
+#[derive(Debug)]
+pub(super) struct SourceFile {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    stamp: Stamp,
+    header: blake3::Hash,
+    /// Opened at the first read: a plan over hundreds of shards keeps none open.
+    handle: OnceLock<File>,
+    /// For reads past the page cache, where they are wanted and possible.
+    direct: OnceLock<Option<File>>,
+    /// In memory, where that is wanted and possible.
+    mapped: OnceLock<Option<Mapped>>,
+}
+
+/// By what a changed file is told from an unchanged one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub(super) bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self { bytes: metadata.len(), modified: metadata.modified().ok() }
+    }
+}
+
+impl SourceFile {
+    /// A file as it was when its header, of this hash, was read.
+    pub(super) fn new(name: String, path: PathBuf, stamp: Stamp, header: blake3::Hash) -> Self {
+        let (handle, direct, mapped) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { name, path, stamp, header, handle, direct, mapped }
+    }
+
+    fn handle(&self) -> Result<&File> {
+        if let Some(file) = self.handle.get() {
+            return Ok(file);
+        }
+        let (file, metadata) = open_regular(&self.path)?;
+        self.verify(&metadata)?;
+        // Where two threads came here at once, one handle stays and the other is closed.
+        Ok(self.handle.get_or_init(|| file))
+    }
+
+    fn mapped(&self) -> Result<Option<&Mapped>> {
+        if let Some(mapped) = self.mapped.get() {
+            return Ok(mapped.as_ref());
+        }
+        let mapped = Mapped::new(self.handle()?, self.stamp.bytes);
+        Ok(self.mapped.get_or_init(|| mapped).as_ref())
+    }
+
+    /// The handle for reads past the page cache of so many bytes, where they are wanted and possible.
+    fn direct(&self, reads: Reads, bytes: usize) -> Option<&File> {
+        /// What is smaller shares its blocks with its neighbours, which will be wanted too.
+        const DIRECT_BYTES_MIN: usize = 64 << 10;
+        if reads != Reads::Direct || bytes < DIRECT_BYTES_MIN {
+            return None;
+        }
+        if let Some(direct) = self.direct.get() {
+            return direct.as_ref();
+        }
+        let opened = open_direct(&self.path);
+        // The path may lead elsewhere by now; the other handle then tells whether that is an error.
+        let same = |file: &File| file.metadata().is_ok_and(|metadata| self.verify(&metadata).is_ok());
+        self.direct.get_or_init(|| opened.filter(same)).as_ref()
+    }
+
+    fn verify(&self, metadata: &Metadata) -> Result<()> {
+        if Stamp::of(metadata) == self.stamp {
+            return Ok(());
+        }
+        Err(Error::input(format!("{} changed while it was read", self.path.display()))
+            .hint("merge again when nothing writes to it any more"))
+    }
+
+    pub(super) fn identity(&self) -> Value {
+        let (file, bytes) = (&self.name, self.stamp.bytes);
+        if let Some(sha256) = blob_sha256(&self.path) {
+            return json!({ "file": file, "bytes": bytes, "sha256": sha256 });
+        }
+        let since_1970 =
+            self.stamp.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let modified = since_1970.map(|time| format!("{}.{:09}", time.as_secs(), time.subsec_nanos()));
+        json!({ "file": file, "bytes": bytes, "modified": modified, "header_blake3": self.header.to_hex().as_str() })
+    }
+
+    /// Fills `into` from byte `offset` of a tensor on.
+    pub(super) fn read_at(
+        &self,
+        tensor: &TensorInfo,
+        offset: u64,
+        into: &mut [u8],
+        reads: Reads,
+    ) -> Result<()> {
+        let (handle, offset) = (self.handle()?, tensor.offset + offset);
+        let read = match self.direct(reads, into.len()) {
+            Some(direct) => read_exact_past_cache(handle, direct, into, offset),
+            None => read_exact_at(handle, into, offset),
+        };
+        read.map_err(|e| self.read_error(tensor, &e))
+    }
+
+    /// A part of a tensor where it lies in memory, if the file can be mapped.
+    pub(super) fn bring(
+        &self,
+        tensor: &TensorInfo,
+        part: &Range<u64>,
+        absent: bool,
+    ) -> Result<Option<&[u8]>> {
+        let Some(mapped) = self.mapped()? else { return Ok(None) };
+        let part = tensor.offset + part.start..tensor.offset + part.end;
+        mapped.bring(&part, absent).map(Some).map_err(|e| self.read_error(tensor, &e))
+    }
+
+    /// Lets go of bytes that were brought.
+    pub(super) fn release(&self, bytes: &Range<u64>) {
+        if let Some(Some(mapped)) = self.mapped.get() {
+            mapped.release(bytes);
+        }
+    }
+
+    /// That it still has the size and time that it had, and was there all the time.
+    pub(super) fn verify_unchanged(&self) -> Result<()> {
+        let path = &self.path;
+        if matches!(self.mapped.get(), Some(Some(mapped)) if mapped.broken()) {
+            let what = format!("{} was truncated while it was read, or its disk fails", path.display());
+            return Err(Error::input(what).hint("merge again when nothing writes to it any more"));
+        }
+        self.verify(&fs::metadata(path).map_err(|e| Error::reading(path, &e))?)
+    }
+
+    fn read_error(&self, tensor: &TensorInfo, cause: &io::Error) -> Error {
+        let (path, name) = (self.path.display(), shown(&tensor.name));
+        if cause.kind() == io::ErrorKind::UnexpectedEof {
+            return Error::input(format!("{path} was truncated while it was read (tensor {name})"))
+                .hint("merge again when nothing writes to it any more");
+        }
+        Error::input(format!("cannot read tensor {name} from {path}: {cause}"))
+    }
+}
+
+/// The Hugging Face cache names large files by their SHA-256 and links to them.
+fn blob_sha256(path: &Path) -> Option<String> {
+    let target = fs::read_link(path).ok()?;
+    let name = target.file_name()?.to_str()?;
+    let in_blobs = target.parent()?.file_name()? == "blobs";
+    (in_blobs && name.len() == 64 && is_hex(name)).then(|| name.to_owned())
+}
+
+pub(super) fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}

@@ -142,7 +142,8 @@ pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&Row)) -> Re
                     rows.len() - 1
                 });
                 let output = FLOATS[(models + rows[row].launches) % FLOATS.len()];
-                let case = Case::new(&job, types.floats(models + 1), output, &SIZES, &mut random);
+                let case =
+                    Case::new(&job, types.floats(models + 1), output, &SIZES, &Values::ALL, &mut random);
                 case.check(device, depth, &mut rows[row])?;
             }
         }
@@ -187,6 +188,23 @@ pub struct Bits {
     tally: Tally,
 }
 
+/// Which values a tensor has, beside ties, zeros and float16's subnormals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    /// Now and then subnormals, NaN, infinities and magnitudes that overflow, which some devices leave to the CPU.
+    Odd,
+    /// Among others, the least and the greatest numbers that no device leaves to the CPU.
+    Extreme,
+    /// Nothing else.
+    Ordinary,
+    /// All so small that their products are the least.
+    Tiny,
+}
+
+impl Values {
+    const ALL: [Self; 4] = [Self::Odd, Self::Extreme, Self::Ordinary, Self::Tiny];
+}
+
 /// What a device gave.
 #[derive(Debug)]
 pub struct Found {
@@ -197,9 +215,20 @@ pub struct Found {
 }
 
 impl Case {
-    /// A job over tensors of these sizes, each in up to two spans.
-    pub fn new(job: &Job, floats: Vec<Float>, output: Float, sizes: &[usize], random: &mut Random) -> Self {
-        let tensors: Vec<Tensor> = sizes.iter().map(|size| Tensor::new(*size, &floats, random)).collect();
+    /// A job over tensors of these sizes, each in up to two spans, with values of these kinds at random.
+    pub fn new(
+        job: &Job,
+        floats: Vec<Float>,
+        output: Float,
+        sizes: &[usize],
+        kinds: &[Values],
+        random: &mut Random,
+    ) -> Self {
+        let mut tensor = |size: &usize| {
+            let kind = kinds[random.next() as usize % kinds.len()];
+            Tensor::new(*size, &floats, kind, random)
+        };
+        let tensors: Vec<Tensor> = sizes.iter().map(&mut tensor).collect();
         let mut spans = Vec::new();
         for (index, tensor) in tensors.iter().enumerate() {
             let all = tiles(tensor.elements as u64);
@@ -349,25 +378,23 @@ impl Case {
 }
 
 impl Tensor {
-    /// Values with ties, zeros and float16's subnormals. A quarter of the tensors has, now and then, subnormals, NaN,
-    /// infinities and magnitudes that overflow, which some devices leave to the CPU; a quarter has the least and the greatest
-    /// numbers that none does, among others; in a quarter all are so small that their products are the least.
-    fn new(elements: usize, floats: &[Float], random: &mut Random) -> Self {
-        let kind = random.next() % 4;
+    fn new(elements: usize, floats: &[Float], kind: Values, random: &mut Random) -> Self {
         let small = if random.next().is_multiple_of(2) { packed::PLAIN } else { packed::PLAIN_IN_PRODUCTS };
         let mut value = |float: Float| match (random.next() % 64, kind) {
             // So many equal ones that a cut a few lanes off shows.
             (0..5, _) => 0.0,
             (5, _) => -0.0,
-            (6, 0) => f32::from_bits(random.next() as u32 % 1000),
-            (7, 0) if random.next().is_multiple_of(50) => f32::NAN,
-            (8, 0) if random.next().is_multiple_of(50) => f32::NEG_INFINITY,
-            (9, 0) if random.next().is_multiple_of(50) => 3e38,
-            (6 | 7, 1) => f32::from_bits(packed::PLAIN.start().to_bits() + random.next() as u32 % 4),
-            (8, 1) => -packed::PLAIN.start(),
-            (9, 1) if float != Float::F16 => *packed::PLAIN.end(),
+            (6, Values::Odd) => f32::from_bits(random.next() as u32 % 1000),
+            (7, Values::Odd) if random.next().is_multiple_of(50) => f32::NAN,
+            (8, Values::Odd) if random.next().is_multiple_of(50) => f32::NEG_INFINITY,
+            (9, Values::Odd) if random.next().is_multiple_of(50) => 3e38,
+            (6 | 7, Values::Extreme) => {
+                f32::from_bits(packed::PLAIN.start().to_bits() + random.next() as u32 % 4)
+            }
+            (8, Values::Extreme) => -packed::PLAIN.start(),
+            (9, Values::Extreme) if float != Float::F16 => *packed::PLAIN.end(),
             // Multiples, so that differences are no smaller.
-            (place, 3) => small.start() * [1.0, -1.0, 2.0, 3.0, -5.0][place as usize % 5],
+            (place, Values::Tiny) => small.start() * [1.0, -1.0, 2.0, 3.0, -5.0][place as usize % 5],
             (10..17, _) => 0.25,
             (17..24, _) => -0.25,
             // float16's subnormals.

@@ -7,7 +7,7 @@
 //! makes a better one. Samples decide how many sweeps it takes, never the result. Where equal keys have to be cut, only
 //! the stretch with the cut is scanned again.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::kernel::consensus::Trim;
 use crate::kernel::levels::{self, LEVELS_MAX};
@@ -15,11 +15,12 @@ use crate::kernel::magnitudes::{self, ABOVE, BINS, Bracket, UNEVEN};
 use crate::kernel::{Job, KEY_MAX, RECORDS_MAX, TILE, WORDS_TILES_MAX, keys, tiles};
 use crate::recipe::{Measured, Pass, Record, everything};
 
-/// Tiles in a sample, spread over the tensor; tensors up to this size are selected from their keys directly.
-const SAMPLE_TILES: u64 = 32;
+/// A sample is one of so many tiles, spread over the tensor: the more there is to count, the better a guess pays. One that is
+/// taken because the first was misleading is twice as large.
+const SAMPLED_OF: u64 = 64;
 
-/// Tiles in the sample that is taken where the first one was misleading.
-const SECOND_SAMPLE_TILES: u64 = 64;
+/// Tiles of a first sample; tensors up to the least of them are selected from their keys directly.
+const SAMPLE_TILES: RangeInclusive<u64> = 32..=128;
 
 /// Counting sweeps at most: two guesses that miss, then three of 2^11 bins for the 31 bits of a key.
 pub(super) const COUNTING_SWEEPS_MAX: u32 = 5;
@@ -148,12 +149,13 @@ impl TopK {
         }
         self.asked = Asked::Sample;
         let all = tiles(self.elements);
+        let first = (all / SAMPLED_OF).clamp(*SAMPLE_TILES.start(), *SAMPLE_TILES.end());
         let tile = |i: u64| match self.samples {
-            0 => i * all / SAMPLE_TILES,
+            0 => i * all / first,
             // Between those of the first.
-            _ => (2 * i + 1) * all / (2 * SECOND_SAMPLE_TILES),
+            _ => (2 * i + 1) * all / (4 * first),
         };
-        let count = if self.samples == 0 { SAMPLE_TILES } else { SECOND_SAMPLE_TILES };
+        let count = if self.samples == 0 { first } else { 2 * first };
         let over = match all {
             all if all <= count => everything(self.elements),
             _ => (0..count).map(tile).map(|tile| tile..tile + 1).collect(),
@@ -309,20 +311,26 @@ impl Search {
         if sample.is_empty() {
             return;
         }
-        sample.sort_unstable();
         // Where the key stands among those of the interval.
         let density = (self.k - self.from_end) as f64 / (self.from_start - self.from_end) as f64;
         let count = sample.len() as f64;
         let rank = (1.0 - density) * count;
         let place = |rank: f64| rank.clamp(0.0, count - 1.0) as usize;
         // One guess in some hundred misses, which costs a sweep; a wider margin would cost every sweep more.
-        let margin = 3.0 * self.deviation(keys, sample[place(rank)], density) + 8.0;
-        let likely = place(rank - margin)..place(rank + margin) + 1;
-        self.levels = common_levels(&sample[likely.clone()]);
+        let (_, likeliest, _) = sample.select_nth_unstable(place(rank));
+        let margin = 3.0 * self.deviation(keys, *likeliest, density) + 8.0;
+        let (first, last) = (place(rank - margin), place(rank + margin));
+        // Only the keys between are put in order: they are few.
+        sample.select_nth_unstable(first);
+        let (below, rest) = sample.split_at_mut(first);
+        rest.select_nth_unstable(last - first);
+        let (likely, above) = rest.split_at_mut(last - first + 1);
+        likely.sort_unstable();
+        self.levels = common_levels(likely);
         // The true key may be the next one that occurs, on either side.
-        let (low, high) = (sample[likely.start], sample[likely.end - 1]);
-        let next_low = sample.iter().rev().copied().find(|key| *key < low).unwrap_or(low);
-        let next_high = sample.iter().copied().find(|key| *key > high).unwrap_or(high);
+        let (low, high) = (likely[0], likely[likely.len() - 1]);
+        let next_low = below.iter().copied().filter(|key| *key < low).max().unwrap_or(low);
+        let next_high = above.iter().copied().filter(|key| *key > high).min().unwrap_or(high);
         self.bracket = bracket(&(next_low..next_high.saturating_add(1).min(KEY_MAX + 1)));
     }
 
@@ -409,4 +417,30 @@ fn keys_of(words: &[u32], model: usize, models: usize) -> Vec<u32> {
         words[model * len..][..len].to_vec()
     };
     words.chunks(TILE * models).flat_map(tile).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where tiles differ as wholes, a sample of some of them says less than its number of elements suggests.
+    #[test]
+    fn tiles_that_differ_widen_a_guess() {
+        let tile = |center: u32| (0..TILE as u32).map(move |i| center - TILE as u32 / 2 + i);
+        let search = &TopK::new(1 << 30, 0, std::iter::once((1, 1 << 29))).searches[0];
+        let deviation = |centers: [u32; 2]| {
+            let sample: Vec<u32> = (0..64).flat_map(|i| tile(centers[i % 2])).collect();
+            search.deviation(&sample, 10_000, 0.5)
+        };
+        // √(n/4); and half of all tiles have a quarter more than their share, half a quarter less: √64 · 256.
+        assert!((deviation([10_000; 2]) - 128.0).abs() < 1e-9);
+        assert!((deviation([9_744, 10_256]) - 2048.0 * (64.0f64 / 63.0).sqrt()).abs() < 1e-6);
+        // Keys outside of what is searched do not count.
+        let narrowed = Search {
+            interval: 9_900..10_100,
+            ..TopK::new(1 << 30, 0, std::iter::once((1, 1 << 29))).searches.remove(0)
+        };
+        let sample: Vec<u32> = (0..64).flat_map(|_| tile(10_000)).collect();
+        assert!((narrowed.deviation(&sample, 10_000, 0.5) - (64.0f64 * 200.0 / 4.0).sqrt()).abs() < 1e-9);
+    }
 }

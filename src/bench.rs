@@ -99,7 +99,8 @@ pub fn kernels(device: &Device, elements: u64, repeat: usize) -> Result<Kernels>
     bench.run()
 }
 
-fn tensors(elements: usize) -> Vec<Vec<u16>> {
+/// What every job of [`jobs`] finds its inputs in: the bfloat16 weights of a base and of the models tuned from it, as bits.
+pub fn tensors(elements: usize) -> Vec<Vec<u16>> {
     let base = base_weights(elements, 1);
     let tuned: Vec<Vec<u16>> = std::thread::scope(|scope| {
         let base = &base;
@@ -126,7 +127,7 @@ impl Bench<'_> {
         self.once(&mut *lane, &all, Hold::Keep)?;
         let copy = self.yardstick(Yardstick::Copy)?;
         let mut rows = Vec::new();
-        for (what, job) in self.jobs() {
+        for (what, job) in jobs(&self.tensors) {
             let mut times = Vec::new();
             let mut bytes = 0;
             for _ in 0..self.repeat.max(1) {
@@ -182,60 +183,58 @@ impl Bench<'_> {
         let run = records[before..].iter();
         Ok((run.clone().map(|run| run.busy).sum(), run.map(|run| run.bytes).sum()))
     }
+}
 
-    /// What is timed: every kernel, with the numbers of models that it is made for.
-    fn jobs(&self) -> Vec<(&'static str, Job)> {
-        let thresholds: Vec<u32> = (1..INPUTS).map(|model| self.threshold(model)).collect();
-        let trim = |i: usize| Keep::Trim(Trim { threshold: thresholds[i], cut_tile: 7, cut_lane: 11 });
-        let drop =
-            |i: usize| Keep::Drop(Drop { keep: (DENSITY * 4_294_967_296.0) as u32, key: [3, i as u32] });
-        let consensus = |models: usize, keep: &dyn Fn(usize) -> Keep| {
-            let models: Vec<Model> = (0..models).map(|i| Model { coefficient: 0.6, keep: keep(i) }).collect();
-            let scale = (0..1u32 << models.len()).map(|set| 1.0 / f64::from(set.count_ones().max(1)) as f32);
-            Job::Consensus(consensus::Job { scale: scale.collect(), models })
-        };
-        // The threshold and three keys on each side of it, in units of a bfloat16 delta.
-        let around = |i: usize| (0..7).map(|step| thresholds[i] + (step << 16)).collect::<Vec<u32>>();
-        let levels = |models: usize| Job::Levels(levels::Job { models: (0..models).map(around).collect() });
-        let bracket = |i: usize| magnitudes::Bracket { lowest: thresholds[i] >> 12 << 12, shift: 12 };
-        let magnitudes =
-            |models: usize| Job::Magnitudes(magnitudes::Job { models: (0..models).map(bracket).collect() });
-        let weighted = |inputs: usize, anchored| {
-            Job::WeightedSum(weighted_sum::Job { anchored, coefficients: vec![0.3; inputs] })
-        };
-        vec![
-            ("linear, 2 models", weighted(2, true)),
-            ("linear, 3 models", weighted(3, true)),
-            ("task arithmetic, base + 4", weighted(5, true)),
-            ("ties, base + 2", consensus(2, &trim)),
-            ("ties, base + 4", consensus(4, &trim)),
-            ("dare_ties, base + 2", consensus(2, &drop)),
-            ("slerp's angle", Job::Gram(gram::Job { inputs: 2 })),
-            ("selection, base + 2", levels(2)),
-            ("selection, base + 4", levels(4)),
-            ("selection without ties, base + 2", magnitudes(2)),
-            ("selection without ties, base + 4", magnitudes(4)),
-            (
-                "dare's norms, base + 2",
-                Job::MaskedSums(masked_sums::Job { models: (0..2).map(drop).collect() }),
-            ),
-            ("keys of a sample, base + 2", Job::Keys(keys::Job { models: 2 })),
-        ]
-    }
+/// What is timed: every kernel, with the numbers of models that it is made for. Thresholds are those of these tensors, of
+/// which there are as many as [`tensors`] makes.
+pub fn jobs(tensors: &[Vec<u16>]) -> Vec<(&'static str, Job)> {
+    let thresholds: Vec<u32> = tensors[1..].iter().map(|model| threshold(&tensors[0], model)).collect();
+    let trim = |i: usize| Keep::Trim(Trim { threshold: thresholds[i], cut_tile: 7, cut_lane: 11 });
+    let drop = |i: usize| Keep::Drop(Drop { keep: (DENSITY * 4_294_967_296.0) as u32, key: [3, i as u32] });
+    let consensus = |models: usize, keep: &dyn Fn(usize) -> Keep| {
+        let models: Vec<Model> = (0..models).map(|i| Model { coefficient: 0.6, keep: keep(i) }).collect();
+        let scale = (0..1u32 << models.len()).map(|set| 1.0 / f64::from(set.count_ones().max(1)) as f32);
+        Job::Consensus(consensus::Job { scale: scale.collect(), models })
+    };
+    // The threshold and three keys on each side of it, in units of a bfloat16 delta.
+    let around = |i: usize| (0..7).map(|step| thresholds[i] + (step << 16)).collect::<Vec<u32>>();
+    let levels = |models: usize| Job::Levels(levels::Job { models: (0..models).map(around).collect() });
+    let bracket = |i: usize| magnitudes::Bracket { lowest: thresholds[i] >> 12 << 12, shift: 12 };
+    let magnitudes =
+        |models: usize| Job::Magnitudes(magnitudes::Job { models: (0..models).map(bracket).collect() });
+    let weighted = |inputs: usize, anchored| {
+        Job::WeightedSum(weighted_sum::Job { anchored, coefficients: vec![0.3; inputs] })
+    };
+    vec![
+        ("linear, 2 models", weighted(2, true)),
+        ("linear, 3 models", weighted(3, true)),
+        ("task arithmetic, base + 4", weighted(5, true)),
+        ("ties, base + 1", consensus(1, &trim)),
+        ("ties, base + 2", consensus(2, &trim)),
+        ("ties, base + 4", consensus(4, &trim)),
+        ("dare_ties, base + 2", consensus(2, &drop)),
+        ("slerp's angle", Job::Gram(gram::Job { inputs: 2 })),
+        ("selection, base + 2", levels(2)),
+        ("selection, base + 4", levels(4)),
+        ("selection without ties, base + 2", magnitudes(2)),
+        ("selection without ties, base + 4", magnitudes(4)),
+        ("dare's norms, base + 2", Job::MaskedSums(masked_sums::Job { models: (0..2).map(drop).collect() })),
+        ("keys of a sample, base + 2", Job::Keys(keys::Job { models: 2 })),
+    ]
+}
 
-    /// A model's key at the share that is kept, from a sample.
-    fn threshold(&self, model: usize) -> u32 {
-        const SAMPLE: usize = 1 << 16;
-        let values = |tensor: &Vec<u16>| {
-            let mut values = vec![0.0; SAMPLE];
-            decode(Float::BF16, bytemuck::cast_slice(&tensor[..SAMPLE]), &mut values);
-            values
-        };
-        let (base, tuned) = (values(&self.tensors[0]), values(&self.tensors[model]));
-        let mut keys: Vec<u32> = tuned.iter().zip(&base).map(|(x, base)| key(x - base)).collect();
-        keys.sort_unstable();
-        keys[((1.0 - DENSITY) * SAMPLE as f64) as usize]
-    }
+/// A model's key at the share that is kept, from a sample.
+fn threshold(base: &[u16], tuned: &[u16]) -> u32 {
+    const SAMPLE: usize = 1 << 16;
+    let values = |tensor: &[u16]| {
+        let mut values = vec![0.0; SAMPLE];
+        decode(Float::BF16, bytemuck::cast_slice(&tensor[..SAMPLE]), &mut values);
+        values
+    };
+    let (base, tuned) = (values(base), values(tuned));
+    let mut keys: Vec<u32> = tuned.iter().zip(&base).map(|(x, base)| key(x - base)).collect();
+    keys.sort_unstable();
+    keys[((1.0 - DENSITY) * SAMPLE as f64) as usize]
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

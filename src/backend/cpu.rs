@@ -338,14 +338,14 @@ impl Cpu {
 /// Compiles functions for several instruction sets, the best of which is chosen at run time. None of them fuses or
 /// reorders arithmetic, so they all give the same bytes.
 macro_rules! for_each_instruction_set {
-    ($($(#[$about:meta])* fn $name:ident($($argument:ident: $kind:ty),*) $(-> $out:ty)? $body:block)*) => {$(
+    ($($(#[$about:meta])* $vis:vis fn $name:ident($($argument:ident: $kind:ty),*) $(-> $out:ty)? $body:block)*) => {$(
         $(#[$about])*
         #[multiversion(targets(
             "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+bmi1+bmi2+lzcnt+popcnt",
             "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt",
             "aarch64+neon",
         ))]
-        fn $name($($argument: $kind),*) $(-> $out)? $body
+        $vis fn $name($($argument: $kind),*) $(-> $out)? $body
     )*};
 }
 
@@ -367,12 +367,12 @@ for_each_instruction_set! {
     }
 
     /// Decodes a tile of one input.
-    fn decode_tile(float: Float, bytes: &[u8], decoded: &mut [f32]) {
+    pub fn decode_tile(float: Float, bytes: &[u8], decoded: &mut [f32]) {
         decode(float, bytes, decoded);
     }
 
     /// Encodes a tile of results; the bits of the largest magnitude.
-    fn encode_tile(output: Float, merged: &[f32], encoded: &mut [u8]) -> u32 {
+    pub fn encode_tile(output: Float, merged: &[f32], encoded: &mut [u8]) -> u32 {
         encode_all(output, merged, encoded)
     }
 }

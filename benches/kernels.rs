@@ -1,0 +1,151 @@
+//! Kernels and conversions on one chunk, as the CPU runs them, beside plain copies: what a change of a loop does to its speed.
+//!
+//! A chunk stays in a core's caches from one call to the next, so what is timed is the arithmetic; `mergeforge bench kernels`
+//! times the same jobs on tensors that come from memory. Rates count the bytes that are read and those that are written.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use divan::counter::BytesCount;
+use divan::{Bencher, black_box};
+use mergeforge::backend::cpu::{Cpu, decode_tile, encode_tile};
+use mergeforge::backend::device::Family;
+use mergeforge::backend::{Backend, Hold, Launch, Span, SpanResult};
+use mergeforge::bench::{jobs, tensors};
+use mergeforge::dtype::Float;
+use mergeforge::kernel::{Job, TILE};
+use mergeforge::timeline::Timeline;
+
+const TILES: usize = Family::Cpu.chunk_tiles() as usize;
+
+/// Elements of a chunk.
+const CHUNK: usize = TILES * TILE;
+
+/// Bytes of a chunk of bfloat16.
+const CHUNK_BYTES: usize = CHUNK * Float::BF16.bytes();
+
+/// More than the caches of a processor.
+const MEMORY_BYTES: usize = 256 << 20;
+
+const FLOATS: [Float; 3] = [Float::BF16, Float::F16, Float::F32];
+
+/// The inputs of all jobs, a chunk of each.
+static TENSORS: LazyLock<Vec<Vec<u16>>> = LazyLock::new(|| tensors(CHUNK));
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench]
+fn copy_in_cache(bencher: Bencher) {
+    let from = vec![1_u8; CHUNK_BYTES];
+    let mut into = from.clone();
+    bencher
+        .counter(BytesCount::new(2 * CHUNK_BYTES))
+        .bench_local(|| black_box(&mut into).copy_from_slice(black_box(&from)));
+}
+
+/// Into a chunk that stays in cache, as inputs are read out of the page cache.
+#[divan::bench]
+fn copy_from_memory(bencher: Bencher) {
+    let memory = vec![1_u8; MEMORY_BYTES];
+    let mut from = memory.chunks_exact(CHUNK_BYTES).cycle();
+    let mut into = vec![1_u8; CHUNK_BYTES];
+    bencher.counter(BytesCount::new(2 * CHUNK_BYTES)).bench_local(|| {
+        let from = from.next().expect("a cycle has no end");
+        black_box(&mut into).copy_from_slice(from);
+    });
+}
+
+#[divan::bench(args = FLOATS)]
+fn decode(bencher: Bencher, float: Float) {
+    let (mut tile, chunk) = weights(float);
+    bencher.counter(converted_bytes(float)).bench_local(|| {
+        for stored in chunk.chunks_exact(TILE * float.bytes()) {
+            decode_tile(float, stored, black_box(&mut tile));
+        }
+    });
+}
+
+#[divan::bench(args = FLOATS)]
+fn encode(bencher: Bencher, float: Float) {
+    let (tile, mut chunk) = weights(float);
+    bencher.counter(converted_bytes(float)).bench_local(|| {
+        for stored in black_box(&mut chunk).chunks_exact_mut(TILE * float.bytes()) {
+            encode_tile(float, black_box(&tile), stored);
+        }
+    });
+}
+
+/// A tile of weights, and a chunk that repeats it in this type.
+fn weights(float: Float) -> (Vec<f32>, Vec<u8>) {
+    let mut tile = vec![0.0; TILE];
+    decode_tile(Float::BF16, bytemuck::cast_slice(&TENSORS[0][..TILE]), &mut tile);
+    let mut stored = vec![0; TILE * float.bytes()];
+    encode_tile(float, &tile, &mut stored);
+    (tile, stored.repeat(TILES))
+}
+
+/// Of a chunk in this type and in f32.
+fn converted_bytes(float: Float) -> BytesCount {
+    BytesCount::new(CHUNK * (float.bytes() + Float::F32.bytes()))
+}
+
+/// A job, and what it does in a few words.
+struct Case {
+    what: &'static str,
+    job: Arc<Job>,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.job.kernel(), self.what)
+    }
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    jobs(&TENSORS).into_iter().map(|(what, job)| Case { what, job: Arc::new(job) })
+}
+
+/// From inputs that are held, so that none is copied, to results that are collected.
+#[divan::bench(args = cases())]
+fn kernel(bencher: Bencher, case: &Case) {
+    let (cpu, timeline) = (Cpu::new(u64::MAX), Timeline::new());
+    let mut lane = cpu.lane(0, &timeline).unwrap();
+    let mut read = |_: usize, input: usize, into: &mut [u8]| {
+        into.copy_from_slice(bytemuck::cast_slice(&TENSORS[input]));
+        Ok(())
+    };
+    let mut written_bytes = |hold: Hold| {
+        let mut bytes = 0;
+        lane.submit(launch(&case.job, hold), &mut read).unwrap();
+        lane.collect(&mut |_, output| {
+            bytes += result_bytes(&output.result);
+            Ok(())
+        })
+        .unwrap();
+        bytes
+    };
+    let bytes = case.job.inputs() * CHUNK_BYTES + written_bytes(Hold::Keep);
+    bencher.counter(BytesCount::new(bytes)).bench_local(|| written_bytes(Hold::Peek));
+}
+
+fn launch(job: &Arc<Job>, hold: Hold) -> Launch {
+    Launch {
+        jobs: vec![Arc::clone(job)],
+        spans: vec![Span { job: 0, tensor: 0, tiles: 0..TILES as u64, elements: CHUNK }],
+        reads: (0..job.inputs()).collect(),
+        floats: vec![Float::BF16; job.inputs()],
+        output: Float::BF16,
+        hold,
+        record_tiles: TILES as u64,
+    }
+}
+
+fn result_bytes(result: &SpanResult<'_>) -> usize {
+    match result {
+        SpanResult::Values(bytes) => bytes.len(),
+        SpanResult::Sums(sums) => size_of_val(*sums),
+        SpanResult::Counts(words) | SpanResult::Words(words) => size_of_val(*words),
+    }
+}

@@ -24,8 +24,11 @@ pub struct Shape {
 }
 
 /// All shapes, from the smallest to the largest.
-pub const SHAPES: [Shape; 6] = [
+pub const SHAPES: [Shape; 8] = [
     Shape { inter: 176, kv_heads: 2, ..shape("tiny", 4, 64, 4, 512) },
+    Shape { inter: 3072, kv_heads: 12, ..shape("llama-68m", 2, 768, 12, 32_000) },
+    // No model's: 20,001 tensors, most of them of some kilobytes, for what a tensor costs by itself.
+    Shape { inter: 176, kv_heads: 2, ..shape("tiny-20k", 2222, 64, 4, 512) },
     Shape { inter: 5632, kv_heads: 4, ..shape("tinyllama-1.1b", 22, 2048, 32, 32_000) },
     Shape { inter: 11_008, kv_heads: 32, ..shape("llama-2-7b", 32, 4096, 32, 32_000) },
     Shape { inter: 14_336, rope_theta: 500_000.0, ..shape("llama-3-8b", 32, 4096, 32, 128_256) },
@@ -148,6 +151,7 @@ mod tests {
     #[test]
     fn shapes_have_as_many_parameters_as_their_models() {
         for (name, parameters) in [
+            ("llama-68m", 68_030_208),
             ("tinyllama-1.1b", 1_100_048_384),
             ("llama-2-7b", 6_738_415_616),
             ("llama-3-8b", 8_030_261_248),

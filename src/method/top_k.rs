@@ -412,11 +412,12 @@ fn cut_within(records: &[Record], word: usize, mut keep: u64) -> Cut {
 
 /// One model's keys out of a pass that kept those of several: tile after tile, model after model.
 fn keys_of(words: &[u32], model: usize, models: usize) -> Vec<u32> {
-    let tile = |words: &[u32]| {
-        let len = words.len() / models;
-        words[model * len..][..len].to_vec()
-    };
-    words.chunks(TILE * models).flat_map(tile).collect()
+    let mut keys = Vec::with_capacity(words.len() / models);
+    for tile in words.chunks(TILE * models) {
+        let len = tile.len() / models;
+        keys.extend_from_slice(&tile[model * len..][..len]);
+    }
+    keys
 }
 
 #[cfg(test)]

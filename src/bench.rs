@@ -15,7 +15,7 @@ pub mod synth;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::device::Device;
+use crate::backend::device::{Device, Family};
 use crate::backend::{Backend, Hold, Lane, Launch, Limits, Span, Yardstick};
 use crate::check::data::{base_weights, tuned_weights};
 use crate::dtype::{Float, decode};
@@ -91,12 +91,15 @@ pub fn kernels(device: &Device, elements: u64, repeat: usize) -> Result<Kernels>
         elements /= 2;
     }
     let (widest, bytes) = (widest(elements), elements * (2 * INPUTS) as u64);
-    let limits =
-        Limits { threads: 1, chunk_tiles: tiles(elements), hold_bytes: 2 * bytes, widest, kernels: true };
+    // A GPU works on all of it at once; the CPU as in a merge, whose results stay in its cache until they are written.
+    let chunk_tiles = match device.family {
+        Family::Cpu => device.family.chunk_tiles(),
+        _ => tiles(elements),
+    };
+    let limits = Limits { threads: 1, chunk_tiles, hold_bytes: 2 * bytes, widest, kernels: true };
     let backend = device.open(&limits)?;
-    let timeline = Timeline::keeping();
-    let bench = Bench { backend: &*backend, timeline, tensors: tensors(elements as usize), elements, repeat };
-    bench.run()
+    let (timeline, tensors) = (Timeline::keeping(), tensors(elements as usize));
+    Bench { backend: &*backend, timeline, tensors, elements, chunk_tiles, repeat }.run()
 }
 
 /// What every job of [`jobs`] finds its inputs in: the bfloat16 weights of a base and of the models tuned from it, as bits.
@@ -116,6 +119,7 @@ struct Bench<'a> {
     timeline: Timeline,
     tensors: Vec<Vec<u16>>,
     elements: u64,
+    chunk_tiles: u64,
     repeat: usize,
 }
 
@@ -161,24 +165,31 @@ impl Bench<'_> {
 
     /// Runs a job over the whole tensors: the kernel's time, and the bytes that it moved.
     fn once(&self, lane: &mut dyn Lane, job: &Job, hold: Hold) -> Result<(Duration, u64)> {
-        let elements = self.elements_of(job);
-        let span = Span { job: 0, tensor: 0, tiles: 0..tiles(elements), elements: elements as usize };
-        let launch = Launch {
-            jobs: vec![Arc::new(job.clone())],
-            spans: vec![span],
-            reads: (0..job.inputs()).collect(),
-            floats: vec![Float::BF16; job.inputs()],
-            output: Float::BF16,
-            hold,
-            record_tiles: tiles(elements).div_ceil(RECORDS_MAX),
-        };
-        let mut read = |_: usize, input: usize, into: &mut [u8]| {
-            into.copy_from_slice(&bytemuck::cast_slice(&self.tensors[input])[..into.len()]);
-            Ok(())
-        };
+        let all = tiles(self.elements_of(job));
+        let job = Arc::new(job.clone());
         let before = self.timeline.records(Stage::Compute).len();
-        lane.submit(launch, &mut read)?;
-        lane.collect(&mut |_, _| Ok(()))?;
+        for first in (0..all).step_by(self.chunk_tiles as usize) {
+            let chunk = first..all.min(first + self.chunk_tiles);
+            let start = first as usize * TILE;
+            let span =
+                Span { job: 0, tensor: 0, elements: (chunk.end - chunk.start) as usize * TILE, tiles: chunk };
+            let launch = Launch {
+                jobs: vec![Arc::clone(&job)],
+                spans: vec![span],
+                reads: (0..job.inputs()).collect(),
+                floats: vec![Float::BF16; job.inputs()],
+                output: Float::BF16,
+                hold,
+                record_tiles: all.div_ceil(RECORDS_MAX),
+            };
+            let mut read = |_: usize, input: usize, into: &mut [u8]| {
+                let elements = &self.tensors[input][start..start + into.len() / 2];
+                into.copy_from_slice(bytemuck::cast_slice(elements));
+                Ok(())
+            };
+            lane.submit(launch, &mut read)?;
+            lane.collect(&mut |_, _| Ok(()))?;
+        }
         let records = self.timeline.records(Stage::Compute);
         let run = records[before..].iter();
         Ok((run.clone().map(|run| run.busy).sum(), run.map(|run| run.bytes).sum()))

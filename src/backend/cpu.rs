@@ -91,19 +91,26 @@ impl Backend for Cpu {
     }
 }
 
-/// One thread's copy, or its xor of several tensors.
+/// One thread's copy from memory to memory, or its xor of several tensors, whose results stay in its cache as those of
+/// kernels do.
 fn yardstick(yardstick: Yardstick, elements: usize) -> Duration {
-    let (inputs, writes) = match yardstick {
-        Yardstick::Copy => (1, true),
-        Yardstick::Stream { inputs, writes } => (inputs, writes),
-    };
     let words = elements / 4;
-    let tensors: Vec<Vec<u64>> = (0..inputs as u64).map(|i| (i..i + words as u64).collect()).collect();
-    let mut out = vec![1u64; if writes { words } else { TILE / 4 }];
+    let tensor = |i: usize| (i as u64..(i + words) as u64).collect::<Vec<u64>>();
+    let inputs = match yardstick {
+        Yardstick::Copy => {
+            let (from, mut to) = (tensor(0), tensor(1));
+            let started = Instant::now();
+            std::hint::black_box(&mut to).copy_from_slice(std::hint::black_box(&from));
+            return started.elapsed();
+        }
+        Yardstick::Stream { inputs, .. } => inputs,
+    };
+    let tensors: Vec<Vec<u64>> = (0..inputs).map(tensor).collect();
+    let mut out = vec![1u64; TILE * CHUNK_TILES as usize / 4];
     let started = Instant::now();
-    for (tile, first) in (0..words).step_by(TILE / 4).enumerate() {
+    for first in (0..words).step_by(TILE / 4) {
         let end = words.min(first + TILE / 4);
-        let out_first = if writes { tile * (TILE / 4) } else { 0 };
+        let out_first = first % out.len();
         let out = &mut out[out_first..out_first + end - first];
         out.copy_from_slice(&tensors[0][first..end]);
         for tensor in &tensors[1..] {

@@ -81,6 +81,14 @@ pub struct Limits {
     pub kernels: bool,
 }
 
+impl Limits {
+    /// Of `hold_bytes`, what parts that were brought may still take after their tensor is done: they are let go of together.
+    pub fn behind_bytes(&self) -> u64 {
+        const MOST: u64 = 64 << 20;
+        (self.hold_bytes / 8).min(MOST)
+    }
+}
+
 /// One worker's way through the device.
 pub trait Lane {
     /// How many launches may be under way at once.

@@ -1,6 +1,6 @@
 //! The kernels: what a backend can do to a tile of elements, and the CPU twin of each.
 //!
-//! A kernel works on tiles of [`TILE`] elements of f32 (types are decoded at the door) and knows neither
+//! A kernel works on tiles of [`TILE`] elements, computes in f32 (types are decoded on the way in) and knows neither
 //! methods nor files. A launch is a list of jobs and spans of tiles; jobs are plain
 //! numbers, which every backend packs in its own way. The arithmetic is f32 in the written order, never fused.
 

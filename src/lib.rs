@@ -152,9 +152,13 @@ pub fn merge_recording(
     // Opening a device takes a moment, in which no stage could be busy.
     let timeline = timeline.begun_now();
     let work = Work { plan, sources, recalled: &recalled, reads: options.reads };
-    let merged = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
+    let merged = stream::run(work, &*backend, &sink, &limits, watch, &timeline);
+    // Inputs that change can look like a device that contradicts itself: they are then the error.
+    if merged.as_ref().map_or_else(|failure| failure.kind == error::Kind::Device, |_| true) {
+        sources.iter().try_for_each(Source::verify_unchanged)?;
+    }
+    let merged = merged?;
     let shares = timeline.shares(timeline.origin().elapsed(), limits.threads);
-    sources.iter().try_for_each(Source::verify_unchanged)?;
     let mut report = Report::new(prepared, &*backend, merged, timeline, shares);
     let streamed = Instant::now();
     sink.finish(&report.sidecars(prepared, options)?, &|| watch.stop())?;

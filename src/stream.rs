@@ -190,7 +190,7 @@ pub fn run(
         reads,
         kernels: limits.kernels,
         chunk_tiles: limits.chunk_tiles,
-        behind: Mutex::default(),
+        behind: Mutex::new(Behind::new(limits.behind_bytes())),
         groups: group::plan_groups(plan, limits.chunk_tiles),
         queue: Mutex::new(queue),
         changed: Condvar::new(),

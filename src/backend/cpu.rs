@@ -1,7 +1,8 @@
 //! The CPU: the reference for every other device, and a product of its own.
 //!
-//! A worker takes a span of tiles from read to result while it stays in its core's cache: decode a tile to
-//! f32, run the kernel's twin, encode. Inputs that another sweep needs are held in memory up to a budget.
+//! A worker takes a span of tiles from read to result while it stays in its core's cache: run the kernel's twin on a tile,
+//! as it is stored or decoded to f32, and encode. Inputs that another sweep needs stay in memory up to a budget: where they lie
+//! anyway, or copied.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -160,16 +161,20 @@ impl Held {
         self.brought.get(key).is_some_and(|there| *there >= bytes)
     }
 
-    /// Whether the budget lasts for so many bytes more.
-    fn fits(&self, bytes: usize) -> bool {
-        self.budget_bytes >= bytes as u64
+    /// Takes so many bytes of the budget, while it lasts.
+    fn reserve(&mut self, bytes: usize) -> bool {
+        let fits = self.budget_bytes >= bytes as u64;
+        self.budget_bytes -= if fits { bytes as u64 } else { 0 };
+        fits
     }
 
-    /// Notes that a part was brought and stays until its tensor is forgotten. Other workers may have used the budget up
-    /// meanwhile: it is over by a chunk of each at the most.
-    fn keep_brought(&mut self, key: Key, bytes: usize) {
-        self.budget_bytes = self.budget_bytes.saturating_sub(bytes as u64);
-        self.brought.insert(key, bytes);
+    /// Notes that a part was brought, and stays until its tensor is forgotten; or gives its bytes back.
+    fn use_reserved(&mut self, key: Key, bytes: usize, brought: bool) {
+        if brought {
+            self.brought.insert(key, bytes);
+        } else {
+            self.budget_bytes += bytes as u64;
+        }
     }
 
     fn recycle(&mut self, chunk: Arc<Vec<u8>>) {
@@ -301,11 +306,14 @@ impl CpuLane<'_> {
                 pieces.push(Piece::Brought);
                 continue;
             }
-            // What is read once is read: to map a page and let go of it takes as long as to copy it.
-            if launch.hold == Hold::Keep && self.cpu.held().fits(bytes) && read.bring(index, place)? {
-                self.cpu.held().keep_brought(key, bytes);
-                pieces.push(Piece::Brought);
-                continue;
+            // What is read once is read, not brought: the copy is then in the cache, which pays for it.
+            if launch.hold == Hold::Keep && self.cpu.held().reserve(bytes) {
+                let brought = read.bring(index, place)?;
+                self.cpu.held().use_reserved(key, bytes, brought);
+                if brought {
+                    pieces.push(Piece::Brought);
+                    continue;
+                }
             }
             let (found, buffer) = self.cpu.find(&key, bytes, launch.hold);
             pieces.push(match (found, buffer) {

@@ -128,7 +128,7 @@ impl Device {
             Family::Cuda => Ok(Box::new(cuda::Cuda::new(self, limits)?)),
             Family::Wgpu => Ok(Box::new(wgpu::Wgpu::new(self, limits)?)),
             Family::Cpu if !limits.kernels => Ok(Box::new(cpu::Cpu::idle())),
-            Family::Cpu => Ok(Box::new(cpu::Cpu::new(limits.hold_bytes))),
+            Family::Cpu => Ok(Box::new(cpu::Cpu::new(limits.hold_bytes - limits.behind_bytes()))),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Large inputs may be read past the page cache: what does not fit there would only push out other data, and copying a
 //! cold page costs the processor more than the disk's own transfer into our memory.
 //!
-//! What is not mapped (`mapped`) is read by position: headers, and all data for devices with memory of their own.
+//! All is read by position but what a method on the CPU reads several times, which is mapped (`mapped`).
 
 use std::fs::{File, Metadata};
 use std::io;

@@ -1,7 +1,7 @@
 //! Files mapped into memory: what the page cache has is used where it lies, without a copy.
 //!
 //! A page of a mapped file that is no longer there, because the file was cut short or its disk failed, ends in SIGBUS.
-//! [`Mapped::bring`] asks the system for the pages first, which then is an ordinary error; for what is lost after that, a
+//! [`Mapped::bring`] asks the system for the pages first, which tells without a signal; for what is lost after that, a
 //! handler puts zeros in the page's place, so that the merge goes on, and notes which file it was: [`Mapped::broken`] tells,
 //! and the merge fails in the end.
 //!
@@ -22,11 +22,12 @@ impl Mapped {
         linux::Mapped::new(file, bytes).map(Self)
     }
 
-    /// A part of the file; `absent` says whether its pages may not be there yet.
+    /// A part of the file; `absent` says whether its pages may not be there yet. `None` where they cannot be had, because the file
+    /// has become shorter or its disk fails: to read it will tell.
     ///
     /// # Errors
-    /// `UnexpectedEof` where the file has become shorter; what the system says where its disk fails.
-    pub fn bring(&self, part: &Range<u64>, absent: bool) -> io::Result<&[u8]> {
+    /// The system has no memory for it.
+    pub fn bring(&self, part: &Range<u64>, absent: bool) -> io::Result<Option<&[u8]>> {
         self.0.bring(part, absent)
     }
 
@@ -50,8 +51,8 @@ impl Mapped {
     }
 
     /// Nothing is mapped.
-    pub fn bring(&self, _part: &Range<u64>, _absent: bool) -> io::Result<&[u8]> {
-        Err(io::ErrorKind::Unsupported.into())
+    pub fn bring(&self, _part: &Range<u64>, _absent: bool) -> io::Result<Option<&[u8]>> {
+        Ok(None)
     }
 
     /// Nothing is mapped.
@@ -132,19 +133,17 @@ mod linux {
             Some(Self { map, place })
         }
 
-        pub(super) fn bring(&self, part: &Range<u64>, absent: bool) -> io::Result<&[u8]> {
+        pub(super) fn bring(&self, part: &Range<u64>, absent: bool) -> io::Result<Option<&[u8]>> {
             let part = part.start as usize..part.end as usize;
             if absent && !part.is_empty() {
                 match self.map.advise_range(Advice::PopulateRead, part.start, part.len()) {
                     // Before Linux 5.14 it is not known; then pages come one by one, as they are touched.
                     Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => {}
-                    Err(cause) if cause.raw_os_error() == Some(libc::EFAULT) => {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
+                    Err(cause) if cause.raw_os_error() == Some(libc::EFAULT) => return Ok(None),
                     result => result?,
                 }
             }
-            Ok(&self.map[part])
+            Ok(Some(&self.map[part]))
         }
 
         pub(super) fn release(&self, part: &Range<u64>) {
@@ -214,11 +213,12 @@ mod linux {
 
     /// Puts a page of zeros where a page of a mapped file is lost. Any other bus error goes the way it went before.
     extern "C" fn on_bus_error(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
-        // SAFETY: the system hands a valid struct to handlers with SA_SIGINFO.
-        let address = unsafe { (*info).si_addr() } as usize;
+        // SAFETY: the system hands a valid struct to handlers with SA_SIGINFO. A signal that a process has sent has no address.
+        let address = unsafe { if (*info).si_code > 0 { (*info).si_addr() as usize } else { 0 } };
         let ours = PLACES.iter().find(|place| {
             let (start, end) = (place.start.load(Ordering::Acquire), place.end.load(Ordering::Acquire));
-            (start..end).contains(&address)
+            // Unless another file has taken the place in between.
+            (start..end).contains(&address) && place.start.load(Ordering::Acquire) == start
         });
         if let Some(place) = ours {
             place.broken.store(true, Ordering::Relaxed);
@@ -260,7 +260,7 @@ mod tests {
         for part in [0..1, 4095..4097, 17..200_017, 0..300_001, 300_001..300_001] {
             for absent in [true, false] {
                 let range = part.start as usize..part.end as usize;
-                assert!(mapped.bring(&part, absent).unwrap() == &data[range], "{part:?}");
+                assert!(mapped.bring(&part, absent).unwrap() == Some(&data[range]), "{part:?}");
                 mapped.release(&part);
             }
         }
@@ -271,13 +271,12 @@ mod tests {
     fn a_file_cut_short_is_an_error_before_and_noted_after() {
         let (_folder, file) = file(&vec![7; 100_000]);
         let (mapped, other) = (Mapped::new(&file, 100_000).unwrap(), Mapped::new(&file, 100_000).unwrap());
-        let bytes = mapped.bring(&(0..100_000), true).unwrap();
+        let bytes = mapped.bring(&(0..100_000), true).unwrap().unwrap();
         file.set_len(10_000).unwrap();
         // The page with the new end is there still, its rest zero; later ones are lost.
         assert_eq!((bytes[9_999], bytes[10_000], bytes[50_000], bytes[99_999]), (7, 0, 0, 0));
         assert!(mapped.broken() && !other.broken());
-        let late = other.bring(&(8_000..60_000), true).unwrap_err();
-        assert_eq!(late.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(other.bring(&(8_000..60_000), true).unwrap().is_none());
         assert!(!other.broken());
         drop((mapped, other));
         file.set_len(100_000).unwrap();

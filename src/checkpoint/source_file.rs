@@ -60,11 +60,8 @@ impl SourceFile {
     }
 
     fn mapped(&self) -> Result<Option<&Mapped>> {
-        if let Some(mapped) = self.mapped.get() {
-            return Ok(mapped.as_ref());
-        }
-        let mapped = Mapped::new(self.handle()?, self.stamp.bytes);
-        Ok(self.mapped.get_or_init(|| mapped).as_ref())
+        let handle = self.handle()?;
+        Ok(self.mapped.get_or_init(|| Mapped::new(handle, self.stamp.bytes)).as_ref())
     }
 
     /// The handle for reads past the page cache of so many bytes, where they are wanted and possible.
@@ -127,7 +124,7 @@ impl SourceFile {
     ) -> Result<Option<&[u8]>> {
         let Some(mapped) = self.mapped()? else { return Ok(None) };
         let part = tensor.offset + part.start..tensor.offset + part.end;
-        mapped.bring(&part, absent).map(Some).map_err(|e| self.read_error(tensor, &e))
+        mapped.bring(&part, absent).map_err(|e| self.read_error(tensor, &e))
     }
 
     /// Lets go of bytes that were brought.

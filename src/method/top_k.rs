@@ -35,6 +35,7 @@ pub(super) struct TopK {
     measuring: Vec<usize>,
     asked: Asked,
     samples: u32,
+    counted: u32,
 }
 
 /// What the pass under way measures.
@@ -110,7 +111,7 @@ impl TopK {
             found: None,
         };
         let searches = inputs.map(search).collect();
-        Self { elements, base, searches, measuring: Vec::new(), asked: Asked::Sample, samples: 0 }
+        Self { elements, base, searches, measuring: Vec::new(), asked: Asked::Sample, samples: 0, counted: 0 }
     }
 
     /// Takes in what the last pass measured; the next pass, or none when every threshold is known.
@@ -183,6 +184,13 @@ impl TopK {
     }
 
     fn counting_pass(&mut self) -> Option<Pass> {
+        for search in self.searches.iter_mut().filter(|search| search.found.is_none()) {
+            // Only inputs that change under the merge come to this; what is kept in the end will show it.
+            if self.counted == COUNTING_SWEEPS_MAX || search.interval.is_empty() {
+                search.found = Some(Found { threshold: KEY_MAX, cut: Cut::At(0) });
+            }
+        }
+        self.counted += 1;
         self.measuring =
             (0..self.searches.len()).filter(|search| self.searches[*search].found.is_none()).collect();
         // All models are counted by the same kernel: one that needs bins gives them to all.
@@ -407,7 +415,8 @@ fn cut_within(records: &[Record], word: usize, mut keep: u64) -> Cut {
         }
         keep -= count;
     }
-    unreachable!("there are as many equal keys as were counted")
+    // There are as many as were counted, or what is kept in the end will show that there are not.
+    Cut::At(records.last().map_or(0, |record| record.tiles.end) * TILE as u64)
 }
 
 /// One model's keys out of a pass that kept those of several: tile after tile, model after model.

@@ -52,6 +52,9 @@ impl Read for Reader<'_> {
         if *reads != Reads::Mapped {
             return Ok(false);
         }
+        if self.brought(span, input, false)?.is_none() {
+            return Ok(false);
+        }
         let (_, part) = self.part(span, input);
         let bytes = part.end - part.start;
         let brought =
@@ -66,11 +69,12 @@ impl Read for Reader<'_> {
     }
 }
 
-/// Parts of inputs that were brought and are behind all workers.
-#[derive(Default)]
+/// Parts of inputs that were brought and are behind all workers. Many are let go of at once, because that interrupts all
+/// threads.
 pub(super) struct Behind {
     parts: Vec<Part>,
     bytes: u64,
+    most_bytes: u64,
 }
 
 struct Part {
@@ -81,8 +85,9 @@ struct Part {
 }
 
 impl Behind {
-    /// So many are let go of at once: it interrupts all threads, and is memory until then.
-    const BYTES: u64 = 64 << 20;
+    pub(super) fn new(most_bytes: u64) -> Self {
+        Self { parts: Vec::new(), bytes: 0, most_bytes }
+    }
 
     /// Adds parts; all that there are, neighbours put together, if they are enough.
     fn add(&mut self, parts: impl Iterator<Item = Part>) -> Vec<Part> {
@@ -90,7 +95,7 @@ impl Behind {
             self.bytes += part.bytes.end - part.bytes.start;
             self.parts.push(part);
         }
-        if self.bytes < Self::BYTES {
+        if self.bytes < self.most_bytes {
             return Vec::new();
         }
         self.bytes = 0;

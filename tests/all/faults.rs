@@ -352,18 +352,18 @@ impl Case {
     }
 }
 
-/// Of slerp, the first sweep leaves its pages in memory. Cut off under the second one, they are not there any more: that
-/// must neither end the process nor pass for zeros.
+/// The first sweep of slerp and ties leaves its pages in memory. Cut off under the second one, they are not there any more:
+/// that must neither end the process nor pass for zeros, nor for a device that counts wrong.
 #[test]
 fn a_file_that_is_truncated_under_its_map_is_an_error() {
     let model =
         |seed| Tensors::from([("w".into(), stored(Dtype::BF16, &[200_000], &weights(200_000, seed)))]);
-    for model_cut in ["a", "b"] {
+    for (method, model_cut) in [("slerp", "a"), ("slerp", "b"), ("ties", "a"), ("ties", "b")] {
         let case = Case::of(&model(1), &model(2), PLAIN);
         let name = |model| case.path().join(model).display().to_string();
         let (a, b) = (name("a"), name("b"));
         let text = format!(
-            "merge_method: slerp\nbase_model: {a}\nparameters: {{t: 0.3}}\nmodels: [{{model: {a}}}, {{model: {b}}}]\n"
+            "merge_method: {method}\nbase_model: {a}\nparameters: {{t: 0.3, weight: 1, density: 0.4}}\nmodels: [{{model: {a}}}, {{model: {b}}}]\n"
         );
         let config = command::config(case.path(), &text);
         let file = case.path().join(model_cut).join(SINGLE);

@@ -433,6 +433,30 @@ fn keys_of(words: &[u32], model: usize, models: usize) -> Vec<u32> {
 mod tests {
     use super::*;
 
+    /// Inputs that change under a merge can make counts contradict what was seen before. The selection then ends all the same,
+    /// with a threshold that what is kept will refute.
+    #[test]
+    fn counts_that_contradict_each_other_end_the_search() {
+        let elements = 1 << 24;
+        for count in [0, u32::MAX] {
+            let mut selection = TopK::new(elements, 0, std::iter::once((1, elements / 2)));
+            let mut measured = Measured::Nothing;
+            let mut sweeps = 0;
+            while let Some(Pass::Measure { job, over, .. }) = selection.next(measured) {
+                let words: u64 = over.iter().map(|tiles| (tiles.end - tiles.start) * TILE as u64).sum();
+                measured = match job {
+                    Job::Keys(_) => Measured::Words((0..words as u32).map(|i| 1 << 20 | i).collect()),
+                    _ => Measured::Counts(vec![Record {
+                        tiles: 0..tiles(elements),
+                        counts: vec![count; magnitudes::WORDS],
+                    }]),
+                };
+                sweeps += 1;
+                assert!(sweeps < 20, "count {count}: no end");
+            }
+        }
+    }
+
     /// Where tiles differ as wholes, a sample of some of them says less than its number of elements suggests.
     #[test]
     fn tiles_that_differ_widen_a_guess() {

@@ -10,6 +10,8 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 mod held;
+pub mod libraries;
+pub mod memory;
 mod table;
 pub mod wgpu;
 

@@ -12,7 +12,8 @@ pub mod page;
 pub mod shapes;
 pub mod synth;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::backend::device::{Device, Family};
@@ -23,6 +24,7 @@ use crate::error::Result;
 use crate::kernel::consensus::{self, Drop, Keep, Model, Trim};
 use crate::kernel::{Job, RECORDS_MAX, Result as Shape, TILE, WORDS_TILES_MAX, Widest, key, tiles};
 use crate::kernel::{gram, keys, levels, magnitudes, masked_sums, weighted_sum};
+use crate::threads;
 use crate::timeline::{Stage, Timeline};
 
 /// The base and four models.
@@ -105,12 +107,13 @@ pub fn kernels(device: &Device, elements: u64, repeat: usize) -> Result<Kernels>
 /// What every job of [`jobs`] finds its inputs in: the bfloat16 weights of a base and of the models tuned from it, as bits.
 pub fn tensors(elements: usize) -> Vec<Vec<u16>> {
     let base = base_weights(elements, 1);
-    let tuned: Vec<Vec<u16>> = std::thread::scope(|scope| {
-        let base = &base;
-        let model = |seed| scope.spawn(move || tuned_weights(base, seed));
-        let models: Vec<_> = (2..=INPUTS as u64).map(model).collect();
-        models.into_iter().map(|model| model.join().expect("making weights does not panic")).collect()
+    let (tuned, next) = ([const { OnceLock::new() }; INPUTS - 1], AtomicUsize::new(0));
+    threads::share(tuned.len(), |_| {
+        while let Some((model, seed)) = tuned.iter().zip(2..).nth(next.fetch_add(1, Ordering::Relaxed)) {
+            model.get_or_init(|| tuned_weights(&base, seed));
+        }
     });
+    let tuned = tuned.into_iter().map(|model| model.into_inner().expect("every model was made"));
     std::iter::once(base).chain(tuned).collect()
 }
 

@@ -5,24 +5,30 @@
 //! a file says about itself is checked here, once, so that nobody else has to doubt it.
 
 mod file;
+mod folder;
 pub mod header;
 pub mod layout;
+mod limits;
 pub mod locate;
 mod mapped;
 mod out_folder;
+mod partial;
 pub mod sidecars;
 pub mod sink;
 pub mod source;
 mod source_file;
 
-pub use file::Reads;
-pub(crate) use file::{read_exact_at, write_all_at};
+pub use file::{Access, Reads};
+pub(crate) use file::{read_exact_at, read_small, write_all_at};
+pub use folder::{InputFile, ModelFolder};
 pub use header::TensorInfo;
 pub use layout::{Layout, OutTensor, Place, Shard, layout};
+pub use limits::TOKENIZER_BYTES_MAX;
 pub use locate::locate;
 pub use out_folder::{check_out, free_bytes};
 pub use sidecars::{
-    ConfigEdits, ModelCard, check_companions, companion_files, config_json, model_card, per_layer_lists,
+    CARD, ConfigEdits, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, ModelCard, check_companions, companion_files,
+    config_json, model_card, per_layer_lists,
 };
 pub use sink::{Content, Sidecar, Sink};
 pub use source::Source;

@@ -8,6 +8,7 @@ mod bench;
 mod devices;
 mod progress;
 mod show;
+mod signals;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -306,8 +307,13 @@ impl MergekitArgs {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    crate::backend::wgpu::keep_quiet();
-    let outcome = match Cli::parse().command {
+    crate::backend::libraries::prepare();
+    signals::survive_file_limits();
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(answer) => return usage(&answer),
+    };
+    let outcome = match command {
         Command::Merge(args) => run_merge(&args),
         Command::Plan(args) => run_plan(&args),
         Command::Methods { name, json } => show::methods(name.as_deref(), json),
@@ -324,12 +330,25 @@ pub fn main() -> ExitCode {
             devices::bench(&device, mebi_elements << 20, repeat, json)
         }
     };
+    end(outcome.and_then(|()| show::delivered()))
+}
+
+fn end(outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             show::error(&error);
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// The help that was asked for, or what is wrong with the command.
+fn usage(answer: &clap::Error) -> ExitCode {
+    show::usage(answer);
+    match u8::try_from(answer.exit_code()) {
+        Ok(0) => end(show::delivered()),
+        code => ExitCode::from(code.unwrap_or(2)),
     }
 }
 
@@ -379,7 +398,7 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
         show::shares(&report);
     }
     if let Some(file) = &args.trace {
-        report.write_trace(file)?;
+        report.write_trace(file, &prepared)?;
         if !args.quiet {
             show::traced(file, &report);
         }
@@ -439,8 +458,7 @@ fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
     let choices = Choices { seed: common.random_seed, shard_bytes: common.out_shard_size };
     let config = read_config(config)?;
     let of_config = config.warnings.iter();
-    let mut warnings: Vec<Error> =
-        of_config.map(|w| Error { hint: w.hint.clone(), ..Error::config(w.message.clone()) }).collect();
+    let mut warnings: Vec<Error> = of_config.map(|warning| Error::config(warning.message.as_str())).collect();
     // Told before the plan is made: a slip of a key is often why it fails.
     warnings.iter().for_each(show::warning);
     let prepared = prepare_config(config, &choices)?;

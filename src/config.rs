@@ -11,15 +11,20 @@
 //!
 //! This is the only place that knows YAML. It opens no file and knows no method: `plan` resolves.
 
+mod plain;
 mod walk;
 mod yaml;
 
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::text::escaped;
 use indexmap::IndexMap;
 use std::fmt;
 use std::ops::Range;
 pub(crate) use yaml::SOURCE_BYTES_MAX;
+
+/// So many warnings of one kind have a line each; more of them are one warning.
+pub(crate) const FEW_MAX: usize = 4;
 
 /// A place in the YAML text; both count from 1, columns in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -169,10 +174,8 @@ pub enum Scalar {
 /// Something that was ignored and may be a slip.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// Begins with `file:line:column: `.
+    /// Begins with `file:line:column: `, and ends with what was probably meant.
     pub message: String,
-    /// What was probably meant.
-    pub hint: Option<String>,
 }
 
 impl Config {
@@ -223,13 +226,16 @@ impl fmt::Display for ModelRef {
 }
 
 impl Scalar {
-    /// The number meant, as Python's `float` has it: true is 1, and text counts if it spells a number.
+    /// The number meant, as pydantic has it: true is 1, and text counts if it spells a number, `1e5` or `inf`, perhaps with
+    /// single underscores.
     pub fn as_number(&self) -> Option<f64> {
         match self {
             Scalar::Null => None,
             Scalar::Bool(value) => Some(f64::from(u8::from(*value))),
             Scalar::Number(value) => Some(*value),
-            Scalar::Text(text) => text.trim().parse().ok(),
+            Scalar::Text(text) => {
+                text.trim().parse().ok().or_else(|| without_underscores(text)?.parse().ok())
+            }
         }
     }
 
@@ -249,16 +255,16 @@ impl Scalar {
     }
 }
 
+fn without_underscores(number: &str) -> Option<String> {
+    let misplaced = number.starts_with('_') || number.ends_with('_') || number.contains("__");
+    (!misplaced).then(|| number.replace('_', ""))
+}
+
 /// Text from the config, fit for a one-line message: in backticks and cut.
 fn quoted(text: &str) -> String {
     let short: String = text.chars().take(80).collect();
     let more = if short.len() < text.len() { "…" } else { "" };
-    format!("`{}{more}`", printable(&short))
-}
-
-/// Without control characters, which could steer the terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
+    format!("`{}{more}`", escaped(&short))
 }
 
 #[cfg(test)]

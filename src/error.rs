@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::text::one_line;
+
 /// What kind of thing went wrong; it decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -23,7 +25,7 @@ pub enum Kind {
 pub struct Error {
     /// What kind of failure this is.
     pub kind: Kind,
-    /// What failed and on what, in one line or a few.
+    /// What failed and on what, in one line or, where several things are wrong, a few.
     pub message: String,
     /// What the user can do about it.
     pub hint: Option<String>,
@@ -33,24 +35,29 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whatever the message quotes, it is one line.
+    fn new(kind: Kind, message: &str) -> Self {
+        Self { kind, message: one_line(message), hint: None }
+    }
+
     /// The config, the command or the plan is wrong.
     pub fn config(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Config, message: message.into(), hint: None }
+        Self::new(Kind::Config, &message.into())
     }
 
     /// An input is missing, damaged or changing.
     pub fn input(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Input, message: message.into(), hint: None }
+        Self::new(Kind::Input, &message.into())
     }
 
     /// The output cannot be written.
     pub fn output(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Output, message: message.into(), hint: None }
+        Self::new(Kind::Output, &message.into())
     }
 
     /// The device cannot do it.
     pub fn device(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Device, message: message.into(), hint: None }
+        Self::new(Kind::Device, &message.into())
     }
 
     /// An input file that the system would not let us read.
@@ -71,7 +78,7 @@ impl Error {
     /// Adds the way out.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(one_line(&hint.into()));
         self
     }
 

@@ -9,6 +9,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod cache;
 pub mod check;
 pub mod checkpoint;
 pub mod cli;
@@ -21,22 +22,26 @@ pub mod plan;
 pub mod recipe;
 pub mod report;
 pub mod stream;
+pub mod text;
+pub mod threads;
 pub mod thresholds;
 pub mod timeline;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use backend::Limits;
 use backend::device::Device;
-use checkpoint::{Reads, Sink, Source};
+use checkpoint::{Access, Reads, Sink, Source};
 use config::Config;
 use error::{Error, Result};
 use plan::{Choices, Plan};
 use report::Report;
-use stream::{Budget, Watch, Work};
+use stream::{Budget, Streamed, Watch, Work};
 use timeline::{Shares, Timeline};
 
 /// A config with its models' headers and the plan made from them.
@@ -73,7 +78,7 @@ pub fn read_config(file: &Path) -> Result<Config> {
 /// # Errors
 /// Everything that is wrong with the config or the headers.
 pub fn prepare_config(config: Config, choices: &Choices) -> Result<Prepared> {
-    plan::method_of(&config)?;
+    plan::check_models(&config)?;
     let sources = open(&config)?;
     let plan = Plan::new(&config, &sources, choices)?;
     Ok(Prepared { config, sources, plan })
@@ -87,19 +92,28 @@ pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
     prepare_config(read_config(file)?, choices)
 }
 
+/// Threads that open models: their headers come from a disk that serves few at a time.
+const OPENERS_MAX: usize = 16;
+
 /// Opens every model that a config refers to.
 fn open(config: &Config) -> Result<Vec<Source>> {
+    let models = plan::references(config);
     let open = |model: &config::Located<config::ModelRef>| {
         let name = model.value.to_string();
         checkpoint::locate(&model.value.path, model.value.revision.as_deref())
             .and_then(|folder| Source::open(&name, &folder))
             .map_err(|error| Error { message: config.error_at(model.at, error.message).message, ..error })
     };
-    let models = plan::references(config);
-    std::thread::scope(|scope| {
-        let opening: Vec<_> = models.iter().map(|model| scope.spawn(move || open(model))).collect();
-        opening.into_iter().map(|model| model.join().expect("opening a model does not panic")).collect()
-    })
+    let opened: Vec<OnceLock<Result<Source>>> = models.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    threads::share(models.len().min(OPENERS_MAX), |_| {
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            let Some(model) = models.get(place) else { return };
+            opened[place].get_or_init(|| open(model));
+        }
+    });
+    opened.into_iter().map(|source| source.into_inner().expect("every model was taken once")).collect()
 }
 
 /// What a merge may use and what it leaves beside the tensors.
@@ -146,7 +160,7 @@ pub fn merge_recording(
     let limits = options.budget.limits(plan, &options.device)?;
     check::before_first_use(&options.device, options.cache.as_deref())?;
     let backend = options.device.open(&limits)?;
-    let sink = Sink::create(&options.out, &plan.layout)?;
+    let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
     let cache = options.cache.as_deref().filter(|_| options.recall);
     let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
     // Opening a device takes a moment, in which no stage could be busy.
@@ -157,9 +171,10 @@ pub fn merge_recording(
     if merged.as_ref().map_or_else(|failure| failure.kind == error::Kind::Device, |_| true) {
         sources.iter().try_for_each(Source::verify_unchanged)?;
     }
-    let merged = merged?;
-    let shares = timeline.shares(timeline.origin().elapsed(), limits.threads);
+    let Streamed { merged, workers } = merged?;
+    let shares = timeline.shares(timeline.origin().elapsed(), workers);
     let mut report = Report::new(prepared, &*backend, merged, timeline, shares);
+    report.threads_missing = limits.threads - workers;
     let streamed = Instant::now();
     sink.finish(&report.sidecars(prepared, options)?, &|| watch.stop())?;
     report.finishing = streamed.elapsed();
@@ -180,32 +195,42 @@ pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Resul
     check_room(prepared, options)?;
     let limits = Limits { kernels: false, ..options.budget.limits(plan, &options.device)? };
     let backend = options.device.open(&limits)?;
-    let sink = Sink::create(&options.out, &plan.layout)?;
+    let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
     let timeline = Timeline::new();
     let work = Work { plan, sources, recalled: &[], reads: options.reads };
-    stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
+    let Streamed { workers, .. } = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let wall = timeline.origin().elapsed();
-    Ok((wall, timeline.shares(wall, limits.threads)))
+    Ok((wall, timeline.shares(wall, workers)))
+}
+
+/// Who may read all inputs.
+fn access(sources: &[Source]) -> Access {
+    sources.iter().fold(Access::ANY, |access, source| access.and(source.access))
 }
 
 /// Refuses an output folder that is not free, or a disk that is too small, before anything is read.
 ///
 /// # Errors
-/// What is wrong with the folder or the disk.
+/// What is wrong with the folder or the disk, or with a file that is to be copied.
 pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
-    let inputs: Vec<&Path> = prepared.sources.iter().map(|source| source.folder.as_path()).collect();
+    let Prepared { sources, plan, .. } = prepared;
+    let inputs: Vec<&Path> = sources.iter().map(|source| source.folder.path.as_path()).collect();
     checkpoint::check_out(&options.out, &inputs)?;
     // What is copied at the end had better be there at the beginning.
-    checkpoint::check_companions(&prepared.sources[prepared.plan.donor].folder)?;
-    let needed = prepared.plan.layout.file_bytes;
+    let companions = checkpoint::check_companions(&sources[plan.donor].folder)?;
+    let copied = if options.copy_tokenizer { companions } else { 0 };
+    let needed = plan.layout.file_bytes + copied + report::other_bytes(prepared);
     match checkpoint::free_bytes(&options.out) {
-        Some(free) if free < needed => Err(Error::output(format!(
-            "the output needs {}, and only {} are free where {} goes",
-            report::bytes(needed),
-            report::bytes(free),
-            options.out.display()
-        ))
-        .hint("free some space, or choose another disk")),
+        Some(free) if free < needed => {
+            let mut sizes = (text::bytes(needed), text::bytes(free));
+            if sizes.0 == sizes.1 {
+                sizes = (format!("{needed} bytes"), format!("{free} bytes"));
+            }
+            let (needed, free) = sizes;
+            let out = options.out.display();
+            let refusal = format!("the output needs {needed}, and only {free} are free where {out} goes");
+            Err(Error::output(refusal).hint("free some space, or choose another disk"))
+        }
         _ => Ok(()),
     }
 }

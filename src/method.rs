@@ -13,6 +13,7 @@ mod ties;
 mod top_k;
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use crate::error::{Error, Result, did_you_mean};
 use crate::recipe::Recipe;
@@ -164,10 +165,10 @@ pub struct Settings {
     pub inputs: usize,
     /// Which of them is the base, for a method that has one.
     pub base: Option<usize>,
-    /// The values of shared parameters, by name.
-    pub shared: Values,
+    /// The values of shared parameters, by name; many tensors have the same.
+    pub shared: Arc<Values>,
     /// The values of per-model parameters, by input.
-    pub per_input: Vec<Values>,
+    pub per_input: Arc<Vec<Values>>,
 }
 
 /// Parameter values by name.

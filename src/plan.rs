@@ -3,25 +3,30 @@
 //! The plan is data: it prints, it counts its bytes, and the stream obeys it. Every error that the config or
 //! the checkpoints' headers can show is found here, all of them at once where that is possible.
 
+mod models;
 mod names;
 mod parameters;
 mod problems;
 mod wanted;
+mod warnings;
 
 use std::collections::HashMap;
-use std::fmt::Display;
+use std::sync::Arc;
 
-use indexmap::IndexMap;
+pub use models::{MODELS_MAX, check_models, references};
 
-use crate::checkpoint::{ConfigEdits, Layout, OutTensor, Source, TensorInfo, layout, per_layer_lists};
+use crate::checkpoint::layout::{DATA_BYTES_MAX, Stored};
+use crate::checkpoint::{ConfigEdits, InputFile, Layout, Source, TOKENIZER_BYTES_MAX, TensorInfo, layout};
 use crate::config::{Config, Inputs, Located, ModelRef};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
 use crate::kernel::{Widest, tiles};
-use crate::method::{self, Base, Method, Scope, Settings, Value, Values};
+use crate::method::{self, Base, Method, Parameter, Scope, Settings, Value, Values};
 use crate::recipe::{Machine, Recipe, Sweeps};
+use parameters::{Comparisons, Unread};
 use problems::Problems;
 use wanted::{Want, Wanted};
+use warnings::PartlyHeld;
 
 /// Everything that a merge will do.
 #[derive(Debug)]
@@ -151,25 +156,6 @@ pub struct Choices {
     pub shard_bytes: u64,
 }
 
-/// The models a config refers to, each once, in the order of appearance; a `base_model` not listed comes last.
-pub fn references(config: &Config) -> Vec<Located<ModelRef>> {
-    let mut all: Vec<Located<ModelRef>> = Vec::new();
-    let mut add = |model: &Located<ModelRef>| {
-        if !all.iter().any(|known| known.value == model.value) {
-            all.push(model.clone());
-        }
-    };
-    match &config.inputs {
-        Inputs::Models(models) => models.iter().for_each(|input| add(&input.model)),
-        Inputs::Slices(slices) => {
-            slices.iter().flat_map(|slice| &slice.sources).for_each(|source| add(&source.model));
-            slices.iter().filter_map(|slice| slice.base_model.as_ref()).for_each(&mut add);
-        }
-    }
-    config.base_model.iter().for_each(add);
-    all
-}
-
 /// The method that a config names.
 ///
 /// # Errors
@@ -185,46 +171,51 @@ impl Plan {
     /// # Errors
     /// All that is wrong with the config and the models together, as one error of kind `Config`.
     pub fn new(config: &Config, sources: &[Source], choices: &Choices) -> Result<Self> {
+        check_models(config)?;
         let method = method_of(config)?;
+        let models = references(config).into_iter().map(|model| model.value);
         let mut planner = Planner {
             config,
             method,
             sources,
-            models: references(config).into_iter().map(|model| model.value).collect(),
+            places: models.zip(0..).collect(),
+            embeddings: sources.iter().map(wanted::tied_embedding).collect(),
             choices,
-            unread: parameters::unread(config, method),
+            unread: Unread::find(config, method),
+            comparisons: Comparisons::default(),
             problems: Problems::default(),
+            partly_held: PartlyHeld::default(),
+            last_shared: Arc::default(),
+            last_per_input: Arc::default(),
             notes: Vec::new(),
             untied: false,
         };
+        parameters::check_gradients(config, method, &mut planner.problems);
         let wanted = planner.wanted();
         planner.check_tokenizer();
         // Without a list of tensors, or with wrong models, their tensors would repeat the same error.
         planner.problems.stop()?;
         let mut tensors = Vec::with_capacity(wanted.len());
-        for wanted in &wanted {
-            match planner.tensor(wanted) {
+        for wanted in wanted {
+            match planner.tensor(&wanted) {
                 Ok(tensor) => tensors.push(tensor),
                 Err(problem) => planner.problems.add(problem),
             }
         }
         planner.problems.stop()?;
-        planner.finish(tensors, &wanted)
+        planner.finish(tensors)
     }
 
     /// Bytes read if every input is read once, and if every recipe needs all of its sweeps.
     pub fn read_bytes(&self, sources: &[Source]) -> (u64, u64) {
         let bytes = |at: &At| sources[at.source].tensor_at(at.tensor).bytes;
         let of = |tensor: &Tensor| match &tensor.action {
-            Action::Copy(copy) => (copy.holders.iter().map(bytes).sum(), 1),
-            Action::Merge(merge) => {
-                (merge.inputs.iter().map(bytes).sum::<u64>(), u64::from(merge.sweeps.most))
-            }
+            Action::Copy(copy) => (sum(copy.holders.iter().map(bytes)), 1),
+            Action::Merge(merge) => (sum(merge.inputs.iter().map(bytes)), u64::from(merge.sweeps.most)),
         };
-        self.tensors
-            .iter()
-            .map(of)
-            .fold((0, 0), |(once, most), (bytes, sweeps)| (once + bytes, most + bytes * sweeps))
+        let once = sum(self.tensors.iter().map(|tensor| of(tensor).0));
+        let most = sum(self.tensors.iter().map(of).map(|(bytes, sweeps)| bytes.saturating_mul(sweeps)));
+        (once, most)
     }
 
     /// The widest launches: of every number the largest that any tensor needs.
@@ -241,7 +232,8 @@ impl Plan {
                     widest.output_bytes = widest.output_bytes.max(merge.output.bytes());
                     if merge.sweeps.most > 1 {
                         widest.measured = widest.measured.max(merge.inputs.len());
-                        widest.held_bytes += tensor.elements * bytes as u64;
+                        let inputs_bytes = tensor.elements.saturating_mul(bytes as u64);
+                        widest.held_bytes = widest.held_bytes.saturating_add(inputs_bytes);
                     }
                 }
             }
@@ -255,11 +247,18 @@ struct Planner<'a> {
     config: &'a Config,
     method: &'static Method,
     sources: &'a [Source],
-    models: Vec<ModelRef>,
+    /// Which source each model is.
+    places: HashMap<ModelRef, usize>,
+    /// Of each source the embedding that may stand in for its head.
+    embeddings: Vec<Option<usize>>,
     choices: &'a Choices,
-    /// Warnings about parameters that the method does not read.
-    unread: Vec<Error>,
+    unread: Unread,
+    comparisons: Comparisons,
     problems: Problems,
+    partly_held: PartlyHeld,
+    /// The values of the last tensor, which are often those of the next.
+    last_shared: Arc<Values>,
+    last_per_input: Arc<Vec<Values>>,
     notes: Vec<String>,
     /// Whether a tied embedding stands in for a head that is written.
     untied: bool,
@@ -267,7 +266,7 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn source_of(&self, model: &ModelRef) -> usize {
-        self.models.iter().position(|known| known == model).expect("every model of the config is a source")
+        *self.places.get(model).expect("every model of the config is a source")
     }
 
     /// The model that gives config.json and the tokenizer: the base, or else the first.
@@ -281,14 +280,9 @@ impl<'a> Planner<'a> {
             self.problems
                 .add(problem.hint("remove the key, and edit chat_template in the output's tokenizer files"));
         }
-        let file = |source: &Source| {
-            let file = source.folder.join("tokenizer.json");
-            // Anything but a file would perhaps never end.
-            if file.is_file() { std::fs::read(file).ok() } else { None }
-        };
         let donor = &self.sources[self.donor()];
-        let own = file(donor);
-        let other = self.sources.iter().find(|source| file(source) != own);
+        let own = tokenizer(donor);
+        let other = self.sources.iter().find(|source| !same_file(own.as_ref(), tokenizer(source).as_ref()));
         let Some(wish) = &self.config.tokenizer else {
             if let Some(other) = other {
                 self.notes.push(format!(
@@ -312,15 +306,16 @@ impl<'a> Planner<'a> {
 
     /// What happens to one tensor, or why nothing can.
     fn tensor(&mut self, wanted: &Wanted<'a>) -> Result<Tensor> {
-        let found: Vec<Option<At>> = wanted.inputs.iter().map(|want| self.find(want)).collect();
-        let holders: Vec<At> = found.iter().flatten().copied().collect();
-        self.check_shapes(wanted, &found)?;
+        let wants = wanted.inputs();
+        let found: Vec<_> = wants.iter().map(|want| (want.source, self.find(want))).collect();
+        let holders: Vec<At> = found.iter().filter_map(|(_, at)| *at).collect();
+        self.check_shapes(wanted, &holders)?;
         if holders.len() < found.len() {
-            return self.held_by_some(wanted, &holders);
+            return self.held_by_some(wanted, &found, holders);
         }
         let dtypes: Vec<Dtype> = holders.iter().map(|at| self.info(*at).dtype).collect();
         let floats: Option<Vec<Float>> = dtypes.iter().map(|dtype| Float::of(*dtype)).collect();
-        let settings = self.settings(wanted, self.info(holders[0]).elements())?;
+        let settings = self.settings(wanted, &wants, self.info(holders[0]).elements())?;
         let recipe = (self.method.recipe)(&settings).map_err(|refusal| {
             let at = self.config.merge_method.at;
             Error { hint: refusal.hint, ..self.config.error_at(at, refusal.message) }
@@ -330,9 +325,9 @@ impl<'a> Planner<'a> {
             (Recipe::Passes { sweeps, .. }, Some(floats)) => {
                 let output = self.stored(&floats);
                 let info = self.info(holders[0]);
-                let (name, shape, elements) = (wanted.name.clone(), info.shape.clone(), info.elements());
+                let (name, shape, elements) = (wanted.name.to_string(), info.shape.clone(), info.elements());
+                let (dtype, bytes) = (output.dtype(), stored_bytes(&name, elements, output.dtype())?);
                 let merge = Merge { inputs: holders, floats, output, settings, sweeps };
-                let (dtype, bytes) = (output.dtype(), elements * output.bytes() as u64);
                 Ok(Tensor { name, shape, dtype, elements, bytes, action: Action::Merge(merge) })
             }
             (Recipe::Passes { .. }, None) => self.not_floats(wanted, holders, &dtypes),
@@ -362,22 +357,26 @@ impl<'a> Planner<'a> {
     }
 
     /// A tensor that only some of the models have.
-    fn held_by_some(&mut self, wanted: &Wanted<'_>, holders: &[At]) -> Result<Tensor> {
-        let (with, without): (Vec<_>, Vec<_>) =
-            wanted.inputs.iter().partition(|want| self.find(want).is_some());
-        let names =
-            |wants: &[&Want<'_>]| wants.iter().map(|w| self.name_of(w.source)).collect::<Vec<_>>().join(", ");
-        let (with, without) = (names(&with), names(&without));
+    fn held_by_some(
+        &mut self,
+        wanted: &Wanted<'_>,
+        found: &[(usize, Option<At>)],
+        holders: Vec<At>,
+    ) -> Result<Tensor> {
+        let sources =
+            |held: bool| found.iter().filter(move |(_, at)| at.is_some() == held).map(|(source, _)| *source);
+        let (with, without): (Vec<_>, Vec<_>) = (sources(true).collect(), sources(false).collect());
         let donor = self.donor();
         if holders.len() < 2 && holders.iter().all(|at| at.source != donor) {
+            let (with, without) = (self.names_of(&with), self.names_of(&without));
             let problem = format!("tensor {}: {with} has it, {without} has not", wanted.name);
             return Err(Error::config(problem).hint(
                 "a tensor that some models lack is copied if the base model has it, or if several have it and agree; \
                  check that the models have the same architecture",
             ));
         }
-        self.notes.push(format!("{}: copied from {with}, because {without} has none", wanted.name));
-        self.copied(wanted, holders.to_vec())
+        self.partly_held.add(&wanted.name, (with, without));
+        self.copied(wanted, holders)
     }
 
     /// A tensor that is copied, converted where it is a float and the config asks for another type.
@@ -397,13 +396,14 @@ impl<'a> Planner<'a> {
                 .hint("convert the checkpoint to float32 first"));
         }
         let to = from.map(|float| self.stored(&[float]));
+        let dtype = to.map_or(info.dtype, Float::dtype);
         let elements = info.elements();
         Ok(Tensor {
-            name: wanted.name.clone(),
+            name: wanted.name.to_string(),
             shape: info.shape.clone(),
-            dtype: to.map_or(info.dtype, Float::dtype),
+            dtype,
             elements,
-            bytes: to.map_or(info.bytes, |to| elements * to.bytes() as u64),
+            bytes: stored_bytes(&wanted.name, elements, dtype)?,
             action: Action::Copy(Copy { holders, from, to }),
         })
     }
@@ -425,20 +425,28 @@ impl<'a> Planner<'a> {
         &self.sources[source].name
     }
 
+    /// Some models by name, and how many more there are.
+    fn names_of(&self, sources: &[usize]) -> String {
+        const NAMED_MAX: usize = 8;
+        let named: Vec<&str> = sources.iter().take(NAMED_MAX).map(|source| self.name_of(*source)).collect();
+        let more = sources.len() - named.len();
+        named.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    }
+
     /// A model's tensor; the input embedding where a tied head has none of its own.
-    fn find(&self, want: &Want<'_>) -> Option<At> {
-        let source = &self.sources[want.source];
-        let tensor = source.place_of(&want.name).or_else(|| wanted::tied_embedding(source, &want.name));
+    fn find(&self, want: &Want<'_, '_>) -> Option<At> {
+        let embedding = || self.embeddings[want.source].filter(|_| names::is_head(&want.name));
+        let tensor = self.sources[want.source].place_of(&want.name).or_else(embedding);
         tensor.map(|tensor| At { source: want.source, tensor })
     }
 
-    fn check_shapes(&mut self, wanted: &Wanted<'_>, found: &[Option<At>]) -> Result<()> {
-        let mut shapes = found.iter().flatten().map(|at| (at.source, &self.info(*at).shape));
+    fn check_shapes(&mut self, wanted: &Wanted<'_>, holders: &[At]) -> Result<()> {
+        let mut shapes = holders.iter().map(|at| (at.source, &self.info(*at).shape));
         let Some((first, shape)) = shapes.next() else { return Ok(()) };
         let Some((other, different)) = shapes.find(|(_, other)| *other != shape) else {
             // Which models' embeddings stand in is known from the names that were found.
             self.untied |= names::is_head(&wanted.name)
-                && found.iter().flatten().any(|at| !names::is_head(&self.info(*at).name));
+                && holders.iter().any(|at| !names::is_head(&self.info(*at).name));
             return Ok(());
         };
         let problem = Error::config(format!(
@@ -456,73 +464,81 @@ impl<'a> Planner<'a> {
     }
 
     /// Resolves every parameter for a tensor.
-    fn settings(&self, wanted: &Wanted<'_>, elements: u64) -> Result<Settings> {
-        let mut settings = Settings {
-            tensor: wanted.name.clone(),
-            seed: self.choices.seed,
-            elements,
-            inputs: wanted.inputs.len(),
-            base: if self.method.base == Base::Required { wanted.base } else { None },
-            shared: Values::new(),
-            per_input: vec![Values::new(); wanted.inputs.len()],
-        };
+    fn settings(&mut self, wanted: &Wanted<'a>, wants: &[Want<'_, 'a>], elements: u64) -> Result<Settings> {
+        let base = wanted.members.base.filter(|_| self.method.base == Base::Required);
+        let (mut shared, mut per_input) = (Values::new(), vec![Values::new(); wants.len()]);
         for parameter in self.method.parameters {
-            let resolve = |scopes: &[_], tensor: &str, of: &dyn Display, listed: bool| {
-                parameters::resolve(self.config, parameter, scopes, tensor, wanted.position)?
-                    .map(|value| (parameter.name, value))
-                    .ok_or_else(|| self.missing(parameter.name, of, listed))
-            };
             if parameter.scope == Scope::Shared {
-                settings.shared.push(resolve(&wanted.outer, &wanted.name, &wanted.name, true)?);
+                shared.push(self.value(parameter, wanted, None)?);
                 continue;
             }
-            for (input, want) in wanted.inputs.iter().enumerate() {
-                if parameter.scope == Scope::Input || settings.base != Some(input) {
-                    let scopes: Vec<_> = want.own.into_iter().chain(wanted.outer.iter().copied()).collect();
-                    let value = resolve(&scopes, &want.name, &self.name_of(want.source), want.own.is_some())?;
-                    settings.per_input[input].push(value);
+            for (input, want) in wants.iter().enumerate() {
+                if parameter.scope == Scope::Input || base != Some(input) {
+                    per_input[input].push(self.value(parameter, wanted, Some(want))?);
                 }
             }
         }
-        Ok(settings)
+        Ok(Settings {
+            tensor: wanted.name.to_string(),
+            seed: self.choices.seed,
+            elements,
+            inputs: wants.len(),
+            base,
+            shared: kept(&mut self.last_shared, shared),
+            per_input: kept(&mut self.last_per_input, per_input),
+        })
     }
 
-    fn missing(&self, parameter: &str, of: &dyn Display, listed: bool) -> Error {
+    /// A parameter's value for a tensor: of one model, or of all.
+    fn value(
+        &self,
+        parameter: &Parameter,
+        wanted: &Wanted<'a>,
+        want: Option<&Want<'_, 'a>>,
+    ) -> Result<(&'static str, Value)> {
+        let own = want.and_then(|want| want.own);
+        let scopes = own.into_iter().chain(wanted.members.slice).chain([&self.config.parameters]);
+        let (tensor, at) = (want.map_or(&*wanted.name, |want| &*want.name), wanted.position);
+        let value = parameters::resolve(self.config, parameter, scopes, tensor, at, &self.comparisons)?;
+        value.map(|value| (parameter.name, value)).ok_or_else(|| match want {
+            None => self.missing(parameter.name, &wanted.name, true),
+            Some(want) => self.missing(parameter.name, self.name_of(want.source), want.own.is_some()),
+        })
+    }
+
+    fn missing(&self, parameter: &str, of: &str, listed: bool) -> Error {
         let at = self.config.merge_method.at;
         let error =
             self.config.error_at(at, format!("{} needs `{parameter}`, and {of} has none", self.method.name));
         // The commonest reason is a slip of a key.
         let meant = format!("did you mean `{parameter}`?");
-        let slip = parameters::unread(self.config, self.method)
-            .into_iter()
-            .find(|w| w.hint.as_ref() == Some(&meant));
         if !listed {
             return error.hint(
                 "base_model is merged like the others: list it with its parameters, or remove base_model",
             );
         }
-        error.hint(match slip {
-            Some(slip) => format!("{}; {meant}", slip.message),
+        error.hint(match self.unread.slip_of(parameter) {
+            Some(slip) => format!("{slip}; {meant}"),
             None => format!(
                 "add `parameters: {{{parameter}: …}}` to the model, or to the whole config for all models"
             ),
         })
     }
 
-    fn finish(mut self, tensors: Vec<Tensor>, wanted: &[Wanted<'_>]) -> Result<Plan> {
+    fn finish(mut self, tensors: Vec<Tensor>) -> Result<Plan> {
+        check_total(&tensors)?;
         let donor = self.donor();
-        let config_edits = self.config_edits(&tensors, wanted);
-        let mut warnings = std::mem::take(&mut self.unread);
+        let config_edits = self.config_edits(&tensors);
+        let mut warnings = self.unread.warnings();
         if let (Inputs::Slices(_), Some(layers)) = (&self.config.inputs, config_edits.layers) {
             warnings.extend(self.stale_layer_lists(layers));
-            warnings.extend(uneven_layers(&tensors));
+            warnings.extend(warnings::uneven_layers(&tensors));
         }
         let left_out = wanted::left_out(self.sources, &tensors);
-        let out: Vec<OutTensor> = tensors
-            .iter()
-            .map(|t| OutTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
-            .collect();
-        self.notes.extend(self.sources.iter().flat_map(|source| source.warnings().iter().cloned()));
+        let partly_held = std::mem::take(&mut self.partly_held).notes(|sources| self.names_of(sources));
+        self.notes.extend(partly_held);
+        let of_sources = self.sources.iter().flat_map(|source| source.warnings().iter().cloned());
+        self.notes.extend(warnings::few_notes(of_sources.collect()));
         warnings.extend(self.same_folders());
         warnings.extend(self.senseless_values(&tensors));
         self.notes.extend(self.values_of_the_base());
@@ -532,7 +548,7 @@ impl<'a> Planner<'a> {
             models: self.sources.iter().map(|source| source.name.clone()).collect(),
             base: self.config.base_model.as_ref().map(|base| self.source_of(&base.value)),
             donor,
-            layout: layout(&out, self.choices.shard_bytes),
+            layout: layout(&tensors, self.choices.shard_bytes),
             tensors,
             config_edits,
             left_out,
@@ -541,111 +557,82 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Two names of one folder are two models to the config, and probably not to the user.
-    fn same_folders(&self) -> Vec<Error> {
-        let folders: Vec<_> = self.sources.iter().map(|source| source.folder.canonicalize().ok()).collect();
-        let same = |i: usize| folders[..i].iter().position(|other| other.is_some() && *other == folders[i]);
-        let warning = |(i, j): (usize, usize)| {
-            Error::config(format!(
-                "{} and {} are the same folder",
-                self.sources[j].name, self.sources[i].name
-            ))
-            .hint("name it the same way everywhere, or it is merged twice")
-        };
-        (0..folders.len()).filter_map(|i| Some((i, same(i)?))).map(warning).collect()
-    }
-
-    /// Values that a parameter takes but that make no sense, like a density of 50.
-    fn senseless_values(&self, tensors: &[Tensor]) -> Vec<Error> {
-        let mut warnings: IndexMap<String, Error> = IndexMap::new();
-        let merges = tensors.iter().filter_map(|tensor| match &tensor.action {
-            Action::Merge(merge) => Some(merge),
-            Action::Copy(_) => None,
-        });
-        for merge in merges {
-            let own = merge
-                .settings
-                .per_input
-                .iter()
-                .zip(&merge.inputs)
-                .map(|(values, at)| (values, self.name_of(at.source)));
-            for (values, model) in own {
-                for (name, value) in values {
-                    let parameter = self.method.parameters.iter().find(|parameter| parameter.name == *name);
-                    let sensible = parameter.and_then(|parameter| parameter.sensible);
-                    if let (Some((low, high)), Value::Number(number)) = (sensible, *value)
-                        && !(low..=high).contains(&number)
-                    {
-                        let message = format!(
-                            "{}: {name} {number} of {model} is not from {low} to {high}",
-                            self.config.file
-                        );
-                        let hint = format!("more than {high} acts as {high}, less than {low} as {low}");
-                        warnings.entry(message.clone()).or_insert_with(|| Error::config(message).hint(hint));
-                    }
-                }
-            }
-        }
-        warnings.into_values().collect()
-    }
-
-    /// Parameters written under a base that has none: many configs have them, and they change nothing.
-    fn values_of_the_base(&self) -> Vec<String> {
-        let (Inputs::Models(models), Some(base), Base::Required) =
-            (&self.config.inputs, &self.config.base_model, self.method.base)
-        else {
-            return Vec::new();
-        };
-        let of_base = models.iter().filter(|input| input.model.value == base.value);
-        let names = of_base.flat_map(|input| input.parameters.keys()).filter(|name| {
-            self.method.parameters.iter().any(|p| p.name == name.as_str() && p.scope == Scope::NonBase)
-        });
-        names.map(|name| format!("{name} of {} is not read: it is the base", base.value)).collect()
-    }
-
-    fn config_edits(&self, tensors: &[Tensor], wanted: &[Wanted<'_>]) -> ConfigEdits {
+    fn config_edits(&self, tensors: &[Tensor]) -> ConfigEdits {
         let floats =
             |float: Float| tensors.iter().filter(|t| t.dtype == float.dtype()).map(|t| t.bytes).sum::<u64>();
         let most = [Float::BF16, Float::F16, Float::F32].into_iter().max_by_key(|float| floats(*float));
         let head = tensors.iter().any(|tensor| names::is_head(&tensor.name));
         let untied = head && (self.untied || wanted::says_tied(&self.sources[self.donor()]) == Some(true));
         let layers = matches!(self.config.inputs, Inputs::Slices(_)).then(|| {
-            names::stacks(wanted.iter().map(|w| w.name.as_str())).values().copied().max().unwrap_or(0)
+            names::stacks(tensors.iter().map(|t| t.name.as_str())).values().copied().max().unwrap_or(0)
         });
         ConfigEdits { dtype: most.filter(|float| floats(*float) > 0), layers, tied: untied.then_some(false) }
     }
+}
 
-    /// config.json may list something for every layer of the donor; such lists are not cut to fit.
-    fn stale_layer_lists(&self, layers: usize) -> Option<Error> {
-        let donor = &self.sources[self.donor()];
-        let names: Vec<&str> = donor.tensors().map(|tensor| tensor.name.as_str()).collect();
-        let had = names::stacks(names.into_iter()).values().copied().max().unwrap_or(0);
-        let lists = per_layer_lists(&donor.config, had);
-        (had != layers && !lists.is_empty()).then(|| {
-            Error::config(format!(
-                "config.json has one entry per layer in {}: they stay as in {}",
-                lists.join(", "),
-                donor.name
-            ))
-            .hint("edit them in the output's config.json to match its layers")
-        })
+impl Stored for Tensor {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
     }
 }
 
-/// Stacked layers of models that do not fit together: the same tensor has other dimensions in another layer.
-fn uneven_layers(tensors: &[Tensor]) -> Option<Error> {
-    let mut first: HashMap<&str, &Tensor> = HashMap::new();
-    for tensor in tensors {
-        let Some(layered) = names::layered(&tensor.name) else { continue };
-        let other = *first.entry(layered.rest).or_insert(tensor);
-        if other.shape != tensor.shape && other.input(0).source != tensor.input(0).source {
-            let (a, b) = (&other.shape, &tensor.shape);
-            let message =
-                format!("{} is {a:?} and {} is {b:?}: layers of different models", other.name, tensor.name);
-            return Some(
-                Error::config(message).hint("layers can be stacked if their models have the same dimensions"),
-            );
+/// A model's tokenizer.json, if it has one.
+fn tokenizer(source: &Source) -> Option<InputFile> {
+    const TOKENIZER: &str = "tokenizer.json";
+    source.folder.has(TOKENIZER).then(|| source.folder.file(TOKENIZER))
+}
+
+/// Whether both have none, or the same. One that cannot be read is another one: where it is needed, the merge says why.
+fn same_file(one: Option<&InputFile>, other: Option<&InputFile>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => {
+            one == other || one.same_content(other, TOKENIZER_BYTES_MAX).unwrap_or(false)
         }
+        (None, None) => true,
+        _ => false,
     }
-    None
 }
+
+/// The same values in one place: tensors that are alike share theirs.
+fn kept<T: PartialEq>(last: &mut Arc<T>, values: T) -> Arc<T> {
+    if **last != values {
+        *last = Arc::new(values);
+    }
+    Arc::clone(last)
+}
+
+/// The bytes of a tensor in the output. One that no file can hold is refused: its input may be a hole in a file.
+fn stored_bytes(tensor: &str, elements: u64, dtype: Dtype) -> Result<u64> {
+    let bytes = u128::from(elements) * dtype.bitsize() as u128 / 8;
+    u64::try_from(bytes).ok().filter(|bytes| *bytes <= DATA_BYTES_MAX).ok_or_else(|| {
+        Error::config(format!(
+            "tensor {tensor}: it takes {bytes} bytes as {dtype:?}, more than any file can hold"
+        ))
+        .hint("the checkpoint is damaged, or made to do damage")
+    })
+}
+
+/// Refuses an output that would be larger than any file.
+fn check_total(tensors: &[Tensor]) -> Result<()> {
+    let bytes: u128 = tensors.iter().map(|tensor| u128::from(tensor.bytes)).sum();
+    if bytes <= u128::from(DATA_BYTES_MAX) {
+        return Ok(());
+    }
+    let message = format!("the output would take {bytes} bytes, more than any disk can hold");
+    Err(Error::config(message).hint("a slice may repeat large layers too often"))
+}
+
+/// A sum of bytes to read, which no disk has so many of; it stays at the largest number.
+fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
+    bytes.fold(0, u64::saturating_add)
+}
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,17 @@
 //! What a merge did: the manifest `mergeforge.json`, the other files beside the tensors, and words for people.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs::{self, File, Metadata};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use crate::backend::{Backend, OddValues};
-use crate::checkpoint::{Content, ModelCard, Sidecar, Source, companion_files, config_json, model_card};
+use crate::checkpoint::{
+    CARD, Content, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, ModelCard, Sidecar, Source, companion_files,
+    config_json, model_card,
+};
 use crate::error::{Error, Result};
 use crate::method::Scope;
 use crate::stream::Merged;
@@ -28,6 +31,8 @@ pub struct Report {
     pub shares: Shares,
     /// How long it took after that to put everything on the disk and to write the files beside the tensors.
     pub finishing: Duration,
+    /// Worker threads that were asked for and that the system did not start.
+    pub threads_missing: usize,
     manifest: Value,
 }
 
@@ -70,7 +75,7 @@ impl Report {
             "tensors": tensors,
         });
         let finishing = Duration::ZERO;
-        Self { device: backend.name(), merged, timeline, shares, finishing, manifest }
+        Self { device: backend.name(), merged, timeline, shares, finishing, threads_missing: 0, manifest }
     }
 
     /// The odd values of all tensors together, and how many tensors have some.
@@ -91,21 +96,29 @@ impl Report {
     }
 
     /// Writes the timeline's single records as a trace, for Perfetto or `chrome://tracing`. A file that is there is
-    /// replaced.
+    /// replaced, but no file of the inputs.
     ///
     /// # Errors
     /// Kind `Output`: the file cannot be written. The merge itself is complete.
-    pub fn write_trace(&self, file: &Path) -> Result<()> {
+    pub fn write_trace(&self, file: &Path, prepared: &Prepared) -> Result<()> {
         let write = || {
-            let mut out = BufWriter::new(File::create(file)?);
-            self.timeline.write_trace(&self.device, &mut out)?;
-            out.flush()
-        };
-        write().map_err(|cause| {
+            // What it is now may not be what it was when the merge began.
+            let out = File::options().write(true).create(true).truncate(false).open(file)?;
+            if let Some(input) = input_behind(&out.metadata()?, prepared) {
+                return Err(io::Error::other(format!("{input}, and inputs are never written to")));
+            }
+            if out.metadata()?.is_file() {
+                out.set_len(0)?;
+            }
+            let mut out = BufWriter::new(out);
+            let written = self.timeline.write_trace(&self.device, &mut out).and_then(|()| out.flush());
             // Half a trace is of no use; what is no file, as a pipe, is not ours to remove.
-            if file.is_file() {
+            if written.is_err() && file.is_file() {
                 let _ = fs::remove_file(file);
             }
+            written
+        };
+        write().map_err(|cause| {
             Error::output(format!(
                 "the merge is complete, but cannot write the trace {}: {cause}",
                 file.display()
@@ -122,13 +135,13 @@ impl Report {
         let mut manifest = serde_json::to_vec_pretty(&self.manifest).expect("the manifest is plain JSON");
         manifest.push(b'\n');
         let mut files = vec![
-            file("mergekit_config.yml", config.source.clone().into_bytes()),
-            file("mergeforge.json", manifest),
-            file("config.json", config_json(&donor.config, &plan.config_edits)),
+            file(MERGE_CONFIG, config.source.clone().into_bytes()),
+            file(MANIFEST, manifest),
+            file(MODEL_CONFIG, config_json(&donor.config_text, &plan.config_edits)),
         ];
         if options.model_card {
             let title = options.out.file_name().map_or_else(|| "merge".into(), |name| name.to_string_lossy());
-            files.push(file("README.md", card(prepared, &title).into_bytes()));
+            files.push(file(CARD, card(prepared, &title).into_bytes()));
         }
         if options.copy_tokenizer {
             files.extend(companion_files(&donor.folder)?);
@@ -137,29 +150,46 @@ impl Report {
     }
 }
 
+/// About what the files beside the tensors take that are not copied. The manifest has a line and a digest for each tensor.
+pub(crate) fn other_bytes(prepared: &Prepared) -> u64 {
+    const AROUND_EACH_TENSOR: usize = 120;
+    const ALL_ELSE: usize = 16 << 10;
+    let Prepared { plan, config, sources } = prepared;
+    let of_tensors: usize = plan.tensors.iter().map(|tensor| tensor.name.len() + AROUND_EACH_TENSOR).sum();
+    let index = plan.layout.index.as_ref().map_or(0, Vec::len);
+    // The config stands in the card too.
+    let texts = sources[plan.donor].config_text.len() + 2 * config.source.len();
+    (of_tensors + index + texts + ALL_ELSE) as u64
+}
+
+/// A model as `org/name`, if it lies in the Hugging Face cache.
+fn hub_name(source: &Source) -> Option<String> {
+    let real = source.folder.real();
+    let repository = real.parent()?.parent()?.file_name()?.to_str()?;
+    Some(repository.strip_prefix("models--")?.replacen("--", "/", 1))
+}
+
+/// A model as the card names it: as it was written, but where that is a path into the cache by its name on the Hub, which others
+/// can look up.
+fn card_name(source: &Source) -> String {
+    let written = source.name.split('@').next();
+    hub_name(source).filter(|name| written != Some(name)).unwrap_or_else(|| source.name.clone())
+}
+
 fn card(prepared: &Prepared, title: &str) -> String {
-    let (plan, config) = (&prepared.plan, &prepared.config);
-    let from_cache =
-        |part: std::path::Component<'_>| part.as_os_str().to_string_lossy().starts_with("models--");
-    let on_hub = |source: &&Source| source.folder.components().any(from_cache) && source.name.contains('/');
-    // The Hub knows repositories, not their revisions.
-    let repository = |source: &Source| source.name.split('@').next().unwrap_or_default().to_string();
-    let hub_models: Vec<String> = prepared.sources.iter().filter(on_hub).map(repository).collect();
+    let Prepared { plan, config, sources } = prepared;
+    let hub_models: Vec<String> = sources.iter().filter_map(hub_name).collect();
+    let names: Vec<String> = sources.iter().map(card_name).collect();
     // Where parameters are for all models but the base, the base is what the others are compared with.
     let compared = plan.method.parameters.iter().any(|parameter| parameter.scope == Scope::NonBase);
     let is_base = |i: usize| compared && plan.base == Some(i);
-    let merged: Vec<String> = plan
-        .models
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| !is_base(*i))
-        .map(|(_, model)| model.clone())
-        .collect();
+    let merged: Vec<String> =
+        names.iter().enumerate().filter(|(i, _)| !is_base(*i)).map(|(_, model)| model.clone()).collect();
     model_card(&ModelCard {
         title,
         method: plan.method.name,
         paper: plan.method.paper.map(|paper| paper.url),
-        base: plan.base.map(|base| plan.models[base].as_str()),
+        base: plan.base.map(|base| names[base].as_str()),
         models: &merged,
         seed: plan.seed,
         hub_models: &hub_models,
@@ -196,14 +226,26 @@ pub fn check_trace(file: &Path, config: &Path, out: &Path, prepared: &Prepared) 
     if places.iter().any(of_output) {
         return refused("the output goes there");
     }
-    let inputs: Vec<PathBuf> = prepared.sources.iter().map(|source| real(&source.folder)).collect();
+    let inputs: Vec<PathBuf> = prepared.sources.iter().map(|source| source.folder.real()).collect();
     if places.iter().any(|place| inputs.iter().any(|input| place.starts_with(input))) {
         return refused("a model lies there, and inputs are never written to");
     }
     if places.contains(&real(config)) {
         return refused("that is the config");
     }
+    // A link without a target of its own (`ln`), or to a blob of the cache.
+    if let Some(input) = fs::metadata(file).ok().and_then(|found| input_behind(&found, prepared)) {
+        return refused(&format!("{input}, and inputs are never written to"));
+    }
     may_write(if file.exists() { file } else { &folder }).or_else(|cause| refused(&cause.to_string()))
+}
+
+/// Which input a file is too, if it is one.
+fn input_behind(file: &Metadata, prepared: &Prepared) -> Option<String> {
+    prepared.sources.iter().find_map(|source| {
+        let name = source.folder.name_of(file)?;
+        Some(format!("it is a link to {}", source.folder.path.join(name).display()))
+    })
 }
 
 /// The folder of a file, without symlinks, if it is there.
@@ -258,14 +300,4 @@ fn rounded(value: f64) -> f64 {
 
 fn odd_json(odd: OddValues) -> Value {
     json!({ "nan": odd.nan, "infinite": odd.infinite, "overflowed": odd.overflowed })
-}
-
-/// A number of bytes in words: `2.20 GB`.
-pub fn bytes(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} bytes"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
 }

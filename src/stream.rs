@@ -19,6 +19,7 @@ use crate::checkpoint::{Reads, Sink, Source};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::recipe::Threshold;
+use crate::threads;
 use crate::timeline::{By, Stage, Timeline};
 use group::{Group, Place, Task};
 use inputs::{Behind, Reader};
@@ -155,9 +156,18 @@ pub struct Work<'a> {
     pub reads: Reads,
 }
 
+/// What came of it.
+#[derive(Debug)]
+pub struct Streamed {
+    /// Of every tensor of the plan: the digest of what was written, the odd values met, and thresholds.
+    pub merged: Vec<Merged>,
+    /// The worker threads that there were.
+    pub workers: usize,
+}
+
 /// Carries out a plan: reads from the sources, computes on `backend`, writes to `sink`.
 ///
-/// Returns, for every tensor of the plan, the digest of what was written, the odd values met, and thresholds.
+/// Where the system does not start all worker threads, those that there are do the work.
 ///
 /// # Errors
 /// The first failure of any worker: an input that cannot be read, a disk that is full, a copy whose holders
@@ -169,7 +179,7 @@ pub fn run(
     limits: &Limits,
     watch: &dyn Watch,
     timeline: &Timeline,
-) -> Result<Vec<Merged>> {
+) -> Result<Streamed> {
     let Work { plan, sources, recalled, reads } = work;
     let queue = Queue {
         ready: VecDeque::new(),
@@ -195,17 +205,13 @@ pub fn run(
         queue: Mutex::new(queue),
         changed: Condvar::new(),
     };
-    std::thread::scope(|scope| {
-        let stream = &stream;
-        for worker in 0..limits.threads {
-            scope.spawn(move || stream.work(worker));
-        }
-    });
+    let workers = threads::share(limits.threads, |worker| stream.work(worker));
     let queue = stream.queue.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match queue.failure {
-        Some(failure) => Err(failure),
-        None => Ok(queue.merged.into_iter().map(|merged| merged.expect("every group finished")).collect()),
+    if let Some(failure) = queue.failure {
+        return Err(failure);
     }
+    let merged = queue.merged.into_iter().map(|merged| merged.expect("every group finished")).collect();
+    Ok(Streamed { merged, workers })
 }
 
 impl Stream<'_> {

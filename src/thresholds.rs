@@ -7,13 +7,14 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Source;
+use crate::cache::make_private;
+use crate::checkpoint::{Source, read_small};
 use crate::kernel::consensus::Trim;
 use crate::plan::{Action, At, Plan};
 use crate::recipe::Threshold;
@@ -127,34 +128,87 @@ const FORMAT: u32 = 1;
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 fn read(file: &Path) -> io::Result<Known> {
-    // Opening a pipe would wait for ever.
-    if !fs::metadata(file)?.is_file() {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut bytes = Vec::new();
-    File::open(file)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    let Stored { format, tensors } = serde_json::from_slice(&bytes)?;
+    let Stored { format, tensors } = serde_json::from_slice(&read_small(file, FILE_BYTES_MAX)?)?;
     if format == FORMAT { Ok(tensors.into_iter().collect()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
+
+/// The ending of a file that is being written.
+const UNFINISHED: &str = "partial";
 
 /// Replaces a file in one step: a merge that reads it at the same time sees the old or the new one.
 fn write(file: &Path, known: &Known) -> io::Result<()> {
     let mut tensors: Vec<_> = known.clone().into_iter().collect();
     tensors.sort_unstable();
-    fs::create_dir_all(file.parent().unwrap_or(Path::new("")))?;
-    let unfinished = file.with_extension(format!("{}.partial", std::process::id()));
-    fs::write(&unfinished, serde_json::to_vec(&Stored { format: FORMAT, tensors })?)?;
-    fs::rename(&unfinished, file)
+    make_private(file.parent().unwrap_or(Path::new("")))?;
+    let unfinished = file.with_extension(format!("{}.{UNFINISHED}", std::process::id()));
+    let json = serde_json::to_vec(&Stored { format: FORMAT, tensors })?;
+    // One that is there is a killed merge's or somebody's trap: it is left alone, and goes as the old ones do.
+    let mut made = File::create_new(&unfinished)?;
+    made.write_all(&json).and_then(|()| fs::rename(&unfinished, file)).inspect_err(|_| {
+        let _ = fs::remove_file(&unfinished);
+    })
 }
 
+/// Whether a file of this name is one that [`write`] makes.
+fn is_ours(name: &str) -> bool {
+    let is_hash = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match name.split('.').collect::<Vec<_>>()[..] {
+        [hash, "json"] => is_hash(hash),
+        [hash, process, UNFINISHED] => is_hash(hash) && is_number(process),
+        _ => false,
+    }
+}
+
+/// Removes the files of our own that were written longest ago; nothing else that lies there.
 fn forget_oldest(folder: &Path) -> io::Result<()> {
-    let modified = |entry: io::Result<fs::DirEntry>| {
+    let mut files: Vec<(SystemTime, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        Ok((entry.metadata()?.modified()?, entry.path()))
-    };
-    let mut files: Vec<(SystemTime, PathBuf)> =
-        fs::read_dir(folder)?.map(modified).collect::<io::Result<_>>()?;
+        if entry.file_name().to_str().is_some_and(is_ours) && entry.file_type()?.is_file() {
+            files.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
     files.sort_unstable();
     let beyond = files.len().saturating_sub(PAIRS_MAX);
     files.iter().take(beyond).try_for_each(|(_, file)| fs::remove_file(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_our_own_naming_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let hash = |i: usize| format!("{i:064x}");
+        for i in 0..PAIRS_MAX + 3 {
+            fs::write(at(&format!("{}.json", hash(i))), "{}").unwrap();
+        }
+        fs::write(at(&format!("{}.12.partial", hash(0))), "").unwrap();
+        let foreign =
+            ["thesis.tex", "package.json", "0.json", "photo.partial", &format!("{}.json.bak", hash(1))];
+        for name in foreign {
+            fs::write(at(name), "").unwrap();
+            let file = File::options().write(true).open(at(name)).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        }
+        fs::create_dir(at(&format!("{}.json", "f".repeat(64)))).unwrap();
+        forget_oldest(folder.path()).unwrap();
+        assert!(foreign.iter().all(|name| at(name).exists()));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), PAIRS_MAX + foreign.len() + 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_in_place_of_the_unfinished_file_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, precious) = (folder.path().join("known.json"), folder.path().join("precious"));
+        fs::write(&precious, "mine").unwrap();
+        let unfinished = folder.path().join(format!("known.{}.partial", std::process::id()));
+        std::os::unix::fs::symlink(&precious, unfinished).unwrap();
+        assert!(write(&file, &Known::new()).is_err());
+        assert_eq!(fs::read_to_string(precious).unwrap(), "mine");
+    }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use multiversion::multiversion;
 
 use super::device::LaneBytes;
+use super::memory::{lengthen, reserve};
 use super::{Backend, Hold, Lane, Launch, OddValues, Output, Read, Span, SpanResult, Tally, Yardstick};
 use crate::dtype::{Float, StoredBf16, decode, encode_all, finite_max};
 use crate::error::Result;
@@ -79,7 +80,7 @@ impl Backend for Cpu {
     }
 
     fn yardstick(&self, kind: Yardstick, elements: u64) -> Result<Duration> {
-        Ok(yardstick(kind, elements as usize))
+        yardstick(kind, elements as usize)
     }
 
     fn forget(&self, tensor: usize) -> bool {
@@ -94,19 +95,24 @@ impl Backend for Cpu {
 
 /// One thread's copy from memory to memory, or its xor of several tensors, whose results stay in its cache as those of
 /// kernels do.
-fn yardstick(yardstick: Yardstick, elements: usize) -> Duration {
+fn yardstick(yardstick: Yardstick, elements: usize) -> Result<Duration> {
     let words = elements / 4;
-    let tensor = |i: usize| (i as u64..(i + words) as u64).collect::<Vec<u64>>();
+    let tensor = |i: usize| -> Result<Vec<u64>> {
+        let mut tensor = Vec::new();
+        reserve(&mut tensor, words)?;
+        tensor.extend(i as u64..(i + words) as u64);
+        Ok(tensor)
+    };
     let inputs = match yardstick {
         Yardstick::Copy => {
-            let (from, mut to) = (tensor(0), tensor(1));
+            let (from, mut to) = (tensor(0)?, tensor(1)?);
             let started = Instant::now();
             std::hint::black_box(&mut to).copy_from_slice(std::hint::black_box(&from));
-            return started.elapsed();
+            return Ok(started.elapsed());
         }
         Yardstick::Stream { inputs, .. } => inputs,
     };
-    let tensors: Vec<Vec<u64>> = (0..inputs).map(tensor).collect();
+    let tensors: Vec<Vec<u64>> = (0..inputs).map(tensor).collect::<Result<_>>()?;
     let mut out = vec![1u64; TILE * CHUNK_TILES as usize / 4];
     let started = Instant::now();
     for first in (0..words).step_by(TILE / 4) {
@@ -119,7 +125,7 @@ fn yardstick(yardstick: Yardstick, elements: usize) -> Duration {
         }
         std::hint::black_box(&out);
     }
-    started.elapsed()
+    Ok(started.elapsed())
 }
 
 /// Inputs held between sweeps.
@@ -141,19 +147,19 @@ struct Key {
 }
 
 impl Held {
-    /// A buffer for something to hold, while the budget lasts.
+    /// A buffer to be lengthened for something to hold, while the budget lasts.
     fn buffer(&mut self, bytes: usize) -> Option<Vec<u8>> {
         // What was used last may still be in a cache.
         if let Some(at) = self.spare.iter().rposition(|spare| spare.capacity() >= bytes) {
             let mut buffer = self.spare.swap_remove(at);
-            buffer.resize(bytes, 0);
+            buffer.truncate(bytes);
             return Some(buffer);
         }
         while self.budget_bytes < bytes as u64 {
             self.budget_bytes += self.spare.pop()?.capacity() as u64;
         }
         self.budget_bytes -= bytes as u64;
-        Some(vec![0; bytes])
+        Some(Vec::new())
     }
 
     /// Whether a part was brought and is there.
@@ -241,6 +247,7 @@ impl Lane for CpuLane<'_> {
                     &bytes[..span.elements * float.bytes()]
                 })
                 .collect();
+            self.room.reserve(shape, span, &launch)?;
             let job = &launch.jobs[span.job];
             let written = if shape == Shape::Values { span.elements * launch.output.bytes() } else { 0 };
             let moved = written + bytes.iter().map(|bytes| bytes.len()).sum::<usize>();
@@ -319,6 +326,7 @@ impl CpuLane<'_> {
             pieces.push(match (found, buffer) {
                 (Some(chunk), _) => Piece::Held(chunk),
                 (None, Some(mut buffer)) => {
+                    lengthen(&mut buffer, bytes)?;
                     read.read(index, place, &mut buffer)?;
                     let chunk = Arc::new(buffer);
                     self.cpu.held().chunks.insert(key, Arc::clone(&chunk));
@@ -326,7 +334,7 @@ impl CpuLane<'_> {
                 }
                 (None, None) => {
                     let slot = &mut self.slots[place];
-                    slot.resize(slot.len().max(bytes), 0);
+                    lengthen(slot, bytes)?;
                     read.read(index, place, &mut slot[..bytes])?;
                     Piece::Read
                 }
@@ -464,7 +472,8 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// Runs a job over a span, tile by tile. Results are appended to the room's vector of the job's shape.
+/// Runs a job over a span, tile by tile. Results are appended to the room's vector of the job's shape, which has been
+/// reserved.
 fn run_span(room: &mut Room, job: &Job, span: &Span, launch: &Launch, inputs: &[&[u8]]) -> Tally {
     let (pieces, output) = (Pieces::new(inputs, &launch.floats), launch.output);
     let mut tally = Tally::default();
@@ -515,6 +524,22 @@ impl Room {
         self.words.clear();
     }
 
+    /// Makes room for the results of a span.
+    fn reserve(&mut self, shape: Shape, span: &Span, launch: &Launch) -> Result<()> {
+        let tiles = (span.tiles.end - span.tiles.start) as usize;
+        match shape {
+            Shape::Values => {
+                let end = self.values.used + span.elements * launch.output.bytes();
+                lengthen(&mut self.values.bytes, end)
+            }
+            Shape::Sums { words } => reserve(&mut self.sums, words * tiles),
+            Shape::Counts { words } => {
+                reserve(&mut self.words, words * span.records(launch.record_tiles) as usize)
+            }
+            Shape::Words { words } => reserve(&mut self.words, words * span.elements),
+        }
+    }
+
     /// A part of a shape's results.
     fn result(&self, shape: Shape, part: Range<usize>) -> SpanResult<'_> {
         match shape {
@@ -541,12 +566,16 @@ pub(super) struct Engine(Room);
 
 impl Engine {
     /// Runs one span of a launch; `inputs` are its elements, as stored.
-    pub(super) fn run(&mut self, launch: &Launch, span: &Span, inputs: &[&[u8]]) -> Output<'_> {
+    ///
+    /// # Errors
+    /// There is no memory for its results.
+    pub(super) fn run(&mut self, launch: &Launch, span: &Span, inputs: &[&[u8]]) -> Result<Output<'_>> {
         let (job, room) = (&launch.jobs[span.job], &mut self.0);
         room.clear();
+        room.reserve(job.result(), span, launch)?;
         let tally = run_span(room, job, span, launch, inputs);
         let shape = job.result();
-        Output { result: room.result(shape, 0..room.len(shape)), tally, redone: true }
+        Ok(Output { result: room.result(shape, 0..room.len(shape)), tally, redone: true })
     }
 }
 
@@ -561,7 +590,6 @@ impl Values {
     fn room_for(&mut self, bytes: usize) -> &mut [u8] {
         let start = self.used;
         self.used += bytes;
-        self.bytes.resize(self.bytes.len().max(self.used), 0);
         &mut self.bytes[start..self.used]
     }
 }

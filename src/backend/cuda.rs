@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::kernel::packed::{MAGNITUDES_MODELS, TALLY_WORDS};
 use crate::kernel::{Result as Shape, SPANS_MAX, TILE, Widest};
 use crate::timeline::{By, Stage, Timeline};
-use driver::{Address, Context, DeviceMemory, Event, Pinned, Stream, Way};
+use driver::{Context, DeviceMemory, Event, Pinned, Stream, Way};
 use kernels::Kernels;
 
 /// Chunks of 2 Mi elements: 4 MiB of bfloat16 per input are read and copied at full speed.
@@ -219,14 +219,25 @@ impl Cuda {
         })
     }
 
-    fn at(&self, place: u64) -> Address {
-        self.memory.address().offset(place)
+    /// Waits for all that is under way. Where that fails the device has failed, and does nothing any more.
+    fn drain(&self) {
+        for stream in [&self.copy_in, &self.compute, &self.copy_out] {
+            // The failure that may have brought us here is the one to report.
+            let _ = lock(stream).synchronize();
+        }
     }
 
     /// A slot to hold inputs in, while there are any.
     fn spare_slot(&self) -> Option<Arc<InputSlot>> {
         let place = lock(&self.spare.free).pop()?;
         Some(Arc::new(InputSlot { place, spare: Some(Arc::clone(&self.spare)) }))
+    }
+}
+
+impl Drop for Cuda {
+    /// Frees nothing that is in use, even if a lane was never dropped.
+    fn drop(&mut self) {
+        self.drain();
     }
 }
 
@@ -244,26 +255,34 @@ impl Backend for Cuda {
     fn yardstick(&self, yardstick: Yardstick, elements: u64) -> Result<Duration> {
         self.context.bind()?;
         let bytes = 2 * elements;
-        let results = self.at(self.slots.input);
         let (from, to) = (Event::new()?, Event::new()?);
         let stream = lock(&self.compute);
         match yardstick {
             Yardstick::Copy => {
+                let input = self.memory.region(0, bytes);
+                let output = self.memory.region(self.slots.input, bytes);
                 from.record(&stream)?;
-                stream.copy_within(self.at(0), results, bytes as usize)?;
+                // SAFETY: the memory is dropped with `self`, which waits for all streams first.
+                unsafe { stream.copy_within(input, output) }?;
             }
             Yardstick::Stream { inputs, writes } => {
                 let places: Vec<u64> = (0..inputs as u64).map(|input| input * bytes).collect();
-                let table = Table::stream(&DIALECT, inputs, writes, elements as usize, &places);
+                let table = Table::stream(&DIALECT, inputs, writes, elements as usize, &places)?;
                 let words: &[u8] = bytemuck::cast_slice(&table.words);
                 let mut pinned = Pinned::new(words.len(), Way::In)?;
                 pinned.bytes_mut().copy_from_slice(words);
-                let table_place = self.at(inputs as u64 * bytes);
-                stream.copy_in(&pinned, words.len(), table_place)?;
+                let at = self.memory.region(inputs as u64 * bytes, words.len() as u64);
+                let results = self.memory.region(self.slots.input, table.result_bytes);
+                // SAFETY: `pinned` lives, and nobody writes to it, until the stream has been waited for; the memory is dropped
+                // with `self`, which waits for all streams first.
+                unsafe { stream.copy_in(&pinned, at) }?;
                 stream.synchronize()?;
                 let kernel = self.kernels.get(&table.entry)?;
+                let parameters = [self.memory.all(), at, results];
                 from.record(&stream)?;
-                stream.launch(&kernel, table.grid, table.threads, [self.at(0), table_place, results])?;
+                // SAFETY: kernel, grid and threads are the table's, which lies at `at`; its inputs lie in front of it, and its
+                // results fill `results`. Memory and modules are dropped with `self`, which waits for all streams first.
+                unsafe { stream.launch(&kernel, table.grid, table.threads, parameters) }?;
             }
         }
         to.record(&stream)?;
@@ -347,7 +366,7 @@ impl Lane for CudaLane<'_> {
         slots.extend(parts.iter().filter_map(|part| part.held.clone()));
         let places: Vec<u64> =
             parts.iter().map(|part| part.held.as_ref().unwrap_or(&target).place + part.offset).collect();
-        let table = Table::new(&DIALECT, &launch, &places);
+        let table = Table::new(&DIALECT, &launch, &places)?;
         let table_bytes: &[u8] = bytemuck::cast_slice(&table.words);
         let copied_in = read_bytes + table_bytes.len() as u64;
         flight.pinned.bytes_mut()[read_bytes as usize..copied_in as usize].copy_from_slice(table_bytes);
@@ -357,20 +376,22 @@ impl Lane for CudaLane<'_> {
             copied_out: table.result_bytes + GUARD_BYTES,
             used: table.result_bytes,
         };
-        self.start(&mut flight, &launch, &table, target.place, read_bytes, bytes)
-            .or_else(|failure| self.drain(failure))?;
+        // SAFETY: flight and slots stay in `flying` until the launch is collected; who drops a lane before that, or ends
+        // here, waits for the streams first.
+        unsafe { self.start(&mut flight, &launch, &table, target.place, read_bytes, bytes) }
+            .map_err(|failure| self.drain(failure))?;
+        let shape = launch.jobs[0].result();
+        self.flying.push_back(Flying { flight, _slots: slots, shape, spans: table.spans, bytes });
         if let Some(spare) = spare {
             self.cuda.held.keep(&launch, &parts, &spare);
         }
-        let shape = launch.jobs[0].result();
-        self.flying.push_back(Flying { flight, _slots: slots, shape, spans: table.spans, bytes });
         Ok(())
     }
 
     fn collect(&mut self, take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>) -> Result<()> {
         let flying = self.flying.pop_front().expect("collect follows submit");
         let done = flying.flight.events[5].synchronize().and_then(|()| self.record(&flying));
-        done.or_else(|failure| self.drain(failure))?;
+        done.map_err(|failure| self.drain(failure))?;
         let bytes = flying.flight.results.bytes();
         let guard = &bytes[flying.bytes.used as usize..flying.bytes.copied_out as usize];
         if guard.iter().any(|byte| *byte != GUARD) {
@@ -390,7 +411,12 @@ impl Lane for CudaLane<'_> {
 
 impl CudaLane<'_> {
     /// Puts a launch into the three streams.
-    fn start(
+    ///
+    /// # Safety
+    /// The table is the launch's, and its inputs are in slots of this device, `target` among them. Until the launch is
+    /// collected or, after a failure, until the streams have been waited for, the flight is neither changed nor dropped, and
+    /// the slots are not given to others.
+    unsafe fn start(
         &self,
         flight: &mut Flight,
         launch: &Launch,
@@ -399,42 +425,52 @@ impl CudaLane<'_> {
         table_offset: u64,
         bytes: Moved,
     ) -> Result<()> {
-        let cuda = self.cuda;
-        let kernel = cuda.kernels.get(&table.entry)?;
-        let (target, results) = (cuda.at(target), cuda.at(flight.result_place));
+        let Cuda { kernels, memory, copy_in, compute, copy_out, .. } = self.cuda;
+        let kernel = kernels.get(&table.entry)?;
+        let SlotBytes { input, result } = self.cuda.slots;
+        assert!(bytes.copied_in <= input && bytes.copied_out <= result, "a launch fits its flight");
+        let inputs = memory.region(target, bytes.copied_in);
+        let packed = memory.region(target + table_offset, bytes.copied_in - table_offset);
+        let results = memory.region(flight.result_place, bytes.copied_out);
+        let cleared = memory.region(flight.result_place, table.cleared_bytes(launch));
+        let guard = memory.region(flight.result_place + bytes.used, GUARD_BYTES);
+        // From here on nothing panics, which would free what is in use: all of it has been seen to fit.
         let [in_from, in_to, kernel_from, kernel_to, out_from, out_to] = &flight.events;
         {
-            let stream = lock(&cuda.copy_in);
+            let stream = lock(copy_in);
             in_from.record(&stream)?;
-            stream.copy_in(&flight.pinned, bytes.copied_in as usize, target)?;
+            // SAFETY: the caller keeps the flight; the device's memory is dropped after all streams were waited for.
+            unsafe { stream.copy_in(&flight.pinned, inputs) }?;
             in_to.record(&stream)?;
         }
         {
-            let stream = lock(&cuda.compute);
+            let stream = lock(compute);
             stream.wait(in_to)?;
             kernel_from.record(&stream)?;
-            stream.fill(results, 0, table.cleared_bytes(launch) as usize)?;
-            stream.fill(results.offset(bytes.used), GUARD, GUARD_BYTES as usize)?;
-            let parameters = [cuda.at(0), target.offset(table_offset), results];
-            if cuda.kernels_run {
-                stream.launch(&kernel, table.grid, table.threads, parameters)?;
+            // SAFETY: as above.
+            unsafe { stream.fill(cleared, 0) }?;
+            // SAFETY: as above.
+            unsafe { stream.fill(guard, GUARD) }?;
+            if self.cuda.kernels_run {
+                let parameters = [memory.all(), packed, results];
+                // SAFETY: kernel, grid and threads are the table's, which has been copied when the stream goes on; it names
+                // slots that the caller keeps, and places in `results`. Modules are dropped as late as the memory.
+                unsafe { stream.launch(&kernel, table.grid, table.threads, parameters) }?;
             }
             kernel_to.record(&stream)?;
         }
-        let stream = lock(&cuda.copy_out);
+        let stream = lock(copy_out);
         stream.wait(kernel_to)?;
         out_from.record(&stream)?;
-        stream.copy_out(results, &mut flight.results, bytes.copied_out as usize)?;
+        // SAFETY: as above.
+        unsafe { stream.copy_out(results, &mut flight.results) }?;
         out_to.record(&stream)
     }
 
     /// After a failure: waits for what is under way, which uses slots that are about to be freed.
-    fn drain(&self, failure: Error) -> Result<()> {
-        for stream in [&self.cuda.copy_in, &self.cuda.compute, &self.cuda.copy_out] {
-            // The failure that brought us here is the one to tell.
-            let _ = lock(stream).synchronize();
-        }
-        Err(failure)
+    fn drain(&self, failure: Error) -> Error {
+        self.cuda.drain();
+        failure
     }
 
     /// Puts the device's stages on the timeline.
@@ -457,7 +493,7 @@ impl Drop for CudaLane<'_> {
     /// Where others failed, launches of this lane may still be under way.
     fn drop(&mut self) {
         if !self.flying.is_empty() {
-            let _ = self.drain(Error::interrupted());
+            self.cuda.drain();
         }
     }
 }

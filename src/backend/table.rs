@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use super::memory::reserve;
 use super::{Hold, Launch, OddValues, Span, SpanResult, Tally};
 use crate::dtype::Float;
+use crate::error;
 use crate::kernel::packed::{
     self, Block, Header, TALLY_INFINITE, TALLY_KEPT, TALLY_NAN, TALLY_OVERFLOWED, TALLY_WORDS, THREADS,
     append, float_code,
@@ -104,7 +106,7 @@ impl Table {
         writes: bool,
         elements: usize,
         places: &[u64],
-    ) -> Self {
+    ) -> error::Result<Self> {
         let job = weighted_sum::Job { anchored: false, coefficients: vec![0.0; inputs] };
         let tiles = 0..crate::kernel::tiles(elements as u64);
         let launch = Launch {
@@ -117,11 +119,14 @@ impl Table {
             record_tiles: 1,
         };
         let entry = Entry { file: "stream", models: writes.into(), float: Some(Float::BF16) };
-        Self { entry, ..Self::new(dialect, &launch, places) }
+        Ok(Self { entry, ..Self::new(dialect, &launch, places)? })
     }
 
     /// Packs a launch; `places` are those of its inputs in device memory, in bytes, span after span.
-    pub(super) fn new(dialect: &Dialect, launch: &Launch, places: &[u64]) -> Self {
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub(super) fn new(dialect: &Dialect, launch: &Launch, places: &[u64]) -> error::Result<Self> {
         let (inputs, job) = (launch.reads.len(), &*launch.jobs[0]);
         let blocks: Vec<Vec<Block>> = launch.spans.iter().map(|span| blocks_of(span, launch)).collect();
         let block_count = blocks.iter().map(Vec::len).sum::<usize>();
@@ -137,7 +142,8 @@ impl Table {
             job_places.push((jobs_at + jobs.len()) as u32);
             job.pack(&mut jobs);
         }
-        let mut words = Vec::with_capacity(jobs_at + jobs.len());
+        let mut words = Vec::new();
+        reserve(&mut words, jobs_at + jobs.len())?;
         let header = Header {
             blocks: blocks_at as u32,
             floats: floats_at as u32,
@@ -179,7 +185,7 @@ impl Table {
             }
             _ => 1,
         };
-        Self {
+        Ok(Self {
             words,
             entry: Entry::of(job, &launch.floats, dialect),
             grid: (block_count as u32, groups as u32),
@@ -189,7 +195,7 @@ impl Table {
             read_bytes: (elements * (element_bytes + (groups - 1) * launch.floats[0].bytes())) as u64,
             written_bytes: spans.iter().map(|(_, used)| *used as u64).sum(),
             spans,
-        }
+        })
     }
 
     /// Bytes at the beginning of the results that have to be zero: tallies, and counters.

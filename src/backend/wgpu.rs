@@ -29,7 +29,6 @@ use crate::error::Result;
 use crate::kernel::packed::{FACTORS, TALLY_REDO, TALLY_WORDS};
 use crate::kernel::{Job, SPANS_MAX, TILE, Widest};
 use crate::timeline::{By, Stage, Timeline};
-pub use driver::keep_quiet;
 use driver::{Download, Gpu, Upload};
 use shaders::Bound;
 use wgpu::BufferUsages;
@@ -329,7 +328,7 @@ impl Backend for Wgpu {
         commands.clear_buffer(&results, 0, None);
         let places: Vec<u64> = (0..inputs as u64).map(|input| input * bytes).collect();
         let writes = matches!(yardstick, Yardstick::Stream { writes: true, .. });
-        let table = Table::stream(&self.dialect, inputs, writes, elements as usize, &places);
+        let table = Table::stream(&self.dialect, inputs, writes, elements as usize, &places)?;
         let mut upload = Upload::new(gpu, (4 * table.words.len()) as u64)?;
         let words: &[u8] = bytemuck::cast_slice(&table.words);
         upload.bytes_mut()[..words.len()].copy_from_slice(words);
@@ -468,7 +467,7 @@ impl Lane for WgpuLane<'_> {
                 end += bytes;
             }
         }
-        let table = Table::new(&wgpu.dialect, &launch, &places);
+        let table = Table::new(&wgpu.dialect, &launch, &places)?;
         let words: &[u8] = bytemuck::cast_slice(&table.words);
         let copied_in = read_bytes + words.len() as u64;
         flight.upload.bytes_mut()[read_bytes as usize..copied_in as usize].copy_from_slice(words);
@@ -587,7 +586,8 @@ impl Redo {
         inputs.read(gpu, |all| {
             let parts: Vec<&[u8]> = parts.into_iter().map(|part| &all[part]).collect();
             let moved = parts.iter().map(|part| part.len() as u64).sum::<u64>() + result_bytes;
-            let output = timeline.time(Stage::Compute, by, moved, || self.engine.run(launch, span, &parts));
+            let output =
+                timeline.time(Stage::Compute, by, moved, || self.engine.run(launch, span, &parts))?;
             take(index, output)
         })
     }

@@ -9,11 +9,13 @@ use std::fs::{self, File};
 use std::hint::black_box;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::{read_exact_at, write_all_at};
 use crate::error::{Error, Result};
+use crate::threads::share;
 
 /// Bytes of a read: small enough for a second-level cache.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -56,7 +58,8 @@ impl Floor {
     /// after that. `stop` is asked now and then.
     ///
     /// # Errors
-    /// Kind `Output`: an input cannot be read or the output not be written. Kind `Interrupted`.
+    /// Kind `Output`: an input cannot be read or the output not be written. Kind `Device`: so many threads cannot be started.
+    /// Kind `Interrupted`.
     pub fn run(
         &self,
         output: &Path,
@@ -66,34 +69,42 @@ impl Floor {
     ) -> Result<Duration> {
         let _removed = Removed(output);
         let start = Instant::now();
-        self.pump_all(output, fsync, threads, stop).map_err(|cause| match cause.kind() {
+        let working = self.pump_all(output, fsync, threads, stop).map_err(|cause| match cause.kind() {
             io::ErrorKind::Interrupted => Error::interrupted(),
             _ => Error::writing(output, &cause),
         })?;
-        Ok(start.elapsed())
+        let taken = start.elapsed();
+        if working < threads {
+            return Err(Error::device(format!("only {working} of {threads} threads can be started"))
+                .hint("use fewer --threads, or allow more of them (`ulimit -u`, `ulimit -v`)"));
+        }
+        Ok(taken)
     }
 
+    /// How many threads there were.
     fn pump_all(
         &self,
         output: &Path,
         fsync: bool,
         threads: usize,
         stop: &(dyn Fn() -> bool + Sync),
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         let file = File::create(output)?;
         file.set_len(self.written_bytes)?;
         let next = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            let work = || self.pump(&next, &file, stop);
-            let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
-        })?;
+        let failure = Mutex::new(None);
+        let working = share(threads, |_| {
+            if let Err(cause) = self.pump(&next, &file, stop) {
+                failure.lock().expect("no worker panics").get_or_insert(cause);
+            }
+        });
+        failure.into_inner().expect("no worker panicked").map_or(Ok(()), Err)?;
         if fsync {
             file.sync_all()?;
             #[cfg(unix)]
             File::open(output.parent().unwrap_or(Path::new(".")))?.sync_all()?;
         }
-        Ok(())
+        Ok(working)
     }
 
     /// One thread: takes pieces until none is left, and writes each one's share of the output.
@@ -107,7 +118,7 @@ impl Floor {
             }
             let (file, _) = &self.inputs[piece.input].0[piece.file];
             read_exact_at(file, &mut buffer[..piece.bytes as usize], piece.offset)?;
-            let (mut at, end) = share(turn, self.pieces.len(), self.written_bytes);
+            let (mut at, end) = part(turn, self.pieces.len(), self.written_bytes);
             while at < end {
                 let bytes = PIECE_BYTES.min(end - at);
                 write_all_at(output, &buffer[..bytes as usize], at)?;
@@ -203,7 +214,7 @@ fn pieces(inputs: &[Input]) -> Vec<Piece> {
 
 /// The part of the output that belongs to a piece: equal shares, together all of it, cut between pages so that no two
 /// threads write one page.
-fn share(turn: usize, pieces: usize, written_bytes: u64) -> (u64, u64) {
+fn part(turn: usize, pieces: usize, written_bytes: u64) -> (u64, u64) {
     let edge = |turn: usize| match (u128::from(written_bytes) * turn as u128 / pieces as u128) as u64 {
         edge if edge == written_bytes => edge,
         edge => edge / PAGE_BYTES * PAGE_BYTES,
@@ -212,14 +223,17 @@ fn share(turn: usize, pieces: usize, written_bytes: u64) -> (u64, u64) {
 }
 
 /// Times `repeat` plain copies of `bytes` from one buffer to another by each thread. No merge on this machine can stream
-/// faster than that. Far more bytes than any cache holds are a fair measure.
+/// faster than that. Far more bytes than any cache holds are a fair measure. Where not all threads can be started, the others
+/// do their copies, as the workers of a merge do.
 pub fn copies(threads: usize, bytes: usize, repeat: usize) -> Vec<Duration> {
-    let mut buffers: Vec<_> = (0..threads.max(1)).map(|_| (vec![1_u8; bytes], vec![2_u8; bytes])).collect();
-    let mut once = || {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for (from, to) in &mut buffers {
-                scope.spawn(|| black_box(to).copy_from_slice(black_box(from)));
+    let pair = |_| Mutex::new((vec![1_u8; bytes], vec![2_u8; bytes]));
+    let pairs: Vec<_> = (0..threads.max(1)).map(pair).collect();
+    let once = || {
+        let (start, next) = (Instant::now(), AtomicUsize::new(0));
+        share(pairs.len(), |_| {
+            while let Some(pair) = pairs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let (from, to) = &mut *pair.lock().expect("no thread panics");
+                black_box(to).copy_from_slice(black_box(from));
             }
         });
         start.elapsed()
@@ -257,7 +271,7 @@ mod tests {
     #[test]
     fn shares_make_up_the_output() {
         for (pieces, bytes) in [(7, 100), (7, 3), (1, 5), (3, 0), (5000, u64::from(u32::MAX) * 4)] {
-            let shares: Vec<_> = (0..pieces).map(|turn| share(turn, pieces, bytes)).collect();
+            let shares: Vec<_> = (0..pieces).map(|turn| part(turn, pieces, bytes)).collect();
             assert!(shares.windows(2).all(|pair| pair[0].1 == pair[1].0));
             assert_eq!((shares[0].0, shares[pieces - 1].1), (0, bytes));
         }

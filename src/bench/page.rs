@@ -13,7 +13,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::Value;
 
 use super::merge::{Measured, Strip, StripRow};
-use crate::report::bytes;
+use crate::text::bytes;
 
 /// A drawing's size in pixels; it scales with the page.
 const WIDTH: u32 = 960;

@@ -22,6 +22,7 @@ use super::shapes::Shape;
 use crate::checkpoint::{Layout, OutTensor, layout, write_all_at};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::threads::share;
 use values::{Maker, TILE_ELEMENTS, Tables, elements};
 
 /// Changed when the same arguments would give other bytes, so that older output is made anew.
@@ -158,22 +159,18 @@ impl<'a> Set<'a> {
         let tables = Tables::new(self.spec.float);
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
-        std::thread::scope(|scope| {
-            for _ in 0..threads.max(1) {
-                scope.spawn(|| {
-                    let mut maker = Maker::new(self.spec.seed, self.spec.float, &tables);
-                    while let Some(&(tensor, first)) = tiles.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let written = if stop() {
-                            Err(io::ErrorKind::Interrupted.into())
-                        } else {
-                            self.write_tile(&mut maker, tensor, first, outputs)
-                        };
-                        if let Err(cause) = written {
-                            *failure.lock().expect("no thread panics while it holds this") = Some(cause);
-                            next.store(tiles.len(), Ordering::Relaxed);
-                        }
-                    }
-                });
+        share(threads, |_| {
+            let mut maker = Maker::new(self.spec.seed, self.spec.float, &tables);
+            while let Some(&(tensor, first)) = tiles.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let written = if stop() {
+                    Err(io::ErrorKind::Interrupted.into())
+                } else {
+                    self.write_tile(&mut maker, tensor, first, outputs)
+                };
+                if let Err(cause) = written {
+                    *failure.lock().expect("no thread panics while it holds this") = Some(cause);
+                    next.store(tiles.len(), Ordering::Relaxed);
+                }
             }
         });
         failure.into_inner().expect("no thread panicked").map_or(Ok(()), Err)

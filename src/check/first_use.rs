@@ -4,12 +4,14 @@
 //! once for each adapter, driver and text of the shaders, and then remembered in the cache folder: an empty file, whose
 //! name is a hash of all of them. A file that cannot be written costs the next merge another check.
 
-use std::fs;
+use std::fs::OpenOptions;
+use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Depth, limits, refusal, run};
 use crate::backend::device::Device;
+use crate::cache::make_private;
 use crate::error::Result;
 
 /// Checks a device that has to be, and is not yet known to be right.
@@ -32,8 +34,44 @@ pub fn before_first_use(device: &Device, cache: Option<&Path>) -> Result<()> {
     }
     checked.push(hash);
     if let Some(known) = known {
-        let _ =
-            fs::create_dir_all(known.parent().unwrap_or(Path::new(""))).and_then(|()| fs::write(known, ""));
+        let _ = remember(&known);
     }
     Ok(())
+}
+
+/// Makes a file that says all by its name. A link that lies in its place is not followed.
+fn remember(known: &Path) -> io::Result<()> {
+    make_private(known.parent().unwrap_or(Path::new("")))?;
+    OpenOptions::new().write(true).create_new(true).open(known).map(drop)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn a_planted_link_is_not_followed() {
+        let cache = tempfile::tempdir().unwrap();
+        let (target, link) = (cache.path().join("target"), cache.path().join("link"));
+        for before in [None, Some("precious")] {
+            before.inspect(|text| fs::write(&target, text).unwrap());
+            symlink(&target, &link).unwrap();
+            assert_eq!(remember(&link).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read_to_string(&target).ok().as_deref(), before);
+            fs::remove_file(&link).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_lies_in_folders_of_the_user_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let checked = folder.path().join("mergeforge/checked");
+        remember(&checked.join("hash")).unwrap();
+        assert_eq!(fs::read(checked.join("hash")).unwrap(), b"");
+        for made in [&*checked, checked.parent().unwrap()] {
+            assert_eq!(fs::metadata(made).unwrap().permissions().mode() & 0o777, 0o700, "{}", made.display());
+        }
+    }
 }

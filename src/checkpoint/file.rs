@@ -7,22 +7,88 @@
 //! All is read by position but what a method on the CPU reads several times, which is mapped (`mapped`).
 
 use std::fs::{File, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 
-/// Opens an input file (symlinks are followed) with what the system says about it.
-///
-/// Only regular files: opening a pipe would wait for ever, and a device has no end.
-pub fn open_regular(path: &Path) -> Result<(File, Metadata)> {
-    let found = std::fs::metadata(path).map_err(|e| Error::reading(path, &e))?;
-    if !found.is_file() {
-        return Err(Error::input(format!("{} is not a regular file", path.display())));
+/// All of a small file that is not a model's: a reference or something that we remembered ourselves. Not read where it is no regular
+/// file, which could have no end or be waited for, or has more than `bytes_max`.
+pub fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
     }
-    let file = File::open(path).map_err(|e| with_limit_hint(Error::reading(path, &e), &e))?;
-    let metadata = file.metadata().map_err(|e| Error::reading(path, &e))?;
-    Ok((file, metadata))
+    let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut content = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > bytes_max { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(content) }
+}
+
+/// Who may use the files of a merge besides the user, as bits of a mode: never more than may use all of its inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Of files.
+    pub file: u32,
+    /// Of folders.
+    pub folder: u32,
+}
+
+impl Access {
+    /// What the system's own mask leaves.
+    pub const ANY: Self = Self { file: 0o666, folder: 0o777 };
+
+    /// What this and a file leave.
+    #[must_use]
+    pub fn and_file(self, metadata: &Metadata) -> Self {
+        Self { file: self.file & mode(metadata), ..self }
+    }
+
+    /// What this and a folder leave.
+    #[must_use]
+    pub fn and_folder(self, metadata: &Metadata) -> Self {
+        Self { folder: self.folder & mode(metadata), ..self }
+    }
+
+    /// What both leave.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { file: self.file & other.file, folder: self.folder & other.folder }
+    }
+
+    /// What the system's mask has left of a new file, and would leave of a folder that has the same readers.
+    #[must_use]
+    pub fn of_new_file(self, metadata: &Metadata) -> Self {
+        let file = mode(metadata);
+        Self { file: self.file & file, folder: self.folder & (file | (file & 0o444) >> 2) }
+    }
+
+    /// The mode of a file that is made; the user can always read and write it.
+    pub fn file_mode(self) -> u32 {
+        self.file & 0o666 | 0o600
+    }
+
+    /// The mode of the output folder.
+    pub fn folder_mode(self) -> u32 {
+        self.folder & 0o777 | 0o700
+    }
+}
+
+#[cfg(unix)]
+fn mode(metadata: &Metadata) -> u32 {
+    std::os::unix::fs::MetadataExt::mode(metadata)
+}
+
+/// Elsewhere files have no such bits.
+#[cfg(not(unix))]
+fn mode(_metadata: &Metadata) -> u32 {
+    0o777
 }
 
 /// Adds the way out where a file could not be opened because too many are open.
@@ -62,16 +128,19 @@ pub enum Reads {
     Direct,
 }
 
-/// Opens a file once more, for reads past the page cache; `None` where it or the system has none.
+/// Opens a file once more, the same one wherever its path leads by now, for reads past the page cache; `None` where it or the
+/// system has none.
 #[cfg(target_os = "linux")]
-pub fn open_direct(path: &Path) -> Option<File> {
+pub fn open_direct(file: &File) -> Option<File> {
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::OpenOptionsExt;
     let flags = rustix::fs::OFlags::DIRECT.bits();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     File::options().read(true).custom_flags(flags.cast_signed()).open(path).ok()
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn open_direct(_path: &Path) -> Option<File> {
+pub fn open_direct(_file: &File) -> Option<File> {
     None
 }
 
@@ -191,7 +260,8 @@ mod tests {
             let file = File::open(&path).unwrap();
             file.sync_all().unwrap();
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-            (file, open_direct(&path))
+            let direct = open_direct(&file);
+            (file, direct)
         };
         let (file, direct) = forgotten("first");
         if (0..10).all(|attempt| is_cached(&forgotten(&format!("first-{attempt}")).0, 0)) || direct.is_none()

@@ -2,31 +2,31 @@
 //!
 //! A file is 8 bytes of header length N (little-endian), N bytes of JSON `{"name": {"dtype", "shape",
 //! "data_offsets": [start, end]}, …}`, then the data. Accepted is what the `safetensors` crate accepts (a
-//! test holds that), less names that stand twice; refusals name the file and the tensor.
+//! test holds that), less names that stand twice and what goes beyond the caps in `limits`; refusals name the file and
+//! the tensor.
 
-use std::collections::HashMap;
+mod json;
+
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::marker::PhantomData;
 use std::path::Path;
 
 use indexmap::IndexMap;
-use safetensors::tensor::TensorInfo as Record;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+
+pub(super) use json::parse_index;
 
 use super::file::read_exact_at;
+use super::limits::HEADER_BYTES_MAX;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::text::quoted;
+use json::{Record, cap, parse_header};
 
-/// The crate's own limit; a length beyond it is no header, and must not be allocated.
-const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// The header length that opens a file.
 const LENGTH_BYTES: u64 = 8;
 /// What stands in a file that Git LFS has not fetched.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
-/// Names and shapes in messages are cut here: a hostile header may hold megabytes of either.
-const SHOWN_MAX: usize = 200;
 
 /// A tensor in a file of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,23 +67,23 @@ pub struct Header {
 /// Kind `Input`: the file is no safetensors file, or damaged, or not whole.
 pub fn read_header(file: &File, path: &Path, file_bytes: u64, file_index: usize) -> Result<Header> {
     let head = read_head(file, path, file_bytes)?;
-    let json = std::str::from_utf8(&head[LENGTH_BYTES as usize..])
-        .map_err(|e| damaged(path, format_args!("the header is not UTF-8: {e}")))?;
-    let Entries(records) = serde_json::from_str(json)
-        .map_err(|e| damaged(path, format_args!("the header is not what it should be: {e}")))?;
-    let placed = place(records, file_index, head.len() as u64);
+    let records =
+        records(&head[LENGTH_BYTES as usize..]).map_err(|what| damaged(path, format_args!("{what}")))?;
+    let (data_start, blake3) = (head.len() as u64, blake3::hash(&head));
+    drop(head);
+    let placed = place(records, file_index, data_start);
     let (tensors, end) = placed.map_err(|what| damaged(path, format_args!("{what}")))?;
     if end != file_bytes {
         let what = if file_bytes < end { "is cut short" } else { "has bytes after its end" };
         return Err(damaged(path, format_args!("the file {what}: expected {end} bytes, found {file_bytes}")));
     }
-    Ok(Header { tensors, blake3: blake3::hash(&head) })
+    Ok(Header { tensors, blake3 })
 }
 
 /// The length and the header, of plausible size and present in full.
 fn read_head(file: &File, path: &Path, file_bytes: u64) -> Result<Vec<u8>> {
     let read = |bytes: u64| -> Result<Vec<u8>> {
-        let mut into = vec![0; bytes as usize];
+        let mut into = zeros(path, bytes)?;
         read_exact_at(file, &mut into, 0).map_err(|e| read_error(path, &e))?;
         Ok(into)
     };
@@ -98,10 +98,8 @@ fn read_head(file: &File, path: &Path, file_bytes: u64) -> Result<Vec<u8>> {
     read_exact_at(file, &mut length, 0).map_err(|e| read_error(path, &e))?;
     let header_bytes = u64::from_le_bytes(length);
     if header_bytes > HEADER_BYTES_MAX {
-        return Err(damaged(
-            path,
-            format_args!("this is no safetensors file (header of {header_bytes} bytes)"),
-        ));
+        let what = format!("this is no safetensors file: its header would have {header_bytes} bytes");
+        return Err(damaged(path, format_args!("{what} ({})", cap(HEADER_BYTES_MAX, "bytes"))));
     }
     if LENGTH_BYTES + header_bytes > file_bytes {
         let needed = LENGTH_BYTES + header_bytes;
@@ -113,6 +111,21 @@ fn read_head(file: &File, path: &Path, file_bytes: u64) -> Result<Vec<u8>> {
     read(LENGTH_BYTES + header_bytes)
 }
 
+/// So many bytes, of a length that a file claims.
+fn zeros(path: &Path, bytes: u64) -> Result<Vec<u8>> {
+    let mut zeros = Vec::new();
+    let failed = |_| Error::input(format!("{}: no memory for a header of {bytes} bytes", path.display()));
+    zeros.try_reserve_exact(bytes as usize).map_err(failed)?;
+    zeros.resize(bytes as usize, 0);
+    Ok(zeros)
+}
+
+/// The records of a header's JSON, or what is wrong with it.
+fn records(json: &[u8]) -> std::result::Result<IndexMap<String, Record>, String> {
+    let json = std::str::from_utf8(json).map_err(|e| format!("the header is not UTF-8: {e}"))?;
+    parse_header(json).map_err(|e| format!("the header is not what it should be: {e}"))
+}
+
 /// Puts the tensors in order of offset and checks that their data fills the file from `data_start` on, without
 /// gap or overlap. Returns them and where the data ends.
 fn place(
@@ -120,12 +133,10 @@ fn place(
     file: usize,
     data_start: u64,
 ) -> std::result::Result<(Vec<TensorInfo>, u64), String> {
-    let mut records: Vec<_> = records.into_iter().collect();
-    records.sort_by_key(|(_, record)| record.data_offsets);
     let mut tensors: Vec<TensorInfo> = Vec::with_capacity(records.len());
     let mut filled = 0;
-    for (name, record) in records {
-        let lie = |what: String| format!("tensor {} {what}", shown(&name));
+    for (name, record) in records.sorted_by(|_, a, _, b| a.data_offsets.cmp(&b.data_offsets)) {
+        let lie = |what: String| format!("tensor {} {what}", quoted(&name));
         let (start, end) = (record.data_offsets.0 as u64, record.data_offsets.1 as u64);
         let bytes = data_bytes(record.dtype, &record.shape).map_err(&lie)?;
         if end.checked_sub(start) != Some(bytes) {
@@ -138,7 +149,7 @@ fn place(
             return Err(lie(format!("starts at byte {start} of the data, leaving a hole from {filled} on")));
         }
         if start < filled {
-            let before = tensors.last().map_or(String::new(), |before| shown(&before.name));
+            let before = tensors.last().map_or(String::new(), |before| quoted(&before.name));
             return Err(lie(format!(
                 "overlaps {before}: it starts at byte {start} of the data, not {filled}"
             )));
@@ -161,56 +172,6 @@ fn data_bytes(dtype: Dtype, shape: &[usize]) -> std::result::Result<u64, String>
         Some(bits) if bits % 8 == 0 => Ok(bits / 8),
         Some(bits) => Err(format!("takes {bits} bits, which is no whole number of bytes")),
         None => Err(format!("has a shape beyond any file: {}", shown_shape(shape))),
-    }
-}
-
-/// The entries of a JSON object in their order, refusing a name that stands twice (JSON parsers keep the last
-/// one in silence, so two readers could see two models). `__metadata__` names no tensor and is dropped.
-pub(super) struct Entries<V>(pub IndexMap<String, V>);
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(EntriesVisitor(PhantomData)).map(Self)
-    }
-}
-
-struct EntriesVisitor<V>(PhantomData<V>);
-
-impl<'de, V: Deserialize<'de>> Visitor<'de> for EntriesVisitor<V> {
-    type Value = IndexMap<String, V>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with one entry per tensor")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
-        let mut entries = IndexMap::new();
-        let mut metadata_seen = false;
-        while let Some(name) = map.next_key::<String>()? {
-            let twice = if name == "__metadata__" {
-                map.next_value::<Option<HashMap<String, String>>>()?;
-                std::mem::replace(&mut metadata_seen, true)
-            } else {
-                let value = map.next_value().map_err(|e| in_entry(&name, &e))?;
-                entries.insert(name.clone(), value).is_some()
-            };
-            if twice {
-                return Err(A::Error::custom(format_args!("{} is listed twice", shown(&name))));
-            }
-        }
-        Ok(entries)
-    }
-}
-
-fn in_entry<E: serde::de::Error>(name: &str, cause: &E) -> E {
-    E::custom(format_args!("{}: {cause}", shown(name)))
-}
-
-/// A name from a file, as it may stand in a message: quoted, control characters escaped, not endless.
-pub(super) fn shown(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_MAX) {
-        None => format!("{text:?}"),
-        Some((cut, _)) => format!("{:?}…", &text[..cut]),
     }
 }
 
@@ -368,8 +329,8 @@ mod tests {
         assert!(message(b"1234567").contains("too short"));
         assert!(message(&[0; 8]).contains("EOF"));
         assert!(message(&u64::MAX.to_le_bytes()).contains("no safetensors file"));
-        assert!(message(&100_000_001_u64.to_le_bytes()).contains("no safetensors file"));
-        assert!(message(&99_999_999_u64.to_le_bytes()).contains("header is cut short"));
+        assert!(message(&(HEADER_BYTES_MAX + 1).to_le_bytes()).contains("at most 33554432 bytes are read"));
+        assert!(message(&HEADER_BYTES_MAX.to_le_bytes()).contains("header is cut short"));
         assert!(message(b"PK\x03\x04 a zip file").contains("no safetensors file"));
         assert!(message(b"\x04\0\0\0\0\0\0\0{\xff\xff}").contains("not UTF-8"));
         let pointer =
@@ -383,6 +344,21 @@ mod tests {
         let empty = tempfile::tempfile().unwrap();
         let error = read_header(&empty, Path::new("x"), bytes.len() as u64, 0).unwrap_err();
         assert!(error.message.contains("truncated while it was read"));
+    }
+
+    #[test]
+    fn a_header_may_be_as_large_as_its_cap() {
+        let header = |bytes: u64| read(&file(&format!("{{}}{}", " ".repeat(bytes as usize - 2)), 0));
+        assert!(header(HEADER_BYTES_MAX).unwrap().tensors.is_empty());
+        let message = header(HEADER_BYTES_MAX + 1).unwrap_err().message;
+        assert!(message.contains("its header would have 33554433 bytes (at most 33554432"), "{message}");
+    }
+
+    #[test]
+    fn a_header_that_memory_cannot_hold_is_an_error() {
+        let error = zeros(Path::new("x"), u64::MAX).unwrap_err();
+        assert_eq!(error.kind, crate::error::Kind::Input);
+        assert!(error.message.contains("no memory for"), "{error}");
     }
 
     #[test]
@@ -402,7 +378,6 @@ mod tests {
         let name = "é".repeat(100_000);
         let error = read(&file(&format!(r#"{{"{name}":{{"dtype":"X"}}}}"#), 0)).unwrap_err();
         assert!(error.message.len() < 2000 && error.message.contains('…'));
-        assert_eq!(shown("a\u{1b}[31m"), r#""a\u{1b}[31m""#);
     }
 
     /// A well-formed file: tensors of random types and shapes, one after the other.

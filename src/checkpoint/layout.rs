@@ -5,12 +5,39 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use safetensors::tensor::TensorInfo as Record;
-use serde_json::{Map, Value, json};
 
 use crate::dtype::Dtype;
 
+/// Where a sharded checkpoint says which tensor is in which file.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// Where a checkpoint of one file has its weights.
+pub const SINGLE: &str = "model.safetensors";
+
 /// Data starts at a multiple of this, so that inside a file every element is aligned.
 const ALIGNMENT_BYTES: usize = 8;
+
+/// The tensors of an output: as many as an input may have.
+pub const TENSORS_MAX: usize = super::limits::TENSORS_MAX;
+
+/// The data of an output. Files end at 2⁶³ − 1 bytes: half of that leaves room for headers, and sums of it are no overflow.
+pub const DATA_BYTES_MAX: u64 = 1 << 62;
+
+/// What is laid out: something with a name, a type and a shape.
+pub trait Stored {
+    /// Its name.
+    fn name(&self) -> &str;
+    /// The type of its elements.
+    fn dtype(&self) -> Dtype;
+    /// Its shape, in elements; `[]` is a scalar.
+    fn shape(&self) -> &[usize];
+    /// The bytes that its data takes.
+    fn bytes(&self) -> u64 {
+        let elements: u64 = self.shape().iter().map(|&length| length as u64).product();
+        // Bits can be too many for 64 bits where bytes are not.
+        (u128::from(elements) * self.dtype().bitsize() as u128 / 8) as u64
+    }
+}
 
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +53,21 @@ pub struct OutTensor {
 impl OutTensor {
     /// The bytes that its data takes.
     pub fn bytes(&self) -> u64 {
-        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.bitsize() as u64 / 8
+        Stored::bytes(self)
+    }
+}
+
+impl Stored for OutTensor {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
     }
 }
 
@@ -71,14 +112,14 @@ pub struct Place {
 ///
 /// Shards take the tensors in the given order (mergekit's rule). Inside a shard the widest types come first,
 /// so that every tensor starts at a multiple of its element size.
-pub fn layout(tensors: &[OutTensor], shard_bytes: u64) -> Layout {
-    let sizes: Vec<u64> = tensors.iter().map(OutTensor::bytes).collect();
+pub fn layout<T: Stored>(tensors: &[T], shard_bytes: u64) -> Layout {
+    let sizes: Vec<u64> = tensors.iter().map(T::bytes).collect();
     let ranges = split(&sizes, shard_bytes);
     let mut places = vec![Place { shard: 0, offset: 0, bytes: 0 }; tensors.len()];
     let mut shards = Vec::with_capacity(ranges.len());
     for (shard, range) in ranges.iter().enumerate() {
         let mut order: Vec<usize> = range.clone().collect();
-        order.sort_by_key(|&tensor| Reverse(tensors[tensor].dtype.bitsize()));
+        order.sort_by_key(|&tensor| Reverse(tensors[tensor].dtype().bitsize()));
         let header = header(tensors, &order, &sizes);
         let mut end = header.len() as u64;
         for tensor in order {
@@ -110,22 +151,32 @@ fn split(sizes: &[u64], shard_bytes: u64) -> Vec<Range<usize>> {
 
 fn file_name(shard: usize, count: usize) -> String {
     if count == 1 {
-        return "model.safetensors".into();
+        return SINGLE.into();
     }
     format!("model-{:05}-of-{count:05}.safetensors", shard + 1)
 }
 
+/// Whether a file of this name is one that a layout has: a shard or the index.
+pub(super) fn is_weights_file(name: &str) -> bool {
+    let numbers = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    let is_number = |text: &str| text.len() >= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let of_shard = numbers.and_then(|numbers| numbers.split_once("-of-"));
+    [SINGLE, INDEX].contains(&name)
+        || of_shard.is_some_and(|(shard, count)| is_number(shard) && is_number(count))
+}
+
 /// The length and the JSON of a file that holds these tensors in this order.
-fn header(tensors: &[OutTensor], order: &[usize], sizes: &[u64]) -> Vec<u8> {
+fn header<T: Stored>(tensors: &[T], order: &[usize], sizes: &[u64]) -> Vec<u8> {
     let mut bytes = vec![0; ALIGNMENT_BYTES];
     bytes.extend(br#"{"__metadata__":{"format":"pt"}"#);
     let mut end = 0;
     for &tensor in order {
-        let (start, OutTensor { name, dtype, shape }) = (end, &tensors[tensor]);
-        end += sizes[tensor] as usize;
-        let record = Record { dtype: *dtype, shape: shape.clone(), data_offsets: (start, end) };
+        let (start, tensor, tensor_bytes) = (end, &tensors[tensor], sizes[tensor]);
+        end += tensor_bytes as usize;
+        let record =
+            Record { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), data_offsets: (start, end) };
         bytes.push(b',');
-        write_json(&mut bytes, name);
+        write_json(&mut bytes, tensor.name());
         bytes.push(b':');
         write_json(&mut bytes, &record);
     }
@@ -140,12 +191,17 @@ fn write_json(into: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
     serde_json::to_writer(into, value).expect("text and numbers in memory");
 }
 
-fn index(tensors: &[OutTensor], places: &[Place], shards: &[Shard], total_bytes: u64) -> Vec<u8> {
-    let file_of = |place: &Place| Value::from(shards[place.shard].file.as_str());
-    let weight_map: Map<String, Value> =
-        tensors.iter().zip(places).map(|(tensor, place)| (tensor.name.clone(), file_of(place))).collect();
-    let index = json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
-    format!("{index:#}\n").into_bytes()
+fn index<T: Stored>(tensors: &[T], places: &[Place], shards: &[Shard], total_bytes: u64) -> Vec<u8> {
+    let metadata = format!("  \"metadata\": {{\n    \"total_size\": {total_bytes}\n  }}");
+    let mut bytes = format!("{{\n{metadata},\n  \"weight_map\": {{").into_bytes();
+    for (i, (tensor, place)) in tensors.iter().zip(places).enumerate() {
+        bytes.extend(if i == 0 { &b"\n    "[..] } else { b",\n    " });
+        write_json(&mut bytes, tensor.name());
+        bytes.extend(b": ");
+        write_json(&mut bytes, &*shards[place.shard].file);
+    }
+    bytes.extend(b"\n  }\n}\n");
+    bytes
 }
 
 #[cfg(test)]
@@ -204,8 +260,19 @@ mod tests {
     }
 
     #[test]
+    fn the_files_of_a_layout_are_known_by_their_names() {
+        assert!([SINGLE, INDEX].into_iter().all(is_weights_file));
+        assert!(
+            [(0, 2), (11, 12), (99_999, 100_000)].iter().all(|(i, n)| is_weights_file(&file_name(*i, *n)))
+        );
+        for other in ["model-1-of-2.safetensors", "model-00001-of-00002.bin", "model.safetensors.bak", "x"] {
+            assert!(!is_weights_file(other), "{other}");
+        }
+    }
+
+    #[test]
     fn nothing_is_one_empty_file() {
-        let layout = layout(&[], 10);
+        let layout = layout::<OutTensor>(&[], 10);
         assert_eq!(layout.shards.len(), 1);
         assert_eq!(layout.shards[0].bytes, layout.shards[0].header.len() as u64);
     }

@@ -6,6 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::file::read_small;
+use super::limits::REFERENCE_BYTES_MAX;
 use crate::error::{Error, Result};
 
 /// A commit may be shortened to this many characters, as git does.
@@ -124,7 +126,9 @@ fn resolve_revision(repository: &Path, name: &str, revision: &str) -> Result<Str
     if !is_plain_revision(revision) {
         return Err(Error::config(format!("model {name:?}: {revision:?} is not a revision")));
     }
-    if let Ok(commit) = fs::read_to_string(repository.join("refs").join(revision)) {
+    let reference = read_small(&repository.join("refs").join(revision), REFERENCE_BYTES_MAX);
+    if let Ok(commit) = reference {
+        let commit = String::from_utf8_lossy(&commit);
         let commit = commit.trim();
         if is_hex(commit) {
             return Ok(commit.to_owned());

@@ -1,14 +1,17 @@
 //! The small files beside the weights: the edited config, the donor's tokenizer, the model card.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use indexmap::IndexMap;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::file::open_regular;
+use super::folder::ModelFolder;
+use super::limits::{COMPANION_BYTES_MAX, COMPANIONS_MAX, TOKENIZER_BYTES_MAX};
 use super::sink::{Content, Sidecar};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::text::escaped;
 
 /// What a merge changes in the donor's `config.json`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,44 +31,67 @@ const LAYER_KEYS: [&str; 4] = ["num_hidden_layers", "n_layer", "num_layers", "n_
 /// Where a model of several modalities keeps the config of its language model.
 const TEXT: &str = "text_config";
 
-/// The donor's `config.json`, edited; all else stays, in its order.
+/// An object whose values are as they are written.
+type Written = IndexMap<String, Box<RawValue>>;
+
+/// The donor's `config.json`, given as its text, edited; all else stays as it is written, in its order.
 ///
 /// The edits reach into `text_config`. A type or tie flag that does not stand at the top is added there; a layer count is only
 /// changed where it stands, because no key for it fits all architectures.
-pub fn config_json(donor: &Map<String, Value>, edits: &ConfigEdits) -> Vec<u8> {
-    let mut config = donor.clone();
+///
+/// # Panics
+/// When the text is no JSON object: a source has seen that it is.
+pub fn config_json(donor: &str, edits: &ConfigEdits) -> Vec<u8> {
+    let mut config: Written = serde_json::from_str(donor).expect("the config was parsed when it was read");
     edit_present(&mut config, edits);
-    if let Some(Value::Object(text)) = config.get_mut(TEXT) {
-        edit_present(text, edits);
+    // What is no object there is left alone.
+    if let Some(text) = config.get_mut(TEXT)
+        && let Ok(mut inner) = serde_json::from_str::<Written>(text.get())
+    {
+        edit_present(&mut inner, edits);
+        // Line ends cannot stand within JSON's texts.
+        *text = raw(pretty(&inner).replace('\n', "\n  "));
     }
     if let Some(dtype) = edits.dtype
         && !DTYPE_KEYS.iter().any(|key| config.contains_key(*key))
     {
-        config.insert("torch_dtype".into(), dtype.name().into());
+        config.insert("torch_dtype".into(), json_text(dtype.name()));
     }
     if let Some(tied) = edits.tied {
-        config.insert("tie_word_embeddings".into(), tied.into());
+        config.insert("tie_word_embeddings".into(), json_text(tied));
     }
-    format!("{:#}\n", Value::Object(config)).into_bytes()
+    (pretty(&config) + "\n").into_bytes()
+}
+
+fn pretty(object: &Written) -> String {
+    serde_json::to_string_pretty(object).expect("texts and JSON are JSON")
+}
+
+fn json_text(value: impl Into<Value>) -> Box<RawValue> {
+    raw(value.into().to_string())
+}
+
+fn raw(json: String) -> Box<RawValue> {
+    RawValue::from_string(json).expect("what was written as JSON is JSON")
 }
 
 fn text_config(config: &Map<String, Value>) -> Option<&Map<String, Value>> {
     config.get(TEXT)?.as_object()
 }
 
-fn edit_present(config: &mut Map<String, Value>, edits: &ConfigEdits) {
-    let mut set = |key: &str, value: Option<Value>| {
+fn edit_present(config: &mut Written, edits: &ConfigEdits) {
+    let mut set = |key: &str, value: Option<Box<RawValue>>| {
         if let (Some(place), Some(value)) = (config.get_mut(key), value) {
             *place = value;
         }
     };
     for key in DTYPE_KEYS {
-        set(key, edits.dtype.map(|dtype| dtype.name().into()));
+        set(key, edits.dtype.map(|dtype| json_text(dtype.name())));
     }
     for key in LAYER_KEYS {
-        set(key, edits.layers.map(Value::from));
+        set(key, edits.layers.map(json_text));
     }
-    set("tie_word_embeddings", edits.tied.map(Value::from));
+    set("tie_word_embeddings", edits.tied.map(json_text));
 }
 
 /// The keys whose arrays have one entry per layer (`layer_types` and the like), for `layers` layers. They no
@@ -82,75 +108,115 @@ pub fn per_layer_lists(config: &Map<String, Value>, layers: usize) -> Vec<String
     names
 }
 
-/// Files that belong to the tokenizer, the processor or generation, by name.
-const COMPANIONS: &[&str] = &[
+/// Files of a tokenizer: they may be large.
+const TOKENIZERS: &[&str] = &[
     "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
     "merges.txt",
     "normalizer.json",
-    "preprocessor_config.json",
-    "processor_config.json",
     "sentencepiece.bpe.model",
-    "special_tokens_map.json",
     "spiece.model",
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
-    "video_preprocessor_config.json",
     "vocab.json",
     "vocab.txt",
 ];
-/// Vocabularies of tiktoken, and the code of a model that brings its own.
-const COMPANION_EXTENSIONS: [&str; 2] = ["tiktoken", "py"];
+/// Files of the tokenizer, the processor or generation that are small.
+const SETTINGS: &[&str] = &[
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+];
+/// Vocabularies of tiktoken.
+const VOCABULARY: &str = ".tiktoken";
+/// The code of a model that brings its own.
+const CODE: &str = ".py";
 /// A folder of further templates.
-const TEMPLATES: &str = "additional_chat_templates";
+pub(super) const TEMPLATES: &str = "additional_chat_templates";
+/// What transformers reads there.
+const TEMPLATE: &str = ".jinja";
+
+/// `mergeforge.json`.
+pub const MANIFEST: &str = "mergeforge.json";
+/// The config of the merge.
+pub const MERGE_CONFIG: &str = "mergekit_config.yml";
+/// The model card.
+pub const CARD: &str = "README.md";
+/// The config of the model.
+pub const MODEL_CONFIG: &str = "config.json";
+
+/// Whether a file of this name is one that a merge writes beside the weights, in its output folder itself.
+pub(super) fn is_sidecar(name: &str) -> bool {
+    [MANIFEST, MERGE_CONFIG, CARD, MODEL_CONFIG].contains(&name) || is_companion(name)
+}
+
+/// Whether a file of this name is one that a merge writes in [`TEMPLATES`].
+pub(super) fn is_template(name: &str) -> bool {
+    has_ending(name, TEMPLATE)
+}
+
+fn is_companion(name: &str) -> bool {
+    TOKENIZERS.contains(&name)
+        || SETTINGS.contains(&name)
+        || has_ending(name, VOCABULARY)
+        || has_ending(name, CODE)
+}
+
+fn has_ending(name: &str, ending: &str) -> bool {
+    name.strip_suffix(ending).is_some_and(|stem| !stem.is_empty())
+}
 
 /// The donor's tokenizer and generation files, to be copied byte for byte, sorted by name.
 ///
 /// # Errors
-/// Kind `Input`: the folder cannot be listed.
-pub fn companion_files(folder: &Path) -> Result<Vec<Sidecar>> {
-    let mut files = list(folder, "", is_companion)?;
-    if folder.join(TEMPLATES).is_dir() {
-        files.extend(list(&folder.join(TEMPLATES), &format!("{TEMPLATES}/"), |_| true)?);
+/// Kind `Input`: the folder cannot be listed, the templates lie elsewhere, or there are too many.
+pub fn companion_files(folder: &Arc<ModelFolder>) -> Result<Vec<Sidecar>> {
+    let is_folder = |name: &str| folder.path.join(name).symlink_metadata().is_ok_and(|found| found.is_dir());
+    let names = folder.names("")?;
+    let mut files: Vec<String> =
+        names.iter().filter(|name| is_companion(name) && !is_folder(name)).cloned().collect();
+    // Through a link too, if it leads there.
+    if names.contains(TEMPLATES) && folder.path.join(TEMPLATES).is_dir() {
+        let templates = folder.names(TEMPLATES)?;
+        files.extend(
+            templates.iter().filter(|name| is_template(name)).map(|name| format!("{TEMPLATES}/{name}")),
+        );
     }
-    files.sort_by(|a, b| a.file.cmp(&b.file));
-    Ok(files)
+    if files.len() > COMPANIONS_MAX {
+        let refusal =
+            format!("{} has {} files to be copied beside the weights", folder.path.display(), files.len());
+        return Err(Error::input(refusal)
+            .hint(format!("{COMPANIONS_MAX} are the most: remove what the model does not need")));
+    }
+    files.sort_unstable();
+    let copy = |file: String| Sidecar { content: Content::CopyOf(folder.file(file.as_str())), file };
+    Ok(files.into_iter().map(copy).collect())
 }
 
-/// Whether everything that [`companion_files`] names can be read.
+/// Whether everything that [`companion_files`] names can be read; returns how many bytes that is.
 ///
 /// # Errors
-/// Kind `Input`: a file is missing behind its link, is no file, or may not be read.
-pub fn check_companions(folder: &Path) -> Result<()> {
+/// Kind `Input`: a file is missing behind its link, lies outside of the model, is no file, is too large, or may not be read.
+pub fn check_companions(folder: &Arc<ModelFolder>) -> Result<u64> {
+    let mut bytes = 0;
     for companion in companion_files(folder)? {
-        if let Content::CopyOf(path) = companion.content {
-            open_regular(&path)?;
+        if let Content::CopyOf(original) = &companion.content {
+            let (_, metadata) = original.open()?;
+            original.check_size(metadata.len(), companion_bytes_max(&companion.file))?;
+            bytes += metadata.len();
         }
     }
-    Ok(())
+    Ok(bytes)
 }
 
-fn is_companion(name: &str) -> bool {
-    let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
-    COMPANIONS.contains(&name) || extension.is_some_and(|extension| COMPANION_EXTENSIONS.contains(&extension))
-}
-
-fn list(folder: &Path, prefix: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<Sidecar>> {
-    let failed = |e| Error::reading(folder, &e);
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let path: PathBuf = entry.map_err(failed)?.path();
-        if let Some(name) = path.file_name().and_then(|name| name.to_str())
-            && wanted(name)
-            && !path.is_dir()
-        {
-            files.push(Sidecar { file: format!("{prefix}{name}"), content: Content::CopyOf(path) });
-        }
-    }
-    Ok(files)
+/// The most bytes of a companion.
+pub(super) fn companion_bytes_max(name: &str) -> u64 {
+    let large = TOKENIZERS.contains(&name) || has_ending(name, VOCABULARY);
+    if large { TOKENIZER_BYTES_MAX } else { COMPANION_BYTES_MAX }
 }
 
 /// What the model card tells.
@@ -178,7 +244,7 @@ pub struct ModelCard<'a> {
 
 /// `README.md`: what was merged, how, and the config to do it again.
 pub fn model_card(card: &ModelCard<'_>) -> String {
-    let title = one_line(card.title);
+    let title = heading(card.title);
     let method = match card.paper {
         Some(paper) => format!("{} ([paper]({}))", code(card.method), one_line(paper)),
         None => code(card.method),
@@ -240,8 +306,20 @@ fn code(text: &str) -> String {
     }
 }
 
+/// Text that is no markup in a heading.
+fn heading(text: &str) -> String {
+    let mut out = String::new();
+    for c in one_line(text).chars() {
+        if "\\`*_{}[]<>#|&!~".contains(c) {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    escaped(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn longest_run_of_backticks(text: &str) -> usize {
@@ -253,9 +331,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
+    use std::fs;
 
     fn edited(donor: &Value, edits: ConfigEdits) -> String {
-        String::from_utf8(config_json(donor.as_object().unwrap(), &edits)).unwrap()
+        String::from_utf8(config_json(&donor.to_string(), &edits)).unwrap()
     }
 
     fn edited_value(donor: &Value, edits: ConfigEdits) -> Value {
@@ -266,13 +345,37 @@ mod tests {
 
     #[test]
     fn edits_keep_the_order_and_everything_else() {
-        let donor =
-            json!({"z": [1, 2], "torch_dtype": "float32", "num_hidden_layers": 4, "rope": null, "a": 1e-5});
-        let expected = "{\n  \"z\": [\n    1,\n    2\n  ],\n  \"torch_dtype\": \"bfloat16\",\n  \
-                        \"num_hidden_layers\": 9,\n  \"rope\": null,\n  \"a\": 0.00001,\n  \
-                        \"tie_word_embeddings\": true\n}\n";
-        assert_eq!(edited(&donor, ALL).replace("1e-5", "0.00001").replace("1e-05", "0.00001"), expected);
-        assert_eq!(edited_value(&donor, ConfigEdits::default()), donor);
+        let donor = r#"{"z": [1,
+    2], "torch_dtype": "float32", "num_hidden_layers": 4, "rope": null, "a": 1e-05, "b": 1.0}"#;
+        let expected = r#"{
+  "z": [1,
+    2],
+  "torch_dtype": "bfloat16",
+  "num_hidden_layers": 9,
+  "rope": null,
+  "a": 1e-05,
+  "b": 1.0,
+  "tie_word_embeddings": true
+}
+"#;
+        assert_eq!(String::from_utf8(config_json(donor, &ALL)).unwrap(), expected);
+        assert_eq!(config_json(expected, &ALL), expected.as_bytes());
+    }
+
+    #[test]
+    fn integers_beyond_64_bits_keep_their_digits() {
+        let donor = r#"{
+  "seed": 123456789012345678901234567890,
+  "text_config": {
+    "n_layer": 3,
+    "id": -18446744073709551616
+  },
+  "dtype": "bfloat16"
+}
+"#;
+        let edits = ConfigEdits { layers: Some(4), ..ConfigEdits::default() };
+        let edited = String::from_utf8(config_json(donor, &edits)).unwrap();
+        assert_eq!(edited, donor.replace("\"n_layer\": 3", "\"n_layer\": 4"));
     }
 
     #[test]
@@ -324,21 +427,23 @@ mod tests {
             "qwen.tiktoken",
             "modeling_x.py",
             "additional_chat_templates/tool.jinja",
+            "additional_chat_templates/id_rsa",
+            ".py",
             "config.json",
             "README.md",
             "model.safetensors",
         ] {
             fs::write(folder.path().join(name), name).unwrap();
         }
-        let files = companion_files(folder.path()).unwrap();
+        let folder = ModelFolder::open(folder.path()).unwrap();
+        let files = companion_files(&folder).unwrap();
         let names: Vec<&str> = files.iter().map(|sidecar| sidecar.file.as_str()).collect();
         assert_eq!(
             names,
             ["additional_chat_templates/tool.jinja", "modeling_x.py", "qwen.tiktoken", "tokenizer.json"]
         );
-        let Content::CopyOf(path) = &files[0].content else { panic!("companions are copied") };
-        assert_eq!(fs::read_to_string(path).unwrap(), names[0]);
-        assert!(companion_files(&folder.path().join("none")).is_err());
+        let Content::CopyOf(file) = &files[0].content else { panic!("companions are copied") };
+        assert_eq!(file.read(100).unwrap(), names[0].as_bytes());
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! Writing an output checkpoint: tensors by position, in any order, from any thread; then the small files;
 //! then, all at once, its name.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::file::{open_regular, raise_open_file_limit, with_limit_hint, write_all_at};
-use super::layout::{Layout, Place};
-use super::out_folder::{Partial, free_bytes, sync_folder};
+use super::file::{Access, raise_open_file_limit, with_limit_hint, write_all_at};
+use super::folder::InputFile;
+use super::layout::{INDEX, Layout, Place};
+use super::out_folder::free_bytes;
+use super::partial::Partial;
+use super::sidecars::{MODEL_CONFIG, companion_bytes_max};
 use crate::error::{Error, Result};
+use crate::text::bytes as size;
 
-const INDEX: &str = "model.safetensors.index.json";
 const COPY_BYTES: usize = 1 << 20;
 
 /// A file beside the weights.
@@ -28,7 +31,7 @@ pub enum Content {
     /// These bytes.
     Bytes(Vec<u8>),
     /// The bytes of this file.
-    CopyOf(PathBuf),
+    CopyOf(InputFile),
 }
 
 /// An output checkpoint in the making. Dropped unfinished, it leaves nothing in its place.
@@ -39,6 +42,7 @@ pub struct Sink {
     places: Vec<Place>,
     index: Option<Vec<u8>>,
     file_bytes: u64,
+    access: Access,
     partial: Partial,
 }
 
@@ -49,21 +53,23 @@ struct OutFile {
 }
 
 impl Sink {
-    /// Makes `OUT.partial` beside `out` and in it every shard at its size, headers written.
+    /// Makes `OUT.partial` beside `out` and in it every shard at its size, headers written. No file will be more readable than
+    /// `access` says.
     ///
     /// # Errors
     /// Kind `Output`: another merge is writing there, something foreign is in the way, or the system refuses.
-    pub fn create(out: &Path, layout: &Layout) -> Result<Self> {
+    pub fn create(out: &Path, layout: &Layout, access: Access) -> Result<Self> {
         raise_open_file_limit();
         let mut sink = Self {
             shards: Vec::with_capacity(layout.shards.len()),
             places: layout.places.clone(),
             index: layout.index.clone(),
             file_bytes: layout.file_bytes,
-            partial: Partial::create(out)?,
+            access,
+            partial: Partial::create(out, access)?,
         };
         for shard in &layout.shards {
-            let out_file = sink.create_file(&shard.file)?;
+            let out_file = sink.create_file(&shard.file, access)?;
             let written = out_file
                 .file
                 .set_len(shard.bytes)
@@ -95,13 +101,13 @@ impl Sink {
     ///
     /// # Errors
     /// Kind `Output`, `Input` where a file to be copied cannot be read, or `Interrupted`. Nothing is left behind,
-    /// unless only the rename failed: then the message says where the finished files are.
+    /// unless only the rename failed, or what follows it: then the message says where the finished files are.
     pub fn finish(mut self, sidecars: &[Sidecar], stop: &dyn Fn() -> bool) -> Result<()> {
         let go_on = || if stop() { Err(Error::interrupted()) } else { Ok(()) };
         let index =
             self.index.take().map(|index| Sidecar { file: INDEX.into(), content: Content::Bytes(index) });
         let (last, first): (Vec<_>, Vec<_>) =
-            sidecars.iter().partition(|sidecar| sidecar.file == "config.json");
+            sidecars.iter().partition(|sidecar| sidecar.file == MODEL_CONFIG);
         for OutFile { path, file } in &self.shards {
             go_on()?;
             file.sync_all().map_err(|e| self.write_error(path, &e))?;
@@ -115,36 +121,41 @@ impl Sink {
         partial.publish()
     }
 
-    fn create_file(&self, name: &str) -> Result<OutFile> {
+    fn create_file(&self, name: &str, access: Access) -> Result<OutFile> {
         let path = self.partial.path().join(name);
-        let file = File::create_new(&path).map_err(|e| self.write_error(&path, &e))?;
+        let file = self.partial.create_file(name, access).map_err(|e| self.write_error(&path, &e))?;
         Ok(OutFile { path, file })
     }
 
     fn write_sidecar(&self, sidecar: &Sidecar) -> Result<()> {
-        let folder = sidecar.file.rsplit_once('/').map(|(folder, _)| self.partial.path().join(folder));
-        if let Some(folder) = &folder {
-            fs::create_dir_all(folder).map_err(|e| self.write_error(folder, &e))?;
-        }
-        let OutFile { path, mut file } = self.create_file(&sidecar.file)?;
-        match &sidecar.content {
-            Content::Bytes(bytes) => file.write_all(bytes).map_err(|e| self.write_error(&path, &e))?,
-            Content::CopyOf(original) => self.copy(original, &path, &mut file)?,
-        }
-        file.sync_all().map_err(|e| self.write_error(&path, &e))?;
-        folder.as_deref().map_or(Ok(()), sync_folder)
+        let OutFile { path, file } = match &sidecar.content {
+            Content::Bytes(bytes) => {
+                let mut made = self.create_file(&sidecar.file, self.access)?;
+                made.file.write_all(bytes).map_err(|e| self.write_error(&made.path, &e))?;
+                made
+            }
+            Content::CopyOf(original) => self.copy(original, &sidecar.file)?,
+        };
+        file.sync_all().map_err(|e| self.write_error(&path, &e))
     }
 
-    /// Copies the bytes and nothing else (`std::fs::copy` would take the cache's read-only mode along).
-    fn copy(&self, original: &Path, path: &Path, into: &mut File) -> Result<()> {
-        let (mut from, _) = open_regular(original)?;
+    /// Copies the bytes, and of the mode who may read them.
+    fn copy(&self, original: &InputFile, name: &str) -> Result<OutFile> {
+        let (mut from, metadata) = original.open()?;
+        let mut made = self.create_file(name, self.access.and_file(&metadata))?;
         let mut buffer = vec![0; COPY_BYTES];
+        let mut copied = 0;
         loop {
             match from.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(count) => into.write_all(&buffer[..count]).map_err(|e| self.write_error(path, &e))?,
+                Ok(0) => return Ok(made),
+                Ok(count) => {
+                    // It may grow while it is copied.
+                    copied += count as u64;
+                    original.check_size(copied, companion_bytes_max(name))?;
+                    made.file.write_all(&buffer[..count]).map_err(|e| self.write_error(&made.path, &e))?;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::reading(original, &e)),
+                Err(e) => return Err(Error::reading(&original.path(), &e)),
             }
         }
     }
@@ -168,21 +179,18 @@ impl Sink {
     }
 }
 
-fn size(bytes: u64) -> String {
-    let (unit, name) = if bytes < 1_000_000_000 { (1e6, "MB") } else { (1e9, "GB") };
-    format!("{:.1} {name}", bytes as f64 / unit)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::file::Reads;
     use super::*;
+    use crate::checkpoint::ModelFolder;
     use crate::checkpoint::layout::{OutTensor, layout};
     use crate::checkpoint::source::Source;
     use crate::dtype::Dtype;
     use crate::error::Kind;
     use proptest::prelude::*;
     use safetensors::SafeTensors;
+    use std::fs;
 
     fn tensor(name: &str, dtype: Dtype, shape: &[usize]) -> OutTensor {
         OutTensor { name: name.into(), dtype, shape: shape.to_vec() }
@@ -214,7 +222,7 @@ mod tests {
     /// Writes every tensor, last one first, each in two pieces, the later piece first.
     fn write(out: &Path, tensors: &[OutTensor], shard_bytes: u64, sidecars: &[Sidecar]) -> Layout {
         let layout = layout(tensors, shard_bytes);
-        let sink = Sink::create(out, &layout).unwrap();
+        let sink = Sink::create(out, &layout, Access::ANY).unwrap();
         for (i, tensor) in tensors.iter().enumerate().rev() {
             let bytes = data(i, tensor.bytes());
             let (start, end) = bytes.split_at(bytes.len() / 2);
@@ -283,10 +291,17 @@ mod tests {
         let mut permissions = fs::metadata(&original).unwrap().permissions();
         permissions.set_readonly(true);
         fs::set_permissions(&original, permissions).unwrap();
-        let copy = |file: &str| Sidecar { file: file.into(), content: Content::CopyOf(original.clone()) };
-        write(&out, &[], 1, &[config(), copy("tokenizer.json"), copy("templates/tool.jinja")]);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let copy =
+            |file: &str| Sidecar { file: file.into(), content: Content::CopyOf(folder.file("original")) };
+        write(
+            &out,
+            &[],
+            1,
+            &[config(), copy("tokenizer.json"), copy("additional_chat_templates/tool.jinja")],
+        );
         assert_eq!(fs::read(out.join("tokenizer.json")).unwrap(), bytes);
-        assert_eq!(fs::read(out.join("templates/tool.jinja")).unwrap(), bytes);
+        assert_eq!(fs::read(out.join("additional_chat_templates/tool.jinja")).unwrap(), bytes);
         assert!(!fs::metadata(out.join("tokenizer.json")).unwrap().permissions().readonly());
     }
 
@@ -294,10 +309,11 @@ mod tests {
     fn an_unfinished_output_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        drop(Sink::create(&out, &layout(&mixed(), 40)).unwrap());
+        drop(Sink::create(&out, &layout(&mixed(), 40), Access::ANY).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        let sink = Sink::create(&out, &layout(&mixed(), 40)).unwrap();
-        let missing = Sidecar { file: "a/b".into(), content: Content::CopyOf(dir.path().join("none")) };
+        let sink = Sink::create(&out, &layout(&mixed(), 40), Access::ANY).unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let missing = Sidecar { file: "a/b".into(), content: Content::CopyOf(folder.file("none")) };
         assert_eq!(sink.finish(&[missing], &|| false).unwrap_err().kind, Kind::Input);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -309,7 +325,7 @@ mod tests {
         let tensors: Vec<OutTensor> =
             (0..64).map(|i| tensor(&i.to_string(), Dtype::U8, &[1000 + i])).collect();
         let layout = layout(&tensors, 5000);
-        let sink = Sink::create(&out, &layout).unwrap();
+        let sink = Sink::create(&out, &layout, Access::ANY).unwrap();
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let (sink, tensors) = (&sink, &tensors);
@@ -328,14 +344,14 @@ mod tests {
     #[should_panic(expected = "write inside the tensor 1")]
     fn writing_past_a_tensor_is_a_mistake() {
         let dir = tempfile::tempdir().unwrap();
-        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40)).unwrap();
+        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40), Access::ANY).unwrap();
         let _ = sink.write_at(1, 39, &[0; 2]);
     }
 
     #[test]
     fn a_full_disk_is_told_with_what_is_needed() {
         let dir = tempfile::tempdir().unwrap();
-        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40)).unwrap();
+        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40), Access::ANY).unwrap();
         let full = sink.write_error(&dir.path().join("x"), &io::ErrorKind::StorageFull.into());
         assert!(
             full.message.contains("disk full") && full.message.contains("needed in all"),

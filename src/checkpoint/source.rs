@@ -4,27 +4,24 @@
 //! checkpoint that changes under a merge is noticed instead of merged.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::Read;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 pub use super::header::TensorInfo;
 
-use super::file::{Reads, open_regular, raise_open_file_limit};
-use super::header::{Entries, is_lfs_pointer, lfs_pointer, read_header, shown};
+use super::file::{Access, Reads, raise_open_file_limit};
+use super::folder::{InputFile, ModelFolder};
+use super::header::{parse_index, read_header};
+use super::layout::{INDEX, SINGLE};
+use super::limits::{CONFIG_BYTES_MAX, INDEX_BYTES_MAX, TENSORS_MAX};
+use super::sidecars::MODEL_CONFIG as CONFIG;
 use super::source_file::{SourceFile, Stamp, is_hex};
 use crate::error::{Error, Result};
-
-const CONFIG: &str = "config.json";
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
-/// No config or index comes near this; more is a mistake and not worth the memory.
-const JSON_BYTES_MAX: u64 = 100_000_000;
+use crate::text::quoted;
 
 /// The index of a sharded checkpoint: tensor → file.
 type Index = IndexMap<String, String>;
@@ -35,9 +32,13 @@ pub struct Source {
     /// The model as the user wrote it.
     pub name: String,
     /// Its folder.
-    pub folder: PathBuf,
+    pub folder: Arc<ModelFolder>,
     /// `config.json`.
     pub config: Map<String, Value>,
+    /// The same, as it is written: numbers keep their digits.
+    pub config_text: String,
+    /// Who may read all of its files.
+    pub access: Access,
     tensors: IndexMap<String, TensorInfo>,
     files: Vec<SourceFile>,
     warnings: Vec<String>,
@@ -53,13 +54,16 @@ impl Source {
     /// Kind `Input`: something is missing, damaged, or contradicts itself.
     pub fn open(name: &str, folder: &Path) -> Result<Self> {
         raise_open_file_limit();
-        let config = read_config(folder)?;
-        let present = files_in(folder)?;
-        let (shards, index) = weight_files(folder, &present)?;
+        let folder = ModelFolder::open(folder)?;
+        let (config, config_text) = read_config(&folder)?;
+        let present = folder.names("")?;
+        let (shards, index) = weight_files(&folder, &present)?;
         let mut source = Self {
             name: name.to_owned(),
-            folder: folder.to_path_buf(),
+            access: folder.access()?,
+            folder,
             config,
+            config_text,
             tensors: IndexMap::new(),
             files: Vec::with_capacity(shards.len()),
             warnings: unread_files(name, &present, &shards).into_iter().collect(),
@@ -142,37 +146,42 @@ impl Source {
     pub fn identity(&self) -> Value {
         let files: Vec<Value> = self.files.iter().map(SourceFile::identity).collect();
         let mut identity = json!({ "model": self.name, "files": files });
-        if let Some(commit) = snapshot_commit(&self.folder) {
+        if let Some(commit) = snapshot_commit(&self.folder.real()) {
             identity["revision"] = commit.into();
         }
         identity
     }
 
     fn add_file(&mut self, name: String) -> Result<()> {
-        let path = self.folder.join(&name);
-        let (file, metadata) = open_regular(&path)?;
+        let input = self.folder.file(name.as_str());
+        let path = input.path();
+        let (file, metadata) = input.open()?;
+        self.access = self.access.and_file(&metadata);
         let stamp = Stamp::of(&metadata);
         let header = read_header(&file, &path, stamp.bytes, self.files.len())?;
+        if self.tensors.len() + header.tensors.len() > TENSORS_MAX {
+            return Err(contradiction(&path, &format!("the checkpoint has more than {TENSORS_MAX} tensors")));
+        }
         for tensor in header.tensors {
             if let Some(other) = self.tensors.get(&tensor.name) {
                 let other = self.files[other.file].name.as_str();
-                let tensor = shown(&tensor.name);
+                let tensor = quoted(&tensor.name);
                 return Err(contradiction(&path, &format!("tensor {tensor} is in {other} as well")));
             }
             self.tensors.insert(tensor.name.clone(), tensor);
         }
-        self.files.push(SourceFile::new(name, path, stamp, header.blake3));
+        self.files.push(SourceFile::new(name, input, stamp, header.blake3));
         Ok(())
     }
 
     /// Every tensor of the index must be where it says. One that the index omits is taken, and noted.
     fn check_index(&mut self, index: &Index) -> Result<()> {
-        let path = self.folder.join(INDEX);
+        let path = self.folder.path.join(INDEX);
         for (tensor, file) in index {
             let found = self.tensors.get(tensor).map(|info| self.files[info.file].name.as_str());
             if found != Some(file) {
                 let instead = found.map_or("missing".to_owned(), |found| format!("in {found}"));
-                let tensor = shown(tensor);
+                let tensor = quoted(tensor);
                 return Err(contradiction(
                     &path,
                     &format!("tensor {tensor} should be in {file} but is {instead}"),
@@ -185,7 +194,7 @@ impl Source {
                 0 => String::new(),
                 count => format!(" and {count} more"),
             };
-            let (name, first) = (&self.name, shown(first));
+            let (name, first) = (&self.name, quoted(first));
             self.warnings.push(format!(
                 "{name}: {INDEX} omits tensor {first}{more}; the shards have it, so it is read"
             ));
@@ -196,7 +205,6 @@ impl Source {
 
 /// The commit, for a folder `…/snapshots/COMMIT` of the Hugging Face cache.
 fn snapshot_commit(folder: &Path) -> Option<String> {
-    let folder = folder.canonicalize().ok()?;
     let commit = folder.file_name()?.to_str()?;
     (folder.parent()?.file_name()? == "snapshots" && is_hex(commit)).then(|| commit.to_owned())
 }
@@ -205,49 +213,29 @@ fn contradiction(path: &Path, what: &str) -> Error {
     Error::input(format!("{}: {what}", path.display())).hint("download the model again, whole")
 }
 
-/// A small JSON file, whole.
-fn read_json_file(path: &Path) -> Result<Vec<u8>> {
-    let (file, metadata) = open_regular(path)?;
-    let mut bytes = Vec::new();
-    let too_large = || Error::input(format!("{} is too large ({} bytes)", path.display(), metadata.len()));
-    file.take(JSON_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| Error::reading(path, &e))?;
-    match &bytes {
-        bytes if bytes.len() as u64 > JSON_BYTES_MAX => Err(too_large()),
-        bytes if is_lfs_pointer(bytes) => Err(lfs_pointer(path)),
-        _ => Ok(bytes),
-    }
-}
-
-fn read_config(folder: &Path) -> Result<Map<String, Value>> {
-    let path = folder.join(CONFIG);
-    if !path.exists() {
-        let error = Error::input(format!("{} has no {CONFIG}", folder.display()));
-        return Err(if folder.join("adapter_config.json").exists() {
+/// `config.json`, and its text.
+fn read_config(folder: &Arc<ModelFolder>) -> Result<(Map<String, Value>, String)> {
+    if !folder.has(CONFIG) {
+        let error = Error::input(format!("{} has no {CONFIG}", folder.path.display()));
+        return Err(if folder.has("adapter_config.json") {
             error.hint("this is a LoRA adapter: merge it into its base model first, and give that folder")
         } else {
             error.hint("give the folder of a whole model; an interrupted download can be run again")
         });
     }
-    let bytes = read_json_file(&path)?;
-    serde_json::from_slice(&bytes).map_err(|e| {
-        let error = Error::input(format!("{}: not a JSON object: {e}", path.display()));
-        let text = String::from_utf8_lossy(&bytes);
+    let file = folder.file(CONFIG);
+    let broken = |what: &dyn std::fmt::Display| {
+        Error::input(format!("{}: not a JSON object: {what}", file.path().display()))
+    };
+    let text = String::from_utf8(file.read(CONFIG_BYTES_MAX)?).map_err(|e| broken(&e))?;
+    let config = serde_json::from_str(&text).map_err(|e| {
         if text.contains("Infinity") || text.contains("NaN") {
-            return error
+            return broken(&e)
                 .hint("Python writes Infinity and NaN, which JSON does not have; replace them by numbers");
         }
-        error
-    })
-}
-
-/// The names of the files in a folder, sorted. Names that are not UTF-8 are none that this format knows.
-fn files_in(folder: &Path) -> Result<BTreeSet<String>> {
-    let failed = |e| Error::reading(folder, &e);
-    let mut names = BTreeSet::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        names.extend(entry.map_err(failed)?.file_name().into_string().ok());
-    }
-    Ok(names)
+        broken(&e)
+    })?;
+    Ok((config, text))
 }
 
 fn is_safetensors(name: &str) -> bool {
@@ -255,13 +243,19 @@ fn is_safetensors(name: &str) -> bool {
 }
 
 /// The files that hold the weights, sorted, and the index if there is one.
-fn weight_files(folder: &Path, present: &BTreeSet<String>) -> Result<(Vec<String>, Option<Index>)> {
+fn weight_files(
+    folder: &Arc<ModelFolder>,
+    present: &BTreeSet<String>,
+) -> Result<(Vec<String>, Option<Index>)> {
     if present.contains(INDEX) {
-        let index = read_index(&folder.join(INDEX))?;
+        let index = read_index(&folder.file(INDEX))?;
         let shards: BTreeSet<&String> = index.values().collect();
         if let Some(missing) = shards.iter().find(|shard| !present.contains(**shard)) {
-            return Err(Error::input(format!("{} has no {missing}, which {INDEX} names", folder.display()))
-                .hint("run the download again: a shard is missing"));
+            return Err(Error::input(format!(
+                "{} has no {missing}, which {INDEX} names",
+                folder.path.display()
+            ))
+            .hint("run the download again: a shard is missing"));
         }
         return Ok((shards.into_iter().cloned().collect(), Some(index)));
     }
@@ -270,10 +264,10 @@ fn weight_files(folder: &Path, present: &BTreeSet<String>) -> Result<(Vec<String
     }
     let candidates: Vec<&String> = present.iter().filter(|name| is_safetensors(name)).collect();
     match candidates[..] {
-        [] => Err(no_weights(folder, present)),
+        [] => Err(no_weights(&folder.path, present)),
         [only] => Ok((vec![only.clone()], None)),
         [first, ..] => {
-            let (folder, count) = (folder.display(), candidates.len());
+            let (folder, count) = (folder.path.display(), candidates.len());
             Err(Error::input(format!(
                 "{folder} holds {count} files such as {first}, but no {INDEX}: index missing"
             ))
@@ -283,19 +277,15 @@ fn weight_files(folder: &Path, present: &BTreeSet<String>) -> Result<(Vec<String
 }
 
 /// The index, its entries checked by their spelling alone, before any is opened.
-fn read_index(path: &Path) -> Result<Index> {
-    #[derive(Deserialize)]
-    struct IndexFile {
-        weight_map: Entries<String>,
-    }
-    let parsed = serde_json::from_slice(&read_json_file(path)?);
-    let IndexFile { weight_map: Entries(index) } =
-        parsed.map_err(|e| contradiction(path, &format!("not the index of a checkpoint: {e}")))?;
+fn read_index(file: &InputFile) -> Result<Index> {
+    let path = &file.path();
+    let parsed = parse_index(&file.read(INDEX_BYTES_MAX)?);
+    let index = parsed.map_err(|e| contradiction(path, &format!("not the index of a checkpoint: {e}")))?;
     if index.is_empty() {
         return Err(contradiction(path, "weight_map lists no tensor"));
     }
     if let Some((tensor, file)) = index.iter().find(|(_, file)| !is_plain_shard_name(file)) {
-        let (tensor, file) = (shown(tensor), shown(file));
+        let (tensor, file) = (quoted(tensor), quoted(file));
         let what = format!("tensor {tensor} lies in {file}, which is no plain name of a safetensors file");
         return Err(contradiction(path, &what));
     }
@@ -331,11 +321,10 @@ fn no_weights(folder: &Path, present: &BTreeSet<String>) -> Error {
 
 /// The safetensors files beside those that were chosen: a leftover of another save, or weights nobody lists.
 fn unread_files(name: &str, present: &BTreeSet<String>, shards: &[String]) -> Option<String> {
-    let unread: Vec<&str> = present
-        .iter()
-        .filter(|file| is_safetensors(file) && !shards.contains(file))
-        .map(String::as_str)
-        .collect();
+    // Shards are sorted.
+    let read = |file: &String| shards.binary_search(file).is_ok();
+    let unread: Vec<&str> =
+        present.iter().filter(|file| is_safetensors(file) && !read(file)).map(String::as_str).collect();
     let (first, more) = (unread.first()?, unread.len() - 1);
     let more = if more == 0 { String::new() } else { format!(" and {more} more") };
     Some(format!("{name}: {first}{more} is no part of the checkpoint that is read"))
@@ -345,6 +334,7 @@ fn unread_files(name: &str, present: &BTreeSet<String>, shards: &[String]) -> Op
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use std::fs;
     use tempfile::TempDir;
 
     /// A safetensors file of U8 tensors.
@@ -580,13 +570,5 @@ mod tests {
         let mut into = [0];
         source.read_at(source.tensor("a").unwrap(), 0, &mut into, Reads::Copied).unwrap();
         assert_eq!(into, [1]);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_device_is_refused_instead_of_read_for_ever() {
-        let folder = folder(&[]);
-        std::os::unix::fs::symlink("/dev/zero", folder.path().join(SINGLE)).unwrap();
-        assert!(refused(&folder).contains("not a regular file"));
     }
 }

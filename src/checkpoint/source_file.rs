@@ -3,22 +3,24 @@
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::file::{Reads, open_direct, open_regular, read_exact_at, read_exact_past_cache};
-use super::header::{TensorInfo, shown};
+use super::file::{Reads, open_direct, read_exact_at, read_exact_past_cache};
+use super::folder::InputFile;
+use super::header::TensorInfo;
 use super::mapped::Mapped;
 use crate::error::{Error, Result};
+use crate::text::quoted;
 
 /// One safetensors file as it was when its header was read.
 #[derive(Debug)]
 pub(super) struct SourceFile {
     pub(super) name: String,
-    pub(super) path: PathBuf,
+    file: InputFile,
     stamp: Stamp,
     header: blake3::Hash,
     /// Opened at the first read: a plan over hundreds of shards keeps none open.
@@ -34,26 +36,36 @@ pub(super) struct SourceFile {
 pub(super) struct Stamp {
     pub(super) bytes: u64,
     modified: Option<SystemTime>,
+    /// Device, inode, and when that was changed: a time that was put back does not hide a change.
+    #[cfg(unix)]
+    inode: (u64, u64, i64, i64),
 }
 
 impl Stamp {
     pub(super) fn of(metadata: &Metadata) -> Self {
-        Self { bytes: metadata.len(), modified: metadata.modified().ok() }
+        #[cfg(unix)]
+        use std::os::unix::fs::MetadataExt;
+        Self {
+            bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+            #[cfg(unix)]
+            inode: (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()),
+        }
     }
 }
 
 impl SourceFile {
     /// A file as it was when its header, of this hash, was read.
-    pub(super) fn new(name: String, path: PathBuf, stamp: Stamp, header: blake3::Hash) -> Self {
+    pub(super) fn new(name: String, file: InputFile, stamp: Stamp, header: blake3::Hash) -> Self {
         let (handle, direct, mapped) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Self { name, path, stamp, header, handle, direct, mapped }
+        Self { name, file, stamp, header, handle, direct, mapped }
     }
 
     fn handle(&self) -> Result<&File> {
         if let Some(file) = self.handle.get() {
             return Ok(file);
         }
-        let (file, metadata) = open_regular(&self.path)?;
+        let (file, metadata) = self.file.open()?;
         self.verify(&metadata)?;
         // Where two threads came here at once, one handle stays and the other is closed.
         Ok(self.handle.get_or_init(|| file))
@@ -74,24 +86,23 @@ impl SourceFile {
         if let Some(direct) = self.direct.get() {
             return direct.as_ref();
         }
-        let opened = open_direct(&self.path);
-        // The path may lead elsewhere by now; the other handle then tells whether that is an error.
-        let same = |file: &File| file.metadata().is_ok_and(|metadata| self.verify(&metadata).is_ok());
-        self.direct.get_or_init(|| opened.filter(same)).as_ref()
+        let handle = self.handle().ok()?;
+        self.direct.get_or_init(|| open_direct(handle)).as_ref()
     }
 
     fn verify(&self, metadata: &Metadata) -> Result<()> {
         if Stamp::of(metadata) == self.stamp {
             return Ok(());
         }
-        Err(Error::input(format!("{} changed while it was read", self.path.display()))
+        Err(Error::input(format!("{} changed while it was read", self.file.path().display()))
             .hint("merge again when nothing writes to it any more"))
     }
 
     pub(super) fn identity(&self) -> Value {
         let (file, bytes) = (&self.name, self.stamp.bytes);
-        if let Some(sha256) = blob_sha256(&self.path) {
-            return json!({ "file": file, "bytes": bytes, "sha256": sha256 });
+        if let Some(sha256) = blob_sha256(&self.file.path()) {
+            // It is what the link is called. Whether the content is that was not looked at.
+            return json!({ "file": file, "bytes": bytes, "sha256": sha256, "sha256_verified": false });
         }
         let since_1970 =
             self.stamp.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
@@ -136,7 +147,7 @@ impl SourceFile {
 
     /// That it still has the size and time that it had, and was there all the time.
     pub(super) fn verify_unchanged(&self) -> Result<()> {
-        let path = &self.path;
+        let path = &self.file.path();
         if matches!(self.mapped.get(), Some(Some(mapped)) if mapped.broken()) {
             let what = format!("{} was truncated while it was read, or its disk fails", path.display());
             return Err(Error::input(what).hint("merge again when nothing writes to it any more"));
@@ -145,7 +156,8 @@ impl SourceFile {
     }
 
     fn read_error(&self, tensor: &TensorInfo, cause: &io::Error) -> Error {
-        let (path, name) = (self.path.display(), shown(&tensor.name));
+        let (path, name) = (self.file.path(), quoted(&tensor.name));
+        let path = path.display();
         if cause.kind() == io::ErrorKind::UnexpectedEof {
             return Error::input(format!("{path} was truncated while it was read (tensor {name})"))
                 .hint("merge again when nothing writes to it any more");

@@ -16,7 +16,7 @@ use crate::bench::synth::Spec;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::plan::Choices;
-use crate::report::bytes;
+use crate::text::bytes;
 use crate::{Options, prepare_config, read_config};
 
 /// The folder that is read and written is chosen by `--dir`; `--seed` gives the checkpoints' values too.

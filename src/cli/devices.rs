@@ -7,7 +7,7 @@ use crate::backend::device::{self, Device, Family};
 use crate::bench;
 use crate::check::{self, Depth, Row, Types};
 use crate::error::{Error, Result};
-use crate::report::bytes;
+use crate::text::bytes;
 
 /// Lists the devices, what is missing and why, and which one `--device auto` takes.
 pub(super) fn list(json: bool) -> Result<()> {

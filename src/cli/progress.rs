@@ -3,10 +3,10 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+use super::signals;
 use crate::error::{Error, Result};
 use crate::stream::Watch;
 
@@ -22,9 +22,8 @@ pub(super) struct Progress {
 impl Progress {
     /// Progress of one merge; quiet also where standard error is no terminal.
     pub(super) fn new(quiet: bool) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let heard = Arc::clone(&stop);
-        ctrlc::set_handler(move || heard.store(true, Ordering::Relaxed))
+        let stop = Arc::default();
+        signals::listen(&stop)
             .map_err(|cause| Error::output(format!("cannot listen for Ctrl-C: {cause}")))?;
         let quiet = quiet || !std::io::stderr().is_terminal();
         let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
@@ -46,7 +45,6 @@ impl Progress {
                 .with_key("rate", rate);
         self.bar.set_style(style);
         self.bar.set_length(bytes);
-        self.bar.enable_steady_tick(Duration::from_millis(200));
     }
 
     /// Takes the bar away.
@@ -64,11 +62,9 @@ impl Watch for Progress {
     fn moved(&self, read: u64, written: u64) {
         self.read.fetch_add(read, Ordering::Relaxed);
         self.written.fetch_add(written, Ordering::Relaxed);
-        if written > 0 {
-            // A pass that is taken back writes twice.
-            let left = self.bar.length().unwrap_or(u64::MAX).saturating_sub(self.bar.position());
-            self.bar.inc(written.min(left));
-        }
+        // A pass that is taken back writes twice. Without progress the bar is drawn anew all the same, as often as it may be.
+        let left = self.bar.length().unwrap_or(u64::MAX).saturating_sub(self.bar.position());
+        self.bar.inc(written.min(left));
     }
 
     fn stop(&self) -> bool {

@@ -1,7 +1,8 @@
 //! Words and JSON for people and programs.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
@@ -13,38 +14,70 @@ use crate::backend::device::Device;
 use crate::error::{Error, Result};
 use crate::method::{self, Base, Kind, METHODS, Method, Parameter, Scope, Settings, Value};
 use crate::plan::{Action, LeftOut, Plan, Tensor};
-use crate::report::{Report, bytes};
+use crate::report::Report;
 use crate::stream::Budget;
+use crate::text::{bytes, escaped, is_escaped, one_line};
 use crate::timeline::Shares;
 
-/// Prints to standard output; a reader that went away is no error.
+/// The first failure of standard output.
+static UNWRITTEN: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Prints a line of data.
 macro_rules! out {
-    ($($arg:tt)*) => {{ let _ = writeln!(std::io::stdout(), "{}", plain(&format!($($arg)*))); }};
+    ($($arg:tt)*) => { put(&escaped(&format!($($arg)*))) };
 }
 
-/// Prints to standard error, likewise.
+/// Prints to standard output. A reader that went away wanted no more; any other failure is told by [`delivered`].
+fn put(text: &str) {
+    if let Err(cause) = writeln!(io::stdout(), "{text}") {
+        undelivered(cause);
+    }
+}
+
+fn undelivered(cause: io::Error) {
+    if cause.kind() != io::ErrorKind::BrokenPipe {
+        UNWRITTEN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
+    }
+}
+
+/// The help, or what is wrong with the command, as clap words it.
+pub(super) fn usage(answer: &clap::Error) {
+    if let Err(cause) = answer.print()
+        && !answer.use_stderr()
+    {
+        undelivered(cause);
+    }
+}
+
+/// Whether all that was printed to standard output got there.
+///
+/// # Errors
+/// Kind `Output`: a disk is full, for instance.
+pub(super) fn delivered() -> Result<()> {
+    io::stdout().flush().unwrap_or_else(undelivered);
+    match UNWRITTEN.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(cause) => Err(Error::output(format!("cannot write to standard output: {cause}"))),
+        None => Ok(()),
+    }
+}
+
+/// Prints to standard error, whose failures nobody could be told.
 fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// Text in which nothing steers the terminal: names come from files.
-fn plain(text: &str) -> String {
-    let escaped =
-        |c: char| if c.is_control() && c != '\n' { c.escape_default().collect() } else { String::from(c) };
-    text.chars().map(escaped).collect()
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// A word in colour, where that helps and is wanted.
 fn coloured(code: &str, word: &str) -> String {
     let wanted =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     if wanted { format!("\x1b[{code}m{word}\x1b[0m") } else { word.into() }
 }
 
+/// The lines of an error are escaped already.
 fn told(code: &str, word: &str, error: &Error) {
-    tell(&format!("{}: {}", coloured(code, word), plain(&error.message)));
+    tell(&format!("{}: {}", coloured(code, word), error.message));
     if let Some(hint) = &error.hint {
-        tell(&format!("{}: {}", coloured("1;36", "hint"), plain(hint)));
+        tell(&format!("{}: {hint}", coloured("1;36", "hint")));
     }
 }
 
@@ -57,7 +90,7 @@ pub(super) fn warning(warning: &Error) {
 }
 
 pub(super) fn note(note: &str) {
-    tell(&format!("{}: {}", coloured("1", "note"), plain(note)));
+    tell(&format!("{}: {}", coloured("1", "note"), one_line(note)));
 }
 
 /// A line of data.
@@ -66,7 +99,13 @@ pub(super) fn line(text: &str) {
 }
 
 pub(super) fn json(value: &Json) {
-    out!("{value:#}");
+    let text = format!("{value:#}");
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        // JSON's own line ends stay; the others can only stand in its texts, where they may be written as numbers.
+        if is_escaped(c) && c != '\n' { plain += &format!("\\u{:04x}", u32::from(c)) } else { plain.push(c) }
+    }
+    put(&plain);
 }
 
 /// What a merge is about to do, in a few lines.
@@ -78,7 +117,7 @@ pub(super) fn summary(prepared: &Prepared) {
     } else {
         String::new()
     };
-    tell(&plain(&format!(
+    tell(&one_line(&format!(
         "{} of {}: {} tensors, {} to read{sweeps}, {} to write",
         plan.method.name,
         plan.models.join(", "),
@@ -101,7 +140,7 @@ fn left(out: &LeftOut) -> String {
 pub(super) fn done(out: &Path, plan: &Plan, progress: &Progress, elapsed: Duration) {
     let (read, written) = progress.moved_bytes();
     let seconds = elapsed.as_secs_f64();
-    tell(&plain(&format!(
+    tell(&one_line(&format!(
         "{} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read, {} written)",
         plan.tensors.len(),
         out.display(),
@@ -115,6 +154,13 @@ pub(super) fn done(out: &Path, plan: &Plan, progress: &Progress, elapsed: Durati
 pub(super) fn shares(report: &Report) {
     let shares = &report.shares;
     tell(&format!("stages: {shares}; {}", shares.bottleneck()));
+    if report.threads_missing > 0 {
+        note(&format!(
+            "{} of {} threads could not be started (a limit on processes or memory): the others did their work",
+            report.threads_missing,
+            shares.threads + report.threads_missing
+        ));
+    }
     match report.redone() {
         0 => {}
         count => tell(&format!(
@@ -131,7 +177,7 @@ pub(super) fn shares(report: &Report) {
 
 /// Where the trace is.
 pub(super) fn traced(file: &Path, report: &Report) {
-    tell(&plain(&format!("trace written to {}", file.display())));
+    tell(&one_line(&format!("trace written to {}", file.display())));
     let left_out = report.timeline.left_out();
     if left_out > 0 {
         note(&format!("the trace is of the merge's beginning: {left_out} records more had no room in it"));
@@ -212,7 +258,10 @@ pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbos
     plan.notes.iter().for_each(|note| out!("note     {note}"));
     out!("");
     if verbose {
-        plan.tensors.iter().for_each(|tensor| out!("{}  {}", shape(tensor), what_happens(plan, tensor)));
+        for tensor in &plan.tensors {
+            out!("{}  {}", shape(tensor), tensor.name);
+            out!("    {}", action(plan, tensor));
+        }
     } else {
         kinds(plan);
     }
@@ -227,16 +276,13 @@ fn kinds(plan: &Plan) {
         *kinds.entry((starred.join("."), shape(tensor), action(plan, tensor))).or_insert(0) += 1;
     }
     for ((name, shape, action), count) in kinds {
-        out!("{count:>6} × {name}  {shape}\n         {action}");
+        out!("{count:>6} × {name}  {shape}");
+        out!("         {action}");
     }
 }
 
 fn shape(tensor: &Tensor) -> String {
     format!("{:?} {:?}", tensor.dtype, tensor.shape)
-}
-
-fn what_happens(plan: &Plan, tensor: &Tensor) -> String {
-    format!("{}\n    {}", tensor.name, action(plan, tensor))
 }
 
 fn action(plan: &Plan, tensor: &Tensor) -> String {
@@ -336,7 +382,10 @@ pub(super) fn methods(name: Option<&str>, as_json: bool) -> Result<()> {
 }
 
 fn explain(method: &Method) {
-    out!("{}: {}\n\n    {}\n", method.name, method.summary, method.formula);
+    out!("{}: {}", method.name, method.summary);
+    out!("");
+    out!("    {}", method.formula);
+    out!("");
     if let Some(paper) = method.paper {
         out!("paper       {} <{}>", paper.title, paper.url);
     }
@@ -350,7 +399,8 @@ fn explain(method: &Method) {
     );
     out!("models      {}", models(method));
     if !method.parameters.is_empty() {
-        out!("\nparameters");
+        out!("");
+        out!("parameters");
     }
     for parameter in method.parameters {
         out!("  {:10} {:30} {}", parameter.name, describe(parameter), parameter.meaning);

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::dtype::Float;
 use crate::error::{Error, Result, did_you_mean};
+use indexmap::IndexMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -30,6 +31,8 @@ const LEGACY_KEYS: &[&str] = &["embed_slerp", "input_model_parameters"];
 const PARAMETER_FORMS: &str =
     "expected a number, a list of numbers (a gradient over the layers) or a list of {filter, value}";
 const DTYPES: &[&str] = &["bfloat16", "float16", "float32"];
+/// So many unknown keys are named.
+const NAMED_MAX: usize = 4;
 const LITERAL_PATH_HINT: &str = "a path that contains `@` or `+` is written {model: {path: …}}";
 /// Far beyond any model, and exact in `f64`.
 const LAYERS_MAX: f64 = 1e6;
@@ -37,7 +40,7 @@ const LAYERS_MAX: f64 = 1e6;
 /// Reads a config from its text.
 pub fn read(file: &str, source: &str) -> Result<Config> {
     let document = yaml::parse(file, source)?;
-    let mut walk = Walk { file, warnings: Vec::new() };
+    let mut walk = Walk { file, ignored: Vec::new() };
     let top = walk.document(&document)?;
     Ok(Config {
         file: file.to_string(),
@@ -96,10 +99,67 @@ impl<'n> Fields<'n> {
     }
 }
 
-/// The way through the tree, collecting warnings.
+/// Something that is ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Ignored {
+    /// A key that nobody takes, beside those that are taken there.
+    Unknown { key: String, known: &'static [&'static str] },
+    /// A key of mergekit's that changes nothing here: what is said of it, and why.
+    Needless { what: &'static str, why: &'static str },
+}
+
+impl Ignored {
+    /// What is ignored for one reason is of a kind: all unknown keys, or one key of mergekit's at several places.
+    fn kind(&self) -> Option<&'static str> {
+        match self {
+            Self::Unknown { .. } => None,
+            Self::Needless { what, .. } => Some(what),
+        }
+    }
+
+    /// The key, and what was probably meant.
+    fn key(&self) -> String {
+        match self {
+            Self::Unknown { key, known } => quoted(key) + &meant(key, known),
+            Self::Needless { what, .. } => (*what).into(),
+        }
+    }
+}
+
+/// What was probably meant by an unknown key, in parentheses.
+fn meant(key: &str, known: &[&str]) -> String {
+    if LEGACY_KEYS.contains(&key) {
+        return " (mergekit ignores it too)".into();
+    }
+    near(key, known).map_or(String::new(), |near| format!(" (did you mean `{near}`?)"))
+}
+
+/// One line for all that is ignored for one reason.
+fn told(all: &[&Located<Ignored>]) -> String {
+    let (first, others) = (all[0], &all[1..]);
+    match &first.value {
+        Ignored::Needless { what, why } if others.is_empty() => format!("{what} ({why})"),
+        Ignored::Needless { what, why } => format!("{what} ({why}; and {} more like it)", others.len()),
+        Ignored::Unknown { .. } if others.is_empty() => {
+            format!("unknown key {} is ignored", first.value.key())
+        }
+        Ignored::Unknown { .. } => {
+            let named =
+                others.iter().take(NAMED_MAX - 1).map(|key| format!(", at {} {}", key.at, key.value.key()));
+            let named: String = std::iter::once(first.value.key()).chain(named).collect();
+            let more = match all.len().saturating_sub(NAMED_MAX) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            format!("{} unknown keys are ignored: {named}{more}", all.len())
+        }
+    }
+}
+
+/// The way through the tree, collecting what is ignored.
 struct Walk<'a> {
     file: &'a str,
-    warnings: Vec<(Position, Warning)>,
+    ignored: Vec<Located<Ignored>>,
 }
 
 impl Walk<'_> {
@@ -107,16 +167,20 @@ impl Walk<'_> {
         error_at(self.file, at, message)
     }
 
-    fn warn(&mut self, at: Position, message: impl fmt::Display, hint: Option<String>) {
-        let message = format!("{}:{at}: {message}", self.file);
-        self.warnings.push((at, Warning { message, hint }));
+    fn ignore(&mut self, at: Position, value: Ignored) {
+        self.ignored.push(Located { value, at });
     }
 
-    /// Aliases bring the same place up again: each warning is given once.
+    /// Aliases bring the same place up again: it is warned of once. All of a kind are one warning, at the first place.
     fn into_warnings(mut self) -> Vec<Warning> {
-        self.warnings.sort_by_key(|(at, _)| *at);
-        self.warnings.dedup();
-        self.warnings.into_iter().map(|(_, warning)| warning).collect()
+        self.ignored.sort_by_key(|ignored| ignored.at);
+        self.ignored.dedup();
+        let mut kinds: IndexMap<_, Vec<&Located<Ignored>>> = IndexMap::new();
+        self.ignored.iter().for_each(|ignored| kinds.entry(ignored.value.kind()).or_default().push(ignored));
+        let warning = |all: &Vec<&Located<Ignored>>| Warning {
+            message: format!("{}:{}: {}", self.file, all[0].at, told(all)),
+        };
+        kinds.values().map(warning).collect()
     }
 
     fn document<'n>(&mut self, document: &'n Node) -> Result<Fields<'n>> {
@@ -131,18 +195,18 @@ impl Walk<'_> {
     }
 
     /// Opens a mapping and warns of keys that nobody will take.
-    fn fields<'n>(&mut self, node: &'n Node, what: &str, known: &[&str]) -> Result<Fields<'n>> {
+    fn fields<'n>(
+        &mut self,
+        node: &'n Node,
+        what: &str,
+        known: &'static [&'static str],
+    ) -> Result<Fields<'n>> {
         let Kind::Map(entries) = &node.kind else {
             let message = format!("expected {what}: a mapping with the keys {}", known.join(", "));
             return Err(self.error(node.at, message));
         };
         for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&key.name.as_str())) {
-            let hint = if LEGACY_KEYS.contains(&key.name.as_str()) {
-                Some("mergekit ignores it too".to_string())
-            } else {
-                near(&key.name, known).map(|near| format!("did you mean `{near}`?"))
-            };
-            self.warn(key.at, format_args!("unknown key {} is ignored", quoted(&key.name)), hint);
+            self.ignore(key.at, Ignored::Unknown { key: key.name.clone(), known });
         }
         Ok(Fields { at: node.at, entries })
     }
@@ -212,10 +276,11 @@ impl Walk<'_> {
     }
 
     fn slice(&mut self, node: &Node) -> Result<Slice> {
-        let known = ["sources", "base_model", "parameters", "residual_weight"];
-        let fields = self.fields(node, "a slice", &known)?;
+        let known = &["sources", "base_model", "parameters", "residual_weight"];
+        let fields = self.fields(node, "a slice", known)?;
         if let Some(at) = fields.key_at("residual_weight") {
-            self.warn(at, "`residual_weight` has no effect", Some("mergekit ignores it too".into()));
+            let what = "`residual_weight` has no effect";
+            self.ignore(at, Ignored::Needless { what, why: "mergekit ignores it too" });
         }
         let at = fields.at;
         let Some(sources) = fields.get("sources") else {
@@ -253,7 +318,7 @@ impl Walk<'_> {
     }
 
     /// An entry that names a model; the bare path is a slip worth a hint of its own.
-    fn entry<'n>(&mut self, node: &'n Node, known: &[&str]) -> Result<Fields<'n>> {
+    fn entry<'n>(&mut self, node: &'n Node, known: &'static [&'static str]) -> Result<Fields<'n>> {
         let hint = node.text().map(|text| format!("write {}", quoted(&format!("- model: {text}"))));
         let opened = self.fields(node, "an entry", known);
         opened.map_err(|error| if let Some(hint) = hint { error.hint(hint) } else { error })
@@ -307,8 +372,9 @@ impl Walk<'_> {
             return Err(self.adapter(lora, "lora"));
         }
         if let Some(at) = fields.key_at("override_architecture") {
-            let hint = "tensor names are read from the checkpoints themselves".to_string();
-            self.warn(at, "`override_architecture` is not needed and is ignored", Some(hint));
+            let what = "`override_architecture` is not needed and is ignored";
+            let why = "tensor names are read from the checkpoints themselves";
+            self.ignore(at, Ignored::Needless { what, why });
         }
         let Some(model) = fields.get("model") else {
             return Err(self.error(at, "`model` is missing").hint("write {model: {path: …, revision: …}}"));
@@ -465,9 +531,14 @@ impl Walk<'_> {
     }
 }
 
-/// A layer number: like pydantic's `int`, 8.0 and "8" count, 8.5 and true do not.
+/// A layer number: like pydantic's `int`, 8.0 and "8" count; 8.5, true, and the text `1e1` do not.
 fn layer(node: &Node) -> Option<usize> {
-    let number = node.scalar().filter(|scalar| !matches!(scalar, Scalar::Bool(_)))?.as_number()?;
+    let counts = |scalar: &Scalar| match scalar {
+        Scalar::Text(text) => !text.contains(['e', 'E']),
+        Scalar::Null | Scalar::Bool(_) => false,
+        Scalar::Number(_) => true,
+    };
+    let number = node.scalar().filter(counts)?.as_number()?;
     ((0.0..=LAYERS_MAX).contains(&number) && number.fract() == 0.0).then_some(number as usize)
 }
 

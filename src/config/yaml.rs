@@ -4,11 +4,12 @@
 //! neither what was expected nor where. serde-saphyr resolves aliases and merge keys, refuses duplicate
 //! keys, and counts events, so that a YAML bomb ends at once.
 
-use super::Position;
+use super::{Position, plain};
 use crate::error::{Error, Result};
+use crate::text;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::options::NonFiniteFloatPolicy;
-use serde_saphyr::{MessageFormatter, Spanned, UserMessageFormatter};
+use serde_saphyr::{MessageFormatter, Spanned, Tagged, UserMessageFormatter};
 use std::fmt;
 
 /// A config with a long chat template is some 50 kB: beyond this it is some other file.
@@ -25,6 +26,8 @@ pub struct Node {
     pub kind: Kind,
     /// Where in the source the text of a scalar stands.
     bytes: std::ops::Range<usize>,
+    /// Whether a tag such as `!!str` says what it is.
+    tagged: bool,
 }
 
 /// What a node holds. Plain scalars that are not strings keep their spelling, since a model can be
@@ -52,8 +55,8 @@ pub struct Key {
 /// Whatever is not one well-formed YAML document of reasonable size, at its line and column.
 pub fn parse(file: &str, source: &str) -> Result<Node> {
     if source.len() > SOURCE_BYTES_MAX {
-        let megabytes = source.len() >> 20;
-        let message = format!("{file}:{}: {megabytes} MB is too large for a merge config", Position::START);
+        let size = text::bytes(source.len() as u64);
+        let message = format!("{file}:{}: {size} is too large for a merge config", Position::START);
         return Err(Error::config(message).hint("give the YAML config, not a checkpoint or a tokenizer"));
     }
     let options = serde_saphyr::options! {
@@ -65,8 +68,6 @@ pub fn parse(file: &str, source: &str) -> Result<Node> {
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: EVENTS_MAX },
         emit_comments: false,
-        // PyYAML, and so mergekit, reads 010 as eight.
-        legacy_octal_numbers: true,
         // Infinities are refused, where they are, by those who know what the number is for.
         non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
         with_snippet: false,
@@ -102,7 +103,7 @@ fn explain(file: &str, error: &serde_saphyr::Error) -> Error {
         E::RecursiveReferencesRequireWeakTypes { .. } => say("this alias (`*name`) contains itself"),
         other => {
             let message = UserMessageFormatter.format_message(other);
-            say(&format!("not valid YAML: {}", super::printable(&message)))
+            say(&format!("not valid YAML: {message}"))
         }
     }
 }
@@ -127,26 +128,28 @@ impl From<serde_saphyr::Location> for Position {
 }
 
 impl Node {
-    /// Notes how the plain scalars below this node are spelled.
+    /// Resolves the plain scalars below this node by their spelling: the library has rules of its own for what is a number.
     fn spell(&mut self, source: &str) {
-        let written = || source.get(self.bytes.clone()).unwrap_or_default().trim().to_string();
+        let written = source.get(self.bytes.clone()).unwrap_or_default().trim();
         match &mut self.kind {
-            // The library follows the YAML 1.1 text, where y and n are booleans; PyYAML does not.
-            Kind::Bool(..) if self.bytes.len() == 1 => self.kind = Kind::Text(written()),
-            Kind::Bool(_, text) | Kind::Number(_, text) => *text = written(),
             Kind::List(items) => items.iter_mut().for_each(|item| item.spell(source)),
             Kind::Map(entries) => entries.iter_mut().for_each(|(_, value)| value.spell(source)),
-            Kind::Null | Kind::Text(_) => {}
+            Kind::Bool(_, text) | Kind::Number(_, text) if self.tagged => *text = written.into(),
+            // The text of a quoted scalar, or of a block, is not as it is written.
+            Kind::Text(text) if self.tagged || text != written => {}
+            Kind::Null if self.tagged || !written.eq_ignore_ascii_case("null") => {}
+            _ => self.kind = plain::resolve(written),
         }
     }
 }
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let Spanned { value, defined, .. } = Spanned::<Kind>::deserialize(deserializer)?;
+        let Spanned { value: Tagged(kind, tag), defined, .. } =
+            Spanned::<Tagged<Kind>>::deserialize(deserializer)?;
         let start = defined.span().byte_offset().unwrap_or(0) as usize;
         let bytes = start..start + defined.span().byte_len().unwrap_or(0) as usize;
-        Ok(Self { at: defined.into(), kind: value, bytes })
+        Ok(Self { at: defined.into(), kind, bytes, tagged: tag.is_some() })
     }
 }
 

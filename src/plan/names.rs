@@ -7,7 +7,7 @@
 use indexmap::IndexMap;
 
 /// Far beyond any model: a larger number in a name counts no layers.
-const LAYERS_MAX: usize = 1 << 20;
+pub(super) const LAYERS_MAX: usize = 1 << 20;
 
 /// A tensor of a layer: its stack, its layer and its name within the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,27 +3,67 @@
 //! Scopes are asked from the innermost outward; in each, the first entry whose filter is part of the tensor's name
 //! decides. A gradient is interpolated over the layers of a slice. (METHODS: the same rules as mergekit's.)
 
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+
+use super::problems::Problems;
+use super::warnings::few;
 use crate::config::{
-    Conditional, Config, Located, Parameter as Configured, Parameters, Scalar, Value as Written,
+    Conditional, Config, Located, Parameter as Configured, Parameters, Position, Scalar, Value as Written,
 };
 use crate::error::{Error, Result, did_you_mean};
 use crate::method::{Kind, Method, Parameter, Scope, Value};
 
+/// How often filters are compared with names of tensors: a second of it. A model of 400 tensors takes more filters than a
+/// config can hold, one of 200,000 some eighty.
+const COMPARED_MAX: u64 = 1 << 24;
+
+/// The comparisons of filters with names that are left.
+#[derive(Debug)]
+pub(super) struct Comparisons(Cell<u64>);
+
+impl Default for Comparisons {
+    fn default() -> Self {
+        Self(Cell::new(COMPARED_MAX))
+    }
+}
+
+impl Comparisons {
+    /// The first entry that applies to a tensor, if one does.
+    fn first<'a>(&self, entries: &'a [Conditional], tensor: &str) -> Option<&'a Conditional> {
+        let place = entries.iter().position(|entry| applies(entry, tensor));
+        self.0.set(self.0.get().saturating_sub(place.unwrap_or(entries.len()) as u64));
+        place.map(|place| &entries[place])
+    }
+
+    fn are_spent(&self) -> bool {
+        self.0.get() == 0
+    }
+}
+
 /// Resolves one parameter: `scopes` from the innermost outward, `position` in [0, 1] over the layers.
 ///
 /// `Ok(None)`: no scope has a value, and there is no default.
-pub(super) fn resolve(
+pub(super) fn resolve<'a>(
     config: &Config,
     parameter: &Parameter,
-    scopes: &[&Parameters],
+    scopes: impl Iterator<Item = &'a Parameters>,
     tensor: &str,
     position: f64,
+    left: &Comparisons,
 ) -> Result<Option<Value>> {
     for scope in scopes {
         let Some(Located { value: Configured(entries), at }) = scope.get(parameter.name) else { continue };
-        let Some(entry) = entries.iter().find(|entry| applies(entry, tensor)) else { continue };
+        if left.are_spent() {
+            let message =
+                format!("`{}` and others have too many filters for so many tensors", parameter.name);
+            return Err(config
+                .error_at(*at, message)
+                .hint("one filter can pick many tensors, by a part of their names"));
+        }
+        let Some(entry) = left.first(entries, tensor) else { continue };
         let value = evaluate(parameter.kind, &entry.value, position)
-            .map_err(|expected| config.error_at(*at, format!("`{}` takes {expected}", parameter.name)))?;
+            .map_err(|expected| wrong(config, parameter.name, *at, expected))?;
         if value.is_some() {
             return Ok(value);
         }
@@ -46,8 +86,7 @@ fn evaluate(
         (_, Written::One(Scalar::Null)) => Ok(None),
         (Kind::Number | Kind::NumberOrNull, Written::One(scalar)) => Ok(Some(Value::Number(number(scalar)?))),
         (Kind::Number | Kind::NumberOrNull, Written::Gradient(scalars)) => {
-            let numbers = scalars.iter().map(number).collect::<std::result::Result<Vec<_>, _>>()?;
-            Ok(Some(Value::Number(interpolate(&numbers, position))))
+            interpolate(scalars, position).map(|value| Some(Value::Number(value)))
         }
         (Kind::Flag, Written::One(scalar)) => Ok(Some(Value::Flag(flag(scalar)?))),
         (Kind::Flag, Written::Gradient(scalars)) => {
@@ -66,46 +105,97 @@ fn flag(scalar: &Scalar) -> std::result::Result<bool, &'static str> {
     scalar.as_bool().ok_or("true or false")
 }
 
-/// Linear interpolation between the two values around a position.
-fn interpolate(values: &[f64], position: f64) -> f64 {
+/// Linear interpolation between the two values around a position. The others are checked by [`check_gradients`], once and not
+/// for every tensor.
+fn interpolate(values: &[Scalar], position: f64) -> std::result::Result<f64, &'static str> {
     let place = position * (values.len() - 1) as f64;
     let below = place as usize;
     let above = (below + 1).min(values.len() - 1);
     let fraction = place - below as f64;
-    if fraction == 0.0 { values[below] } else { values[below] * (1.0 - fraction) + values[above] * fraction }
+    let (low, high) = (number(&values[below])?, number(&values[above])?);
+    Ok(if fraction == 0.0 { low } else { low * (1.0 - fraction) + high * fraction })
 }
 
-/// Warnings about parameters that the method does not read where they stand.
-pub(super) fn unread(config: &Config, method: &Method) -> Vec<Error> {
-    let mut warnings = Vec::new();
-    for (own, parameters) in config.scopes() {
-        for (name, located) in parameters {
-            let known = method.parameters.iter().find(|parameter| parameter.name == name);
-            match known {
-                None => warnings.push(unknown(config, method, name, located)),
-                Some(parameter) if own && parameter.scope == Scope::Shared => warnings.push(
-                    config
-                        .error_at(located.at, format!("`{name}` under a model's own parameters is not read"))
-                        .hint(format!(
-                            "{} has one {name} for all models: move it to the outer `parameters`",
-                            method.name
-                        )),
-                ),
-                Some(_) => {}
+/// Gradients of the method's parameters that are not of numbers where they should be go to the problems.
+pub(super) fn check_gradients(config: &Config, method: &Method, problems: &mut Problems) {
+    for (_, scope) in config.scopes() {
+        let numbers = method.parameters.iter().filter(|parameter| parameter.kind != Kind::Flag);
+        for (parameter, written) in numbers.filter_map(|p| Some((p, scope.get(p.name)?))) {
+            let gradients = written.value.0.iter().filter_map(|entry| match &entry.value {
+                Written::Gradient(scalars) => Some(scalars),
+                Written::One(_) => None,
+            });
+            if let Some(expected) = gradients.flatten().find_map(|scalar| number(scalar).err()) {
+                problems.add(wrong(config, parameter.name, written.at, expected));
             }
         }
     }
-    warnings
 }
 
-fn unknown(config: &Config, method: &Method, name: &str, located: &Located<Configured>) -> Error {
-    let names = method.parameters.iter().map(|parameter| parameter.name);
-    let warning =
-        config.error_at(located.at, format!("{} has no parameter `{name}`: it is ignored", method.name));
-    match did_you_mean(name, names.clone()) {
-        Some(meant) => warning.hint(format!("did you mean `{meant}`?")),
-        None => warning.hint(format!("its parameters are {}", names.collect::<Vec<_>>().join(", "))),
+fn wrong(config: &Config, parameter: &str, at: Position, expected: &str) -> Error {
+    config.error_at(at, format!("`{parameter}` takes {expected}"))
+}
+
+/// Parameters that the method does not read where they stand.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    unknown: Vec<Error>,
+    misplaced: Vec<Error>,
+    /// Of a parameter of the method, the first warning of a name that is probably a slip of it.
+    slips: HashMap<&'static str, String>,
+}
+
+impl Unread {
+    pub(super) fn find(config: &Config, method: &Method) -> Self {
+        let mut all = Self::default();
+        let mut seen = HashSet::new();
+        for (own, parameters) in config.scopes() {
+            // Aliases bring the same place up again.
+            for (name, Located { at, .. }) in parameters.iter().filter(|(name, p)| seen.insert((p.at, *name)))
+            {
+                let known = method.parameters.iter().find(|parameter| parameter.name == name);
+                match known {
+                    None => all.add_unknown(config, method, name, *at),
+                    Some(parameter) if own && parameter.scope == Scope::Shared => {
+                        all.misplaced.push(misplaced(config, method, name, *at));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        all
     }
+
+    fn add_unknown(&mut self, config: &Config, method: &Method, name: &str, at: Position) {
+        let names = method.parameters.iter().map(|parameter| parameter.name);
+        let warning =
+            config.error_at(at, format!("{} has no parameter `{name}`: it is ignored", method.name));
+        let hint = match did_you_mean(name, names.clone()) {
+            Some(meant) => {
+                self.slips.entry(meant).or_insert_with(|| warning.message.clone());
+                format!("did you mean `{meant}`?")
+            }
+            None => format!("its parameters are {}", names.collect::<Vec<_>>().join(", ")),
+        };
+        self.unknown.push(warning.hint(hint));
+    }
+
+    /// The warning of a name that is probably a slip of this parameter.
+    pub(super) fn slip_of(&self, parameter: &str) -> Option<&str> {
+        self.slips.get(parameter).map(String::as_str)
+    }
+
+    /// A few warnings of each kind, or one.
+    pub(super) fn warnings(&mut self) -> Vec<Error> {
+        let kinds = [&mut self.unknown, &mut self.misplaced];
+        kinds.into_iter().flat_map(|kind| few(std::mem::take(kind))).collect()
+    }
+}
+
+fn misplaced(config: &Config, method: &Method, name: &str, at: Position) -> Error {
+    config
+        .error_at(at, format!("`{name}` under a model's own parameters is not read"))
+        .hint(format!("{} has one {name} for all models: move it to the outer `parameters`", method.name))
 }
 
 #[cfg(test)]
@@ -115,9 +205,9 @@ mod tests {
     #[test]
     fn gradients_interpolate_between_their_values() {
         for (position, value) in [(0.0, 1.0), (0.25, 2.0), (0.5, 3.0), (0.75, 1.5), (1.0, 0.0)] {
-            assert_eq!(interpolate(&[1.0, 3.0, 0.0], position), value);
+            assert_eq!(interpolate(&[1.0, 3.0, 0.0].map(Scalar::Number), position), Ok(value));
         }
-        assert_eq!(interpolate(&[7.0], 0.6), 7.0);
+        assert_eq!(interpolate(&[Scalar::Number(7.0)], 0.6), Ok(7.0));
     }
 
     #[test]

@@ -1,129 +1,136 @@
 //! Which tensors the output has, and which input tensors belong to each.
 
-use indexmap::IndexSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use indexmap::{IndexMap, IndexSet};
 
 use super::{At, Base, LeftOut, Planner, Tensor, names};
 use crate::checkpoint::Source;
-use crate::config::{Inputs, Parameters, Slice};
+use crate::checkpoint::layout::TENSORS_MAX;
+use crate::config::{Inputs, Parameters, Slice, SliceSource};
 use crate::error::Error;
 
 /// One tensor of the output.
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
-    pub(super) name: String,
+    pub(super) name: Cow<'a, str>,
     /// Where its layer stands in its slice, from 0 to 1; loose tensors stand at 0.
     pub(super) position: f64,
-    pub(super) inputs: Vec<Want<'a>>,
-    /// Which input is the base.
+    /// The models that it is made from.
+    pub(super) members: Rc<Members<'a>>,
+    /// Of a tensor of a slice's layers: the layer, counted in the slice, and the name within it. All others have one name in
+    /// all models.
+    layer: Option<(usize, &'a str)>,
+}
+
+/// The models of a list of models, or of a slice.
+#[derive(Debug)]
+pub(super) struct Members<'a> {
+    all: Vec<Member<'a>>,
+    /// Which of them is the base.
     pub(super) base: Option<usize>,
-    /// The parameters that hold for all inputs, from the innermost outward.
-    pub(super) outer: Vec<&'a Parameters>,
+    /// The parameters of the slice.
+    pub(super) slice: Option<&'a Parameters>,
+}
+
+/// A model in a list of models or a slice.
+#[derive(Debug)]
+struct Member<'a> {
+    source: usize,
+    own: Option<&'a Parameters>,
+    /// Of a slice's layers: the stack they come from, and the first of them.
+    from: Option<(&'a str, usize)>,
 }
 
 /// One model's tensor.
-#[derive(Debug, Clone)]
-pub(super) struct Want<'a> {
+#[derive(Debug)]
+pub(super) struct Want<'w, 'a> {
     pub(super) source: usize,
-    pub(super) name: String,
+    pub(super) name: Cow<'w, str>,
     /// The parameters written under this model.
     pub(super) own: Option<&'a Parameters>,
 }
 
-/// A model in a list of models or a slice.
-struct Member<'a> {
-    source: usize,
-    own: Option<&'a Parameters>,
+impl<'a> Wanted<'a> {
+    /// The tensors that it is made from, one of each model.
+    pub(super) fn inputs(&self) -> Vec<Want<'_, 'a>> {
+        let want = |member: &Member<'a>| {
+            let name = match (self.layer, member.from) {
+                (Some((layer, rest)), Some((stack, first))) => {
+                    names::Layered { stack, layer, rest }.named(first + layer).into()
+                }
+                _ => Cow::Borrowed(&*self.name),
+            };
+            Want { source: member.source, name, own: member.own }
+        };
+        self.members.all.iter().map(want).collect()
+    }
 }
 
 impl<'a> Planner<'a> {
     /// Every tensor of the output. What is wrong with the models goes to the problems.
     pub(super) fn wanted(&mut self) -> Vec<Wanted<'a>> {
-        let config = self.config;
-        if self.method.base == Base::Required && config.base_model.is_none() && !self.every_slice_has_a_base()
-        {
-            let problem =
-                config.error_at(config.merge_method.at, format!("{} needs a base_model", self.method.name));
-            self.problems
-                .add(problem.hint("add `base_model:`, the checkpoint that the others were trained from"));
-        }
-        match &config.inputs {
+        match &self.config.inputs {
             Inputs::Models(models) => {
                 let mut members: Vec<_> = models
                     .iter()
                     .map(|input| Member {
                         source: self.source_of(&input.model.value),
                         own: Some(&input.parameters),
+                        from: None,
                     })
                     .collect();
-                for (i, input) in models.iter().enumerate() {
-                    if models[..i].iter().any(|other| other.model.value == input.model.value) {
-                        let problem =
-                            config.error_at(input.model.at, format!("{} is listed twice", input.model.value));
-                        self.problems.add(problem.hint("list each model once"));
-                    }
-                }
-                let base = config.base_model.as_ref().map(|base| self.source_of(&base.value));
+                let base = self.config.base_model.as_ref().map(|base| self.source_of(&base.value));
                 if let Some(base) = base.filter(|base| members.iter().all(|member| member.source != *base)) {
-                    members.push(Member { source: base, own: None });
+                    members.push(Member { source: base, own: None, from: None });
                 }
-                self.check_count(members.len(), config.merge_method.at);
-                self.of_models(&members, base)
+                let base = members.iter().position(|member| Some(member.source) == base);
+                self.of_models(Members { all: members, base, slice: None })
             }
             Inputs::Slices(slices) => self.of_slices(slices),
         }
     }
 
-    fn every_slice_has_a_base(&self) -> bool {
-        match &self.config.inputs {
-            Inputs::Models(_) => false,
-            Inputs::Slices(slices) => slices.iter().all(|slice| slice.base_model.is_some()),
-        }
-    }
-
-    fn check_count(&mut self, count: usize, at: crate::config::Position) {
-        let (low, high) = (*self.method.models.start(), *self.method.models.end());
-        if (low..=high).contains(&count) {
-            return;
-        }
-        let takes = match (low, high) {
-            (low, high) if low == high => format!("exactly {low}"),
-            (low, usize::MAX) => format!("at least {low}"),
-            (low, high) => format!("{low} to {high}"),
-        };
-        let with_base = if self.method.base == Base::Required { " (the base included)" } else { "" };
-        let name = self.method.name;
-        let problem =
-            self.config.error_at(at, format!("{name} merges {takes} models{with_base}, not {count}"));
-        self.problems.add(problem.hint("a base_model that is not listed counts as one more"));
-    }
-
     /// The tensors of whole models: all names, the donor's in its order first.
-    fn of_models(&mut self, members: &[Member<'a>], base: Option<usize>) -> Vec<Wanted<'a>> {
-        let layers = self.common_layers(members);
-        let donor = base.unwrap_or(members[0].source);
-        let in_order = std::iter::once(donor).chain(members.iter().map(|member| member.source));
-        let sources = self.sources;
-        let all: IndexSet<&str> = in_order
-            .flat_map(|source| sources[source].tensors().map(|tensor| tensor.name.as_str()))
-            .collect();
-        let wanted = |name: &str| {
+    fn of_models(&mut self, members: Members<'a>) -> Vec<Wanted<'a>> {
+        let layers = self.common_layers(&members.all);
+        let names = self.names(&members, |_| true);
+        let members = Rc::new(members);
+        let wanted = |name: &'a str| {
             let position = names::layered(name).map_or(0.0, |l| position(l.layer, layers[l.stack]));
-            let want =
-                |member: &Member<'a>| Want { source: member.source, name: name.into(), own: member.own };
-            Wanted {
-                name: name.into(),
-                position,
-                inputs: members.iter().map(want).collect(),
-                base: members.iter().position(|member| Some(member.source) == base),
-                outer: vec![&self.config.parameters],
-            }
+            Wanted { name: name.into(), position, members: Rc::clone(&members), layer: None }
         };
-        all.into_iter().map(wanted).collect()
+        names.into_iter().map(wanted).collect()
+    }
+
+    /// The names of all members' tensors that are wanted, the donor's first. Too many are a problem, and none.
+    fn names(&mut self, members: &Members<'a>, wanted: impl Fn(&str) -> bool) -> IndexSet<&'a str> {
+        let donor = &members.all[members.base.unwrap_or(0)];
+        let mut names = IndexSet::new();
+        for member in std::iter::once(donor).chain(&members.all) {
+            let own = self.sources[member.source].tensors().map(|tensor| tensor.name.as_str());
+            names.extend(own.filter(|name| wanted(name)));
+            if self.has_too_many(names.len()) {
+                return IndexSet::new();
+            }
+        }
+        names
+    }
+
+    /// Whether these are more tensors than any checkpoint has, which is then a problem.
+    fn has_too_many(&mut self, tensors: usize) -> bool {
+        if tensors > TENSORS_MAX {
+            let message = format!("the output would have more than {TENSORS_MAX} tensors");
+            self.problems.add(Error::config(message).hint("no checkpoint of so many can be read again"));
+        }
+        tensors > TENSORS_MAX
     }
 
     /// How many layers each stack has; models with different numbers are a problem.
-    fn common_layers(&mut self, members: &[Member<'_>]) -> indexmap::IndexMap<&'a str, usize> {
-        let mut common: indexmap::IndexMap<&str, usize> = indexmap::IndexMap::new();
+    fn common_layers(&mut self, members: &[Member<'_>]) -> IndexMap<&'a str, usize> {
+        let mut common: IndexMap<&str, usize> = IndexMap::new();
         for member in members {
             let source = &self.sources[member.source];
             for (stack, layers) in names::stacks(source.tensors().map(|tensor| tensor.name.as_str())) {
@@ -145,22 +152,28 @@ impl<'a> Planner<'a> {
     /// The tensors of stacked slices: loose ones before, the layers renumbered, loose ones after.
     fn of_slices(&mut self, slices: &'a [Slice]) -> Vec<Wanted<'a>> {
         let stacks: Vec<Option<Stack>> = self.sources.iter().map(Stack::of).collect();
-        let mut stacked = Vec::new();
-        let mut next_layer = 0;
-        for slice in slices {
-            self.check_count(slice.sources.len(), slice.at);
-            let Some(parts) = self.parts(slice, &stacks) else { continue };
-            let layers = parts[0].layers;
-            for i in 0..layers {
-                stacked.extend(self.layer(slice, &parts, i, next_layer + i));
-            }
-            next_layer += layers;
-        }
         let (first, last) = (&slices[0], &slices[slices.len() - 1]);
         let mut all = self.loose(first, true);
-        all.extend(stacked);
+        let mut next_layer = 0;
+        for slice in slices {
+            let Some(parts) = self.parts(slice, &stacks) else { continue };
+            all.extend(self.layers(slice, &parts, next_layer));
+            next_layer += parts[0].layers;
+            if self.has_too_many(all.len()) || self.has_too_many_layers(next_layer) {
+                return Vec::new();
+            }
+        }
         all.extend(self.loose(last, false));
         all
+    }
+
+    /// Whether these are more layers than any model has, which is then a problem.
+    fn has_too_many_layers(&mut self, layers: usize) -> bool {
+        if layers > names::LAYERS_MAX {
+            let message = format!("the slices have more than {} layers together", names::LAYERS_MAX);
+            self.problems.add(Error::config(message).hint("no model has so many"));
+        }
+        layers > names::LAYERS_MAX
     }
 
     /// Which layers of which models a slice takes; `None` with a problem.
@@ -181,7 +194,7 @@ impl<'a> Planner<'a> {
                     .add(self.config.error_at(written.model.at, problem).hint("use `models:` instead"));
                 return None;
             };
-            let had = stack.layers.len();
+            let had = stack.len();
             let range = written.layer_range.as_ref().map_or(0..had, |range| range.value.clone());
             if range.end > had {
                 let at = written.layer_range.as_ref().map_or(slice.at, |range| range.at);
@@ -225,88 +238,75 @@ impl<'a> Planner<'a> {
         place
     }
 
-    /// The tensors of one layer of a slice.
-    fn layer(
-        &mut self,
-        slice: &'a Slice,
-        parts: &[Part<'a, '_>],
-        i: usize,
-        out_layer: usize,
-    ) -> Vec<Wanted<'a>> {
+    /// The tensors of a slice's layers, which become layers of the output from `first` on.
+    fn layers(&mut self, slice: &'a Slice, parts: &[Part<'a, '_>], first: usize) -> Vec<Wanted<'a>> {
         let base = self.base_in(slice);
-        let donor = base.unwrap_or(0);
-        let outer = vec![&slice.parameters, &self.config.parameters];
-        let rests = |part: &Part<'a, '_>| part.stack.layers[part.first + i].clone();
-        let all: IndexSet<&str> = std::iter::once(&parts[donor]).chain(parts).flat_map(rests).collect();
-        let wanted = |rest: &str| {
-            let named = |stack, layer| names::Layered { stack, layer, rest }.named(layer);
-            let want = |part: &Part<'a, '_>| Want {
-                source: part.source,
-                name: named(part.stack.name, part.first + i),
-                own: Some(part.own),
+        let donor = &parts[base.unwrap_or(0)];
+        let members = Rc::new(Members {
+            all: parts.iter().map(Part::member).collect(),
+            base,
+            slice: Some(&slice.parameters),
+        });
+        let layer = |i: usize| {
+            let rests = std::iter::once(donor).chain(parts).flat_map(move |part| part.tensors(i));
+            let wanted = |rest: &'a str| Wanted {
+                name: names::Layered { stack: donor.stack.name, layer: i, rest }.named(first + i).into(),
+                position: position(i, donor.layers),
+                members: Rc::clone(&members),
+                layer: Some((i, rest)),
             };
-            Wanted {
-                name: named(parts[donor].stack.name, out_layer),
-                position: position(i, parts[0].layers),
-                inputs: parts.iter().map(want).collect(),
-                base,
-                outer: outer.clone(),
-            }
+            rests.collect::<IndexSet<_>>().into_iter().map(wanted).collect::<Vec<_>>()
         };
-        all.into_iter().map(wanted).collect()
+        // Numbers that no tensor has cost nothing, however many a config or a name makes of them.
+        let held: BTreeSet<usize> = parts.iter().flat_map(Part::held).collect();
+        held.into_iter().flat_map(layer).collect()
     }
 
     /// The loose tensors of a slice's models, those before the layers or those after.
     fn loose(&mut self, slice: &'a Slice, before: bool) -> Vec<Wanted<'a>> {
-        let base = self.base_in(slice);
-        let members: Vec<_> = slice
-            .sources
-            .iter()
-            .map(|source| Member {
-                source: self.source_of(&source.model.value),
-                own: Some(&source.parameters),
-            })
-            .collect();
-        let sources = self.sources;
-        let donor = members[base.unwrap_or(0)].source;
-        let in_order = std::iter::once(donor).chain(members.iter().map(|member| member.source));
-        let all: IndexSet<&str> = in_order
-            .flat_map(|source| sources[source].tensors().map(|tensor| tensor.name.as_str()))
-            .filter(|name| names::layered(name).is_none() && names::before_layers(name) == before)
-            .collect();
-        let wanted = |name: &str| Wanted {
+        let member = |source: &'a SliceSource| Member {
+            source: self.source_of(&source.model.value),
+            own: Some(&source.parameters),
+            from: None,
+        };
+        let all = slice.sources.iter().map(member).collect();
+        let members = Members { all, base: self.base_in(slice), slice: Some(&slice.parameters) };
+        let loose = |name: &str| names::layered(name).is_none() && names::before_layers(name) == before;
+        let names = self.names(&members, loose);
+        let members = Rc::new(members);
+        let wanted = |name: &'a str| Wanted {
             name: name.into(),
             position: 0.0,
-            inputs: members
-                .iter()
-                .map(|m| Want { source: m.source, name: name.into(), own: m.own })
-                .collect(),
-            base,
-            outer: vec![&slice.parameters, &self.config.parameters],
+            members: Rc::clone(&members),
+            layer: None,
         };
-        all.into_iter().map(wanted).collect()
+        names.into_iter().map(wanted).collect()
     }
 }
 
 /// The only stack of a model.
 struct Stack<'a> {
     name: &'a str,
-    /// The tensors of each layer, by their names within it.
-    layers: Vec<Vec<&'a str>>,
+    /// The tensors of each layer that has any, by their names within it.
+    layers: BTreeMap<usize, Vec<&'a str>>,
 }
 
 impl<'a> Stack<'a> {
     fn of(source: &'a Source) -> Option<Self> {
         let mut stack: Option<Self> = None;
         for tensor in source.tensors().filter_map(|tensor| names::layered(&tensor.name)) {
-            let stack = stack.get_or_insert(Self { name: tensor.stack, layers: Vec::new() });
+            let stack = stack.get_or_insert(Self { name: tensor.stack, layers: BTreeMap::new() });
             if stack.name != tensor.stack {
                 return None;
             }
-            stack.layers.resize(stack.layers.len().max(tensor.layer + 1), Vec::new());
-            stack.layers[tensor.layer].push(tensor.rest);
+            stack.layers.entry(tensor.layer).or_default().push(tensor.rest);
         }
         stack
+    }
+
+    /// How many layers there are, empty ones before the last included.
+    fn len(&self) -> usize {
+        self.layers.last_key_value().map_or(0, |(last, _)| last + 1)
     }
 }
 
@@ -317,6 +317,23 @@ struct Part<'a, 's> {
     stack: &'s Stack<'a>,
     first: usize,
     layers: usize,
+}
+
+impl<'a> Part<'a, '_> {
+    fn member(&self) -> Member<'a> {
+        Member { source: self.source, own: Some(self.own), from: Some((self.stack.name, self.first)) }
+    }
+
+    /// The layers that have tensors, counted from the first of the slice.
+    fn held(&self) -> impl Iterator<Item = usize> {
+        let range = self.first..self.first + self.layers;
+        self.stack.layers.range(range).map(|(layer, _)| layer - self.first)
+    }
+
+    /// The tensors of one layer of the slice, by their names within it.
+    fn tensors(&self, layer: usize) -> impl Iterator<Item = &'a str> {
+        self.stack.layers.get(&(self.first + layer)).into_iter().flatten().copied()
+    }
 }
 
 /// Where layer `layer` of `layers` stands; the only layer of a slice stands at its end.
@@ -331,9 +348,9 @@ pub(super) fn says_tied(source: &Source) -> Option<bool> {
     source.config.get(key).or_else(in_text).and_then(serde_json::Value::as_bool)
 }
 
-/// The input embedding of a model whose head is tied to it, when `name` is that head.
-pub(super) fn tied_embedding(source: &Source, name: &str) -> Option<usize> {
-    if !names::is_head(name) || says_tied(source) == Some(false) {
+/// The input embedding of a model whose head may be tied to it: its only one.
+pub(super) fn tied_embedding(source: &Source) -> Option<usize> {
+    if says_tied(source) == Some(false) {
         return None;
     }
     let mut embeddings = source.tensors().enumerate().filter(|(_, tensor)| names::is_embedding(&tensor.name));
@@ -341,10 +358,9 @@ pub(super) fn tied_embedding(source: &Source, name: &str) -> Option<usize> {
     embeddings.next().is_none().then_some(only)
 }
 
-/// Input tensors that no tensor of the output comes from, by model: layers together, loose ones by name.
+/// Input tensors that no tensor of the output comes from, by model: layers together, loose ones by name where they are few.
 pub(super) fn left_out(sources: &[Source], tensors: &[Tensor]) -> Vec<LeftOut> {
-    let mut used: Vec<Vec<bool>> =
-        sources.iter().map(|source| vec![false; source.tensors().count()]).collect();
+    let mut used: Vec<Vec<bool>> = sources.iter().map(|source| vec![false; source.tensors().len()]).collect();
     for tensor in tensors {
         let inputs: &[At] = match &tensor.action {
             super::Action::Copy(copy) => &copy.holders,
@@ -352,29 +368,43 @@ pub(super) fn left_out(sources: &[Source], tensors: &[Tensor]) -> Vec<LeftOut> {
         };
         inputs.iter().for_each(|at| used[at.source][at.tensor] = true);
     }
-    let mut all = Vec::new();
-    for (source, used) in sources.iter().zip(used) {
-        let unused =
-            source.tensors().zip(used).filter(|(_, used)| !used).map(|(tensor, _)| tensor.name.as_str());
-        let (layered, loose): (Vec<&str>, Vec<&str>) =
-            unused.partition(|name| names::layered(name).is_some());
-        let mut entry =
-            |what: String, tensors: usize| all.push(LeftOut { model: source.name.clone(), what, tensors });
-        let layers: std::collections::BTreeSet<usize> =
-            layered.iter().filter_map(|n| names::layered(n)).map(|l| l.layer).collect();
-        if !layers.is_empty() {
-            let word = if layers.len() == 1 { "layer" } else { "layers" };
-            entry(format!("{word} {}", runs(layers.into_iter())), layered.len());
+    sources.iter().zip(&used).flat_map(|(source, used)| left_out_of(source, used)).collect()
+}
+
+fn left_out_of(source: &Source, used: &[bool]) -> Vec<LeftOut> {
+    let unused =
+        source.tensors().zip(used).filter(|(_, used)| !**used).map(|(tensor, _)| tensor.name.as_str());
+    let (mut layers, mut layered, mut loose) = (BTreeSet::new(), 0, Vec::new());
+    for name in unused {
+        match names::layered(name) {
+            Some(tensor) => {
+                layers.insert(tensor.layer);
+                layered += 1;
+            }
+            None => loose.push(name),
         }
-        loose.iter().for_each(|name| entry((*name).into(), 1));
+    }
+    let entry = |what: String, tensors: usize| LeftOut { model: source.name.clone(), what, tensors };
+    let mut all = Vec::new();
+    if !layers.is_empty() {
+        let word = if layers.len() == 1 { "layer" } else { "layers" };
+        all.push(entry(format!("{word} {}", runs(&layers)), layered));
+    }
+    if loose.len() > NAMED_MAX {
+        all.push(entry(format!("{} and {} more", loose[..3].join(", "), loose.len() - 3), loose.len()));
+    } else {
+        all.extend(loose.into_iter().map(|name| entry(name.into(), 1)));
     }
     all
 }
 
+/// So many tensors that are left out of a model have a line each, and so many runs of layers are written out.
+const NAMED_MAX: usize = 8;
+
 /// Ascending numbers as runs: `0–3, 7`.
-fn runs(numbers: impl Iterator<Item = usize>) -> String {
+fn runs(numbers: &BTreeSet<usize>) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
-    for number in numbers {
+    for &number in numbers {
         match runs.last_mut() {
             Some((_, end)) if *end + 1 == number => *end = number,
             _ => runs.push((number, number)),
@@ -383,5 +413,8 @@ fn runs(numbers: impl Iterator<Item = usize>) -> String {
     let run = |(start, end): &(usize, usize)| {
         if start == end { format!("{start}") } else { format!("{start}–{end}") }
     };
-    runs.iter().map(run).collect::<Vec<_>>().join(", ")
+    let shown: Vec<String> = runs.iter().take(NAMED_MAX).map(run).collect();
+    let hidden: usize = runs.iter().skip(NAMED_MAX).map(|(start, end)| end - start + 1).sum();
+    let more = if hidden > 0 { format!(" and {hidden} more") } else { String::new() };
+    shown.join(", ") + &more
 }

@@ -500,7 +500,7 @@ fn a_config_that_is_not_there_or_no_text_is_told() {
 fn a_slip_of_a_key_is_a_warning_and_strictly_an_error() {
     let models = Models::new();
     let slip = format!("{LINEAR}dtpye: bfloat16\n");
-    let told = ["config.yml:5:1: ", "`dtpye`", "hint: did you mean `dtype`?"];
+    let told = ["config.yml:5:1: ", "unknown key `dtpye` (did you mean `dtype`?) is ignored"];
     for more in [&[][..], &["-q"]] {
         let ended = models.merge(&slip, more).succeeded();
         assert!(ended.stderr.contains("warning: "), "{}", ended.stderr);
@@ -793,7 +793,7 @@ fn a_tied_model_stays_tied() {
 
 /// Puts a checkpoint where the Hub's client keeps downloads: blobs by hash, and a snapshot of links to them.
 #[cfg(unix)]
-fn into_cache(cache: &Path, name: &str, commit: &str, from: &Path) -> String {
+pub fn into_cache(cache: &Path, name: &str, commit: &str, from: &Path) -> String {
     let repository = cache.join(format!("models--{}", name.replace('/', "--")));
     let (blobs, snapshot) = (repository.join("blobs"), repository.join("snapshots").join(commit));
     let sha256 = "0123456789abcdef".repeat(4);
@@ -836,6 +836,7 @@ fn models_are_found_in_the_cache_of_the_hub() {
         let input = &manifest["inputs"][0];
         assert_eq!((&input["model"], &input["revision"]), (&json!(reference), &json!(commit)));
         assert_eq!(input["files"][0]["sha256"], sha256.as_str());
+        assert_eq!(input["files"][0]["sha256_verified"], false, "nobody has hashed the content");
         assert!(input["files"][0].get("modified").is_none(), "a hash says more than a time");
         assert!(String::from_utf8(models.out_file("README.md")).unwrap().contains("some/model"));
         fs::remove_dir_all(models.out()).unwrap();

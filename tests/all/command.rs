@@ -14,7 +14,22 @@ pub fn mergeforge() -> Command {
         command.env_remove(key);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    hearing(&mut command);
     command
+}
+
+/// Lets a program hear the signals that ask it to end, though these tests may have been started with them ignored.
+pub fn hearing(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let hear = || {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            // SAFETY: the default action is no handler, and setting it takes no memory.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it only makes calls of the system.
+    unsafe { command.pre_exec(hear) };
 }
 
 /// How a run ended.

@@ -33,11 +33,11 @@ const SINGLE: &str = "model.safetensors";
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A folder with the models `a` and `b`, and a config that merges them.
-struct Case {
+pub struct Case {
     folder: TempDir,
 }
 
-fn tensors(seed: u64) -> Tensors {
+pub fn tensors(seed: u64) -> Tensors {
     let tensor = |i: u64| {
         let base = weights(5000, i + 1);
         (format!("model.layers.{i}.w"), stored(Dtype::BF16, &[50, 100], &tuned(&base, 10 * seed + i)))
@@ -46,27 +46,27 @@ fn tensors(seed: u64) -> Tensors {
 }
 
 impl Case {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::of(&tensors(1), &tensors(2), PLAIN)
     }
 
-    fn of(a: &Tensors, b: &Tensors, form: Form) -> Self {
+    pub fn of(a: &Tensors, b: &Tensors, form: Form) -> Self {
         let folder = tempfile::tempdir().unwrap();
         models::write(&folder.path().join("a"), a, form);
         models::write(&folder.path().join("b"), b, form);
         Self { folder }
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// A file of the model `b`, where all the damage is done.
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.path().join("b").join(name)
     }
 
-    fn config(&self) -> String {
+    pub fn config(&self) -> String {
         let model = |name| self.path().join(name).display().to_string();
         let (a, b) = (model("a"), model("b"));
         format!(
@@ -76,7 +76,7 @@ impl Case {
 
     /// That a merge is refused with this code, saying all of this, leaving nothing and changing nothing.
     #[track_caller]
-    fn refused(&self, code: i32, says: &[&str]) {
+    pub fn refused(&self, code: i32, says: &[&str]) {
         let before = fingerprint(self.path());
         merge(self.path(), &self.config(), &["-q"]).failed(code, says);
         assert_nothing_left(self.path());
@@ -85,9 +85,9 @@ impl Case {
 }
 
 /// What the files under a folder hold, and when they were written.
-type Fingerprint = BTreeMap<PathBuf, (blake3::Hash, Option<SystemTime>)>;
+pub type Fingerprint = BTreeMap<PathBuf, (blake3::Hash, Option<SystemTime>)>;
 
-fn fingerprint(folder: &Path) -> Fingerprint {
+pub fn fingerprint(folder: &Path) -> Fingerprint {
     let mut found = Fingerprint::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -103,7 +103,7 @@ fn fingerprint(folder: &Path) -> Fingerprint {
 }
 
 #[track_caller]
-fn assert_unchanged(before: &Fingerprint, folder: &Path) {
+pub fn assert_unchanged(before: &Fingerprint, folder: &Path) {
     assert!(*before == fingerprint(folder), "an input was modified");
 }
 
@@ -295,7 +295,7 @@ fn outputs_that_would_harm_something_are_refused() {
 
 /// After what a trap springs.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Step {
+pub enum Step {
     Read,
     Write,
 }
@@ -326,7 +326,7 @@ impl<F: Fn() + Sync> Watch for Trap<F> {
 }
 
 /// Merges a config through the library, in the smallest steps, and does something when the first of a kind has been taken.
-fn merge_trapped(config: &Path, out: &Path, after: Step, act: impl Fn() + Sync) -> Error {
+pub fn merge_trapped(config: &Path, out: &Path, after: Step, act: impl Fn() + Sync) -> Error {
     let prepared = prepare(config, &Choices { seed: 0, shard_bytes: 5_000_000_000 }).unwrap();
     let budget = Budget { threads: 1, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: 1 };
     let (device, out, reads) = (Device::cpu(), out.into(), Reads::Mapped);
@@ -496,7 +496,7 @@ fn copied_odd_values_are_counted_too_and_many_are_summed_up() {
 }
 
 /// Runs a command that must end by itself.
-fn ends(mut command: Command) -> Ended {
+pub fn ends(mut command: Command) -> Ended {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_child(&child);
     let (send, receive) = mpsc::channel();
@@ -636,12 +636,12 @@ fn a_disk_that_is_too_small_is_told_by_the_plan() {
         .arg(disk.path())
         .args([env!("CARGO_BIN_EXE_mergeforge"), "merge"])
         .args([command::config(case.path(), &case.config()), disk.path().join("out")]);
-    let ended = ends(command).failed(4, &["the output needs 40", "only 16.4 kB are free", "hint: "]);
+    let ended = ends(command).failed(4, &["the output needs 5", "only 16.4 kB are free", "hint: "]);
     assert!(!ended.stderr.contains("out.partial"), "{}", ended.stderr);
 }
 
 /// 120 MB of checkpoints: a merge of them lasts long enough to be interrupted at any moment.
-fn large_case() -> Case {
+pub fn large_case() -> Case {
     let model = |seed: u64| -> Tensors {
         let mut random = Random(seed);
         let mut tensor = |i: u32| {
@@ -661,7 +661,7 @@ fn large_case() -> Case {
 
 impl Case {
     /// A merge that reads its inputs several times.
-    fn slow_config(&self) -> String {
+    pub fn slow_config(&self) -> String {
         let model = |name| self.path().join(name).display().to_string();
         let (base, a, b) = (model("base"), model("a"), model("b"));
         format!(
@@ -670,7 +670,7 @@ impl Case {
     }
 
     /// Starts a slow merge into `out`, on one thread and in small steps.
-    fn start(&self) -> Child {
+    pub fn start(&self) -> Child {
         let config = command::config(self.path(), &self.slow_config());
         let mut command = mergeforge();
         command.arg("merge").args([config, self.path().join("out")]).args([
@@ -690,7 +690,7 @@ impl Case {
     }
 
     /// Waits until so many bytes are written, or the merge is over.
-    fn wait_for(&self, bytes: u64, child: &mut Child) {
+    pub fn wait_for(&self, bytes: u64, child: &mut Child) {
         while self.written_bytes().is_none_or(|written| written < bytes)
             && child.try_wait().unwrap().is_none()
         {

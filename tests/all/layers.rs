@@ -6,17 +6,31 @@
 
 use std::path::{Path, PathBuf};
 
-/// A layer and the layers below it that it may use. `error` is open to all. `lib` are the items of the crate's
+/// A layer and the layers below it that it may use. `error` and `text` are open to all. `lib` are the items of the crate's
 /// root: what `lib.rs` makes of all layers together.
 const LAYERS: &[(&str, &[&str])] = &[
     ("main", ALL),
     ("cli", ALL),
     ("lib", ALL),
-    ("bench", &["lib", "report", "check", "stream", "checkpoint", "backend", "kernel", "dtype", "timeline"]),
-    ("check", &["backend", "kernel", "dtype", "timeline"]),
-    ("thresholds", &["plan", "recipe", "checkpoint", "kernel", "stream"]),
+    (
+        "bench",
+        &[
+            "lib",
+            "report",
+            "check",
+            "stream",
+            "checkpoint",
+            "backend",
+            "kernel",
+            "dtype",
+            "timeline",
+            "threads",
+        ],
+    ),
+    ("check", &["backend", "kernel", "dtype", "timeline", "cache"]),
+    ("thresholds", &["plan", "recipe", "checkpoint", "kernel", "stream", "cache"]),
     ("report", &["lib", "plan", "method", "checkpoint", "backend", "stream", "config", "timeline"]),
-    ("stream", &["plan", "recipe", "checkpoint", "backend", "kernel", "dtype", "timeline"]),
+    ("stream", &["plan", "recipe", "checkpoint", "backend", "kernel", "dtype", "timeline", "threads"]),
     ("plan", &["config", "method", "recipe", "checkpoint", "kernel", "dtype"]),
     ("backend", &["kernel", "dtype", "timeline"]),
     ("method", &["recipe", "kernel"]),
@@ -26,7 +40,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["dtype"]),
     ("dtype", &[]),
     ("timeline", &[]),
+    ("threads", &[]),
+    ("cache", &[]),
     ("error", &[]),
+    ("text", &[]),
 ];
 
 const ALL: &[&str] = &[
@@ -46,6 +63,8 @@ const ALL: &[&str] = &[
     "config",
     "dtype",
     "timeline",
+    "threads",
+    "cache",
 ];
 
 /// Words that only these layers may say; an empty list: nobody.
@@ -64,6 +83,16 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("todo!", &[]),
     ("unimplemented!", &[]),
     ("dbg!", &[]),
+];
+
+/// Files under `src/` that may have `unsafe` code, in tests too.
+const UNSAFE: &[&str] = &[
+    "backend/cuda/driver.rs",
+    "backend/cuda.rs",
+    "backend/libraries.rs",
+    "backend/wgpu/driver.rs",
+    "checkpoint/mapped.rs",
+    "cli/signals.rs",
 ];
 
 pub const LINES_MAX: usize = 700;
@@ -85,8 +114,11 @@ impl File {
         if self.path == "lib.rs" || self.path == "main.rs" { 0 } else { self.path.split('/').count() }
     }
 
-    /// Without comments, the contents of strings, and the unit tests at the end.
+    /// Without comments, the contents of strings, and the unit tests at the end; nothing of a file of unit tests.
     fn code(&self) -> String {
+        if self.path.ends_with("/tests.rs") {
+            return String::new();
+        }
         let code = blank_out(&self.text);
         let tests = code.find("#[cfg(test)]\nmod tests").unwrap_or(code.len());
         code[..tests].to_string()
@@ -211,7 +243,7 @@ fn violations(file: &File) -> Vec<String> {
     let mut found = Vec::new();
     for (at, head) in uses(file) {
         let used = if known(&head) { head.as_str() } else { "lib" };
-        if used != layer && used != "error" && !below.contains(&used) {
+        if used != layer && !["error", "text"].contains(&used) && !below.contains(&used) {
             found.push(format!("{}: {layer} uses {head}", file.line(at)));
         }
     }
@@ -266,6 +298,45 @@ fn the_table_names_layers_that_exist() {
         for used in *below {
             assert!(LAYERS.iter().any(|(name, _)| name == used), "{layer} uses {used}, which has no row");
         }
+    }
+}
+
+/// Where a file has `unsafe` code that may not, and whether one has none that may.
+fn unsafe_violations(file: &File) -> Vec<String> {
+    let code = blank_out(&file.text);
+    let mut found = words(&code, "unsafe").map(|at| format!("{}: unsafe code", file.line(at))).peekable();
+    if !UNSAFE.contains(&file.path.as_str()) {
+        return found.collect();
+    }
+    let unused = found.peek().is_none();
+    unused.then(|| format!("src/{}: no unsafe code, which it may have", file.path)).into_iter().collect()
+}
+
+#[test]
+fn unsafe_code_stands_in_few_files() {
+    let found: Vec<String> = sources().iter().flat_map(unsafe_violations).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn planted_unsafe_code_is_found() {
+    let cases: [(&str, &str, &[&str]); 5] = [
+        ("kernel.rs", "fn f() {\n    unsafe { g() };\n}", &["src/kernel.rs:2: unsafe code"]),
+        ("cli.rs", "#[cfg(test)]\nmod tests {\n    unsafe fn f() {}\n}", &["src/cli.rs:3: unsafe code"]),
+        ("plan.rs", "// unsafe\n/* unsafe */ let x = (\"unsafe\", r#\"\"unsafe\"#); not_unsafe();", &[]),
+        ("checkpoint/mapped.rs", "unsafe fn f() {}", &[]),
+        (
+            "checkpoint/mapped.rs",
+            "fn f() {}",
+            &["src/checkpoint/mapped.rs: no unsafe code, which it may have"],
+        ),
+    ];
+    for (path, text, expected) in cases {
+        assert_eq!(
+            unsafe_violations(&File { path: path.into(), text: text.into() }),
+            expected,
+            "{path}: {text}"
+        );
     }
 }
 

@@ -1,5 +1,6 @@
 //! Everything that is tested from outside, in one binary: it links once.
 
+mod allocation;
 mod bench;
 mod cli;
 mod command;
@@ -8,6 +9,8 @@ mod cuda_driver;
 mod cuda_engine;
 mod faults;
 mod gpu_check;
+mod hardening;
+mod hostile;
 mod kernel_files;
 mod layers;
 mod llama;

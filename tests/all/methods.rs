@@ -77,8 +77,8 @@ fn settings(
         elements: elements as u64,
         inputs,
         base: Some(0),
-        shared: shared.to_vec(),
-        per_input: std::iter::once(Vec::new()).chain(per_input.iter().cloned()).collect(),
+        shared: shared.to_vec().into(),
+        per_input: std::iter::once(Vec::new()).chain(per_input.iter().cloned()).collect::<Vec<_>>().into(),
     }
 }
 

@@ -1,10 +1,12 @@
 //! The CUDA driver, as far as it is needed: handles that close themselves, and errors with a way out.
 //!
-//! All `unsafe` of the program is here. Handles belong to the device's primary context, which a thread must have bound
-//! ([`Context::bind`]) before it uses any of them. What the driver does with memory it does later: the callers below
-//! promise that buffers live until the work that uses them is done.
+//! Handles belong to the device's primary context, which stays open as long as the process runs, and which a thread must
+//! have bound ([`Context::bind`]) before it uses any of them: without it the driver answers with an error. Places in the
+//! device's memory are [`Region`]s, which lie within it. What the driver does with memory it does later, when no borrow
+//! holds it any more: functions that start such work are `unsafe` and say what has to be kept until when.
 
 use std::ffi::{CString, c_int, c_void};
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::DriverError;
@@ -197,44 +199,74 @@ impl Stream {
         unsafe { cu::stream::synchronize(self.0) }.map_err(failed("finish its work"))
     }
 
-    /// Copies to the device, later: `from` must stay as it is until then.
-    pub(super) fn copy_in(&self, from: &Pinned, bytes: usize, to: Address) -> Result<()> {
-        // SAFETY: the caller keeps both ends until the event that it records behind this.
-        unsafe { cu::memcpy_htod_async(to.0, &from.bytes()[..bytes], self.0) }
+    /// Fills a region from the beginning of `from`, later.
+    ///
+    /// # Safety
+    /// Until the device has done it, `from` is neither written to nor dropped, and the region's memory is not dropped.
+    ///
+    /// # Panics
+    /// The region is larger than `from`.
+    pub(super) unsafe fn copy_in(&self, from: &Pinned, to: Region<'_>) -> Result<()> {
+        // SAFETY: both ends have so many bytes, and the caller keeps them.
+        unsafe { cu::memcpy_htod_async(to.address, &from.bytes()[..to.bytes], self.0) }
             .map_err(failed("copy to the device"))
     }
 
-    /// Copies from the device, later: nobody may look at `to` until then.
-    pub(super) fn copy_out(&self, from: Address, to: &mut Pinned, bytes: usize) -> Result<()> {
-        // SAFETY: as in `copy_in`.
-        unsafe { cu::memcpy_dtoh_async(&mut to.bytes_mut()[..bytes], from.0, self.0) }
+    /// Copies a region to the beginning of `to`, later.
+    ///
+    /// # Safety
+    /// Until the device has done it, `to` is neither read nor written to nor dropped, and the region's memory is not
+    /// dropped.
+    ///
+    /// # Panics
+    /// The region is larger than `to`.
+    pub(super) unsafe fn copy_out(&self, from: Region<'_>, to: &mut Pinned) -> Result<()> {
+        // SAFETY: both ends have so many bytes, and the caller keeps them.
+        unsafe { cu::memcpy_dtoh_async(&mut to.bytes_mut()[..from.bytes], from.address, self.0) }
             .map_err(failed("copy from the device"))
     }
 
-    /// Copies within the device's memory, later.
-    pub(super) fn copy_within(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
-        // SAFETY: as in `copy_in`.
-        unsafe { cu::memcpy_dtod_async(to.0, from.0, bytes, self.0) }.map_err(failed("copy on the device"))
+    /// Copies a region to another one as long, later.
+    ///
+    /// # Safety
+    /// Until the device has done it, the regions' memory is not dropped.
+    ///
+    /// # Panics
+    /// The regions are not equally long.
+    pub(super) unsafe fn copy_within(&self, from: Region<'_>, to: Region<'_>) -> Result<()> {
+        assert_eq!(from.bytes, to.bytes, "both ends of a copy are equally long");
+        // SAFETY: both regions have so many bytes, and the caller keeps them.
+        unsafe { cu::memcpy_dtod_async(to.address, from.address, from.bytes, self.0) }
+            .map_err(failed("copy on the device"))
     }
 
-    /// Fills device memory with one byte, later.
-    pub(super) fn fill(&self, at: Address, byte: u8, bytes: usize) -> Result<()> {
-        // SAFETY: as in `copy_in`.
-        unsafe { cu::memset_d8_async(at.0, byte, bytes, self.0) }.map_err(failed("clear the device's memory"))
+    /// Fills a region with one byte, later.
+    ///
+    /// # Safety
+    /// Until the device has done it, the region's memory is not dropped.
+    pub(super) unsafe fn fill(&self, region: Region<'_>, byte: u8) -> Result<()> {
+        // SAFETY: the region has so many bytes, and the caller keeps it.
+        unsafe { cu::memset_d8_async(region.address, byte, region.bytes, self.0) }
+            .map_err(failed("clear the device's memory"))
     }
 
-    /// Starts a kernel of this project: its three parameters are `memory`, `table` and `results`.
-    pub(super) fn launch(
+    /// Starts a kernel of this project, later: its three parameters are `memory`, `table` and `results`.
+    ///
+    /// # Safety
+    /// The kernel, the grid and the threads are those of the table that is in its region when the kernel begins, and the
+    /// table names no place outside of `memory` and `results`. Until the device has done it, neither the regions' memory
+    /// nor the kernel's module is dropped.
+    pub(super) unsafe fn launch(
         &self,
         kernel: &Kernel,
         grid: (u32, u32),
         threads: u32,
-        mut parameters: [Address; 3],
+        parameters: [Region<'_>; 3],
     ) -> Result<()> {
-        let mut pointers =
-            parameters.each_mut().map(|address| std::ptr::from_mut(&mut address.0).cast::<c_void>());
-        // SAFETY: all entries have these parameters, which the driver copies before it returns; the caller keeps what they
-        // point to until the event that it records behind this.
+        let mut addresses = parameters.map(|region| region.address);
+        let mut pointers = addresses.each_mut().map(|address| std::ptr::from_mut(address).cast::<c_void>());
+        // SAFETY: all entries have these parameters, which the driver copies before it returns; what they point to is as
+        // the kernel expects it, and kept, as the caller promises.
         unsafe { cu::launch_kernel(kernel.0, (grid.0, grid.1, 1), (threads, 1, 1), 0, self.0, &mut pointers) }
             .map_err(failed("start a kernel"))
     }
@@ -287,37 +319,48 @@ impl Drop for Event {
     }
 }
 
-/// A place in the device's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Address(CUdeviceptr);
-
-impl Address {
-    /// The place so many bytes behind.
-    pub(super) fn offset(self, bytes: u64) -> Self {
-        Self(self.0 + bytes)
-    }
-}
-
 /// Device memory.
 #[derive(Debug)]
-pub(super) struct DeviceMemory(CUdeviceptr);
+pub(super) struct DeviceMemory {
+    start: CUdeviceptr,
+    bytes: u64,
+}
+
+/// A part of device memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Region<'a> {
+    address: CUdeviceptr,
+    bytes: usize,
+    memory: PhantomData<&'a DeviceMemory>,
+}
 
 impl DeviceMemory {
     pub(super) fn new(bytes: u64) -> Result<Self> {
         // SAFETY: freed once, on drop.
-        let memory = unsafe { cu::malloc_sync(bytes as usize) };
-        memory.map(Self).map_err(failed(&format!("get {:.2} GB of the device's memory", bytes as f64 / 1e9)))
+        let start = unsafe { cu::malloc_sync(bytes as usize) }
+            .map_err(failed(&format!("get {:.2} GB of the device's memory", bytes as f64 / 1e9)))?;
+        Ok(Self { start, bytes })
     }
 
-    pub(super) fn address(&self) -> Address {
-        Address(self.0)
+    /// So many bytes from a place on.
+    ///
+    /// # Panics
+    /// They do not lie within the memory.
+    pub(super) fn region(&self, place: u64, bytes: u64) -> Region<'_> {
+        let end = place.checked_add(bytes);
+        assert!(end.is_some_and(|end| end <= self.bytes), "a region lies within the device's memory");
+        Region { address: self.start + place, bytes: bytes as usize, memory: PhantomData }
+    }
+
+    pub(super) fn all(&self) -> Region<'_> {
+        self.region(0, self.bytes)
     }
 }
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        // SAFETY: nobody uses it any more: lanes wait for their work before they end.
-        let _ = unsafe { cu::free_sync(self.0) };
+        // SAFETY: nobody uses it any more: whoever started work with it has waited for that (see `Stream`).
+        let _ = unsafe { cu::free_sync(self.start) };
     }
 }
 
@@ -366,7 +409,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: nobody uses it any more: lanes wait for their work before they end.
+        // SAFETY: nobody uses it any more: whoever started work with it has waited for that (see `Stream`).
         let _ = unsafe { cu::free_host(self.start.cast()) };
     }
 }
@@ -405,7 +448,7 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // SAFETY: its kernels are not started any more.
+        // SAFETY: its kernels are done, and not started any more: whoever starts one keeps its module (see `Stream::launch`).
         let _ = unsafe { cu::module::unload(self.0) };
     }
 }

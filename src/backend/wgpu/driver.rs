@@ -114,16 +114,6 @@ fn adapters() -> &'static [wgpu::Adapter] {
     })
 }
 
-/// Without a desktop, a layer that sorts Mesa's adapters says that there is none, on the standard error output. To be called
-/// before the process has other threads.
-pub fn keep_quiet() {
-    let is_set = |name: &str| std::env::var_os(name).is_some();
-    if !["XDG_RUNTIME_DIR", "NODEVICE_SELECT", "MESA_VK_DEVICE_SELECT", "DRI_PRIME"].into_iter().any(is_set) {
-        // SAFETY: the caller promises that there is no other thread, which could read the environment at the same time.
-        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
-    }
-}
-
 /// The adapters as devices.
 pub(super) fn devices() -> Result<Vec<Device>> {
     let hooks = Hooks::get()?;
@@ -309,11 +299,6 @@ impl Gpu {
         })
     }
 
-    /// The whole text of a shader, for this device.
-    pub(super) fn text_of(&self, name: &str) -> Result<String> {
-        self.hooks.text_of(name, self.features.contains(Features::SUBGROUP))
-    }
-
     /// Whether passes, and whether all commands, can be timed by the device's clock.
     pub(super) fn timing(&self) -> (bool, bool) {
         let has = |feature| self.features.contains(feature);
@@ -364,14 +349,18 @@ impl Gpu {
         self.scoped(&told, || self.device.create_buffer(&descriptor))
     }
 
-    /// Compiles a shader of this project.
-    pub(super) fn shader(&self, name: &str, text: &str) -> Result<wgpu::ShaderModule> {
-        let descriptor =
-            wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(text.into()) };
-        let mut checks = wgpu::ShaderRuntimeChecks::checked();
-        checks.force_loop_bounding = false;
+    /// Compiles a shader.
+    pub(super) fn shader(&self, name: &str) -> Result<wgpu::ShaderModule> {
+        let text = self.hooks.text_of(name, self.features.contains(Features::SUBGROUP))?;
+        let source = wgpu::ShaderSource::Wgsl(text.into());
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(name), source };
         self.scoped(&format!("compile the shader {name}"), || {
-            // SAFETY: what is switched off is the guard against loops without an end; all loops of this project's shaders
+            if self.hooks.shaders.is_some() {
+                return self.device.create_shader_module(descriptor);
+            }
+            let mut checks = wgpu::ShaderRuntimeChecks::checked();
+            checks.force_loop_bounding = false;
+            // SAFETY: what is switched off is the guard against loops without an end; all loops of the shaders in the program
             // count up to a constant or to a number of the table, which nobody writes to. Accesses to memory stay checked.
             unsafe { self.device.create_shader_module_trusted(descriptor, checks) }
         })

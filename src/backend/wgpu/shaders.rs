@@ -124,7 +124,7 @@ impl Pipelines {
             return Ok(pipeline.clone());
         }
         if !modules.contains_key(entry.file) {
-            modules.insert(entry.file, gpu.shader(entry.file, &gpu.text_of(entry.file)?)?);
+            modules.insert(entry.file, gpu.shader(entry.file)?);
         }
         let models = if entry.file == "magnitudes" { self.magnitudes_models } else { entry.models };
         let float = entry.float.map_or(FLOAT_MIXED, float_code);

@@ -7,7 +7,7 @@ use crate::bench::shapes::SHAPES;
 use crate::bench::synth::Spec;
 use crate::checkpoint::free_bytes;
 use crate::error::{Error, Result};
-use crate::report::bytes;
+use crate::text::bytes;
 
 /// The folder of everything that benches make.
 const OURS: &str = "mergeforge-bench";

@@ -1,0 +1,431 @@
+//! A model's folder, and what may be opened in it.
+//!
+//! A checkpoint is somebody else's, and what is merged is often published: a link in it must not carry a file of this machine
+//! into the output. Links are followed within the folder, and from a snapshot of the Hugging Face cache into the blobs beside
+//! it; any other is refused. Only regular files are opened, and nothing waits: not for a pipe, not for a device.
+//!
+//! Where a link leads is seen first; then the file is opened below a handle of the folder without following any link, so that
+//! one that is exchanged in between leads nowhere (cap-std; `openat2` where the system has it).
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cap_fs_ext::{FollowSymlinks, OpenOptionsFollowExt, OpenOptionsSyncExt};
+use cap_std::fs::{Dir, OpenOptions};
+
+use super::file::{Access, with_limit_hint};
+use super::header::{is_lfs_pointer, lfs_pointer};
+use super::limits::FILES_MAX;
+use crate::error::{Error, Result};
+use crate::text::bytes;
+
+/// Bytes that are compared at once.
+const COMPARED_BYTES: usize = 1 << 18;
+
+/// A model's folder.
+#[derive(Debug)]
+pub struct ModelFolder {
+    /// As the user reaches it.
+    pub path: PathBuf,
+    /// What no link leaves: the folder itself, or the repository in the cache whose snapshot it is. Without symlinks.
+    root: PathBuf,
+    handle: Dir,
+    /// Where the folder lies below the root.
+    within: PathBuf,
+}
+
+impl ModelFolder {
+    /// Opens the folder at `path`; symlinks on the way to it are the user's own.
+    ///
+    /// # Errors
+    /// Kind `Input`: it cannot be opened.
+    pub fn open(path: &Path) -> Result<Arc<Self>> {
+        let failed = |e: io::Error| with_limit_hint(Error::reading(path, &e), &e);
+        let real = path.canonicalize().map_err(failed)?;
+        let (root, within) = match repository_of(&real) {
+            Some(root) => (root.to_path_buf(), real.strip_prefix(root).unwrap_or(Path::new("")).into()),
+            None => (real, PathBuf::new()),
+        };
+        let handle = Dir::open_ambient_dir(&root, cap_std::ambient_authority()).map_err(failed)?;
+        Ok(Arc::new(Self { path: path.into(), root, handle, within }))
+    }
+
+    /// The folder without symlinks.
+    pub fn real(&self) -> PathBuf {
+        // Components, since joining nothing would add a slash.
+        self.root.components().chain(self.within.components()).collect()
+    }
+
+    /// Who may look into it.
+    ///
+    /// # Errors
+    /// Kind `Input`: it is gone.
+    pub fn access(&self) -> Result<Access> {
+        let metadata = fs::metadata(&self.path).map_err(|e| Error::reading(&self.path, &e))?;
+        Ok(Access::ANY.and_folder(&metadata))
+    }
+
+    /// A file of this folder; a `/` in its name leads into a folder there.
+    pub fn file(self: &Arc<Self>, name: impl Into<String>) -> InputFile {
+        InputFile { folder: Arc::clone(self), name: name.into() }
+    }
+
+    /// Whether there is something of this name, be it a link to nothing.
+    pub fn has(&self, name: &str) -> bool {
+        self.path.join(name).symlink_metadata().is_ok()
+    }
+
+    /// The names of the files in this folder, or in a folder of it, sorted. Names that are not UTF-8 are none that this format
+    /// knows.
+    ///
+    /// # Errors
+    /// Kind `Input`: the folder cannot be listed, a link leads out of the model, or there are too many files.
+    pub fn names(&self, below: &str) -> Result<BTreeSet<String>> {
+        let path = self.path.join(below);
+        let failed = |e: io::Error| with_limit_hint(Error::reading(&path, &e), &e);
+        let place = self.place_of(below)?;
+        let place = if place.as_os_str().is_empty() { Path::new(".") } else { &place };
+        let mut names = BTreeSet::new();
+        for (count, entry) in self.handle.read_dir(place).map_err(failed)?.enumerate() {
+            if count == FILES_MAX {
+                let refusal = format!("{} holds more than {FILES_MAX} files", path.display());
+                return Err(Error::input(refusal).hint("give the folder of a model, with nothing else in it"));
+            }
+            names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+        }
+        Ok(names)
+    }
+
+    /// The name of the file here that this is as well, under another name or through a link; none where there is no such file,
+    /// or where the system does not tell files by numbers.
+    pub fn name_of(&self, file: &Metadata) -> Option<String> {
+        let is_same = |name: &String| {
+            let found = fs::metadata(self.path.join(name));
+            found.is_ok_and(|found| number(&found).is_some_and(|found| Some(found) == number(file)))
+        };
+        self.names("").ok()?.into_iter().find(is_same)
+    }
+
+    /// Where a name leads, below the root and without symlinks.
+    fn place_of(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        let real = path.canonicalize().map_err(|e| self.unreachable(name, &e))?;
+        let place = real.strip_prefix(&self.root).map_err(|_| self.leads_out(name))?;
+        let in_blobs = !self.within.as_os_str().is_empty() && place.parent() == Some(Path::new("blobs"));
+        if place.starts_with(&self.within) || in_blobs { Ok(place.into()) } else { Err(self.leads_out(name)) }
+    }
+
+    /// The first link on the way to a name, and where it leads.
+    fn link_to(&self, name: &str) -> Option<(PathBuf, PathBuf)> {
+        let mut path = self.path.clone();
+        Path::new(name).components().find_map(|part| {
+            path.push(part);
+            Some((path.clone(), fs::read_link(&path).ok()?))
+        })
+    }
+
+    fn leads_out(&self, name: &str) -> Error {
+        let message = match self.link_to(name) {
+            Some((link, target)) => {
+                format!("{} is a link to {}, outside of the model's folder", link.display(), target.display())
+            }
+            None => format!("{} lies outside of the model's folder", self.path.join(name).display()),
+        };
+        Error::input(message).hint(
+            "links are followed within a model's folder, and from a snapshot of the Hugging Face cache into its blobs: \
+             if the file belongs to the model, put it there in place of the link",
+        )
+    }
+
+    fn unreachable(&self, name: &str, cause: &io::Error) -> Error {
+        let path = self.path.join(name);
+        match self.link_to(name) {
+            Some((link, target)) if cause.kind() == io::ErrorKind::NotFound => {
+                let message =
+                    format!("{} is a link to {}, which is not there", link.display(), target.display());
+                Error::input(message).hint("an interrupted download can be run again")
+            }
+            _ => Error::reading(&path, cause),
+        }
+    }
+}
+
+/// What is one and the same file has the same numbers: device and inode.
+#[cfg(unix)]
+fn number(file: &Metadata) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    Some((file.dev(), file.ino()))
+}
+
+#[cfg(not(unix))]
+fn number(_file: &Metadata) -> Option<(u64, u64)> {
+    None
+}
+
+/// The repository `models--ORG--NAME` of the Hugging Face cache, for one of its `snapshots/COMMIT`.
+fn repository_of(real: &Path) -> Option<&Path> {
+    let snapshots = real.parent().filter(|folder| folder.ends_with("snapshots"))?;
+    snapshots.parent().filter(|repository| repository.join("blobs").is_dir())
+}
+
+/// A file of a model's folder.
+#[derive(Debug, Clone)]
+pub struct InputFile {
+    folder: Arc<ModelFolder>,
+    name: String,
+}
+
+impl PartialEq for InputFile {
+    fn eq(&self, other: &Self) -> bool {
+        self.path() == other.path()
+    }
+}
+
+impl Eq for InputFile {}
+
+impl InputFile {
+    /// Its path, as the user reaches it.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path.join(&self.name)
+    }
+
+    /// Opens it, with what the system says about it.
+    ///
+    /// # Errors
+    /// Kind `Input`: it is missing, no regular file, may not be read, or a link leads out of the model.
+    pub fn open(&self) -> Result<(File, Metadata)> {
+        let path = self.path();
+        let place = self.folder.place_of(&self.name)?;
+        let handle = &self.folder.handle;
+        let mut options = OpenOptions::new();
+        // A pipe that took the file's place would else wait for ever.
+        options.read(true).nonblock(true).follow(FollowSymlinks::No);
+        let opened = || {
+            // Asked first, since opening a device can have effects.
+            if !handle.symlink_metadata(&place)?.is_file() {
+                return Ok(None);
+            }
+            let file = handle.open_with(&place, &options)?.into_std();
+            let metadata = file.metadata()?;
+            Ok(metadata.is_file().then_some((file, metadata)))
+        };
+        match opened() {
+            Ok(Some(opened)) => Ok(opened),
+            Ok(None) => Err(irregular(&path)),
+            Err(e) => Err(with_limit_hint(Error::reading(&path, &e), &e)),
+        }
+    }
+
+    /// All of it, if it has no more than `bytes_max`.
+    ///
+    /// # Errors
+    /// Kind `Input`: as in [`InputFile::open`], or it is larger, or a Git LFS pointer.
+    pub fn read(&self, bytes_max: u64) -> Result<Vec<u8>> {
+        let (file, metadata) = self.open()?;
+        self.check_size(metadata.len(), bytes_max)?;
+        let mut content = Vec::new();
+        file.take(bytes_max + 1).read_to_end(&mut content).map_err(|e| Error::reading(&self.path(), &e))?;
+        self.check_size(content.len() as u64, bytes_max)?;
+        if is_lfs_pointer(&content) { Err(lfs_pointer(&self.path())) } else { Ok(content) }
+    }
+
+    /// Refuses a size that no file of this kind has.
+    ///
+    /// # Errors
+    /// Kind `Input`, with both sizes.
+    pub fn check_size(&self, size: u64, bytes_max: u64) -> Result<()> {
+        if size <= bytes_max {
+            return Ok(());
+        }
+        let message = format!(
+            "{} has {}, and {} are the most that is read of such a file",
+            self.path().display(),
+            bytes(size),
+            bytes(bytes_max)
+        );
+        Err(Error::input(message).hint("no published model has one that large: download the file again"))
+    }
+
+    /// Whether two files of at most `bytes_max` hold the same bytes: seen by their sizes, else piece by piece.
+    ///
+    /// # Errors
+    /// Kind `Input`: one of them cannot be read, or is larger.
+    pub fn same_content(&self, other: &Self, bytes_max: u64) -> Result<bool> {
+        let ((mut mine, my_metadata), (mut theirs, their_metadata)) = (self.open()?, other.open()?);
+        if my_metadata.len() != their_metadata.len() {
+            return Ok(false);
+        }
+        self.check_size(my_metadata.len(), bytes_max)?;
+        let (mut left, mut right) = (Vec::new(), Vec::new());
+        loop {
+            fill(&mut mine, &mut left).map_err(|e| Error::reading(&self.path(), &e))?;
+            fill(&mut theirs, &mut right).map_err(|e| Error::reading(&other.path(), &e))?;
+            if left != right || left.is_empty() {
+                return Ok(left == right);
+            }
+        }
+    }
+}
+
+/// The next bytes of a file; none at its end.
+fn fill(file: &mut File, into: &mut Vec<u8>) -> io::Result<usize> {
+    into.clear();
+    file.take(COMPARED_BYTES as u64).read_to_end(into)
+}
+
+/// The refusal of what is no regular file.
+pub fn irregular(path: &Path) -> Error {
+    Error::input(format!("{} is not a regular file", path.display()))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use std::os::unix::fs::symlink;
+
+    /// A model's folder `model` with a file `own`, and outside of it `secret`.
+    fn model() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        fs::create_dir_all(folder.join("sub")).unwrap();
+        fs::write(folder.join("own"), "own").unwrap();
+        fs::write(folder.join("sub/deep"), "deep").unwrap();
+        fs::write(dir.path().join("secret"), "secret").unwrap();
+        (dir, folder)
+    }
+
+    fn read(folder: &Path, name: &str) -> Result<String> {
+        let content = ModelFolder::open(folder)?.file(name).read(1000)?;
+        Ok(String::from_utf8(content).unwrap())
+    }
+
+    #[track_caller]
+    fn refused(folder: &Path, name: &str, says: &[&str]) {
+        let error = read(folder, name).unwrap_err();
+        assert_eq!(error.kind, Kind::Input);
+        assert!(says.iter().all(|part| error.message.contains(part)), "{name}: {error}");
+    }
+
+    #[test]
+    fn links_are_followed_within_the_folder() {
+        let (_dir, folder) = model();
+        symlink("own", folder.join("link")).unwrap();
+        symlink("sub", folder.join("folder")).unwrap();
+        symlink(folder.join("own"), folder.join("absolute")).unwrap();
+        symlink("../own", folder.join("sub/up")).unwrap();
+        for (name, content) in
+            [("own", "own"), ("link", "own"), ("folder/deep", "deep"), ("absolute", "own"), ("sub/up", "own")]
+        {
+            assert_eq!(read(&folder, name).unwrap(), content, "{name}");
+        }
+        assert_eq!(ModelFolder::open(&folder).unwrap().names("folder").unwrap().len(), 2);
+        // The folder itself may be reached by a link: the user wrote that.
+        let link = folder.with_file_name("another-name");
+        symlink(&folder, &link).unwrap();
+        assert_eq!(read(&link, "link").unwrap(), "own");
+    }
+
+    #[test]
+    fn links_out_of_the_folder_are_refused_with_their_target() {
+        let (dir, folder) = model();
+        let secret = dir.path().join("secret");
+        symlink("../secret", folder.join("relative")).unwrap();
+        symlink(&secret, folder.join("absolute")).unwrap();
+        symlink("relative", folder.join("twice")).unwrap();
+        symlink("..", folder.join("parent")).unwrap();
+        symlink("/proc/self/environ", folder.join("environ")).unwrap();
+        symlink("/dev/zero", folder.join("zero")).unwrap();
+        symlink("nothing", folder.join("dangling")).unwrap();
+        symlink("loop", folder.join("loop")).unwrap();
+        refused(
+            &folder,
+            "relative",
+            &["model/relative is a link to ../secret, outside of the model's folder"],
+        );
+        refused(&folder, "absolute", &["model/absolute is a link to /", "secret, outside"]);
+        refused(&folder, "twice", &["model/twice is a link to relative, outside"]);
+        refused(&folder, "parent/secret", &["model/parent is a link to .., outside"]);
+        refused(&folder, "environ", &["environ is a link to /proc/self/environ, outside"]);
+        refused(&folder, "zero", &["zero is a link to /dev/zero, outside"]);
+        refused(&folder, "dangling", &["dangling is a link to nothing, which is not there"]);
+        refused(&folder, "loop", &["cannot read ", "loop"]);
+        refused(&folder, "../secret", &["lies outside of the model's folder"]);
+        let listed = ModelFolder::open(&folder).unwrap().names("parent");
+        assert!(listed.unwrap_err().message.contains("outside"));
+    }
+
+    #[test]
+    fn a_snapshot_of_the_cache_leads_into_its_own_blobs_and_no_further() {
+        let (dir, _) = model();
+        let repository = |name: &str| {
+            let repository = dir.path().join(name);
+            fs::create_dir_all(repository.join("blobs")).unwrap();
+            fs::create_dir_all(repository.join("snapshots/c0ffee")).unwrap();
+            fs::write(repository.join("blobs/0f"), name).unwrap();
+            repository
+        };
+        let (mine, _theirs) = (repository("models--a--b"), repository("models--c--d"));
+        let snapshot = mine.join("snapshots/c0ffee");
+        fs::create_dir_all(mine.join("snapshots/0ther")).unwrap();
+        fs::write(mine.join("snapshots/0ther/file"), "").unwrap();
+        fs::create_dir_all(mine.join("blobs/deep")).unwrap();
+        fs::write(mine.join("blobs/deep/file"), "").unwrap();
+        for (name, target) in [
+            ("good", "../../blobs/0f"),
+            ("theirs", "../../../models--c--d/blobs/0f"),
+            ("secret", "../../../secret"),
+            ("other", "../0ther/file"),
+            ("deep", "../../blobs/deep/file"),
+        ] {
+            symlink(target, snapshot.join(name)).unwrap();
+        }
+        assert_eq!(read(&snapshot, "good").unwrap(), "models--a--b");
+        for name in ["theirs", "secret", "other", "deep"] {
+            refused(&snapshot, name, &["is a link to ..", "outside of the model's folder"]);
+        }
+        // Without blobs beside it, it is a folder like any other.
+        fs::rename(mine.join("blobs"), mine.join("not-blobs")).unwrap();
+        symlink("../../not-blobs/0f", snapshot.join("moved")).unwrap();
+        refused(&snapshot, "moved", &["outside of the model's folder"]);
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_none_is_waited_for() {
+        let (_dir, folder) = model();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            folder.join("pipe"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+        symlink("pipe", folder.join("link")).unwrap();
+        for name in ["pipe", "socket", "sub", "link"] {
+            refused(&folder, name, &["is not a regular file"]);
+        }
+    }
+
+    #[test]
+    fn files_are_compared_by_size_and_then_whole() {
+        let (_dir, folder) = model();
+        let content = |last: u8| [vec![7; 3 * COMPARED_BYTES + 1], vec![last]].concat();
+        for (name, content) in [("a", content(1)), ("b", content(1)), ("c", content(2)), ("d", vec![7])] {
+            fs::write(folder.join(name), content).unwrap();
+        }
+        let model = ModelFolder::open(&folder).unwrap();
+        let same = |a: &str, b: &str| model.file(a).same_content(&model.file(b), 1 << 20);
+        assert!(same("a", "b").unwrap() && !same("a", "c").unwrap() && !same("a", "d").unwrap());
+        // A hole of a terabyte is not read.
+        for name in ["vast", "vast too"] {
+            File::create(folder.join(name)).unwrap().set_len(1 << 40).unwrap();
+        }
+        assert!(same("vast", "vast too").unwrap_err().message.contains("has 1099.51 GB"));
+        assert!(model.file("vast").read(1000).unwrap_err().message.contains("are the most that is read"));
+    }
+}

@@ -1,0 +1,44 @@
+//! The most that is taken of a checkpoint, so that no file of it costs memory or time without bound. All of it lies far beyond
+//! published models; what goes past it is refused by name.
+
+/// `config.json`. Those of published models have some kilobytes; a list of quantised modules makes some hundred.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// `model.safetensors.index.json`. A model of 140,000 tensors has 13 MB.
+pub const INDEX_BYTES_MAX: u64 = 64 << 20;
+
+/// The header of a safetensors file. One file with 140,000 tensors has 16 MB.
+pub const HEADER_BYTES_MAX: u64 = 32 << 20;
+
+/// Keys and values of a header's `__metadata__`, together. Trainers that keep their settings there need some megabytes.
+pub const METADATA_BYTES_MAX: usize = 16 << 20;
+
+/// The tensors of a checkpoint. The largest mixtures of experts have some 210,000, with the scales of their quantised weights.
+pub const TENSORS_MAX: usize = 1 << 18;
+
+/// The dimensions of a tensor. `torch` ends at 64.
+pub const RANK_MAX: usize = 64;
+
+/// The bytes of a tensor's name. Long ones have some 120.
+pub const NAME_BYTES_MAX: usize = 1024;
+
+/// The bytes of a dtype's name. The longest has 11.
+pub const DTYPE_BYTES_MAX: usize = 32;
+
+/// The bytes of a shard's name in an index: what file systems take.
+pub const FILE_NAME_BYTES_MAX: usize = 255;
+
+/// The files of a model's folder.
+pub const FILES_MAX: usize = 1 << 16;
+
+/// A tokenizer or vocabulary. The largest have some 50 MB.
+pub const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
+
+/// Any other file that is copied beside the weights: templates, generation and processor configs, a model's code.
+pub const COMPANION_BYTES_MAX: u64 = 16 << 20;
+
+/// The files that are copied beside the weights.
+pub const COMPANIONS_MAX: usize = 1024;
+
+/// A reference in the Hugging Face cache: a commit has 40 characters.
+pub const REFERENCE_BYTES_MAX: u64 = 4096;

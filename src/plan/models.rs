@@ -1,0 +1,132 @@
+//! The models that a config refers to, and what is wrong with them before any is opened.
+
+use std::collections::HashSet;
+
+use super::problems::Problems;
+use super::{Base, Method, method_of};
+use crate::config::{Config, Inputs, Located, ModelRef, Position};
+use crate::error::{Error, Result};
+
+/// The models of a merge. The largest averages of checkpoints have some hundred; the headers of all stay in memory.
+pub const MODELS_MAX: usize = 1024;
+
+/// The models a config refers to, each once, in the order of appearance; a `base_model` not listed comes last.
+pub fn references(config: &Config) -> Vec<Located<ModelRef>> {
+    let mut named: Vec<&Located<ModelRef>> = match &config.inputs {
+        Inputs::Models(models) => models.iter().map(|input| &input.model).collect(),
+        Inputs::Slices(slices) => {
+            let sources = slices.iter().flat_map(|slice| &slice.sources).map(|source| &source.model);
+            sources.chain(slices.iter().filter_map(|slice| slice.base_model.as_ref())).collect()
+        }
+    };
+    named.extend(&config.base_model);
+    let mut seen = HashSet::new();
+    named.into_iter().filter(|model| seen.insert(&model.value)).cloned().collect()
+}
+
+/// Checks what can be known of the models without opening any: how many there are, that none is listed twice, and that
+/// there is a base where the method needs one.
+///
+/// # Errors
+/// There is no such method, or what is wrong with the models, at its line and column.
+pub fn check_models(config: &Config) -> Result<()> {
+    let method = method_of(config)?;
+    let mut problems = Problems::default();
+    if method.base == Base::Required && config.base_model.is_none() && !every_slice_has_a_base(config) {
+        let problem = config.error_at(config.merge_method.at, format!("{} needs a base_model", method.name));
+        problems.add(problem.hint("add `base_model:`, the checkpoint that the others were trained from"));
+    }
+    match &config.inputs {
+        Inputs::Models(models) => {
+            let mut listed = HashSet::new();
+            let twice = models.iter().map(|input| &input.model).filter(|model| !listed.insert(&model.value));
+            for model in twice {
+                let problem = config.error_at(model.at, format!("{} is listed twice", model.value));
+                problems.add(problem.hint("list each model once"));
+            }
+            let unlisted = config.base_model.as_ref().is_some_and(|base| !listed.contains(&base.value));
+            let count = models.len() + usize::from(unlisted);
+            let wrong = wrong_count(config, method, count, config.merge_method.at);
+            wrong.into_iter().for_each(|wrong| problems.add(wrong));
+        }
+        Inputs::Slices(slices) => {
+            let wrong =
+                |slice: &crate::config::Slice| wrong_count(config, method, slice.sources.len(), slice.at);
+            slices.iter().filter_map(wrong).for_each(|wrong| problems.add(wrong));
+        }
+    }
+    too_many(config).into_iter().for_each(|problem| problems.add(problem));
+    problems.stop()
+}
+
+fn every_slice_has_a_base(config: &Config) -> bool {
+    match &config.inputs {
+        Inputs::Models(_) => false,
+        Inputs::Slices(slices) => slices.iter().all(|slice| slice.base_model.is_some()),
+    }
+}
+
+/// More or fewer models than the method takes.
+fn wrong_count(config: &Config, method: &Method, count: usize, at: Position) -> Option<Error> {
+    let (low, high) = (*method.models.start(), *method.models.end());
+    if (low..=high).contains(&count) {
+        return None;
+    }
+    let takes = match (low, high) {
+        (low, high) if low == high => format!("exactly {low}"),
+        (low, usize::MAX) => format!("at least {low}"),
+        (low, high) => format!("{low} to {high}"),
+    };
+    let with_base = if method.base == Base::Required { " (the base included)" } else { "" };
+    let problem =
+        config.error_at(at, format!("{} merges {takes} models{with_base}, not {count}", method.name));
+    Some(problem.hint("a base_model that is not listed counts as one more"))
+}
+
+/// More models than any merge has.
+fn too_many(config: &Config) -> Option<Error> {
+    let models = references(config);
+    let first_beyond = models.get(MODELS_MAX)?;
+    let message = format!("a merge has at most {MODELS_MAX} models, and this config names {}", models.len());
+    let hint = "merge some of them first, and then the results";
+    Some(config.error_at(first_beyond.at, message).hint(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Choices;
+
+    /// What a config whose models are nowhere is refused for.
+    fn refused(config: &str) -> String {
+        let config = Config::parse("c.yaml", config).unwrap();
+        crate::prepare_config(config, &Choices { seed: 0, shard_bytes: 1 }).unwrap_err().message
+    }
+
+    fn many(count: usize) -> String {
+        let models: Vec<String> = (0..count).map(|i| format!("- model: no/such/{i}\n")).collect();
+        format!("merge_method: linear\nmodels:\n{}", models.concat())
+    }
+
+    #[test]
+    fn models_are_counted_before_any_is_opened() {
+        let three =
+            "merge_method: slerp\nmodels: [{model: x/a}, {model: x/b}, {model: x/c}]\nbase_model: x/a";
+        assert_eq!(refused(three), "c.yaml:1:15: slerp merges exactly 2 models (the base included), not 3");
+        let slice = "merge_method: passthrough\nslices:\n- sources: [{model: x/a}, {model: x/b}]";
+        assert_eq!(refused(slice), "c.yaml:3:3: passthrough merges exactly 1 models, not 2");
+        let twice = "merge_method: linear\nmodels: [{model: x/a}, {model: x/a}]";
+        assert_eq!(refused(twice), "c.yaml:2:32: x/a is listed twice");
+        let message = "c.yaml:1027:10: a merge has at most 1024 models, and this config names 39000";
+        assert_eq!(refused(&many(39_000)), message);
+        assert!(refused(&many(2)).contains("no/such/0"), "so few are looked for");
+    }
+
+    #[test]
+    fn thousands_of_models_are_told_apart_at_once() {
+        let config = Config::parse("c.yaml", &many(39_000)).unwrap();
+        let begun = std::time::Instant::now();
+        assert_eq!([0; 20].map(|_| references(&config).len()), [39_000; 20]);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10), "it took {:?}", begun.elapsed());
+    }
+}

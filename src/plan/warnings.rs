@@ -1,0 +1,177 @@
+//! What a user should know about a plan, or probably did not mean. However many files and values there are, what is of a
+//! kind is told in a few lines.
+
+use std::collections::{HashMap, HashSet};
+
+use indexmap::IndexMap;
+
+use super::{Action, Merge, Planner, Tensor, names};
+use crate::checkpoint::per_layer_lists;
+use crate::config::{FEW_MAX, Inputs};
+use crate::error::Error;
+use crate::method::{Base, Scope, Value};
+
+/// Of a few warnings each; of more the first, and how many there are.
+pub(super) fn few(mut warnings: Vec<Error>) -> Vec<Error> {
+    if warnings.len() > FEW_MAX {
+        let more = more_like_it(warnings.len());
+        warnings.truncate(1);
+        warnings[0].message += &more;
+    }
+    warnings
+}
+
+/// As [`few`], of notes.
+pub(super) fn few_notes(mut notes: Vec<String>) -> Vec<String> {
+    if notes.len() > FEW_MAX {
+        let more = more_like_it(notes.len());
+        notes.truncate(1);
+        notes[0] += &more;
+    }
+    notes
+}
+
+fn more_like_it(count: usize) -> String {
+    format!(" (and {} more like it)", count - 1)
+}
+
+/// Tensors that only some models have and that are copied from those, by which models these are.
+#[derive(Debug, Default)]
+pub(super) struct PartlyHeld {
+    groups: IndexMap<Holders, (String, usize)>,
+    /// Tensors that belong to none of the groups.
+    others: usize,
+}
+
+/// The sources that have a tensor, and those that have not.
+type Holders = (Vec<usize>, Vec<usize>);
+
+impl PartlyHeld {
+    /// So many groups are told apart.
+    const GROUPS_MAX: usize = 8;
+
+    pub(super) fn add(&mut self, tensor: &str, holders: Holders) {
+        if self.groups.len() == Self::GROUPS_MAX && !self.groups.contains_key(&holders) {
+            self.others += 1;
+            return;
+        }
+        self.groups.entry(holders).or_insert_with(|| (tensor.into(), 0)).1 += 1;
+    }
+
+    /// One note for each group: its first tensor, how many more there are, and the models.
+    pub(super) fn notes(self, names: impl Fn(&[usize]) -> String) -> Vec<String> {
+        let note = |((with, without), (first, count)): (Holders, (String, usize))| {
+            let more = if count > 1 { format!(" and {} more tensors", count - 1) } else { String::new() };
+            format!("{first}{more}: copied from {}, because {} has none", names(&with), names(&without))
+        };
+        let mut notes: Vec<String> = self.groups.into_iter().map(note).collect();
+        if self.others > 0 {
+            let others = self.others;
+            notes.push(format!(
+                "{others} more tensors are copied from the models that have them, because others have none"
+            ));
+        }
+        notes
+    }
+}
+
+impl Planner<'_> {
+    /// Two names of one folder are two models to the config, and probably not to the user.
+    pub(super) fn same_folders(&self) -> Vec<Error> {
+        let mut known = HashMap::new();
+        let mut warnings = Vec::new();
+        for source in self.sources {
+            let folder = source.folder.real();
+            let first = *known.entry(folder).or_insert(&source.name);
+            if first != &source.name {
+                let message = format!("{first} and {} are the same folder", source.name);
+                let hint = "name it the same way everywhere, or it is merged twice";
+                warnings.push(Error::config(message).hint(hint));
+            }
+        }
+        few(warnings)
+    }
+
+    /// Values that a parameter takes but that make no sense, like a density of 50: the first of each model.
+    pub(super) fn senseless_values(&self, tensors: &[Tensor]) -> Vec<Error> {
+        let ranged: Vec<_> =
+            self.method.parameters.iter().filter_map(|p| Some((p.name, p.sensible?))).collect();
+        let mut seen = HashSet::new();
+        let mut warnings: IndexMap<&str, Vec<Error>> = IndexMap::new();
+        for (name, value, source) in tensors.iter().filter_map(merge).flat_map(own_values) {
+            let Some((_, (low, high))) = ranged.iter().find(|(ranged, _)| *ranged == name) else { continue };
+            if !(*low..=*high).contains(&value) && seen.insert((name, source)) {
+                let (file, model) = (&self.config.file, self.name_of(source));
+                let message = format!("{file}: {name} {value} of {model} is not from {low} to {high}");
+                let hint = format!("more than {high} acts as {high}, less than {low} as {low}");
+                warnings.entry(name).or_default().push(Error::config(message).hint(hint));
+            }
+        }
+        warnings.into_values().flat_map(few).collect()
+    }
+
+    /// Parameters written under a base that has none: many configs have them, and they change nothing.
+    pub(super) fn values_of_the_base(&self) -> Vec<String> {
+        let (Inputs::Models(models), Some(base), Base::Required) =
+            (&self.config.inputs, &self.config.base_model, self.method.base)
+        else {
+            return Vec::new();
+        };
+        let of_base = models.iter().filter(|input| input.model.value == base.value);
+        let names = of_base.flat_map(|input| input.parameters.keys()).filter(|name| {
+            self.method.parameters.iter().any(|p| p.name == name.as_str() && p.scope == Scope::NonBase)
+        });
+        names.map(|name| format!("{name} of {} is not read: it is the base", base.value)).collect()
+    }
+
+    /// config.json may list something for every layer of the donor; such lists are not cut to fit.
+    pub(super) fn stale_layer_lists(&self, layers: usize) -> Option<Error> {
+        let donor = &self.sources[self.donor()];
+        let names = donor.tensors().map(|tensor| tensor.name.as_str());
+        let had = names::stacks(names).values().copied().max().unwrap_or(0);
+        let lists = per_layer_lists(&donor.config, had);
+        (had != layers && !lists.is_empty()).then(|| {
+            Error::config(format!(
+                "config.json has one entry per layer in {}: they stay as in {}",
+                lists.join(", "),
+                donor.name
+            ))
+            .hint("edit them in the output's config.json to match its layers")
+        })
+    }
+}
+
+fn merge(tensor: &Tensor) -> Option<&Merge> {
+    match &tensor.action {
+        Action::Merge(merge) => Some(merge),
+        Action::Copy(_) => None,
+    }
+}
+
+/// The numbers of a merge that belong to one model each: name, value and the model.
+fn own_values(merge: &Merge) -> impl Iterator<Item = (&'static str, f64, usize)> {
+    merge.settings.per_input.iter().zip(&merge.inputs).flat_map(|(values, at)| {
+        values.iter().filter_map(|(name, value)| match value {
+            Value::Number(number) => Some((*name, *number, at.source)),
+            Value::Flag(_) | Value::Null => None,
+        })
+    })
+}
+
+/// Stacked layers of models that do not fit together: the same tensor has other dimensions in another layer.
+pub(super) fn uneven_layers(tensors: &[Tensor]) -> Option<Error> {
+    let mut first: HashMap<&str, &Tensor> = HashMap::new();
+    for tensor in tensors {
+        let Some(layered) = names::layered(&tensor.name) else { continue };
+        let other = *first.entry(layered.rest).or_insert(tensor);
+        if other.shape != tensor.shape && other.input(0).source != tensor.input(0).source {
+            let (a, b) = (&other.shape, &tensor.shape);
+            let message =
+                format!("{} is {a:?} and {} is {b:?}: layers of different models", other.name, tensor.name);
+            return Some(
+                Error::config(message).hint("layers can be stacked if their models have the same dimensions"),
+            );
+        }
+    }
+    None
+}

@@ -1,0 +1,88 @@
+//! Words for people. Names and values come from files: none of them forges a line, steers a terminal or fills a screen.
+
+use std::borrow::Cow;
+
+/// The longest line of a message, in characters: a path and a name fit, a file's content does not.
+const LINE_CHARS_MAX: usize = 1000;
+
+/// What is kept of a line that is cut, at its end: the reason stands there.
+const TAIL_CHARS: usize = 300;
+
+/// Whether a character is shown escaped: it would begin a line, steer a terminal, or change the order in which others are read.
+pub fn is_escaped(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text in which nothing forges a line: what [`is_escaped`] is written `\n` or `\u{1b}`.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_escaped(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+/// Text as one line of a message: [`escaped`], and of a line that is too long the middle is left out.
+pub fn one_line(text: &str) -> String {
+    // First, since it may be a file's content, and again, since what is escaped is longer.
+    cut(&escaped(&cut(text))).into_owned()
+}
+
+fn cut(text: &str) -> Cow<'_, str> {
+    if text.char_indices().nth(LINE_CHARS_MAX).is_none() {
+        return text.into();
+    }
+    let head = text.char_indices().nth(LINE_CHARS_MAX - TAIL_CHARS).map_or(0, |(at, _)| at);
+    let tail = text.char_indices().nth_back(TAIL_CHARS - 1).map_or(0, |(at, _)| at);
+    format!("{} … {}", &text[..head], &text[tail..]).into()
+}
+
+/// A name from a file, as it may stand in a message: quoted, escaped, and cut.
+pub fn quoted(name: &str) -> String {
+    const NAME_CHARS_MAX: usize = 200;
+    let cut = name.char_indices().nth(NAME_CHARS_MAX).map(|(at, _)| at);
+    let shown = escaped(&name[..cut.unwrap_or(name.len())]).replace('"', "\\\"");
+    format!("\"{shown}\"{}", if cut.is_some() { "…" } else { "" })
+}
+
+/// A number of bytes in words: `2.20 GB`.
+pub fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_forges_a_line_or_steers_a_terminal() {
+        assert_eq!(one_line("a\nerror: b\r\u{1b}[2J\u{9b}"), "a\\nerror: b\\r\\u{1b}[2J\\u{9b}");
+        assert_eq!(one_line("gpj\u{202e}exe\u{2066}\u{2028}"), "gpj\\u{202e}exe\\u{2066}\\u{2028}");
+        assert_eq!(one_line("naïve 模型 “x” \\n"), "naïve 模型 “x” \\n");
+        assert_eq!(quoted("a\"b\n"), "\"a\\\"b\\n\"");
+    }
+
+    #[test]
+    fn an_endless_line_keeps_its_beginning_and_its_end() {
+        let line = one_line(&format!("file: {} is no number", "é".repeat(1_000_000)));
+        assert!(line.starts_with("file: éé") && line.ends_with("éé is no number"), "{line}");
+        assert_eq!(line.chars().count(), LINE_CHARS_MAX + 3);
+        assert_eq!(one_line(&"\u{202e}".repeat(999)).chars().count(), LINE_CHARS_MAX + 3);
+        let longest = "x".repeat(LINE_CHARS_MAX);
+        assert_eq!(one_line(&longest), longest);
+        assert!(quoted(&longest).len() < 250);
+    }
+
+    #[test]
+    fn sizes_have_one_system_of_units() {
+        let sizes = [999, 1_000, 30_400, 999_999, 5_000_000, 2_200_000_000];
+        let words = ["999 bytes", "1.0 kB", "30.4 kB", "1000.0 kB", "5.0 MB", "2.20 GB"];
+        assert_eq!(sizes.map(bytes), words);
+    }
+}

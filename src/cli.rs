@@ -1,7 +1,7 @@
 //! The command line: flags, progress, reports and hints. The only place that prints.
 //!
 //! Data goes to standard output, talk to standard error. Exit codes: 0 done, 2 the command, the config or
-//! the plan is wrong, 3 an input is missing or damaged, 4 the output cannot be written, 5 the
+//! the plan is wrong, or a model is not there, 3 a file of an input is missing or damaged, 4 the output cannot be written, 5 the
 //! device is missing or failed, 130 interrupted.
 
 mod bench;
@@ -34,8 +34,8 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 2 the command, the config or the plan is wrong; 3 an input is missing or \
-                          damaged; 4 the output cannot be written; 5 the device is missing or failed; 130 interrupted. \
+const EXIT_CODES: &str = "Exit codes: 0 done; 2 the command, the config or the plan is wrong, or a model is not there; 3 a file of an \
+                          input is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 130 interrupted. \
                           NO_COLOR is respected. MERGEFORGE_CACHE names the folder \
                           of what merges remember (by default mergeforge/ in ~/.cache; empty: nowhere).";
 

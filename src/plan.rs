@@ -501,27 +501,31 @@ impl<'a> Planner<'a> {
         let (tensor, at) = (want.map_or(&*wanted.name, |want| &*want.name), wanted.position);
         let value = parameters::resolve(self.config, parameter, scopes, tensor, at, &self.comparisons)?;
         value.map(|value| (parameter.name, value)).ok_or_else(|| match want {
-            None => self.missing(parameter.name, &wanted.name, true),
-            Some(want) => self.missing(parameter.name, self.name_of(want.source), want.own.is_some()),
+            None => self.missing(parameter, &wanted.name, true),
+            Some(want) => self.missing(parameter, self.name_of(want.source), want.own.is_some()),
         })
     }
 
-    fn missing(&self, parameter: &str, of: &str, listed: bool) -> Error {
+    fn missing(&self, parameter: &Parameter, of: &str, listed: bool) -> Error {
+        let Parameter { name, scope, .. } = parameter;
         let at = self.config.merge_method.at;
         let error =
-            self.config.error_at(at, format!("{} needs `{parameter}`, and {of} has none", self.method.name));
+            self.config.error_at(at, format!("{} needs `{name}`, and {of} has none", self.method.name));
         // The commonest reason is a slip of a key.
-        let meant = format!("did you mean `{parameter}`?");
+        let meant = format!("did you mean `{name}`?");
         if !listed {
             return error.hint(
                 "base_model is merged like the others: list it with its parameters, or remove base_model",
             );
         }
-        error.hint(match self.unread.slip_of(parameter) {
+        error.hint(match self.unread.slip_of(name) {
             Some(slip) => format!("{slip}; {meant}"),
-            None => format!(
-                "add `parameters: {{{parameter}: …}}` to the model, or to the whole config for all models"
-            ),
+            None if *scope == Scope::Shared => {
+                format!("add `parameters: {{{name}: …}}` to the whole config: all models share it")
+            }
+            None => {
+                format!("add `parameters: {{{name}: …}}` to the model, or to the whole config for all models")
+            }
         })
     }
 

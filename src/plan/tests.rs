@@ -292,3 +292,13 @@ fn filters_beyond_reason_are_refused_and_not_compared_for_minutes() {
     let error = at_once(|| models.refused(&filters(20_000)));
     assert_eq!(error.message, "c.yaml:2:22: `weight` and others have too many filters for so many tensors");
 }
+
+#[test]
+fn what_all_models_share_is_asked_for_where_it_is_read() {
+    let models = Models::new();
+    models.add("a", names(0..1, |_| "a.0.w".into())).add("b", names(0..1, |_| "a.0.w".into()));
+    let config = "merge_method: slerp\nbase_model: DIR/a\nmodels: [{model: DIR/b, parameters: {t: 0.5}}]\n";
+    let error = models.refused(config);
+    assert!(error.message.contains("slerp needs `t`"), "{error}");
+    assert_eq!(error.hint.unwrap(), "add `parameters: {t: …}` to the whole config: all models share it");
+}

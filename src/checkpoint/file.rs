@@ -47,13 +47,13 @@ impl Access {
     /// What this and a file leave.
     #[must_use]
     pub fn and_file(self, metadata: &Metadata) -> Self {
-        Self { file: self.file & mode(metadata), ..self }
+        Self { file: self.file & readers(metadata), ..self }
     }
 
     /// What this and a folder leave.
     #[must_use]
     pub fn and_folder(self, metadata: &Metadata) -> Self {
-        Self { folder: self.folder & mode(metadata), ..self }
+        Self { folder: self.folder & readers(metadata), ..self }
     }
 
     /// What both leave.
@@ -78,6 +78,12 @@ impl Access {
     pub fn folder_mode(self) -> u32 {
         self.folder & 0o777 | 0o700
     }
+}
+
+/// Who may read it, and look into it; they may also be given the right to write to what is made of it.
+fn readers(metadata: &Metadata) -> u32 {
+    let mode = mode(metadata);
+    mode & 0o555 | (mode & 0o444) >> 1
 }
 
 #[cfg(unix)]

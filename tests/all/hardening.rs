@@ -556,6 +556,13 @@ fn an_output_is_not_more_readable_than_its_inputs() {
     assert!(modes(&case).iter().all(|mode| [0o600, 0o644].contains(mode)));
     assert_eq!((mode(&out), mode(&out.join("tokenizer.json"))), (0o700, 0o600));
     assert_eq!(mode(&out.join("additional_chat_templates")), 0o700);
+    fs::remove_dir_all(&out).unwrap();
+    // Who may write to it is the mask's affair: inputs are often for reading only.
+    set(&case.path().join("b"), 0o755);
+    set(&case.path().join("a/tokenizer.json"), 0o444);
+    let config = command::config(case.path(), &case.config());
+    ends(through_shell("umask 002; exec \"$@\"", &config, &out, &["-q"])).succeeded();
+    assert_eq!((mode(&out), mode(&out.join("tokenizer.json"))), (0o775, 0o664));
 }
 
 #[test]

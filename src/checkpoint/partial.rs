@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use cap_fs_ext::{DirExt, FollowSymlinks, MetadataExt, OpenOptionsFollowExt, OpenOptionsSyncExt};
 use cap_std::fs::{Dir, DirBuilder, File as CapFile, FileType, Metadata, OpenOptions};
@@ -42,6 +43,8 @@ pub(super) struct Partial {
     access: Access,
     /// The parents that were made for it: the folders they were made in, and their names.
     made: Vec<(Dir, OsString)>,
+    /// The files that were made in it: they are removed by name, since listing a folder needs one more open file.
+    files: Mutex<Vec<String>>,
     keep: bool,
 }
 
@@ -58,9 +61,17 @@ impl Partial {
         let begun =
             parent_of(&path, &mut made).and_then(|parent| begin(&parent, &path).map(|begun| (parent, begun)));
         match begun {
-            Ok((parent, (folder, lock))) => {
-                Ok(Self { out, path, parent, folder, lock, access, made, keep: false })
-            }
+            Ok((parent, (folder, lock))) => Ok(Self {
+                out,
+                path,
+                parent,
+                folder,
+                lock,
+                access,
+                made,
+                files: Mutex::default(),
+                keep: false,
+            }),
             Err(error) => {
                 remove_parents(&mut made);
                 Err(error)
@@ -84,7 +95,9 @@ impl Partial {
                 _ => {}
             }
         }
-        self.folder.open_with(name, &new_file(access.file_mode())).map(CapFile::into_std)
+        let file = self.folder.open_with(name, &new_file(access.file_mode()))?;
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).push(name.into());
+        Ok(file.into_std())
     }
 
     /// Gives the folder its name; the rename is on the disk when this returns.
@@ -148,8 +161,13 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.keep {
+            let files = std::mem::take(self.files.get_mut().unwrap_or_else(PoisonError::into_inner));
+            let removed = files.iter().filter(|name| self.folder.remove_file(name).is_ok()).count();
+            let _ = self.folder.remove_dir(TEMPLATES);
             // What cannot be removed now is cleared by the next merge to the same place: the lock goes last.
-            let _ = clear(&self.folder).and_then(|()| self.folder.remove_file(LOCK));
+            if clear(&self.folder).is_ok() || removed == files.len() {
+                let _ = self.folder.remove_file(LOCK);
+            }
             let _ = self.still_there().and_then(|()| self.parent.remove_dir(name_of(&self.path)));
             remove_parents(&mut self.made);
         }
@@ -197,6 +215,17 @@ fn begin(parent: &Dir, path: &Path) -> Result<(Dir, File)> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
         Err(e) => return Err(failed(e)),
     };
+    let begun = locked(parent, path, is_new);
+    if is_new && begun.is_err() {
+        let _ = parent.remove_dir(name);
+    }
+    begun
+}
+
+/// Opens the folder and locks it, if it is ours.
+fn locked(parent: &Dir, path: &Path, is_new: bool) -> Result<(Dir, File)> {
+    let failed = |e: io::Error| Error::writing(path, &e);
+    let name = name_of(path);
     // Neither a link nor somebody else's folder, into which what follows could lead.
     if !parent.symlink_metadata(name).map_err(failed)?.is_dir() {
         return Err(in_the_way(path, "it is no folder"));

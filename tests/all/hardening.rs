@@ -66,6 +66,7 @@ const TRIED: &[(&str, &str)] = &[
     ("a second Ctrl-C while the trace waits for a pipe", "a_second_signal_ends_the_program_at_once"),
     ("a full disk on standard output", "a_full_disk_on_standard_output_is_an_error"),
     ("ulimit -f", "a_limit_on_the_size_of_files_is_an_error"),
+    ("ulimit -n", "a_limit_on_open_files_leaves_nothing"),
     ("line ends, escapes and directions in names", "names_forge_no_line"),
     ("hundreds of hostile checkpoints", "malformed_checkpoints_end_soon_in_little_memory_with_few_words"),
     ("hundreds of hostile configs", "malformed_configs_end_soon_in_little_memory_with_few_words"),
@@ -430,6 +431,21 @@ fn a_limit_on_the_size_of_files_is_an_error() {
     let ended = ends(through_shell("ulimit -f 8; exec \"$@\"", &config, &out, &["-q"]));
     ended.failed(4, &["out.partial/model.safetensors: File too large", "hint: write smaller shards"]);
     assert_nothing_left(case.path());
+}
+
+#[test]
+fn a_limit_on_open_files_leaves_nothing() {
+    let case = Case::new();
+    let config = command::config(case.path(), &case.config());
+    let out = case.path().join("out");
+    for limit in 6..20 {
+        let ended =
+            ends(through_shell(&format!("ulimit -n {limit}; exec \"$@\""), &config, &out, &["-q", "-j1"]));
+        if ended.code == Some(0) {
+            fs::remove_dir_all(&out).unwrap();
+        }
+        assert_nothing_left(case.path());
+    }
 }
 
 #[test]

@@ -8,15 +8,15 @@ use std::sync::{Arc, LazyLock};
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
-use mergeforge::backend::cpu::{Cpu, decode_tile, encode_tile};
-use mergeforge::backend::device::Family;
-use mergeforge::backend::{Backend, Hold, Launch, Span, SpanResult};
+use mergeforge::backend::cpu::{CHUNK_TILES, Cpu};
+use mergeforge::backend::spans::{decode_tile, encode_tile};
+use mergeforge::backend::{Backend, Launch, Segment, Span, SpanInput, SpanResult};
 use mergeforge::bench::{jobs, tensors};
 use mergeforge::dtype::Float;
 use mergeforge::kernel::{Job, TILE};
 use mergeforge::timeline::Timeline;
 
-const TILES: usize = Family::Cpu.chunk_tiles() as usize;
+const TILES: usize = CHUNK_TILES as usize;
 
 /// Elements of a chunk.
 const CHUNK: usize = TILES * TILE;
@@ -116,7 +116,7 @@ fn kernel(bencher: Bencher, case: &Case) {
         into.copy_from_slice(bytemuck::cast_slice(&TENSORS[input]));
         Ok(())
     };
-    let mut written_bytes = |hold: Hold| {
+    let mut written_bytes = |hold: bool| {
         let mut bytes = 0;
         lane.submit(launch(&case.job, hold), &mut read).unwrap();
         lane.collect(&mut |_, output| {
@@ -126,15 +126,21 @@ fn kernel(bencher: Bencher, case: &Case) {
         .unwrap();
         bytes
     };
-    let bytes = case.job.inputs() * CHUNK_BYTES + written_bytes(Hold::Keep);
-    bencher.counter(BytesCount::new(bytes)).bench_local(|| written_bytes(Hold::Peek));
+    let bytes = case.job.inputs() * CHUNK_BYTES + written_bytes(true);
+    bencher.counter(BytesCount::new(bytes)).bench_local(|| written_bytes(false));
 }
 
-fn launch(job: &Arc<Job>, hold: Hold) -> Launch {
+fn launch(job: &Arc<Job>, hold: bool) -> Launch {
+    let inputs = (0..job.inputs()).map(|input| SpanInput { input, again: true }).collect();
     Launch {
         jobs: vec![Arc::clone(job)],
-        spans: vec![Span { job: 0, tensor: 0, tiles: 0..TILES as u64, elements: CHUNK }],
-        reads: (0..job.inputs()).collect(),
+        spans: vec![Span {
+            job: 0,
+            inputs,
+            segment: Segment::WHOLE,
+            tiles: 0..TILES as u64,
+            elements: CHUNK,
+        }],
         floats: vec![Float::BF16; job.inputs()],
         output: Float::BF16,
         hold,

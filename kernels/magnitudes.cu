@@ -73,7 +73,7 @@ DEVICE void magnitudes(const Work& work) {
 #define MAGNITUDES(name, FLOAT)                                                                           \
     ENTRY(magnitudes_1_##name, magnitudes<FLOAT, 1>)                                                      \
     ENTRY(magnitudes_2_##name, magnitudes<FLOAT, 2>)                                                      \
-    ENTRY(magnitudes_##name, magnitudes<FLOAT, MAGNITUDES_MODELS>)
+    ENTRY(magnitudes_##name, magnitudes<FLOAT, GROUP_MODELS>)
 
 MAGNITUDES(float32, FLOAT_F32)
 MAGNITUDES(float16, FLOAT_F16)

@@ -1,16 +1,10 @@
-// Made from src/kernel/packed.rs by `cargo run --example params > kernels/params.cuh`: not to be edited.
+// Made from src/kernel/ by `cargo run --example params > kernels/params.cuh`: not to be edited.
 #pragma once
 
 constexpr unsigned TILE = 0x400u;
 constexpr unsigned THREADS = 0x80u;
 constexpr unsigned VOTERS_MAX = 0xcu;
-constexpr unsigned LEVELS_MAX = 0x10u;
-constexpr unsigned LEVELS_WORDS = 0x20u;
-constexpr unsigned BINS = 0x800u;
-constexpr unsigned ABOVE = 0x800u;
-constexpr unsigned UNEVEN = 0x801u;
-constexpr unsigned MAGNITUDES_WORDS = 0x802u;
-constexpr unsigned MAGNITUDES_MODELS = 0x4u;
+constexpr unsigned GROUP_MODELS = 0x4u;
 constexpr unsigned KEEP_TRIM = 0x0u;
 constexpr unsigned KEEP_DROP = 0x1u;
 constexpr unsigned TALLY_NAN = 0x0u;
@@ -29,6 +23,14 @@ constexpr unsigned PHILOX_MULTIPLIER_0 = 0xd2511f53u;
 constexpr unsigned PHILOX_MULTIPLIER_1 = 0xcd9e8d57u;
 constexpr unsigned PHILOX_WEYL_0 = 0x9e3779b9u;
 constexpr unsigned PHILOX_WEYL_1 = 0xbb67ae85u;
+constexpr unsigned BY_ROWS = 0x0u;
+constexpr unsigned BY_COLUMNS = 0x1u;
+constexpr unsigned LEVELS_MAX = 0x10u;
+constexpr unsigned LEVELS_WORDS = 0x20u;
+constexpr unsigned BINS = 0x800u;
+constexpr unsigned ABOVE = 0x800u;
+constexpr unsigned UNEVEN = 0x801u;
+constexpr unsigned MAGNITUDES_WORDS = 0x802u;
 
 struct Header {
     unsigned blocks;

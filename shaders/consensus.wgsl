@@ -126,5 +126,5 @@ fn consensus(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     if (thread < min(models, VOTERS_MAX)) {
         atomicAdd(&tally[work.tally + TALLY_KEPT + thread], atomicLoad(&kept_of_group[thread]));
     }
-    tell_odd(work);
+    report_odd(work);
 }

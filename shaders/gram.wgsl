@@ -35,5 +35,5 @@ fn gram(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
-    tell_odd(work);
+    report_odd(work);
 }

@@ -1,4 +1,4 @@
-// The keys of all task vectors, element by element: |xᵢ − base| as integers. Run on small pieces only.
+// The keys of all task vectors, element by element: |xᵢ − base| as integers. Run on small parts only.
 //
 // Of each tile, all of the first model's keys come first, then the second's; a tile that ends early leaves no gaps.
 
@@ -19,5 +19,5 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
-    tell_odd(work);
+    report_odd(work);
 }

@@ -44,5 +44,5 @@ fn levels(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
             atomicAdd(&counts[totals + i], count);
         }
     }
-    tell_odd(work);
+    report_odd(work);
 }

@@ -68,5 +68,5 @@ fn magnitudes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
             atomicAdd(&counts[totals + i], count);
         }
     }
-    tell_odd(work);
+    report_odd(work);
 }

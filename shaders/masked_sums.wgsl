@@ -23,5 +23,5 @@ fn masked_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             }
         }
     }
-    tell_odd(work);
+    report_odd(work);
 }

@@ -1,15 +1,9 @@
-// Made from src/kernel/packed.rs by `cargo run --example params wgsl > shaders/params.wgsl`: not to be edited.
+// Made from src/kernel/ by `cargo run --example params wgsl > shaders/params.wgsl`: not to be edited.
 
 const TILE = 0x400u;
 const THREADS = 0x80u;
 const VOTERS_MAX = 0xcu;
-const LEVELS_MAX = 0x10u;
-const LEVELS_WORDS = 0x20u;
-const BINS = 0x800u;
-const ABOVE = 0x800u;
-const UNEVEN = 0x801u;
-const MAGNITUDES_WORDS = 0x802u;
-const MAGNITUDES_MODELS = 0x4u;
+const GROUP_MODELS = 0x4u;
 const KEEP_TRIM = 0x0u;
 const KEEP_DROP = 0x1u;
 const TALLY_NAN = 0x0u;
@@ -28,6 +22,14 @@ const PHILOX_MULTIPLIER_0 = 0xd2511f53u;
 const PHILOX_MULTIPLIER_1 = 0xcd9e8d57u;
 const PHILOX_WEYL_0 = 0x9e3779b9u;
 const PHILOX_WEYL_1 = 0xbb67ae85u;
+const BY_ROWS = 0x0u;
+const BY_COLUMNS = 0x1u;
+const LEVELS_MAX = 0x10u;
+const LEVELS_WORDS = 0x20u;
+const BINS = 0x800u;
+const ABOVE = 0x800u;
+const UNEVEN = 0x801u;
+const MAGNITUDES_WORDS = 0x802u;
 const TALLY_REDO = 0x3u;
 const PLAIN_LEAST = 0x21800000u;
 const PLAIN_GREATEST = 0x5d800000u;

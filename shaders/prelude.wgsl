@@ -132,7 +132,7 @@ fn look_at(magnitudes: EightBits, least: u32, greatest: u32) {
 }
 
 // Every kernel ends with this.
-fn tell_odd(work: Work) {
+fn report_odd(work: Work) {
     if (odd) {
         atomicStore(&tally[work.tally + TALLY_REDO], 1u);
     }

@@ -24,5 +24,5 @@ fn weighted_sum(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
         }
         finish(work, tile, thread, exist, sum);
     }
-    tell_odd(work);
+    report_odd(work);
 }

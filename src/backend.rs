@@ -3,21 +3,23 @@
 //! A worker owns a [`Lane`] and puts launches through it: `submit` has the inputs read straight into the
 //! device's slots and starts the kernel, `collect` waits for the oldest launch and shows its results. On the
 //! CPU a lane is one launch deep and computes in `submit`; a GPU overlaps copies and kernels in between.
-//! Inputs that later sweeps need again may be held by the device, within its budget; a lane reads only
+//! Inputs that will be used again may be held by the device, within its budget; a lane reads only
 //! what is not held, so whether something was held changes the speed and nothing else.
 
 pub mod cpu;
-pub mod cuda;
+mod cuda;
 pub mod device;
+pub mod devices;
+mod gpu;
 mod held;
 pub mod libraries;
 pub mod memory;
+pub mod spans;
 mod table;
 pub mod wgpu;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::dtype::{Float, INFINITY_BITS, magnitude_bits};
 use crate::error::Result;
@@ -33,38 +35,8 @@ pub trait Backend: Sync {
     /// # Errors
     /// The device has no room for it, or fails.
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>>;
-    /// Lets go of what is still held of a tensor. Whether parts that were brought are among it: they are the caller's.
-    fn forget(&self, tensor: usize) -> bool;
-    /// Runs what kernels are measured against, on tensors of so many 2-byte elements, and tells how long it took.
-    ///
-    /// # Errors
-    /// The device fails.
-    fn yardstick(&self, yardstick: Yardstick, elements: u64) -> Result<Duration>;
-}
-
-/// What kernels are measured against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Yardstick {
-    /// The fastest copy there is, of one tensor.
-    Copy,
-    /// A plain kernel that reads some tensors and, if `writes`, writes one.
-    Stream {
-        /// How many are read.
-        inputs: usize,
-        /// Whether an output is written.
-        writes: bool,
-    },
-}
-
-impl Yardstick {
-    /// Bytes read and written.
-    pub fn bytes(self, elements: u64) -> u64 {
-        let tensors = match self {
-            Self::Copy => 2,
-            Self::Stream { inputs, writes } => inputs + usize::from(writes),
-        };
-        tensors as u64 * 2 * elements
-    }
+    /// Frees what is held of an input that will not be used again.
+    fn forget(&self, input: usize);
 }
 
 /// How the work is cut and spread. None of it changes a byte of the output.
@@ -78,17 +50,6 @@ pub struct Limits {
     pub hold_bytes: u64,
     /// The launches that lanes must have room for.
     pub widest: Widest,
-    /// Whether kernels run. Without them the same bytes are read, copied and written, and mean nothing: the floor that a
-    /// merge is measured against.
-    pub kernels: bool,
-}
-
-impl Limits {
-    /// Of `hold_bytes`, what parts that were brought may still take after their tensor is done: they are let go of together.
-    pub fn behind_bytes(&self) -> u64 {
-        const MOST: u64 = 64 << 20;
-        (self.hold_bytes / 8).min(MOST)
-    }
 }
 
 /// One worker's way through the device.
@@ -99,7 +60,7 @@ pub trait Lane {
     ///
     /// # Errors
     /// Those of `read`, and of the device.
-    fn submit(&mut self, launch: Launch, read: &mut dyn Read) -> Result<()>;
+    fn submit(&mut self, launch: Launch, read: &mut dyn ReadInputs) -> Result<()>;
     /// Waits for the oldest launch and hands its results to `take`, span by span.
     ///
     /// # Errors
@@ -108,13 +69,13 @@ pub trait Lane {
 }
 
 /// Where a lane gets the elements of a launch's spans, in each of the launch's inputs.
-pub trait Read {
+pub trait ReadInputs {
     /// Fills a slot with a span's elements in one input.
     ///
     /// # Errors
     /// They cannot be read.
     fn read(&mut self, span: usize, input: usize, into: &mut [u8]) -> Result<()>;
-    /// Brings the same to where [`Read::mapped`] finds it from now on, without a copy; false where it has to be read.
+    /// Brings the same to where [`ReadInputs::mapped`] finds it from now on, without a copy; false where it has to be read.
     ///
     /// # Errors
     /// They cannot be read.
@@ -127,7 +88,7 @@ pub trait Read {
     }
 }
 
-impl<F: FnMut(usize, usize, &mut [u8]) -> Result<()>> Read for F {
+impl<F: FnMut(usize, usize, &mut [u8]) -> Result<()>> ReadInputs for F {
     fn read(&mut self, span: usize, input: usize, into: &mut [u8]) -> Result<()> {
         self(span, input, into)
     }
@@ -138,42 +99,54 @@ impl<F: FnMut(usize, usize, &mut [u8]) -> Result<()>> Read for F {
 pub struct Launch {
     /// The jobs, all of one kernel and with the same number of inputs.
     pub jobs: Vec<Arc<Job>>,
-    /// The pieces to work on.
+    /// The parts of tensors to work on.
     pub spans: Vec<Span>,
-    /// Which of the tensor's inputs the jobs read, in the jobs' order.
-    pub reads: Vec<usize>,
-    /// The element types of those inputs.
+    /// The element types of the inputs, in the jobs' order.
     pub floats: Vec<Float>,
     /// The element type that merged values are stored in.
     pub output: Float,
-    /// What becomes of the inputs afterwards.
-    pub hold: Hold,
+    /// Whether inputs that are read, and will be used again, are held where there is room.
+    pub hold: bool,
     /// Of kernels that count: each span has counters for every so many of its tiles, and for what is left of them.
     pub record_tiles: u64,
 }
 
-/// Whether inputs are held for the next sweep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hold {
-    /// Hold what fits the budget: another sweep will come.
-    Keep,
-    /// Use what is held, hold nothing new.
-    Peek,
-    /// The last use of what is held.
-    Take,
-}
-
-/// A piece of one tensor: whole tiles, but for the tensor's end.
+/// A part of one segment of a tensor: whole tiles, but for the segment's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// Which job of the launch.
     pub job: usize,
-    /// Which tensor of the merge; held inputs are known by it.
-    pub tensor: usize,
-    /// Which tiles of the tensor.
+    /// The inputs, in the job's order.
+    pub inputs: Vec<SpanInput>,
+    /// Where the segment's elements are.
+    pub segment: Segment,
+    /// Which tiles of the segment.
     pub tiles: Range<u64>,
     /// How many elements those tiles have.
     pub elements: usize,
+}
+
+/// An input of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanInput {
+    /// Its number among all inputs of the merge; what is held is known by it.
+    pub input: usize,
+    /// Whether these elements will be used again after this launch.
+    pub again: bool,
+}
+
+/// Elements of a tensor that are summed up by themselves: all of it, a row, or a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Segment {
+    /// The flat index of the first one.
+    pub first: u64,
+    /// From one to the next: 1, or the length of a row.
+    pub stride: u64,
+}
+
+impl Segment {
+    /// A whole tensor.
+    pub const WHOLE: Self = Self { first: 0, stride: 1 };
 }
 
 impl Span {
@@ -184,7 +157,7 @@ impl Span {
 
     /// The flat index of the first element.
     pub fn first_element(&self) -> u64 {
-        self.tiles.start * TILE as u64
+        self.segment.first + self.tiles.start * TILE as u64 * self.segment.stride
     }
 }
 
@@ -208,7 +181,7 @@ pub struct Tally {
     pub kept: Kept,
 }
 
-/// A kernel's result for one span; see [`crate::kernel::Result`].
+/// A kernel's result for one span; see [`crate::kernel::Outcome`].
 #[derive(Debug)]
 pub enum SpanResult<'a> {
     /// The merged elements, encoded.

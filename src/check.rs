@@ -1,7 +1,6 @@
 //! Every kernel on a device against its plain twin, bit for bit: what `mergeforge check` runs.
 //!
-//! The twin is the kernel's own tile function, compiled for the oldest processor that the build targets. Cases have ragged
-//! sizes, ties, odd values, 1 to 12 models, all element types and mixtures of them; several tensors share a launch, and
+//! Cases have ragged sizes, ties, odd values, 1 to 12 models, all element types and mixtures of them; several tensors share a launch, and
 //! inputs are held on the device and used again.
 
 pub mod data;
@@ -9,13 +8,14 @@ mod first_use;
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, Hold, Launch, Limits, OddValues, Output, Span, SpanResult, Tally};
+use crate::backend::{
+    Backend, Launch, Limits, OddValues, Output, Segment, Span, SpanInput, SpanResult, Tally,
+};
 use crate::dtype::{Float, decode, encode};
 use crate::error::{Error, Result};
-use crate::kernel::consensus::{self, Drop, Keep, Model, Trim};
-use crate::kernel::magnitudes::Bracket;
-use crate::kernel::{Inputs, Job, Result as Shape, TILE, Target, VOTERS_MAX, Widest};
-use crate::kernel::{gram, keys, levels, magnitudes, masked_sums, packed, tiles, weighted_sum};
+use crate::kernel::{
+    CaseNumbers, Job, KERNELS, Outcome, SPANS_MAX, TILE, Target, VOTERS_MAX, Widest, packed, tiles,
+};
 use crate::timeline::Timeline;
 use data::Random;
 
@@ -65,7 +65,7 @@ impl Types {
 
 /// What checking one kernel with one kind of inputs gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
+pub struct CheckRow {
     /// The kernel.
     pub kernel: &'static str,
     /// The inputs' types.
@@ -90,10 +90,14 @@ pub fn limits() -> Limits {
         output_bytes: 4,
         copied_bytes: 0,
         measured: inputs,
+        spans: SPANS_MAX,
+        row_elements: 3,
+        columns: 1500,
+        segment_bytes: 0,
         tiles: chunk_tiles,
         held_bytes: 4 << 20,
     };
-    Limits { threads: 1, chunk_tiles, hold_bytes: 64 << 20, widest, kernels: true }
+    Limits { threads: 1, chunk_tiles, hold_bytes: 64 << 20, widest }
 }
 
 /// How much is checked.
@@ -117,10 +121,10 @@ impl Depth {
         }
     }
 
-    fn holds(self) -> &'static [Hold] {
+    fn uses(self) -> &'static [Use] {
         match self {
-            Self::All => &[Hold::Keep, Hold::Peek, Hold::Take, Hold::Take],
-            Self::First | Self::Quick => &[Hold::Take],
+            Self::All => &[Use::Hold, Use::Again, Use::Last, Use::Last],
+            Self::First | Self::Quick => &[Use::Last],
         }
     }
 }
@@ -128,22 +132,22 @@ impl Depth {
 /// Checks all kernels on a device that was opened with [`limits`]; `seen` hears of each row as it is done.
 ///
 /// # Errors
-/// The device fails. Results that differ are no error of this function: rows tell them.
-pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&Row)) -> Result<Vec<Row>> {
+/// The device fails. Results that differ are no error of this function: rows report them.
+pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) -> Result<Vec<CheckRow>> {
     let mut random = Random(77);
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows: Vec<CheckRow> = Vec::new();
     for types in Types::ALL {
         for models in depth.models().iter().copied() {
             for job in jobs(models, &mut random) {
-                let own = |row: &Row| (row.kernel, row.types) == (job.kernel(), types);
+                let own = |row: &CheckRow| (row.kernel, row.types) == (job.kernel().name, types);
                 let row = rows.iter().position(own).unwrap_or_else(|| {
-                    let kernel = job.kernel();
-                    rows.push(Row { kernel, types, launches: 0, spans: 0, redone: 0, wrong: None });
+                    let kernel = job.kernel().name;
+                    rows.push(CheckRow { kernel, types, launches: 0, spans: 0, redone: 0, wrong: None });
                     rows.len() - 1
                 });
                 let output = FLOATS[(models + rows[row].launches) % FLOATS.len()];
                 let case =
-                    Case::new(&job, types.floats(models + 1), output, &SIZES, &Values::ALL, &mut random);
+                    Case::new(&job, types.floats(models + 1), output, &SIZES, &CaseValues::ALL, &mut random);
                 case.check(device, depth, &mut rows[row])?;
             }
         }
@@ -152,8 +156,19 @@ pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&Row)) -> Re
     Ok(rows)
 }
 
+/// How a launch uses its inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// They are held, if there is room.
+    Hold,
+    /// They will be used again, but nothing more is held.
+    Again,
+    /// They will not be used again.
+    Last,
+}
+
 /// The error of a device that failed its check.
-pub fn refusal(name: &str, rows: &[Row]) -> Option<Error> {
+pub fn refusal(name: &str, rows: &[CheckRow]) -> Option<Error> {
     let wrong: Vec<String> = rows.iter().filter_map(|row| row.wrong.clone()).collect();
     let first = wrong.first()?;
     Some(
@@ -171,12 +186,12 @@ pub fn refusal(name: &str, rows: &[Row]) -> Option<Error> {
 pub struct Case {
     /// The launch.
     pub launch: Launch,
-    tensors: Vec<Tensor>,
+    tensors: Vec<CaseTensor>,
 }
 
 /// One tensor of a launch: its inputs, encoded.
 #[derive(Debug)]
-struct Tensor {
+struct CaseTensor {
     elements: usize,
     inputs: Vec<Vec<u8>>,
 }
@@ -190,7 +205,7 @@ pub struct Bits {
 
 /// Which values a tensor has, beside ties, zeros and float16's subnormals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Values {
+pub enum CaseValues {
     /// Now and then subnormals, NaN, infinities and magnitudes that overflow, which some devices leave to the CPU.
     Odd,
     /// Among others, the least and the greatest numbers that no device leaves to the CPU.
@@ -201,13 +216,13 @@ pub enum Values {
     Tiny,
 }
 
-impl Values {
+impl CaseValues {
     const ALL: [Self; 4] = [Self::Odd, Self::Extreme, Self::Ordinary, Self::Tiny];
 }
 
 /// What a device gave.
 #[derive(Debug)]
-pub struct Found {
+pub struct DeviceResults {
     /// The results, span after span.
     pub bits: Vec<Bits>,
     /// How many of the spans the CPU computed.
@@ -221,31 +236,29 @@ impl Case {
         floats: Vec<Float>,
         output: Float,
         sizes: &[usize],
-        kinds: &[Values],
+        kinds: &[CaseValues],
         random: &mut Random,
     ) -> Self {
         let mut tensor = |size: &usize| {
             let kind = kinds[random.next() as usize % kinds.len()];
-            Tensor::new(*size, &floats, kind, random)
+            CaseTensor::new(*size, &floats, kind, random)
         };
-        let tensors: Vec<Tensor> = sizes.iter().map(&mut tensor).collect();
+        let tensors: Vec<CaseTensor> = sizes.iter().map(&mut tensor).collect();
         let mut spans = Vec::new();
         for (index, tensor) in tensors.iter().enumerate() {
             let all = tiles(tensor.elements as u64);
             let half = all.div_ceil(2);
             for part in [0..half, half..all].into_iter().filter(|part| !part.is_empty()) {
                 let elements = tensor.elements.min(part.end as usize * TILE) - part.start as usize * TILE;
-                spans.push(Span { job: index % 2, tensor: index, tiles: part, elements });
+                let input = |input: usize| SpanInput { input: index * floats.len() + input, again: true };
+                let inputs = (0..floats.len()).map(input).collect();
+                spans.push(Span { job: index % 2, inputs, segment: Segment::WHOLE, tiles: part, elements });
             }
         }
         let job = Arc::new(job.clone());
         let jobs = vec![Arc::clone(&job), job];
-        let reads = (0..floats.len()).collect();
         let record_tiles = 2 + 3 * (random.next() % 2);
-        Self {
-            launch: Launch { jobs, spans, reads, floats, output, hold: Hold::Keep, record_tiles },
-            tensors,
-        }
+        Self { launch: Launch { jobs, spans, floats, output, hold: true, record_tiles }, tensors }
     }
 
     /// The same inputs under another job.
@@ -257,22 +270,22 @@ impl Case {
     }
 
     /// Runs it however inputs may be held, and notes in the row what differs.
-    fn check(&self, device: &dyn Backend, depth: Depth, row: &mut Row) -> Result<()> {
+    fn check(&self, device: &dyn Backend, depth: Depth, row: &mut CheckRow) -> Result<()> {
         let expected = self.of_twin();
         // What a device holds must not change anything, however it is used.
-        for hold in depth.holds().iter().copied() {
-            let Found { bits: found, redone } = self.on(device, hold)?;
+        for way in depth.uses().iter().copied() {
+            let DeviceResults { bits: found, redone } = self.on(device, way)?;
             row.launches += 1;
             row.spans += found.len();
             row.redone += redone;
             if found != expected && row.wrong.is_none() {
-                row.wrong = Some(self.difference(&expected, &found, hold));
+                row.wrong = Some(self.difference(&expected, &found, way));
             }
         }
         Ok(())
     }
 
-    fn difference(&self, expected: &[Bits], found: &[Bits], hold: Hold) -> String {
+    fn difference(&self, expected: &[Bits], found: &[Bits], way: Use) -> String {
         let Launch { jobs, spans, floats, output, .. } = &self.launch;
         let span = (0..spans.len()).find(|span| found.get(*span) != expected.get(*span)).unwrap_or(0);
         let byte = |(at, (a, b)): (usize, (&u8, &u8))| (a != b).then_some(at);
@@ -282,9 +295,9 @@ impl Case {
             .and_then(|(expected, found)| expected.bytes.iter().zip(&found.bytes).enumerate().find_map(byte));
         let place = place
             .map_or("what is counted beside its results".into(), |at| format!("byte {at} of its results"));
-        let kernel = jobs[0].kernel();
+        let kernel = jobs[0].kernel().name;
         format!(
-            "{kernel} of {} inputs ({floats:?} to {output:?}, {hold:?}): span {span} of {} elements differs at {place}",
+            "{kernel} of {} inputs ({floats:?} to {output:?}, {way:?}): span {span} of {} elements differs at {place}",
             floats.len(),
             spans[span].elements,
         )
@@ -294,17 +307,20 @@ impl Case {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn on(&self, device: &dyn Backend, hold: Hold) -> Result<Found> {
+    pub fn on(&self, device: &dyn Backend, way: Use) -> Result<DeviceResults> {
         let timeline = Timeline::new();
         let mut lane = device.lane(0, &timeline)?;
         let Launch { spans, floats, .. } = &self.launch;
         let mut read = |span: usize, input: usize, into: &mut [u8]| {
             let span: &Span = &spans[span];
             let start = span.first_element() as usize * floats[input].bytes();
-            into.copy_from_slice(&self.tensors[span.tensor].inputs[input][start..start + into.len()]);
+            into.copy_from_slice(&self.tensor_of(span).inputs[input][start..start + into.len()]);
             Ok(())
         };
-        lane.submit(Launch { hold, ..self.launch.clone() }, &mut read)?;
+        let mut launch = Launch { hold: way == Use::Hold, ..self.launch.clone() };
+        let inputs = launch.spans.iter_mut().flat_map(|span| &mut span.inputs);
+        inputs.for_each(|input| input.again = way != Use::Last);
+        lane.submit(launch, &mut read)?;
         let (mut results, mut redone) = (Vec::new(), 0);
         let mut take = |span: usize, output: Output<'_>| {
             assert_eq!(span, results.len(), "spans come in order");
@@ -313,48 +329,52 @@ impl Case {
             Ok(())
         };
         lane.collect(&mut take)?;
-        Ok(Found { bits: results, redone })
+        Ok(DeviceResults { bits: results, redone })
     }
 
     /// The results that there should be.
     pub fn of_twin(&self) -> Vec<Bits> {
-        let of_span = |span: &Span| self.span_of_twin(span, &self.tensors[span.tensor]);
+        let of_span = |span: &Span| self.span_of_twin(span, self.tensor_of(span));
         self.launch.spans.iter().map(of_span).collect()
     }
 
-    fn span_of_twin(&self, span: &Span, tensor: &Tensor) -> Bits {
+    /// The tensor that a span is a part of.
+    fn tensor_of(&self, span: &Span) -> &CaseTensor {
+        &self.tensors[span.inputs[0].input / self.launch.floats.len()]
+    }
+
+    fn span_of_twin(&self, span: &Span, tensor: &CaseTensor) -> Bits {
         let job = &self.launch.jobs[span.job];
         let mut bits = Bits { bytes: Vec::new(), tally: Tally::default() };
         let mut counters = Vec::new();
         for tile in span.tiles.clone() {
-            if let Shape::Counts { words } = job.result()
+            if let Outcome::Counts { words } = job.outcome()
                 && (tile - span.tiles.start).is_multiple_of(self.launch.record_tiles)
             {
                 bits.bytes.extend(words_to_bytes(&std::mem::replace(&mut counters, vec![0; words])));
             }
             let decoded = tensor.decoded(tile, &self.launch.floats);
-            let pieces: Vec<&[f32]> = decoded.chunks(TILE).collect();
-            let inputs = Inputs { pieces: &pieces, first: 0, len: tensor.tile_len(tile) };
-            self.tile_of_twin(job, tile, &inputs, &mut bits, &mut counters);
+            let x: Vec<&[f32]> = decoded.iter().map(Vec::as_slice).collect();
+            self.tile_of_twin(job, tile, &x, &mut bits, &mut counters);
         }
         bits.bytes.extend(words_to_bytes(&counters));
         bits
     }
 
-    fn tile_of_twin(&self, job: &Job, tile: u64, inputs: &Inputs<'_>, bits: &mut Bits, counters: &mut [u32]) {
-        let mut scratch = Vec::new();
-        match job.result() {
-            Shape::Values => {
-                let all = || (0..self.launch.floats.len()).flat_map(|input| inputs.of(input));
+    fn tile_of_twin(&self, job: &Job, tile: u64, x: &[&[f32]], bits: &mut Bits, counters: &mut [u32]) {
+        let len = x[0].len();
+        match job.outcome() {
+            Outcome::Values => {
+                let all = || x.iter().copied().flatten();
                 let (nan, infinite) =
                     (all().filter(|v| v.is_nan()).count(), all().filter(|v| v.is_infinite()).count());
-                let mut merged = vec![0.0; inputs.len];
+                let mut merged = vec![0.0; len];
                 let target = Target::Values(&mut merged, &mut bits.tally.kept);
-                job.run_tile(tile, inputs, &mut scratch, target);
+                job.plain(tile, x, target);
                 let lost = merged.iter().filter(|v| !v.is_finite()).count() as u64;
                 let output = self.launch.output;
                 let start = bits.bytes.len();
-                bits.bytes.resize(start + inputs.len * output.bytes(), 0);
+                bits.bytes.resize(start + len * output.bytes(), 0);
                 let beyond = encode(output, &merged, &mut bits.bytes[start..]);
                 bits.tally.odd += OddValues {
                     nan: nan as u64,
@@ -362,39 +382,40 @@ impl Case {
                     overflowed: beyond + if nan + infinite == 0 { lost } else { 0 },
                 };
             }
-            Shape::Sums { words } => {
+            Outcome::Sums { words } => {
                 let mut sums = vec![0.0; words];
-                job.run_tile(tile, inputs, &mut scratch, Target::Sums(&mut sums));
+                job.plain(tile, x, Target::Sums(&mut sums));
                 bits.bytes.extend(bits_of(&SpanResult::Sums(&sums)));
             }
-            Shape::Counts { .. } => job.run_tile(tile, inputs, &mut scratch, Target::Words(counters)),
-            Shape::Words { words } => {
-                let mut own = vec![0; words * inputs.len];
-                job.run_tile(tile, inputs, &mut scratch, Target::Words(&mut own));
+            Outcome::Counts { .. } => job.plain(tile, x, Target::Words(counters)),
+            Outcome::Words { words } => {
+                let mut own = vec![0; words * len];
+                job.plain(tile, x, Target::Words(&mut own));
                 bits.bytes.extend(words_to_bytes(&own));
             }
+            Outcome::Room => unreachable!("what means nothing is not checked"),
         }
     }
 }
 
-impl Tensor {
-    fn new(elements: usize, floats: &[Float], kind: Values, random: &mut Random) -> Self {
+impl CaseTensor {
+    fn new(elements: usize, floats: &[Float], kind: CaseValues, random: &mut Random) -> Self {
         let small = if random.next().is_multiple_of(2) { packed::PLAIN } else { packed::PLAIN_IN_PRODUCTS };
         let mut value = |float: Float| match (random.next() % 64, kind) {
             // So many equal ones that a cut a few lanes off shows.
             (0..5, _) => 0.0,
             (5, _) => -0.0,
-            (6, Values::Odd) => f32::from_bits(random.next() as u32 % 1000),
-            (7, Values::Odd) if random.next().is_multiple_of(50) => f32::NAN,
-            (8, Values::Odd) if random.next().is_multiple_of(50) => f32::NEG_INFINITY,
-            (9, Values::Odd) if random.next().is_multiple_of(50) => 3e38,
-            (6 | 7, Values::Extreme) => {
+            (6, CaseValues::Odd) => f32::from_bits(random.next() as u32 % 1000),
+            (7, CaseValues::Odd) if random.next().is_multiple_of(50) => f32::NAN,
+            (8, CaseValues::Odd) if random.next().is_multiple_of(50) => f32::NEG_INFINITY,
+            (9, CaseValues::Odd) if random.next().is_multiple_of(50) => 3e38,
+            (6 | 7, CaseValues::Extreme) => {
                 f32::from_bits(packed::PLAIN.start().to_bits() + random.next() as u32 % 4)
             }
-            (8, Values::Extreme) => -packed::PLAIN.start(),
-            (9, Values::Extreme) if float != Float::F16 => *packed::PLAIN.end(),
+            (8, CaseValues::Extreme) => -packed::PLAIN.start(),
+            (9, CaseValues::Extreme) if float != Float::F16 => *packed::PLAIN.end(),
             // Multiples, so that differences are no smaller.
-            (place, Values::Tiny) => small.start() * [1.0, -1.0, 2.0, 3.0, -5.0][place as usize % 5],
+            (place, CaseValues::Tiny) => small.start() * [1.0, -1.0, 2.0, 3.0, -5.0][place as usize % 5],
             (10..17, _) => 0.25,
             (17..24, _) => -0.25,
             // float16's subnormals.
@@ -414,14 +435,15 @@ impl Tensor {
         TILE.min(self.elements - tile as usize * TILE)
     }
 
-    /// A tile of every input; past its end NaN, which nobody may use.
-    fn decoded(&self, tile: u64, floats: &[Float]) -> Vec<f32> {
+    /// A tile of every input.
+    fn decoded(&self, tile: u64, floats: &[Float]) -> Vec<Vec<f32>> {
         let (first, len) = (tile as usize * TILE, self.tile_len(tile));
-        let mut decoded = vec![f32::NAN; floats.len() * TILE];
-        for ((float, bytes), room) in floats.iter().zip(&self.inputs).zip(decoded.chunks_mut(TILE)) {
-            decode(*float, &bytes[first * float.bytes()..][..len * float.bytes()], &mut room[..len]);
-        }
-        decoded
+        let of_input = |(float, bytes): (&Float, &Vec<u8>)| {
+            let mut decoded = vec![0.0; len];
+            decode(*float, &bytes[first * float.bytes()..][..len * float.bytes()], &mut decoded);
+            decoded
+        };
+        floats.iter().zip(&self.inputs).map(of_input).collect()
     }
 }
 
@@ -442,50 +464,11 @@ fn canonical(sum: f32) -> u32 {
     if sum.is_nan() { 0x7fc0_0000 } else { sum.to_bits() }
 }
 
-/// A job of every kernel for a number of models besides the base.
+/// Jobs of every kernel for a number of models besides the base.
 pub fn jobs(models: usize, random: &mut Random) -> Vec<Job> {
-    let draws = random.next() as u32;
+    let word = random.next() as u32;
     let mut number = |low: f64, high: f64| (low + (high - low) * random.unit()) as f32;
-    let coefficients: Vec<f32> = (0..=models).map(|_| number(-1.0, 1.5)).collect();
-    let tiny = coefficients.iter().map(|c| (c.abs() + 1.0) * packed::FACTORS.start()).collect();
-    let threshold = number(0.05, 0.3).to_bits();
-    let keep = |i: usize| match i % 4 {
-        0 => Keep::All,
-        1 => Keep::Trim(Trim { threshold, cut_tile: 1, cut_lane: 17 }),
-        2 => Keep::Trim(Trim { threshold: 0.25f32.to_bits(), cut_tile: 0, cut_lane: 500 }),
-        _ => Keep::Drop(Drop { keep: 0x8000_1234, key: [draws, i as u32] }),
-    };
-    // Pairs of models weigh the same, so that votes come out even; few models would not come to the last kinds of the list.
-    let voting = |shift: usize| {
-        let model = |i: usize| Model { coefficient: coefficients[i - i % 2], keep: keep(i + shift) };
-        (0..models).map(model).collect::<Vec<_>>()
-    };
-    let scale = || (0..1usize << models).map(|set| 1.0 / (1.0 + set as f32)).collect::<Vec<_>>();
-    let consensus = |shift, scale| Job::Consensus(consensus::Job { models: voting(shift), scale });
-    let bracket = |i: usize| Bracket { lowest: 0.01f32.to_bits() >> 12 << 12, shift: 12 + i as u32 % 4 };
-    let level = |i: usize| vec![threshold, 0.25f32.to_bits(), 0.5f32.to_bits() + i as u32];
-    let mut jobs = vec![
-        Job::WeightedSum(weighted_sum::Job { anchored: false, coefficients: coefficients.clone() }),
-        Job::WeightedSum(weighted_sum::Job { anchored: true, coefficients: coefficients.clone() }),
-        // Terms near the least numbers that no device flushes.
-        Job::WeightedSum(weighted_sum::Job { anchored: true, coefficients: tiny }),
-        consensus(0, scale()),
-        consensus(1, scale()),
-        consensus(2, scale()),
-        consensus(3, scale()),
-        consensus(2, Vec::new()),
-        Job::Gram(gram::Job { inputs: models + 1 }),
-        Job::Keys(keys::Job { models }),
-        Job::Levels(levels::Job { models: (0..models).map(level).collect() }),
-        Job::Magnitudes(magnitudes::Job { models: (0..models).map(bracket).collect() }),
-        Job::MaskedSums(masked_sums::Job { models: (0..models).map(|i| keep(i + 2)).collect() }),
-        Job::MaskedSums(masked_sums::Job { models: (0..models).map(|i| keep(i + 3)).collect() }),
-    ];
-    let for_many = |job: &Job| match job {
-        Job::WeightedSum(_) | Job::MaskedSums(_) => true,
-        Job::Consensus(job) => job.scale.is_empty(),
-        _ => false,
-    };
-    jobs.retain(|job| models <= VOTERS_MAX || for_many(job));
-    jobs
+    let coefficients = (0..=models).map(|_| number(-1.0, 1.5)).collect();
+    let drawn = CaseNumbers { models, coefficients, threshold: number(0.05, 0.3).to_bits(), word };
+    KERNELS.iter().flat_map(|kernel| (kernel.cases)(&drawn)).collect()
 }

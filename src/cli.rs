@@ -1,11 +1,13 @@
 //! The command line: flags, progress, reports and hints. The only place that prints.
 //!
-//! Data goes to standard output, talk to standard error. Exit codes: 0 done, 2 the command, the config or
+//! Data goes to standard output, talk to standard error, under `--json` as an object a line. Exit codes: 0 done, 2 the command, the config or
 //! the plan is wrong, or a model is not there, 3 a file of an input is missing or damaged, 4 the output cannot be written, 5 the
 //! device is missing or failed, 130 interrupted.
 
 mod bench;
 mod devices;
+mod kinds;
+mod mergekit;
 mod progress;
 mod show;
 mod signals;
@@ -16,7 +18,8 @@ use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::backend::device::{self, Device, Family};
+use crate::backend::device::Device;
+use crate::backend::devices::{self as known_devices, processor};
 use crate::check::{self, Depth};
 use crate::checkpoint::Reads;
 use crate::error::{Error, Result};
@@ -24,6 +27,7 @@ use crate::plan::Choices;
 use crate::stream::Budget;
 use crate::timeline::Timeline;
 use crate::{Options, Prepared, check_room, floor, merge_recording, prepare_config, read_config, report};
+use mergekit::MergekitArgs;
 use progress::Progress;
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
@@ -59,7 +63,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Verify every kernel on a device against the CPU's plain code, bit for bit
+    /// Verify every kernel on a device against its plain definition, bit for bit
     Check {
         /// The device; without it, all that there are
         #[arg(long, value_name = "DEVICE")]
@@ -124,6 +128,9 @@ struct MergeArgs {
     /// Leave out the tokenizer files, and what else goes beside the weights: generation config, templates, code
     #[arg(long)]
     no_copy_tokenizer: bool,
+    /// Write the model card README.md
+    #[arg(long, overrides_with = "no_write_model_card")]
+    write_model_card: bool,
     /// Leave the model card README.md out
     #[arg(long)]
     no_write_model_card: bool,
@@ -131,8 +138,10 @@ struct MergeArgs {
     #[arg(long)]
     no_cache: bool,
     /// Show no progress and no summary
-    #[arg(long, short)]
+    #[arg(long, short, overrides_with = "no_quiet")]
     quiet: bool,
+    #[arg(long, hide = true)]
+    no_quiet: bool,
     /// Print the manifest as JSON when done
     #[arg(long)]
     json: bool,
@@ -165,8 +174,13 @@ struct CommonArgs {
     /// Treat warnings as errors
     #[arg(long)]
     strict: bool,
+    /// Merge models of different architectures too, where names and shapes of their tensors fit
+    #[arg(long, overrides_with = "no_allow_crimes")]
+    allow_crimes: bool,
+    #[arg(long, hide = true)]
+    no_allow_crimes: bool,
     /// The most tensor data in a shard, like 5GB or mergekit's 5B
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "5GB")]
+    #[arg(long, value_name = "SIZE", value_parser = shard_size, default_value = "5GB")]
     out_shard_size: u64,
     /// The seed of random masks (DARE)
     #[arg(long, visible_alias = "seed", value_name = "N", default_value_t = 0)]
@@ -182,7 +196,7 @@ struct CommonArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
     /// Memory of the device for buffers and held inputs [default: 7GiB, at most 90 % of what is free; 2GiB
-    /// where the device does not tell]
+    /// where the device does not say]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     device_memory: Option<u64>,
     /// How inputs are read: used where the system's page cache has them (mapped; on the CPU and Linux), copied out of it, or
@@ -204,6 +218,10 @@ enum How {
 }
 
 impl CommonArgs {
+    fn choices(&self) -> Choices {
+        Choices { seed: self.random_seed, shard_bytes: self.out_shard_size, allow_crimes: self.allow_crimes }
+    }
+
     fn reads(&self, prepared: &Prepared) -> Reads {
         match self.reads {
             How::Auto if prepared.plan.read_bytes(&prepared.sources).0 > physical_bytes() => Reads::Direct,
@@ -217,91 +235,28 @@ impl CommonArgs {
         Ok(Budget {
             threads: self.threads.unwrap_or_else(cores).max(1),
             host_bytes: self.host_memory.unwrap_or_else(|| default_host_bytes(device)),
-            device_bytes: self.device_memory.map_or_else(|| default_device_bytes(device), Ok)?,
-            chunk_tiles: self.chunk_tiles.unwrap_or_else(|| device.family.chunk_tiles()),
+            device_bytes: match self.device_memory {
+                Some(bytes) => bytes,
+                None => (device.family.device_bytes)(device, physical_bytes())?,
+            },
+            chunk_tiles: self.chunk_tiles.unwrap_or(device.family.chunk_tiles),
         })
     }
 
     /// The device; a line where `auto` had to do without a better one, if that is wanted.
-    fn device(&self, tell: bool) -> Result<Device> {
-        let (device, passed_over) = device::choose(&self.device)?;
-        if let Some(reason) = passed_over.filter(|_| tell) {
-            let instead = if device.family == Family::Cpu { "the CPU".into() } else { device.id() };
+    fn device(&self, notes: bool) -> Result<Device> {
+        let (device, passed_over) = choose(&self.device)?;
+        if let Some(reason) = passed_over.filter(|_| notes) {
+            let instead = if device == processor() { "the CPU".into() } else { device.id() };
             show::note(&format!("{reason}: merging on {instead}"));
         }
+        if device.software && notes {
+            let (id, name) = (device.id(), &device.name);
+            show::note(&format!(
+                "{id} ({name}) is software on the processor: --device cpu gives the same bytes, and sooner"
+            ));
+        }
         Ok(device)
-    }
-}
-
-/// Flags of mergekit that people paste along: taken, and answered with a line where they mean nothing here.
-#[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own in mergekit")]
-struct MergekitArgs {
-    #[arg(long, hide = true)]
-    cuda: bool,
-    #[arg(long, hide = true)]
-    lazy_unpickle: bool,
-    #[arg(long, hide = true)]
-    low_cpu_memory: bool,
-    #[arg(long, hide = true)]
-    allow_crimes: bool,
-    #[arg(long, hide = true)]
-    trust_remote_code: bool,
-    #[arg(long, hide = true)]
-    read_to_gpu: bool,
-    #[arg(long, hide = true)]
-    multi_gpu: bool,
-    #[arg(long, hide = true)]
-    safe_serialization: bool,
-    #[arg(long, hide = true)]
-    clone_tensors: bool,
-    #[arg(long, hide = true)]
-    write_model_card: bool,
-    #[arg(long, hide = true)]
-    gpu_rich: bool,
-    #[arg(long, hide = true)]
-    async_write: bool,
-    #[arg(long, hide = true, value_name = "N")]
-    write_threads: Option<usize>,
-    #[arg(long, hide = true)]
-    no_safe_serialization: bool,
-    #[arg(long, hide = true, value_name = "DIR")]
-    transformers_cache: Option<PathBuf>,
-    #[arg(long, hide = true, value_name = "DIR")]
-    lora_merge_cache: Option<PathBuf>,
-    #[arg(short, long, hide = true, action = clap::ArgAction::Count)]
-    verbose: u8,
-}
-
-impl MergekitArgs {
-    /// What to say of each flag given.
-    fn notes(&self) -> impl Iterator<Item = &'static str> {
-        [
-            (self.cuda, "--cuda: not needed, --device auto takes a GPU where there is one"),
-            (self.lazy_unpickle, "--lazy-unpickle: not needed, tensors are always read in pieces"),
-            (self.low_cpu_memory, "--low-cpu-memory: not needed, memory is bounded by --host-memory"),
-            (
-                self.allow_crimes,
-                "--allow-crimes: not needed, tensors are matched by name and shape, not by architecture",
-            ),
-            (self.trust_remote_code, "--trust-remote-code: not needed, no code of a model is run"),
-            (
-                self.read_to_gpu || self.multi_gpu || self.gpu_rich,
-                "--read-to-gpu, --multi-gpu, --gpu-rich: one GPU is used, and fed as fast as it can be",
-            ),
-            (
-                self.async_write || self.write_threads.is_some(),
-                "--async-write, --write-threads: not needed, every worker writes while others read",
-            ),
-            (self.no_safe_serialization, "--no-safe-serialization: the output is always safetensors"),
-            (
-                self.transformers_cache.is_some(),
-                "--transformers-cache: set HF_HUB_CACHE instead; models are looked up there",
-            ),
-            (self.lora_merge_cache.is_some(), "--lora-merge-cache: LoRA adapters are not supported yet"),
-        ]
-        .into_iter()
-        .filter_map(|(given, note)| given.then_some(note))
     }
 }
 
@@ -309,6 +264,11 @@ impl MergekitArgs {
 pub fn main() -> ExitCode {
     crate::backend::libraries::prepare();
     signals::survive_file_limits();
+    // By the words alone, since what is wrong with them is said in JSON too. The process that measures reads a round's text.
+    let given = |flag: &str| std::env::args_os().any(|word| word == flag);
+    if given("--json") && !given("--round") {
+        show::talk_json();
+    }
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(answer) => return usage(&answer),
@@ -355,7 +315,7 @@ fn usage(answer: &clap::Error) -> ExitCode {
 fn run_merge(args: &MergeArgs) -> Result<()> {
     let progress = Progress::new(args.quiet)?;
     let started = Instant::now();
-    args.mergekit.notes().for_each(show::note);
+    args.mergekit.notes.iter().for_each(|note| show::note(note));
     let prepared = prepared(&args.config, &args.common)?;
     let cache = cache_folder();
     let mut device = args.common.device(!args.quiet)?;
@@ -363,17 +323,20 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
     if args.common.device == "auto"
         && let Err(wrong) = check::before_first_use(&device, cache.as_deref())
     {
-        device = Device::cpu();
+        device = processor();
         if !args.quiet {
             show::note(&format!("{}: merging on the CPU", wrong.message));
         }
     }
+    let budget = args.common.budget(&device)?;
+    let limits = budget.limits(&prepared.plan, &device)?;
     if !args.quiet {
-        show::summary(&prepared);
+        show::summary(&prepared, &limits);
+        show::folders_to_make(&args.out);
     }
     let options = Options {
         out: args.out.clone(),
-        budget: args.common.budget(&device)?,
+        budget,
         device,
         copy_tokenizer: !args.no_copy_tokenizer,
         model_card: !args.no_write_model_card,
@@ -394,7 +357,7 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
     let report = outcome?;
     show::odd_values(&prepared.plan, &report);
     if !args.quiet {
-        show::done(&args.out, &prepared.plan, &progress, started.elapsed());
+        show::done(&args.out, &prepared, progress.moved_bytes(), started.elapsed());
         show::shares(&report);
     }
     if let Some(file) = &args.trace {
@@ -453,9 +416,9 @@ fn run_plan(args: &PlanArgs) -> Result<()> {
     Ok(())
 }
 
-/// Plans, and tells the warnings or refuses them.
+/// Plans, and reports the warnings or refuses them.
 fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
-    let choices = Choices { seed: common.random_seed, shard_bytes: common.out_shard_size };
+    let choices = common.choices();
     let config = read_config(config)?;
     let of_config = config.warnings.iter();
     let mut warnings: Vec<Error> = of_config.map(|warning| Error::config(warning.message.as_str())).collect();
@@ -470,6 +433,11 @@ fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
         return Err(refusal.hint("--strict makes warnings errors"));
     }
     Ok(prepared)
+}
+
+/// As [`known_devices::choose`], with a hint for mergekit's words.
+fn choose(word: &str) -> Result<(Device, Option<String>)> {
+    mergekit::foreign_device(word).map_or_else(|| known_devices::choose(word), Err)
 }
 
 /// Where merges keep what helps the next one: `$MERGEFORGE_CACHE` (nowhere if that is empty), else a folder of our own
@@ -487,27 +455,9 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// 768 MiB leaves room for the program itself under 1 GiB. A GPU wants larger pieces, and many under way: 3 GiB leave
-/// room under 4 GiB. Small machines keep half of their memory.
+/// What suits the device; small machines keep half of their memory.
 fn default_host_bytes(device: &Device) -> u64 {
-    let default: u64 = match device.family {
-        Family::Cpu => 768 << 20,
-        Family::Cuda | Family::Wgpu => 3 << 30,
-    };
-    default.min(physical_bytes() / 2)
-}
-
-/// 7 GiB hold the largest tensors of all inputs, and leave room for the driver under 8 GiB; devices shared with others keep
-/// a tenth of what is free. WebGPU does not tell what is free, and the memory may be the machine's.
-fn default_device_bytes(device: &Device) -> Result<u64> {
-    const DEFAULT: u64 = 7 << 30;
-    const UNKNOWN: u64 = 2 << 30;
-    let free = device.free_bytes()?;
-    Ok(match device.family {
-        Family::Cpu => 0,
-        Family::Cuda => free.map_or(DEFAULT, |free| DEFAULT.min(free / 10 * 9)),
-        Family::Wgpu => UNKNOWN.min(physical_bytes() / 4),
-    })
+    device.family.host_bytes.min(physical_bytes() / 2)
 }
 
 /// The machine's memory, or the container's where that is less.
@@ -531,15 +481,24 @@ fn count(text: &str) -> std::result::Result<usize, String> {
     count.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
-/// Bytes, with a decimal (kB, MB, GB, or mergekit's K, M, B) or binary (KiB, MiB, GiB) unit.
+/// A size where mergekit's `B` is a billion, as in its `5B`: that of a shard.
+fn shard_size(text: &str) -> std::result::Result<u64, String> {
+    let billions = text.trim().strip_suffix(['b', 'B']).map(str::trim_end);
+    match billions.filter(|number| number.ends_with(|c: char| c.is_ascii_digit() || c == '.')) {
+        Some(number) => size(&format!("{number}GB")),
+        None => size(text),
+    }
+}
+
+/// Bytes, with a decimal (kB, MB, GB) or binary (KiB, MiB, GiB) unit.
 fn size(text: &str) -> std::result::Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..split].parse().map_err(|_| "expected a size like 512MiB or 5GB".to_string())?;
     let unit: f64 = match text[split..].trim().to_ascii_lowercase().as_str() {
-        "" => 1.0,
+        "" | "b" => 1.0,
         "k" | "kb" => 1e3,
         "m" | "mb" => 1e6,
-        "b" | "g" | "gb" => 1e9,
+        "g" | "gb" => 1e9,
         "t" | "tb" => 1e12,
         "kib" => 1024.0,
         "mib" => 1_048_576.0,
@@ -565,17 +524,20 @@ mod tests {
 
     #[test]
     fn sizes_take_decimal_and_binary_units() {
-        for (text, bytes) in [
-            ("5B", 5_000_000_000),
-            ("1.5GiB", 3 << 29),
-            ("100", 100),
-            ("64 KiB", 65_536),
-            ("5GB", 5_000_000_000),
-        ] {
-            assert_eq!(size(text), Ok(bytes), "{text}");
+        for (text, bytes) in
+            [("1.5GiB", 3 << 29), ("100", 100), ("64 KiB", 65_536), ("5GB", 5_000_000_000), ("5 kB", 5000)]
+        {
+            assert_eq!((size(text), shard_size(text)), (Ok(bytes), Ok(bytes)), "{text}");
         }
         for text in ["", "B", "5X", "-1", "0", "1e400GB", "nan"] {
-            assert!(size(text).is_err(), "{text}");
+            assert!(size(text).is_err() && shard_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_b_is_a_byte_but_in_the_size_of_a_shard() {
+        for (text, bytes, of_shard) in [("512B", 512, 512_000_000_000), ("5b", 5, 5_000_000_000)] {
+            assert_eq!((size(text), shard_size(text)), (Ok(bytes), Ok(of_shard)), "{text}");
         }
     }
 }

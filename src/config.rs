@@ -75,14 +75,14 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub enum Inputs {
     /// Whole models.
-    Models(Vec<Input>),
+    Models(Vec<ListedModel>),
     /// Stacks of layers, from bottom to top.
     Slices(Vec<Slice>),
 }
 
 /// An entry of `models`.
 #[derive(Debug, Clone)]
-pub struct Input {
+pub struct ListedModel {
     /// The model.
     pub model: Located<ModelRef>,
     /// Its parameters.
@@ -134,11 +134,11 @@ pub enum TokenizerSource {
 }
 
 /// Parameters by name. Names are unchecked: each method knows its own.
-pub type Parameters = IndexMap<String, Located<Parameter>>;
+pub type Parameters = IndexMap<String, Located<ConfiguredParameter>>;
 
 /// A parameter's value: the first entry whose filter fits a tensor counts. Never empty.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Parameter(pub Vec<Conditional>);
+pub struct ConfiguredParameter(pub Vec<Conditional>);
 
 /// A value for the tensors that a filter picks.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,12 +146,12 @@ pub struct Conditional {
     /// A part of the tensor's name; `None` for every tensor, which is also written `*`.
     pub filter: Option<String>,
     /// The value.
-    pub value: Value,
+    pub value: WrittenValue,
 }
 
 /// One value, or several spread over the layers.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum WrittenValue {
     /// The same everywhere.
     One(Scalar),
     /// Interpolated over the layers of a slice; never empty.

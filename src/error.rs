@@ -20,7 +20,20 @@ pub enum Kind {
     Interrupted,
 }
 
-/// A failure, told to the user as `error: message`, then `hint: …` where there is a way out.
+impl Kind {
+    /// The word for it in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Input => "input",
+            Self::Output => "output",
+            Self::Device => "device",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// A failure, shown to the user as `error: message`, then `hint: …` where there is a way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     /// What kind of failure this is.
@@ -82,6 +95,30 @@ impl Error {
         self
     }
 
+    /// Several failures as one, a line each, and one hint of each kind: hints are of a kind that differ only in what they quote.
+    /// The kind of error is the first one's.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn all(errors: Vec<Self>) -> Self {
+        /// The rest is counted.
+        const SHOWN_MAX: usize = 16;
+        let kind = errors.first().expect("an error is made of errors").kind;
+        let more = errors.len().saturating_sub(SHOWN_MAX);
+        let (mut messages, mut hints) = (Vec::new(), Vec::<String>::new());
+        for Self { message, hint, .. } in errors.into_iter().take(SHOWN_MAX) {
+            messages.push(message);
+            let of_a_kind = |one: &str, other: &str| one.split('`').next() == other.split('`').next();
+            hints.extend(hint.filter(|hint| !hints.iter().any(|other| of_a_kind(hint, other))));
+        }
+        if more > 0 {
+            messages.push(format!("… and {more} more"));
+        }
+        let hint = (!hints.is_empty()).then(|| hints.join("\nhint: "));
+        Self { kind, message: messages.join("\n"), hint }
+    }
+
     /// The process exit code: 2 for config, 3 for input, 4 for output, 5 for the device, 130 when interrupted.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
@@ -116,4 +153,20 @@ pub fn did_you_mean<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a st
         .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_errors_are_one_with_a_line_each_and_few_hints() {
+        let missing = |i: usize| Error::config(format!("no m{i}")).hint(format!("run `get m{i}` first"));
+        let all = Error::all(vec![missing(0), missing(1), Error::input("damaged").hint("get it again")]);
+        let hint = Some("run `get m0` first\nhint: get it again".into());
+        assert_eq!(all, Error { kind: Kind::Config, message: "no m0\nno m1\ndamaged".into(), hint });
+        let many = Error::all((0..100).map(missing).collect());
+        assert!(many.message.ends_with("no m15\n… and 84 more"), "{many}");
+        assert_eq!(Error::all(vec![missing(7)]), missing(7));
+    }
 }

@@ -1,87 +1,224 @@
-//! The kernels: what a backend can do to a tile of elements, and the CPU twin of each.
+//! The kernels: what a backend can do to a tile of elements.
 //!
 //! A kernel works on tiles of [`TILE`] elements, computes in f32 (types are decoded on the way in) and knows neither
-//! methods nor files. A launch is a list of jobs and spans of tiles; jobs are plain
-//! numbers, which every backend packs in its own way. The arithmetic is f32 in the written order, never fused.
+//! methods nor files. Each is one file here, with its numbers (a `Job`), its record, its plain twin and the CPU's fast path,
+//! one `.cu` and one `.wgsl` of the same name, and one line below. Everything else walks [`KERNELS`]: dispatch, packing, the
+//! check, benches, PTX and WGSL, and the tests.
+//!
+//! The arithmetic is f32 in the written order, never fused. The plain twin says what that is, element by element, and is
+//! what all devices are compared with, the CPU's fast path among them.
 
-pub mod consensus;
-pub mod gram;
-pub mod keys;
-pub mod levels;
-pub mod magnitudes;
-pub mod masked_sums;
+mod header;
 pub mod packed;
 pub mod philox;
-pub mod weighted_sum;
+mod sums;
+pub mod thinning;
+mod widest;
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::ops::Range;
+
+pub use header::{cuda_header, wgsl_header};
+pub use widest::{
+    Needs, RECORD_TILES_MIN, RECORDS_MAX, SEGMENT_SPANS_MAX, SPANS_MAX, VOTERS_MAX, WORDS_TILES_MAX, Widest,
+    tiles,
+};
 
 use crate::dtype::Element;
+use packed::Struct;
+use thinning::{Keep, Mask, Trim};
 
-/// Elements in a tile: the unit of sums, of tables and of scheduling. Tiles start anew with each tensor.
+/// Elements in a tile: the unit of sums, of tables and of scheduling. Tiles start anew with each segment.
 pub const TILE: usize = 1024;
 
-/// The most non-base models in a sign vote: the table of divisors has 2^N entries.
-pub const VOTERS_MAX: usize = 12;
+/// The list of kernels: the modules, the record of each, and a job of any of them.
+macro_rules! kernels {
+    ($($(#[$about:meta])* $module:ident $name:ident;)*) => {
+        $(pub mod $module;)*
 
-/// The most tiles that kernels which keep words run over at once: their results are larger than their inputs.
-pub const WORDS_TILES_MAX: u64 = 128;
+        /// Every kernel.
+        pub const KERNELS: &[&Kernel] = &[$(&$module::KERNEL),*];
 
-/// The most spans of a launch: their counters have to fit beside its results.
-pub const SPANS_MAX: usize = 64;
+        /// A kernel with its numbers. A tensor has one job per launch.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Job {
+            $($(#[$about])* $name($module::Job)),*
+        }
 
-/// The most records that the counters of a pass are folded into: what a later search must scan again is at
-/// most this fraction of the tensor, and the counters of a 2 GB tensor stay in a few MB.
-pub const RECORDS_MAX: u64 = 64;
+        $(impl From<$module::Job> for Job {
+            fn from(job: $module::Job) -> Self {
+                Self::$name(job)
+            }
+        })*
 
-/// The fewest tiles of a record: fewer would make more counters than their search saves.
-pub const RECORD_TILES_MIN: u64 = 32;
+        impl Job {
+            /// The kernel's record.
+            pub fn kernel(&self) -> &'static Kernel {
+                match self { $(Self::$name(_) => &$module::KERNEL),* }
+            }
 
-/// The widest launches of a merge: what lanes must have room for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Widest {
-    /// Input tensors.
-    pub inputs: usize,
-    /// Bytes of one element of every input, added up.
-    pub input_bytes: usize,
-    /// Bytes of one element of the output.
-    pub output_bytes: usize,
-    /// Bytes per element of what is copied without a kernel: 0 where nothing is.
-    pub copied_bytes: usize,
-    /// Models whose task vectors are measured: 0 where nothing is.
-    pub measured: usize,
-    /// Tiles of the largest tensor.
-    pub tiles: u64,
-    /// Bytes of all inputs that are read more than once.
-    pub held_bytes: u64,
+            fn numbers(&self) -> &dyn Numbers {
+                match self { $(Self::$name(job) => job),* }
+            }
+
+            /// The CPU's fast path on a tile, to be compiled into the caller and for its instruction set.
+            #[inline(always)]
+            pub(crate) fn tile<E: Element>(
+                &self,
+                tile: u64,
+                inputs: &TileInputs<'_, E>,
+                scratch: &mut Vec<f32>,
+                target: Target<'_>,
+            ) {
+                match self { $(Self::$name(job) => job.tile(tile, inputs, scratch, target)),* }
+            }
+        }
+    };
 }
 
-impl Widest {
-    /// The most bytes that a launch over `chunk_tiles` tiles leaves behind: values, words, sums, or counters.
-    pub const fn result_bytes(&self, chunk_tiles: u64) -> u64 {
-        let counted = if self.measured < VOTERS_MAX { self.measured } else { VOTERS_MAX } as u64;
-        let values = chunk_tiles * (TILE * self.output_bytes) as u64;
-        let words_tiles = if chunk_tiles < WORDS_TILES_MAX { chunk_tiles } else { WORDS_TILES_MAX };
-        let words = words_tiles * (4 * TILE) as u64 * counted;
-        let pairs = if self.measured > 0 { gram::pairs(self.inputs) } else { 0 } as u64;
-        let sums = chunk_tiles * 4 * max(2 * counted, pairs);
-        let spans = if chunk_tiles < SPANS_MAX as u64 { chunk_tiles } else { SPANS_MAX as u64 };
-        let records = spans + chunk_tiles / RECORD_TILES_MIN;
-        let counters = records * 4 * magnitudes::WORDS as u64 * counted;
-        max(max(values, words), max(sums, counters))
+kernels! {
+    /// Σ cᵢ xᵢ, perhaps around an anchor.
+    weighted_sum WeightedSum;
+    /// The same around the first input, with coefficients for each row or column.
+    segment_sum SegmentSum;
+    /// Task vectors trimmed or dropped, voted on and averaged.
+    consensus Consensus;
+    /// All pairwise inner products.
+    gram Gram;
+    /// Counts of |delta| at given keys.
+    levels Levels;
+    /// Counts of |delta| in bins.
+    magnitudes Magnitudes;
+    /// |delta| as integers, element by element.
+    keys Keys;
+    /// L1 norms of task vectors before and after a random mask.
+    masked_sums MaskedSums;
+    /// The yardstick of benches.
+    stream Stream;
+}
+
+/// What there is to know of a kernel, whatever its numbers.
+#[derive(Debug)]
+pub struct Kernel {
+    /// One word: the stem of its files, its entry point, its row in reports.
+    pub name: &'static str,
+    /// The PTX in the program.
+    pub ptx: Compiled,
+    /// The WGSL in the program, which stands behind what all shaders share.
+    pub wgsl: Compiled,
+    /// Words of counters that a block keeps for each model, of a few only, so that the grid walks over groups of models; 0: none.
+    pub group_words: usize,
+    /// What it needs at the most for launches over so many tiles.
+    pub needs: fn(&Widest, u64) -> Needs,
+    /// Its structs in a launch's table, for other languages.
+    pub structs: &'static [Struct],
+    /// Its constants, for other languages.
+    pub constants: &'static [(&'static str, u32)],
+    /// Jobs for the check, of so many models as were drawn. None where a kernel has no job for so many.
+    pub cases: fn(&CaseNumbers) -> Vec<Job>,
+    /// Jobs for the bench, with what each does in a few words. The bench has a base and four models, whose keys at the share
+    /// that is kept are given.
+    pub benches: fn(&[u32]) -> Vec<(&'static str, Job)>,
+}
+
+/// Records are equal that stand for one kernel.
+impl PartialEq for Kernel {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
     }
 }
 
-const fn max(a: u64, b: u64) -> u64 {
-    if a > b { a } else { b }
+impl Eq for Kernel {}
+
+impl Hash for Kernel {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.name.hash(hasher);
+    }
 }
 
-/// How many tiles `elements` fill, the last one perhaps in part.
-pub const fn tiles(elements: u64) -> u64 {
-    elements.div_ceil(TILE as u64)
+/// A kernel in another language.
+#[derive(Debug)]
+pub struct Compiled {
+    /// Its text.
+    pub text: &'static str,
+    /// Up to so many models have entries of their own (see [`Numbers::models`]); more share one.
+    pub models: usize,
+}
+
+/// Random numbers that cases of the check are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CaseNumbers {
+    /// Models besides the base.
+    pub models: usize,
+    /// One coefficient per input, −1 to 1.5.
+    pub coefficients: Vec<f32>,
+    /// A key in the midst of the deltas.
+    pub threshold: u32,
+    /// The first word of a random generator's key.
+    pub word: u32,
+}
+
+impl CaseNumbers {
+    /// Which elements number `i` of the models keeps: each kind in turn.
+    pub fn keep(&self, i: usize) -> Keep {
+        match i % 4 {
+            0 => Keep::All,
+            1 => Keep::Trim(Trim { threshold: self.threshold, cut_tile: 1, cut_lane: 17 }),
+            2 => Keep::Trim(Trim { threshold: 0.25f32.to_bits(), cut_tile: 0, cut_lane: 500 }),
+            _ => Keep::Random(Mask { keep: 0x8000_1234, key: [self.word, i as u32] }),
+        }
+    }
+}
+
+/// What the numbers of every kernel can do.
+trait Numbers {
+    /// How many tensors the job reads.
+    fn inputs(&self) -> usize;
+
+    /// What it leaves behind.
+    fn outcome(&self) -> Outcome;
+
+    /// The number of models that decides which entry of the kernel runs; 0 for the one that takes any.
+    fn models(&self) -> usize {
+        0
+    }
+
+    /// The numbers that values of a part of the tensor are multiplied with, by its flat indices.
+    fn factors(&self, _part: &Range<u64>) -> Vec<f32> {
+        Vec::new()
+    }
+
+    /// Whether parts of a tensor are packed each by itself.
+    fn packs_parts(&self) -> bool {
+        false
+    }
+
+    /// Appends the numbers as words of 4 bytes, as the kernels of GPUs read them, for a part of the tensor: its flat indices.
+    /// How many inputs there are need not be said.
+    fn pack(&self, _part: &Range<u64>, _words: &mut Vec<u32>) {}
+
+    /// Of a kernel that leaves [`Outcome::Room`], the CPU's way to leave it.
+    fn fill(&self, _inputs: &[&[u8]], _room: &mut [u8]) {}
+
+    /// The plain twin: what the kernel is, on tile number `tile` of the tensor. `x` are the tile's elements in each input.
+    fn plain(&self, tile: u64, x: &[&[f32]], target: Target<'_>);
+
+    /// The CPU's fast path, to be compiled into the caller and for its instruction set. `scratch` is room that outlives the
+    /// call; what it holds does not matter.
+    fn tile<E: Element>(
+        &self,
+        tile: u64,
+        inputs: &TileInputs<'_, E>,
+        scratch: &mut Vec<f32>,
+        target: Target<'_>,
+    ) where
+        Self: Sized;
 }
 
 /// What a kernel leaves behind for the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Result {
+pub enum Outcome {
     /// One f32 per element: the merged values.
     Values,
     /// `words` f32 per tile, added up by the host in f64 and in tile order.
@@ -99,32 +236,15 @@ pub enum Result {
         /// u32 words per element.
         words: usize,
     },
-}
-
-/// One job: a kernel with its numbers. A tensor has one job per launch.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Job {
-    /// Σ cᵢ xᵢ, perhaps around an anchor.
-    WeightedSum(weighted_sum::Job),
-    /// Task vectors trimmed or dropped, voted on and averaged.
-    Consensus(consensus::Job),
-    /// All pairwise inner products.
-    Gram(gram::Job),
-    /// Counts of |delta| at given keys.
-    Levels(levels::Job),
-    /// Counts of |delta| in bins.
-    Magnitudes(magnitudes::Job),
-    /// |delta| as integers, element by element.
-    Keys(keys::Job),
-    /// L1 norms of task vectors before and after a random mask.
-    MaskedSums(masked_sums::Job),
+    /// As many bytes as merged values take, which mean nothing.
+    Room,
 }
 
 /// Of each model of a merge, how many elements were kept by their magnitudes: 0 where a random choice decides, and for
 /// what weighs all alike. It proves a selection, because only the right one keeps so many.
 pub type Kept = [u64; VOTERS_MAX];
 
-/// Where a kernel's twin writes.
+/// Where a kernel writes.
 #[derive(Debug)]
 pub enum Target<'a> {
     /// One value per element of the tile, and what was kept, added to what is there.
@@ -135,117 +255,103 @@ pub enum Target<'a> {
     Words(&'a mut [u32]),
 }
 
-impl Job {
-    /// The kernel's name: its file stem in `src/kernel/`.
-    pub fn kernel(&self) -> &'static str {
+impl<'a> Target<'a> {
+    #[inline(always)]
+    fn values(self) -> (&'a mut [f32], &'a mut Kept) {
         match self {
-            Self::WeightedSum(_) => "weighted_sum",
-            Self::Consensus(_) => "consensus",
-            Self::Gram(_) => "gram",
-            Self::Levels(_) => "levels",
-            Self::Magnitudes(_) => "magnitudes",
-            Self::Keys(_) => "keys",
-            Self::MaskedSums(_) => "masked_sums",
+            Self::Values(values, kept) => (values, kept),
+            other => other.of_another_kernel(),
         }
     }
 
+    #[inline(always)]
+    fn sums(self) -> &'a mut [f32] {
+        match self {
+            Self::Sums(sums) => sums,
+            other => other.of_another_kernel(),
+        }
+    }
+
+    #[inline(always)]
+    fn words(self) -> &'a mut [u32] {
+        match self {
+            Self::Words(words) => words,
+            other => other.of_another_kernel(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn of_another_kernel(self) -> ! {
+        panic!("a kernel was given {self:?} to write to")
+    }
+}
+
+impl Job {
     /// How many tensors the job reads.
     pub fn inputs(&self) -> usize {
-        match self {
-            Self::WeightedSum(job) => job.coefficients.len(),
-            Self::Consensus(job) => 1 + job.models.len(),
-            Self::Gram(job) => job.inputs,
-            Self::Levels(job) => 1 + job.models.len(),
-            Self::Magnitudes(job) => 1 + job.models.len(),
-            Self::Keys(job) => 1 + job.models,
-            Self::MaskedSums(job) => 1 + job.models.len(),
-        }
+        self.numbers().inputs()
     }
 
     /// What the job leaves behind.
-    pub fn result(&self) -> Result {
-        match self {
-            Self::WeightedSum(_) | Self::Consensus(_) => Result::Values,
-            Self::Gram(job) => Result::Sums { words: gram::pairs(job.inputs) },
-            Self::Levels(job) => Result::Counts { words: job.models.len() * levels::WORDS },
-            Self::Magnitudes(job) => Result::Counts { words: job.models.len() * magnitudes::WORDS },
-            Self::Keys(job) => Result::Words { words: job.models },
-            Self::MaskedSums(job) => Result::Sums { words: 2 * job.models.len() },
-        }
+    pub fn outcome(&self) -> Outcome {
+        self.numbers().outcome()
     }
 
-    /// The numbers that values are multiplied with.
-    pub fn factors(&self) -> Vec<f32> {
-        match self {
-            Self::WeightedSum(job) => job.coefficients.clone(),
-            Self::Consensus(job) => {
-                job.models.iter().map(|model| model.coefficient).chain(job.scale.iter().copied()).collect()
-            }
-            Self::Gram(_) | Self::Levels(_) | Self::Magnitudes(_) | Self::Keys(_) | Self::MaskedSums(_) => {
-                Vec::new()
-            }
-        }
+    /// The number of models that decides which entry of the kernel runs; 0 for the one that takes any.
+    pub fn models(&self) -> usize {
+        self.numbers().models()
     }
 
-    /// Appends the job's numbers as words of 4 bytes, as the kernels of GPUs read them.
-    pub fn pack(&self, words: &mut Vec<u32>) {
-        match self {
-            Self::WeightedSum(job) => weighted_sum::pack(job, words),
-            Self::Consensus(job) => consensus::pack(job, words),
-            Self::Levels(job) => levels::pack(job, words),
-            Self::Magnitudes(job) => magnitudes::pack(job, words),
-            Self::MaskedSums(job) => masked_sums::pack(job, words),
-            // How many inputs there are says all.
-            Self::Gram(_) | Self::Keys(_) => {}
-        }
+    /// The numbers that values of a part of the tensor are multiplied with, by its flat indices.
+    pub fn factors(&self, part: &Range<u64>) -> Vec<f32> {
+        self.numbers().factors(part)
     }
 
-    /// Runs the CPU twin on tile number `tile` of the tensor; `inputs` are its decoded elements. Compiled for the oldest
-    /// processor that the build targets: what every device is compared with.
-    pub fn run_tile(&self, tile: u64, inputs: &Inputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
-        self.tile(tile, inputs, scratch, target);
+    /// Whether parts of a tensor are packed each by itself.
+    pub fn packs_parts(&self) -> bool {
+        self.numbers().packs_parts()
     }
 
-    /// The same, to be compiled into the caller and for its instruction set.
-    #[inline(always)]
-    pub(crate) fn tile<E: Element>(
-        &self,
-        tile: u64,
-        inputs: &Inputs<'_, E>,
-        scratch: &mut Vec<f32>,
-        target: Target<'_>,
-    ) {
-        match (self, target) {
-            (Self::WeightedSum(job), Target::Values(out, _)) => weighted_sum::tile(job, inputs, out),
-            (Self::Consensus(job), Target::Values(out, kept)) => {
-                consensus::tile(job, tile, inputs, scratch, out, kept);
-            }
-            (Self::Gram(job), Target::Sums(out)) => gram::tile(job, inputs, scratch, out),
-            (Self::Levels(job), Target::Words(out)) => levels::tile(job, inputs, out),
-            (Self::Magnitudes(job), Target::Words(out)) => magnitudes::tile(job, inputs, out),
-            (Self::Keys(job), Target::Words(out)) => keys::tile(job, inputs, out),
-            (Self::MaskedSums(job), Target::Sums(out)) => masked_sums::tile(job, tile, inputs, scratch, out),
-            (job, target) => unreachable!("{} does not write {target:?}", job.kernel()),
-        }
+    /// Appends the job's numbers as words of 4 bytes, as the kernels of GPUs read them, for a part of the tensor: its flat
+    /// indices.
+    pub fn pack(&self, part: &Range<u64>, words: &mut Vec<u32>) {
+        self.numbers().pack(part, words);
+    }
+
+    /// Of a kernel that leaves [`Outcome::Room`], the CPU's way to leave it.
+    pub fn fill(&self, inputs: &[&[u8]], room: &mut [u8]) {
+        self.numbers().fill(inputs, room);
+    }
+
+    /// The plain twin on tile number `tile` of the tensor; `x` are the tile's elements in each input.
+    pub fn plain(&self, tile: u64, x: &[&[f32]], target: Target<'_>) {
+        self.numbers().plain(tile, x, target);
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name)
     }
 }
 
 /// A tile of every input: `inputs.of(i)` are the elements of input `i`.
 #[derive(Debug)]
-pub struct Inputs<'a, E = f32> {
+pub struct TileInputs<'a, E = f32> {
     /// Elements of each input, the tile's from `first` on.
-    pub pieces: &'a [&'a [E]],
+    pub chunks: &'a [&'a [E]],
     /// Where the tile begins.
     pub first: usize,
-    /// How many elements of the tile exist: [`TILE`] but at the tensor's end.
+    /// How many elements of the tile exist: [`TILE`] but at the segment's end.
     pub len: usize,
 }
 
-impl<'a, E> Inputs<'a, E> {
+impl<'a, E> TileInputs<'a, E> {
     /// The elements of one input.
     #[inline(always)]
     pub fn of(&self, input: usize) -> &'a [E] {
-        &self.pieces[input][self.first..][..self.len]
+        &self.chunks[input][self.first..][..self.len]
     }
 
     /// The elements of the first `N` inputs from number `from` on.
@@ -265,33 +371,3 @@ pub fn key(delta: f32) -> u32 {
 
 /// The largest key: that of NaN.
 pub const KEY_MAX: u32 = crate::dtype::INFINITY_BITS + 1;
-
-/// Sums `TILE` products or magnitudes in the contract's order: groups of eight as
-/// ((0+1)+(2+3))+((4+5)+(6+7)), then the 128 group sums by halves. The elements past the end are to be zero. What is in
-/// `room` does not matter.
-#[inline(always)]
-fn fold_tile(terms: &[f32; TILE], room: &mut [f32; TILE]) -> f32 {
-    let (half, rest) = room.split_at_mut(TILE / 2);
-    let (quarter, rest) = rest.split_at_mut(TILE / 4);
-    let groups = &mut rest[..TILE / 8];
-    add_neighbours(terms, half);
-    add_neighbours(half, quarter);
-    add_neighbours(quarter, groups);
-    let mut half = TILE / 16;
-    while half > 0 {
-        let (low, high) = groups[..2 * half].split_at_mut(half);
-        for i in 0..half {
-            low[i] += high[i];
-        }
-        half /= 2;
-    }
-    groups[0]
-}
-
-/// One level of the fold: 0+1, 2+3, …
-#[inline(always)]
-fn add_neighbours(terms: &[f32], sums: &mut [f32]) {
-    for (sum, [a, b]) in sums.iter_mut().zip(terms.as_chunks().0) {
-        *sum = a + b;
-    }
-}

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod dtype;
 pub mod error;
+pub mod input;
 pub mod kernel;
 pub mod method;
 pub mod plan;
@@ -34,7 +35,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use backend::Limits;
 use backend::device::Device;
 use checkpoint::{Access, Reads, Sink, Source};
 use config::Config;
@@ -113,7 +113,15 @@ fn open(config: &Config) -> Result<Vec<Source>> {
             opened[place].get_or_init(|| open(model));
         }
     });
-    opened.into_iter().map(|source| source.into_inner().expect("every model was taken once")).collect()
+    let (mut sources, mut failures) = (Vec::new(), Vec::new());
+    for opened in opened {
+        match opened.into_inner().expect("every model was taken once") {
+            Ok(source) => sources.push(source),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    // All of them: who has to download models wants to know which.
+    if failures.is_empty() { Ok(sources) } else { Err(Error::all(failures)) }
 }
 
 /// What a merge may use and what it leaves beside the tensors.
@@ -165,7 +173,7 @@ pub fn merge_recording(
     let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
     // Opening a device takes a moment, in which no stage could be busy.
     let timeline = timeline.begun_now();
-    let work = Work { plan, sources, recalled: &recalled, reads: options.reads };
+    let work = Work { plan, sources, recalled: &recalled, reads: options.reads, idle: false };
     let merged = stream::run(work, &*backend, &sink, &limits, watch, &timeline);
     // Inputs that change can look like a device that contradicts itself: they are then the error.
     if merged.as_ref().map_or_else(|failure| failure.kind == error::Kind::Device, |_| true) {
@@ -185,7 +193,7 @@ pub fn merge_recording(
 }
 
 /// What a merge takes at the least on this device: the same reads, copies, digests and writes through the same scheduler,
-/// every input once and no kernel. What is written means nothing and is taken away. Returns the time, and what the stages
+/// every input once and no arithmetic. What is written means nothing and is taken away. Returns the time, and what the stages
 /// did in it.
 ///
 /// # Errors
@@ -193,11 +201,11 @@ pub fn merge_recording(
 pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Result<(Duration, Shares)> {
     let Prepared { sources, plan, .. } = prepared;
     check_room(prepared, options)?;
-    let limits = Limits { kernels: false, ..options.budget.limits(plan, &options.device)? };
+    let limits = options.budget.limits(plan, &options.device)?;
     let backend = options.device.open(&limits)?;
     let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
     let timeline = Timeline::new();
-    let work = Work { plan, sources, recalled: &[], reads: options.reads };
+    let work = Work { plan, sources, recalled: &[], reads: options.reads, idle: true };
     let Streamed { workers, .. } = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let wall = timeline.origin().elapsed();
     Ok((wall, timeline.shares(wall, workers)))

@@ -5,7 +5,13 @@
 //! README's table are derived from it. A new method is one file and a line here.
 
 mod dare;
+mod geometry;
+mod karcher;
 mod linear;
+mod masks;
+mod model_stock;
+mod multislerp;
+mod nuslerp;
 mod passthrough;
 mod slerp;
 mod task_vectors;
@@ -22,6 +28,10 @@ use crate::recipe::Recipe;
 pub const METHODS: &[&Method] = &[
     &linear::LINEAR,
     &slerp::SLERP,
+    &nuslerp::NUSLERP,
+    &multislerp::MULTISLERP,
+    &karcher::KARCHER,
+    &model_stock::MODEL_STOCK,
     &task_vectors::TASK_ARITHMETIC,
     &ties::TIES,
     &dare::DARE_LINEAR,
@@ -31,14 +41,10 @@ pub const METHODS: &[&Method] = &[
 
 /// The methods of mergekit that are not here yet.
 pub const NOT_YET: &[&str] = &[
-    "nuslerp",
-    "multislerp",
-    "karcher",
     "breadcrumbs",
     "breadcrumbs_ties",
     "della",
     "della_linear",
-    "model_stock",
     "nearswap",
     "arcee_fusion",
     "sce",
@@ -76,7 +82,7 @@ pub struct Method {
     pub paper: Option<Paper>,
     /// Whether it needs a base model.
     pub base: Base,
-    /// How many models it takes, the base included where it has one.
+    /// How many models it takes: the base included where one is required, and not counted where it is optional.
     pub models: RangeInclusive<usize>,
     /// The parameters it reads.
     pub parameters: &'static [Parameter],
@@ -98,6 +104,8 @@ pub struct Paper {
 pub enum Base {
     /// The method works on differences to it.
     Required,
+    /// The method works on differences to it where there is one, and else on the models themselves.
+    Optional,
     /// The method treats all models alike: the base is one of them, listed or not, and gives config and tokenizer.
     Ignored,
 }
@@ -110,7 +118,7 @@ pub struct Parameter {
     /// Whether every model has its own value.
     pub scope: Scope,
     /// What values it takes.
-    pub kind: Kind,
+    pub kind: ValueKind,
     /// The value when none is configured; `None`: one must be.
     pub default: Option<Value>,
     /// The least and the largest value that makes sense; others are warned of.
@@ -132,9 +140,11 @@ pub enum Scope {
 
 /// The type of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     /// A number.
     Number,
+    /// A whole number from 0 up.
+    Count,
     /// A number, or null for none.
     NumberOrNull,
     /// true or false.
@@ -156,10 +166,12 @@ pub enum Value {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// The output tensor's name: random masks depend on it.
-    pub tensor: String,
+    pub tensor: Arc<str>,
     /// The merge's random seed.
     pub seed: u64,
-    /// How many elements the tensor has.
+    /// Its shape.
+    pub shape: Arc<[usize]>,
+    /// How many elements it has.
     pub elements: u64,
     /// How many models are merged.
     pub inputs: usize,
@@ -224,14 +236,14 @@ impl Settings {
 
 impl Parameter {
     const fn required(name: &'static str, scope: Scope, meaning: &'static str) -> Self {
-        Self { name, scope, kind: Kind::Number, default: None, sensible: None, meaning }
+        Self { name, scope, kind: ValueKind::Number, default: None, sensible: None, meaning }
     }
 
     const fn number(name: &'static str, scope: Scope, default: f64, meaning: &'static str) -> Self {
         Self {
             name,
             scope,
-            kind: Kind::Number,
+            kind: ValueKind::Number,
             default: Some(Value::Number(default)),
             sensible: None,
             meaning,
@@ -240,14 +252,21 @@ impl Parameter {
 
     const fn share(name: &'static str, scope: Scope, default: f64, meaning: &'static str) -> Self {
         let sensible = Some((0.0, 1.0));
-        Self { name, scope, kind: Kind::Number, default: Some(Value::Number(default)), sensible, meaning }
+        Self {
+            name,
+            scope,
+            kind: ValueKind::Number,
+            default: Some(Value::Number(default)),
+            sensible,
+            meaning,
+        }
     }
 
     const fn flag(name: &'static str, default: bool, meaning: &'static str) -> Self {
         Self {
             name,
             scope: Scope::Shared,
-            kind: Kind::Flag,
+            kind: ValueKind::Flag,
             default: Some(Value::Flag(default)),
             sensible: None,
             meaning,

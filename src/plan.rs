@@ -3,6 +3,8 @@
 //! The plan is data: it prints, it counts its bytes, and the stream obeys it. Every error that the config or
 //! the checkpoints' headers can show is found here, all of them at once where that is possible.
 
+mod compatible;
+mod data;
 mod models;
 mod names;
 mod parameters;
@@ -11,141 +13,24 @@ mod wanted;
 mod warnings;
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
+pub use data::{Action, Copied, LeftOut, Merge, Plan, Tensor};
 pub use models::{MODELS_MAX, check_models, references};
 
-use crate::checkpoint::layout::{DATA_BYTES_MAX, Stored};
-use crate::checkpoint::{ConfigEdits, InputFile, Layout, Source, TOKENIZER_BYTES_MAX, TensorInfo, layout};
+use crate::checkpoint::layout::DATA_BYTES_MAX;
+use crate::checkpoint::{ConfigEdits, InputFile, Source, TOKENIZER_BYTES_MAX, TensorInfo, layout};
 use crate::config::{Config, Inputs, Located, ModelRef};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
-use crate::kernel::{Widest, tiles};
+use crate::input::{At, Input};
 use crate::method::{self, Base, Method, Parameter, Scope, Settings, Value, Values};
-use crate::recipe::{Machine, Recipe, Sweeps};
+use crate::recipe::Recipe;
 use parameters::{Comparisons, Unread};
 use problems::Problems;
 use wanted::{Want, Wanted};
 use warnings::PartlyHeld;
-
-/// Everything that a merge will do.
-#[derive(Debug)]
-pub struct Plan {
-    /// The method.
-    pub method: &'static Method,
-    /// The seed of random masks.
-    pub seed: u64,
-    /// The models, as named in the config, in the order of the sources.
-    pub models: Vec<String>,
-    /// Which of them is the base, if the config names one.
-    pub base: Option<usize>,
-    /// Which of them gives config.json and the tokenizer.
-    pub donor: usize,
-    /// What happens to every tensor of the output, in the order of writing.
-    pub tensors: Vec<Tensor>,
-    /// Where the output's tensors go.
-    pub layout: Layout,
-    /// What changes in config.json.
-    pub config_edits: ConfigEdits,
-    /// Input tensors that the config's layer ranges leave out.
-    pub left_out: Vec<LeftOut>,
-    /// What a user should know but need not change.
-    pub notes: Vec<String>,
-    /// What a user probably did not mean.
-    pub warnings: Vec<Error>,
-}
-
-/// One tensor of the output.
-#[derive(Debug)]
-pub struct Tensor {
-    /// Its name in the output.
-    pub name: String,
-    /// Its dimensions.
-    pub shape: Vec<usize>,
-    /// The stored type.
-    pub dtype: Dtype,
-    /// How many elements it has.
-    pub elements: u64,
-    /// How many bytes it has in the output.
-    pub bytes: u64,
-    /// Where it comes from.
-    pub action: Action,
-}
-
-impl Tensor {
-    /// Where input number `input` lies.
-    pub fn input(&self, input: usize) -> At {
-        match &self.action {
-            Action::Copy(copy) => copy.holders[input],
-            Action::Merge(merge) => merge.inputs[input],
-        }
-    }
-}
-
-/// Where a tensor of the output comes from.
-#[derive(Debug)]
-pub enum Action {
-    /// One input's values, all holders agreeing.
-    Copy(Copy),
-    /// The method's arithmetic.
-    Merge(Merge),
-}
-
-/// A tensor that is copied.
-#[derive(Debug)]
-pub struct Copy {
-    /// The tensors that must all be equal; the first is copied.
-    pub holders: Vec<At>,
-    /// The float type it has, if it is one.
-    pub from: Option<Float>,
-    /// The float type it is stored in, if it is one.
-    pub to: Option<Float>,
-}
-
-/// A tensor that is merged.
-#[derive(Debug)]
-pub struct Merge {
-    /// The models' tensors, in the order that parameters and recipes count them.
-    pub inputs: Vec<At>,
-    /// Their element types.
-    pub floats: Vec<Float>,
-    /// The stored type.
-    pub output: Float,
-    /// Every number of the merge.
-    pub settings: Settings,
-    /// How often the inputs are read.
-    pub sweeps: Sweeps,
-}
-
-impl Merge {
-    /// The machine that asks for this tensor's passes.
-    pub fn machine(&self, plan: &Plan) -> Box<dyn Machine> {
-        match (plan.method.recipe)(&self.settings) {
-            Ok(Recipe::Passes { machine, .. }) => machine,
-            other => unreachable!("the plan has made a recipe of passes from these settings, not {other:?}"),
-        }
-    }
-}
-
-/// A tensor of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct At {
-    /// Which source.
-    pub source: usize,
-    /// Which of its tensors.
-    pub tensor: usize,
-}
-
-/// A part of a model that the config leaves out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeftOut {
-    /// The model, as named in the config.
-    pub model: String,
-    /// Layers or tensors, in words.
-    pub what: String,
-    /// How many tensors that is.
-    pub tensors: usize,
-}
 
 /// What a plan depends on besides config and headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +39,8 @@ pub struct Choices {
     pub seed: u64,
     /// The largest shard, in bytes.
     pub shard_bytes: u64,
+    /// Whether models of different architectures are merged all the same.
+    pub allow_crimes: bool,
 }
 
 /// The method that a config names.
@@ -179,6 +66,8 @@ impl Plan {
             method,
             sources,
             places: models.zip(0..).collect(),
+            inputs: Vec::new(),
+            numbers: sources.iter().map(|source| vec![None; source.tensors().len()]).collect(),
             embeddings: sources.iter().map(wanted::tied_embedding).collect(),
             choices,
             unread: Unread::find(config, method),
@@ -193,6 +82,7 @@ impl Plan {
         parameters::check_gradients(config, method, &mut planner.problems);
         let wanted = planner.wanted();
         planner.check_tokenizer();
+        planner.check_compatible();
         // Without a list of tensors, or with wrong models, their tensors would repeat the same error.
         planner.problems.stop()?;
         let mut tensors = Vec::with_capacity(wanted.len());
@@ -205,41 +95,6 @@ impl Plan {
         planner.problems.stop()?;
         planner.finish(tensors)
     }
-
-    /// Bytes read if every input is read once, and if every recipe needs all of its sweeps.
-    pub fn read_bytes(&self, sources: &[Source]) -> (u64, u64) {
-        let bytes = |at: &At| sources[at.source].tensor_at(at.tensor).bytes;
-        let of = |tensor: &Tensor| match &tensor.action {
-            Action::Copy(copy) => (sum(copy.holders.iter().map(bytes)), 1),
-            Action::Merge(merge) => (sum(merge.inputs.iter().map(bytes)), u64::from(merge.sweeps.most)),
-        };
-        let once = sum(self.tensors.iter().map(|tensor| of(tensor).0));
-        let most = sum(self.tensors.iter().map(of).map(|(bytes, sweeps)| bytes.saturating_mul(sweeps)));
-        (once, most)
-    }
-
-    /// The widest launches: of every number the largest that any tensor needs.
-    pub fn widest(&self) -> Widest {
-        let mut widest = Widest { inputs: 1, tiles: 1, ..Widest::default() };
-        for tensor in &self.tensors {
-            widest.tiles = widest.tiles.max(tiles(tensor.elements));
-            match &tensor.action {
-                Action::Copy(_) => widest.copied_bytes = 16,
-                Action::Merge(merge) => {
-                    let bytes: usize = merge.floats.iter().map(|float| float.bytes()).sum();
-                    widest.inputs = widest.inputs.max(merge.inputs.len());
-                    widest.input_bytes = widest.input_bytes.max(bytes);
-                    widest.output_bytes = widest.output_bytes.max(merge.output.bytes());
-                    if merge.sweeps.most > 1 {
-                        widest.measured = widest.measured.max(merge.inputs.len());
-                        let inputs_bytes = tensor.elements.saturating_mul(bytes as u64);
-                        widest.held_bytes = widest.held_bytes.saturating_add(inputs_bytes);
-                    }
-                }
-            }
-        }
-        widest
-    }
 }
 
 /// The plan under construction.
@@ -249,6 +104,9 @@ struct Planner<'a> {
     sources: &'a [Source],
     /// Which source each model is.
     places: HashMap<ModelRef, usize>,
+    /// What is read, and of each source the numbers that its tensors have in it, from 1 up.
+    inputs: Vec<Input>,
+    numbers: Vec<Vec<Option<NonZeroU32>>>,
     /// Of each source the embedding that may stand in for its head.
     embeddings: Vec<Option<usize>>,
     choices: &'a Choices,
@@ -311,48 +169,36 @@ impl<'a> Planner<'a> {
         let holders: Vec<At> = found.iter().filter_map(|(_, at)| *at).collect();
         self.check_shapes(wanted, &holders)?;
         if holders.len() < found.len() {
-            return self.held_by_some(wanted, &found, holders);
+            return self.held_by_some(wanted, &found, &holders);
         }
         let dtypes: Vec<Dtype> = holders.iter().map(|at| self.info(*at).dtype).collect();
         let floats: Option<Vec<Float>> = dtypes.iter().map(|dtype| Float::of(*dtype)).collect();
-        let settings = self.settings(wanted, &wants, self.info(holders[0]).elements())?;
+        let settings = self.settings(wanted, &wants, holders[0])?;
         let recipe = (self.method.recipe)(&settings).map_err(|refusal| {
             let at = self.config.merge_method.at;
             Error { hint: refusal.hint, ..self.config.error_at(at, refusal.message) }
         })?;
         match (recipe, floats) {
-            (Recipe::Copy, _) => self.copied(wanted, holders),
-            (Recipe::Passes { sweeps, .. }, Some(floats)) => {
+            (Recipe::Copy, _) => self.copied(wanted, &holders),
+            (Recipe::Passes(recipe), Some(floats)) => {
                 let output = self.stored(&floats);
                 let info = self.info(holders[0]);
-                let (name, shape, elements) = (wanted.name.to_string(), info.shape.clone(), info.elements());
+                let (name, shape) = (Arc::clone(&settings.tensor), Arc::clone(&settings.shape));
+                let elements = info.elements();
                 let (dtype, bytes) = (output.dtype(), stored_bytes(&name, elements, output.dtype())?);
-                let merge = Merge { inputs: holders, floats, output, settings, sweeps };
+                let (inputs, method) = (self.numbered(&holders), self.method);
+                let merge = Merge { inputs, floats, output, method, settings, recipe };
                 Ok(Tensor { name, shape, dtype, elements, bytes, action: Action::Merge(merge) })
             }
-            (Recipe::Passes { .. }, None) => self.not_floats(wanted, holders, &dtypes),
+            (Recipe::Passes(_), None) => self.not_floats(wanted, &holders, &dtypes),
         }
     }
 
     /// A tensor of integers or the like: copied when all agree.
-    fn not_floats(&self, wanted: &Wanted<'_>, holders: Vec<At>, dtypes: &[Dtype]) -> Result<Tensor> {
-        use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
-        let dtype = dtypes[0];
-        if dtypes.iter().any(|other| *other != dtype) {
-            let all: Vec<String> = dtypes.iter().map(|dtype| format!("{dtype:?}")).collect();
-            return Err(Error::config(format!(
-                "tensor {}: the models store it as {}",
-                wanted.name,
-                all.join(", ")
-            ))
-            .hint("a tensor that is not of floats must have the same type in all models"));
-        }
-        match dtype {
-            BOOL | U8 | I8 | I16 | U16 | I32 | U32 | I64 | U64 => self.copied(wanted, holders),
-            other => {
-                Err(Error::config(format!("tensor {}: merging {other:?} is not supported", wanted.name))
-                    .hint("convert the checkpoints to bfloat16, float16 or float32 first"))
-            }
+    fn not_floats(&mut self, wanted: &Wanted<'_>, holders: &[At], dtypes: &[Dtype]) -> Result<Tensor> {
+        match compatible::why_not_copied(self.sources, &wanted.name, holders, dtypes) {
+            Some(refusal) => Err(refusal),
+            None => self.copied(wanted, holders),
         }
     }
 
@@ -361,7 +207,7 @@ impl<'a> Planner<'a> {
         &mut self,
         wanted: &Wanted<'_>,
         found: &[(usize, Option<At>)],
-        holders: Vec<At>,
+        holders: &[At],
     ) -> Result<Tensor> {
         let sources =
             |held: bool| found.iter().filter(move |(_, at)| at.is_some() == held).map(|(source, _)| *source);
@@ -380,7 +226,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A tensor that is copied, converted where it is a float and the config asks for another type.
-    fn copied(&self, wanted: &Wanted<'_>, holders: Vec<At>) -> Result<Tensor> {
+    fn copied(&mut self, wanted: &Wanted<'_>, holders: &[At]) -> Result<Tensor> {
         let info = self.info(holders[0]);
         if let Some(other) = holders.iter().find(|at| self.info(**at).dtype != info.dtype) {
             let (a, b) = (info.dtype, self.info(*other).dtype);
@@ -399,12 +245,12 @@ impl<'a> Planner<'a> {
         let dtype = to.map_or(info.dtype, Float::dtype);
         let elements = info.elements();
         Ok(Tensor {
-            name: wanted.name.to_string(),
-            shape: info.shape.clone(),
+            name: (*wanted.name).into(),
+            shape: info.shape.as_slice().into(),
             dtype,
             elements,
             bytes: stored_bytes(&wanted.name, elements, dtype)?,
-            action: Action::Copy(Copy { holders, from, to }),
+            action: Action::Copy(Copied { holders: self.numbered(holders), from, to }),
         })
     }
 
@@ -415,6 +261,18 @@ impl<'a> Planner<'a> {
             || floats.iter().copied().reduce(Float::promote).expect("an input"),
             |float| float.value,
         )
+    }
+
+    /// The numbers of stored tensors among the inputs.
+    fn numbered(&mut self, tensors: &[At]) -> Vec<usize> {
+        let number = |at: &At| {
+            let number = self.numbers[at.source][at.tensor].get_or_insert_with(|| {
+                self.inputs.push(Input::Stored(*at));
+                NonZeroU32::new(self.inputs.len() as u32).expect("there is an input now")
+            });
+            number.get() as usize - 1
+        };
+        tensors.iter().map(number).collect()
     }
 
     fn info(&self, at: At) -> &'a TensorInfo {
@@ -463,9 +321,9 @@ impl<'a> Planner<'a> {
         }))
     }
 
-    /// Resolves every parameter for a tensor.
-    fn settings(&mut self, wanted: &Wanted<'a>, wants: &[Want<'_, 'a>], elements: u64) -> Result<Settings> {
-        let base = wanted.members.base.filter(|_| self.method.base == Base::Required);
+    /// Resolves every parameter for a tensor; `first` is one of its inputs, which are all of one shape.
+    fn settings(&mut self, wanted: &Wanted<'a>, wants: &[Want<'_, 'a>], first: At) -> Result<Settings> {
+        let base = wanted.members.base.filter(|_| self.method.base != Base::Ignored);
         let (mut shared, mut per_input) = (Values::new(), vec![Values::new(); wants.len()]);
         for parameter in self.method.parameters {
             if parameter.scope == Scope::Shared {
@@ -479,9 +337,10 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(Settings {
-            tensor: wanted.name.to_string(),
+            tensor: (*wanted.name).into(),
             seed: self.choices.seed,
-            elements,
+            shape: self.info(first).shape.as_slice().into(),
+            elements: self.info(first).elements(),
             inputs: wants.len(),
             base,
             shared: kept(&mut self.last_shared, shared),
@@ -536,14 +395,15 @@ impl<'a> Planner<'a> {
         let mut warnings = self.unread.warnings();
         if let (Inputs::Slices(_), Some(layers)) = (&self.config.inputs, config_edits.layers) {
             warnings.extend(self.stale_layer_lists(layers));
-            warnings.extend(warnings::uneven_layers(&tensors));
+            warnings.extend(warnings::uneven_layers(&self.inputs, &tensors));
         }
-        let left_out = wanted::left_out(self.sources, &tensors);
+        let left_out = wanted::left_out(self.sources, &self.inputs);
         let partly_held = std::mem::take(&mut self.partly_held).notes(|sources| self.names_of(sources));
         self.notes.extend(partly_held);
         let of_sources = self.sources.iter().flat_map(|source| source.warnings().iter().cloned());
         self.notes.extend(warnings::few_notes(of_sources.collect()));
         warnings.extend(self.same_folders());
+        warnings.extend(self.differing_configs());
         warnings.extend(self.senseless_values(&tensors));
         self.notes.extend(self.values_of_the_base());
         Ok(Plan {
@@ -553,6 +413,7 @@ impl<'a> Planner<'a> {
             base: self.config.base_model.as_ref().map(|base| self.source_of(&base.value)),
             donor,
             layout: layout(&tensors, self.choices.shard_bytes),
+            inputs: self.inputs,
             tensors,
             config_edits,
             left_out,
@@ -567,24 +428,9 @@ impl<'a> Planner<'a> {
         let most = [Float::BF16, Float::F16, Float::F32].into_iter().max_by_key(|float| floats(*float));
         let head = tensors.iter().any(|tensor| names::is_head(&tensor.name));
         let untied = head && (self.untied || wanted::says_tied(&self.sources[self.donor()]) == Some(true));
-        let layers = matches!(self.config.inputs, Inputs::Slices(_)).then(|| {
-            names::stacks(tensors.iter().map(|t| t.name.as_str())).values().copied().max().unwrap_or(0)
-        });
+        let layers = matches!(self.config.inputs, Inputs::Slices(_))
+            .then(|| names::stacks(tensors.iter().map(|t| &*t.name)).values().copied().max().unwrap_or(0));
         ConfigEdits { dtype: most.filter(|float| floats(*float) > 0), layers, tied: untied.then_some(false) }
-    }
-}
-
-impl Stored for Tensor {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
     }
 }
 
@@ -634,9 +480,5 @@ fn check_total(tensors: &[Tensor]) -> Result<()> {
     Err(Error::config(message).hint("a slice may repeat large layers too often"))
 }
 
-/// A sum of bytes to read, which no disk has so many of; it stays at the largest number.
-fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
-    bytes.fold(0, u64::saturating_add)
-}
 #[cfg(test)]
 mod tests;

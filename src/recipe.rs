@@ -8,43 +8,64 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::kernel::consensus::Trim;
+use crate::kernel::thinning::Trim;
 use crate::kernel::{Job, Kept, tiles};
 
 /// How one tensor is merged.
+#[derive(Debug)]
 pub enum Recipe {
     /// The only input as it stands: no arithmetic, the bytes are copied.
     Copy,
     /// Passes over the inputs.
-    Passes {
-        /// How often the inputs are read, as the plan counts bytes.
-        sweeps: Sweeps,
-        /// The machine that asks for them.
-        machine: Box<dyn Machine>,
-    },
+    Passes(Passes),
+}
+
+/// A recipe of passes, made once with the plan; each merge carries it out with a machine of its own.
+pub struct Passes {
+    /// How often the inputs are read, as the plan counts bytes.
+    pub sweeps: Sweeps,
+    /// What is measured by itself, and has coefficients of its own.
+    pub by: Segments,
+    machine: Box<dyn Machine>,
+}
+
+impl Passes {
+    /// The machine that asks for the passes.
+    pub fn begin(&self) -> Box<dyn Machine> {
+        self.machine.fresh()
+    }
+
+    /// A single pass that combines.
+    pub fn combine(reads: Vec<usize>, job: impl Into<Job>) -> Self {
+        let mut pass = Some(Pass::Combine { reads, job: job.into() });
+        let machine = Box::new(Steps(move |_: Measured| Ok(pass.take())));
+        Self { sweeps: Sweeps { usual: 1, most: 1 }, by: Segments::Whole, machine }
+    }
 }
 
 impl Recipe {
-    /// A recipe of passes.
-    pub fn passes(sweeps: Sweeps, machine: impl Machine + 'static) -> Self {
-        Self::Passes { sweeps, machine: Box::new(machine) }
+    /// A recipe of passes, whose machine begins as it is now.
+    pub fn passes(sweeps: Sweeps, by: Segments, machine: impl Machine + 'static) -> Self {
+        Self::Passes(Passes { sweeps, by, machine: Box::new(machine) })
+    }
+
+    /// A recipe of passes that a function gives, one after the other.
+    pub fn steps<F>(sweeps: Sweeps, by: Segments, next: F) -> Self
+    where
+        F: FnMut(Measured) -> Result<Option<Pass>> + Clone + Send + Sync + 'static,
+    {
+        Self::passes(sweeps, by, Steps(next))
     }
 
     /// A recipe that combines at once.
-    pub fn combine(reads: Vec<usize>, job: Job) -> Self {
-        let mut pass = Some(Pass::Combine { reads, job });
-        Self::passes(Sweeps { usual: 1, most: 1 }, move |_: Measured| Ok(pass.take()))
+    pub fn combine(reads: Vec<usize>, job: impl Into<Job>) -> Self {
+        Self::Passes(Passes::combine(reads, job))
     }
 }
 
-impl fmt::Debug for Recipe {
+impl fmt::Debug for Passes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Copy => f.write_str("Copy"),
-            Self::Passes { sweeps, .. } => {
-                f.debug_struct("Passes").field("sweeps", sweeps).finish_non_exhaustive()
-            }
-        }
+        f.debug_struct("Passes").field("sweeps", &self.sweeps).finish_non_exhaustive()
     }
 }
 
@@ -58,12 +79,14 @@ pub struct Sweeps {
 }
 
 /// The state of one tensor's merge.
-pub trait Machine: Send {
+pub trait Machine: Send + Sync {
     /// The next pass, given what the last one measured; none when the output is right.
     ///
     /// # Errors
-    /// Kind `Device`: what was measured cannot be.
+    /// Kind `Config`: these tensors cannot be merged so. Kind `Device`: what was measured cannot be.
     fn next(&mut self, measured: Measured) -> Result<Option<Pass>>;
+    /// The same state once more.
+    fn fresh(&self) -> Box<dyn Machine>;
     /// Before the first pass: what earlier merges found. It may be wrong, and is proven or given up.
     fn recall(&mut self, _thresholds: &[Threshold]) {}
     /// After the last pass: thresholds that are proven.
@@ -72,9 +95,20 @@ pub trait Machine: Send {
     }
 }
 
-impl<F: FnMut(Measured) -> Result<Option<Pass>> + Send> Machine for F {
+/// A function that gives pass after pass.
+#[derive(Clone)]
+struct Steps<F>(F);
+
+impl<F> Machine for Steps<F>
+where
+    F: FnMut(Measured) -> Result<Option<Pass>> + Clone + Send + Sync + 'static,
+{
     fn next(&mut self, measured: Measured) -> Result<Option<Pass>> {
-        self(measured)
+        self.0(measured)
+    }
+
+    fn fresh(&self) -> Box<dyn Machine> {
+        Box::new(self.clone())
     }
 }
 
@@ -98,7 +132,9 @@ pub enum Pass {
         reads: Vec<usize>,
         /// The kernel and its numbers.
         job: Job,
-        /// Which tiles, in order and apart from each other.
+        /// What is measured by itself: the tensor, its rows, or its columns.
+        by: Segments,
+        /// Which tiles of a segment, in order and apart from each other; of rows and columns all.
         over: Vec<Range<u64>>,
     },
     /// The output, over the whole tensor. The last pass, if what it kept is what should be kept.
@@ -110,15 +146,52 @@ pub enum Pass {
     },
 }
 
+/// The parts of a tensor that are measured each by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Segments {
+    /// All of it.
+    Whole,
+    /// Rows of so many elements, one behind the other.
+    Rows {
+        /// Elements of a row.
+        columns: u64,
+    },
+    /// So many columns, each taking every `columns`-th element.
+    Columns {
+        /// Elements of a row.
+        columns: u64,
+    },
+}
+
+impl Segments {
+    /// How many there are in a tensor of so many elements.
+    pub fn count(self, elements: u64) -> u64 {
+        match self {
+            Self::Whole => 1,
+            Self::Rows { columns } => elements / columns.max(1),
+            Self::Columns { columns } => columns,
+        }
+    }
+
+    /// How many elements each has.
+    pub fn elements(self, elements: u64) -> u64 {
+        match self {
+            Self::Whole => elements,
+            Self::Rows { columns } => columns,
+            Self::Columns { columns } => elements / columns.max(1),
+        }
+    }
+}
+
 /// What a pass measured.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Measured {
     /// Nothing yet: the first call.
     Nothing,
-    /// Sums over the tensor, one per word of the kernel's result.
+    /// Sums over each segment, one per word of the kernel's result.
     Sums(Vec<f64>),
     /// Counters of consecutive stretches of tiles.
-    Counts(Vec<Record>),
+    Counts(Vec<TileCounts>),
     /// Words per tile, in order.
     Words(Vec<u32>),
     /// Of a combining pass: how much was kept of each model of its job.
@@ -135,7 +208,7 @@ impl Measured {
     }
 
     /// The counters of a counting pass.
-    pub fn counts(self) -> Vec<Record> {
+    pub fn counts(self) -> Vec<TileCounts> {
         match self {
             Self::Counts(records) => records,
             other => panic!("the pass measured {other:?}, not counts"),
@@ -161,7 +234,7 @@ impl Measured {
 
 /// The counters of one stretch of tiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct TileCounts {
     /// Which tiles.
     pub tiles: Range<u64>,
     /// The kernel's counters.

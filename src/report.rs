@@ -9,13 +9,13 @@ use serde_json::{Map, Value, json};
 
 use crate::backend::{Backend, OddValues};
 use crate::checkpoint::{
-    CARD, Content, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, ModelCard, Sidecar, Source, companion_files,
-    config_json, model_card,
+    CARD, CardModel, Content, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, ModelCard, Sidecar, Source,
+    companion_files, config_json, licence, model_card,
 };
 use crate::error::{Error, Result};
 use crate::method::Scope;
 use crate::stream::Merged;
-use crate::timeline::{Shares, StageShare, Timeline, Who};
+use crate::timeline::{Shares, Stage, StageShare, Timeline, Who};
 use crate::{Options, Prepared};
 
 /// What a merge did.
@@ -50,7 +50,7 @@ impl Report {
             .iter()
             .zip(&merged)
             .map(|(tensor, merged)| {
-                (tensor.name.clone(), json!({ "blake3": merged.digest.to_hex().as_str() }))
+                (tensor.name.to_string(), json!({ "blake3": merged.digest.to_hex().as_str() }))
             })
             .collect();
         let odd: Map<String, Value> = plan
@@ -58,7 +58,7 @@ impl Report {
             .iter()
             .zip(&merged)
             .filter(|(_, merged)| merged.odd.any())
-            .map(|(tensor, merged)| (tensor.name.clone(), odd_json(merged.odd)))
+            .map(|(tensor, merged)| (tensor.name.to_string(), odd_json(merged.odd)))
             .collect();
         let manifest = json!({
             "mergeforge": env!("CARGO_PKG_VERSION"),
@@ -68,9 +68,9 @@ impl Report {
             "seconds": rounded(shares.wall.as_secs_f64()),
             "threads": shares.threads,
             "stages": stages_json(&shares),
-            "bottleneck": shares.bottleneck().to_string(),
+            "bottleneck": shares.bottleneck().stage().map(Stage::name),
             "inputs": prepared.sources.iter().map(Source::identity).collect::<Vec<_>>(),
-            "pieces_by_cpu": merged.iter().map(|merged| merged.redone).sum::<u64>(),
+            "chunks_by_cpu": merged.iter().map(|merged| merged.redone).sum::<u64>(),
             "odd_values": odd,
             "tensors": tensors,
         });
@@ -85,7 +85,7 @@ impl Report {
         (total, self.merged.iter().filter(|merged| merged.odd.any()).count())
     }
 
-    /// Pieces that the CPU computed for a device that makes no promises about some of their values.
+    /// Chunks that the CPU computed for a device that makes no promises about some of their values.
     pub fn redone(&self) -> u64 {
         self.merged.iter().map(|merged| merged.redone).sum()
     }
@@ -162,37 +162,42 @@ pub(crate) fn other_bytes(prepared: &Prepared) -> u64 {
     (of_tensors + index + texts + ALL_ELSE) as u64
 }
 
-/// A model as `org/name`, if it lies in the Hugging Face cache.
-fn hub_name(source: &Source) -> Option<String> {
+/// A model as `org/name`, and the commit, if it lies in the Hugging Face cache.
+fn on_hub(source: &Source) -> Option<(String, String)> {
     let real = source.folder.real();
     let repository = real.parent()?.parent()?.file_name()?.to_str()?;
-    Some(repository.strip_prefix("models--")?.replacen("--", "/", 1))
+    let name = repository.strip_prefix("models--")?.replacen("--", "/", 1);
+    Some((name, real.file_name()?.to_str()?.into()))
 }
 
 /// A model as the card names it: as it was written, but where that is a path into the cache by its name on the Hub, which others
 /// can look up.
-fn card_name(source: &Source) -> String {
-    let written = source.name.split('@').next();
-    hub_name(source).filter(|name| written != Some(name)).unwrap_or_else(|| source.name.clone())
+fn card_model(source: &Source) -> CardModel {
+    let (written, revision) = source.name.split_once('@').unwrap_or((&source.name, ""));
+    let (hub, commit) = on_hub(source).unzip();
+    let by_path = hub.as_deref().is_some_and(|hub| hub != written);
+    let is_commit = |commit: &String| commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+    CardModel {
+        name: hub.clone().filter(|_| by_path).unwrap_or_else(|| source.name.clone()),
+        commit: commit.filter(|commit| is_commit(commit) && (by_path || !revision.is_empty())),
+        hub,
+        licence: licence(&source.folder),
+    }
 }
 
 fn card(prepared: &Prepared, title: &str) -> String {
     let Prepared { plan, config, sources } = prepared;
-    let hub_models: Vec<String> = sources.iter().filter_map(hub_name).collect();
-    let names: Vec<String> = sources.iter().map(card_name).collect();
+    let models: Vec<CardModel> = sources.iter().map(card_model).collect();
     // Where parameters are for all models but the base, the base is what the others are compared with.
     let compared = plan.method.parameters.iter().any(|parameter| parameter.scope == Scope::NonBase);
-    let is_base = |i: usize| compared && plan.base == Some(i);
-    let merged: Vec<String> =
-        names.iter().enumerate().filter(|(i, _)| !is_base(*i)).map(|(_, model)| model.clone()).collect();
     model_card(&ModelCard {
         title,
         method: plan.method.name,
         paper: plan.method.paper.map(|paper| paper.url),
-        base: plan.base.map(|base| names[base].as_str()),
-        models: &merged,
+        models: &models,
+        base: plan.base,
+        base_is_merged: !compared,
         seed: plan.seed,
-        hub_models: &hub_models,
         version: env!("CARGO_PKG_VERSION"),
         yaml: &config.source,
     })
@@ -271,7 +276,7 @@ fn may_write(path: &Path) -> std::io::Result<()> {
     Ok(access(path, needed)?)
 }
 
-/// Elsewhere the end of the merge will tell.
+/// Elsewhere the end of the merge will show it.
 #[cfg(not(unix))]
 fn may_write(_path: &Path) -> std::io::Result<()> {
     Ok(())

@@ -6,101 +6,32 @@
 //! numbers while it waits (buffers belong to lanes, held inputs to the device), so groups never wait for
 //! each other's memory and nothing can deadlock, whatever the order of tensors in the files.
 
+mod budget;
+mod copies;
+mod cut;
 mod fold;
 mod group;
-mod inputs;
+mod reader;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::device::{Device, LaneBytes};
-use crate::backend::{Backend, Lane, Launch, Limits, Output, SpanResult};
+use crate::backend::{Backend, Lane, Launch, Limits, Output, Span, SpanResult};
 use crate::checkpoint::{Reads, Sink, Source};
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::input::{self, Input};
+use crate::plan::{Action, Plan};
 use crate::recipe::Threshold;
 use crate::threads;
 use crate::timeline::{By, Stage, Timeline};
-use group::{Group, Place, Task};
-use inputs::{Behind, Reader};
+use copies::{Copier, units};
+use cut::{Destination, Sizes, Unit};
+use group::Group;
+use reader::Reader;
 
+pub use budget::Budget;
 pub use group::Merged;
-
-/// What a merge may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
-    /// Worker threads.
-    pub threads: usize,
-    /// Memory for buffers and, on the CPU, held inputs, in bytes.
-    pub host_bytes: u64,
-    /// Memory of the device for buffers and held inputs, in bytes.
-    pub device_bytes: u64,
-    /// The most tiles in a chunk, rounded up to a power of two: chunks are subtrees of a digest.
-    pub chunk_tiles: u64,
-}
-
-impl Budget {
-    /// Cuts the work so that the buffers of all workers fit, and gives the rest to held inputs.
-    ///
-    /// # Errors
-    /// Not even one worker with chunks of one tile fits.
-    pub fn limits(&self, plan: &Plan, on: &Device) -> Result<Limits> {
-        let widest = plan.widest();
-        let lane = |chunk_tiles: u64| on.family.lane_bytes(&widest, chunk_tiles);
-        let fits = |threads: u64, LaneBytes { host, device, binding }: LaneBytes| {
-            threads * host <= self.host_bytes
-                && threads * device <= self.device_bytes
-                && binding <= on.binding_bytes
-        };
-        // A chunk beyond the largest tensor would only cost memory.
-        let mut chunk_tiles = self.chunk_tiles.clamp(1, widest.tiles).next_power_of_two();
-        // Many threads with tiny chunks would do more calls than work.
-        let comfortable = lane(chunk_tiles.min(CHUNK_TILES_COMFORTABLE));
-        let affordable = |given: u64, each: u64| given.checked_div(each).unwrap_or(THREADS_MAX);
-        let threads = affordable(self.host_bytes, comfortable.host)
-            .min(affordable(self.device_bytes, comfortable.device))
-            .clamp(1, THREADS_MAX)
-            .min(self.threads.max(1) as u64);
-        while !fits(threads, lane(chunk_tiles)) {
-            if chunk_tiles == 1 {
-                return Err(self.too_little_memory(lane(1), on));
-            }
-            chunk_tiles /= 2;
-        }
-        let LaneBytes { host, device, .. } = lane(chunk_tiles);
-        // A device with memory of its own holds inputs there.
-        let hold_bytes = match device {
-            0 => self.host_bytes - threads * host,
-            device => self.device_bytes - threads * device,
-        };
-        Ok(Limits { threads: threads as usize, chunk_tiles, hold_bytes, widest, kernels: true })
-    }
-
-    fn too_little_memory(&self, needed: LaneBytes, on: &Device) -> Error {
-        if needed.binding > on.binding_bytes {
-            return Error::device(format!(
-                "{}: its kernels can use {} bytes at once, and this merge needs {}",
-                on.id(),
-                on.binding_bytes,
-                needed.binding
-            ))
-            .hint("merge fewer models at a time, or use --device cpu");
-        }
-        let (flag, given, needed) = if self.host_bytes < needed.host {
-            ("--host-memory", self.host_bytes, needed.host)
-        } else {
-            ("--device-memory", self.device_bytes, needed.device)
-        };
-        Error::config(format!("{flag} {given} bytes: this merge needs at least {needed}"))
-            .hint("give it more; the default is a good choice")
-    }
-}
-
-/// Where memory is short, threads are given up before chunks get smaller than this.
-const CHUNK_TILES_COMFORTABLE: u64 = 16;
-
-/// More threads than this only wait for each other.
-const THREADS_MAX: u64 = 256;
 
 /// Who looks on while the merge runs.
 pub trait Watch: Sync {
@@ -121,9 +52,10 @@ struct Stream<'a> {
     /// See [`Work::recalled`].
     recalled: &'a [Vec<Threshold>],
     reads: Reads,
-    kernels: bool,
-    chunk_tiles: u64,
-    behind: Mutex<Behind>,
+    idle: bool,
+    sizes: Sizes,
+    /// Of each input, how many tensors are still to be merged from it.
+    uses: Vec<AtomicU32>,
     groups: Vec<std::ops::Range<usize>>,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -154,9 +86,11 @@ pub struct Work<'a> {
     pub recalled: &'a [Vec<Threshold>],
     /// How the inputs are read.
     pub reads: Reads,
+    /// Whether nothing is computed: every input is read once and what is written means nothing. The floor of a merge.
+    pub idle: bool,
 }
 
-/// What came of it.
+/// The result of a stream.
 #[derive(Debug)]
 pub struct Streamed {
     /// Of every tensor of the plan: the digest of what was written, the odd values met, and thresholds.
@@ -180,7 +114,7 @@ pub fn run(
     watch: &dyn Watch,
     timeline: &Timeline,
 ) -> Result<Streamed> {
-    let Work { plan, sources, recalled, reads } = work;
+    let Work { plan, sources, recalled, reads, idle } = work;
     let queue = Queue {
         ready: VecDeque::new(),
         next: 0,
@@ -198,9 +132,9 @@ pub fn run(
         timeline,
         recalled,
         reads,
-        kernels: limits.kernels,
-        chunk_tiles: limits.chunk_tiles,
-        behind: Mutex::new(Behind::new(limits.behind_bytes())),
+        idle,
+        sizes: Sizes { chunk_tiles: limits.chunk_tiles, spans: limits.widest.spans },
+        uses: plan.uses().into_iter().map(AtomicU32::new).collect(),
         groups: group::plan_groups(plan, limits.chunk_tiles),
         queue: Mutex::new(queue),
         changed: Condvar::new(),
@@ -227,24 +161,24 @@ impl Stream<'_> {
     fn pump(&self, worker: usize) -> Result<()> {
         let by = By::Worker(worker);
         let mut lane = self.backend.lane(worker, self.timeline)?;
-        let mut flying: VecDeque<(Arc<Group>, Vec<Place>)> = VecDeque::new();
-        let mut bytes = Vec::new();
+        let mut flying: VecDeque<(Arc<Group>, Vec<Destination>)> = VecDeque::new();
+        let mut copier = Copier::default();
         loop {
             while flying.len() < lane.depth() {
-                let Some((group, task)) = self.take(flying.is_empty())? else { break };
-                match task {
-                    Task::Copy { range } => {
-                        group.copy(self, by, range, &mut bytes)?;
+                let Some((group, unit)) = self.take(flying.is_empty())? else { break };
+                match unit {
+                    Unit::Copy { span, destination } => {
+                        self.copy(&mut copier, by, &group, span, &destination)?;
                         self.finish_unit(&group)?;
                     }
-                    Task::Launch { launch, places } => {
+                    Unit::Launch { launch, destinations } => {
                         self.submit(&mut *lane, by, launch)?;
-                        flying.push_back((group, places));
+                        flying.push_back((group, destinations));
                     }
                 }
             }
-            let Some((group, places)) = flying.pop_front() else { return Ok(()) };
-            lane.collect(&mut |span, output| self.deliver(by, &group, &places[span], &output))?;
+            let Some((group, destinations)) = flying.pop_front() else { return Ok(()) };
+            lane.collect(&mut |span, output| self.deliver(by, &group, &destinations[span], &output))?;
             self.finish_unit(&group)?;
         }
     }
@@ -252,23 +186,57 @@ impl Stream<'_> {
     /// Reads a launch's inputs into the device and starts it.
     fn submit(&self, lane: &mut dyn Lane, by: By, launch: Launch) -> Result<()> {
         let spans = launch.spans.clone();
-        let (reads, floats) = (launch.reads.clone(), launch.floats.clone());
-        lane.submit(launch, &mut Reader { stream: self, by, spans, reads, floats })
+        let element_bytes = launch.floats.iter().map(|float| float.bytes()).collect();
+        lane.submit(launch, &mut Reader::new(self, by, &spans, element_bytes))
     }
 
-    /// Takes in one span's result: merged values are written, measurements folded.
-    fn deliver(&self, by: By, group: &Group, place: &Place, output: &Output<'_>) -> Result<()> {
+    /// Copies a span.
+    fn copy(&self, copier: &mut Copier, by: By, group: &Group, span: Span, to: &Destination) -> Result<()> {
+        let tensor = &self.plan.tensors[to.tensor];
+        let Action::Copy(copy) = &tensor.action else { unreachable!("only copies are copied") };
+        let (_, unit_bytes) = units(tensor, copy.from);
+        let (bytes, spans) = (span.elements * unit_bytes, [span]);
+        let mut reader = Reader::new(self, by, &spans, vec![unit_bytes; copy.holders.len()]);
+        let name_of = |input| {
+            let at = input::stored(&self.plan.inputs, input).into_iter().next();
+            at.map_or_else(|| format!("input {input}"), |at| self.sources[at.source].name.clone())
+        };
+        let output = copier.copy((tensor, copy), bytes, &mut reader, name_of, (self.timeline, by))?;
+        self.deliver(by, group, to, &output)
+    }
+
+    /// Takes in one span's result: values are written, measurements folded.
+    fn deliver(&self, by: By, group: &Group, to: &Destination, output: &Output<'_>) -> Result<()> {
         if let SpanResult::Values(bytes) = output.result {
-            let write = || self.sink.write_at(place.tensor, place.offset, bytes);
+            let write = || self.sink.write_at(to.tensor, to.offset, bytes);
             self.timeline.time(Stage::Write, by, bytes.len() as u64, write)?;
             self.watch.moved(0, bytes.len() as u64);
         }
-        group.take(place, output, self.timeline, by);
+        group.take(to, self.plan.tensors[to.tensor].bytes, output, self.timeline, by);
         Ok(())
     }
 
+    /// Whether other tensors than the one that asks are still to be merged from an input.
+    fn is_shared(&self, input: usize) -> bool {
+        self.uses[input].load(Ordering::Relaxed) > 1
+    }
+
+    /// Notes that a tensor is done. What is held of inputs that will not be used again is freed.
+    fn done_with(&self, tensor: usize) {
+        let Action::Merge(merge) = &self.plan.tensors[tensor].action else { return };
+        for input in &merge.inputs {
+            if self.uses[*input].fetch_sub(1, Ordering::Relaxed) > 1 {
+                continue;
+            }
+            self.backend.forget(*input);
+            if let (Reads::Mapped, Input::Stored(at)) = (self.reads, &self.plan.inputs[*input]) {
+                self.sources[at.source].release(at.tensor);
+            }
+        }
+    }
+
     /// The next unit; `None` when there is none, for good or, without `wait`, for now.
-    fn take(&self, wait: bool) -> Result<Option<(Arc<Group>, Task)>> {
+    fn take(&self, wait: bool) -> Result<Option<(Arc<Group>, Unit)>> {
         let mut queue = self.queue();
         loop {
             if self.watch.stop() {
@@ -278,8 +246,13 @@ impl Stream<'_> {
                 return Ok(None);
             }
             while let Some(group) = queue.ready.front() {
-                if let Some(task) = group.next_task(self.chunk_tiles) {
-                    return Ok(Some((Arc::clone(group), task)));
+                if let Some((unit, last)) = group.next_unit(self.sizes) {
+                    let group = Arc::clone(group);
+                    // Its next pass is solved for under the group's own lock, which must not be waited for here.
+                    if last {
+                        queue.ready.pop_front();
+                    }
+                    return Ok(Some((group, unit)));
                 }
                 queue.ready.pop_front();
             }
@@ -306,14 +279,10 @@ impl Stream<'_> {
 
     /// Starts the group's next pass, or closes it.
     fn advance(&self, group: &Arc<Group>) -> Result<()> {
-        let goes_on = group.next_pass(self.plan, self.chunk_tiles)?;
+        let goes_on = group.next_pass(self)?;
         let done = if goes_on { Vec::new() } else { group.merged() };
         // Before the queue is locked, for which the others wait.
-        for (tensor, _) in &done {
-            if self.backend.forget(*tensor) {
-                self.release(*tensor);
-            }
-        }
+        done.iter().for_each(|(tensor, _)| self.done_with(*tensor));
         let mut queue = self.queue();
         if goes_on {
             // What is under way goes first: what it holds is the sooner free again.

@@ -1,6 +1,7 @@
 //! Words for people. Names and values come from files: none of them forges a line, steers a terminal or fills a screen.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 /// The longest line of a message, in characters: a path and a name fit, a file's content does not.
 const LINE_CHARS_MAX: usize = 1000;
@@ -38,6 +39,14 @@ fn cut(text: &str) -> Cow<'_, str> {
     format!("{} … {}", &text[..head], &text[tail..]).into()
 }
 
+/// The first characters of a text, and a sign where there were more.
+pub fn cut_to(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.into(),
+    }
+}
+
 /// A name from a file, as it may stand in a message: quoted, escaped, and cut.
 pub fn quoted(name: &str) -> String {
     const NAME_CHARS_MAX: usize = 200;
@@ -54,6 +63,26 @@ pub fn bytes(bytes: u64) -> String {
         1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
         _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
+}
+
+/// Ascending numbers as runs: `0–3, 7`.
+pub fn runs(numbers: &BTreeSet<usize>) -> String {
+    /// The rest is counted.
+    const SHOWN_MAX: usize = 8;
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == number => *end = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let run = |(start, end): &(usize, usize)| {
+        if start == end { format!("{start}") } else { format!("{start}–{end}") }
+    };
+    let shown: Vec<String> = runs.iter().take(SHOWN_MAX).map(run).collect();
+    let hidden: usize = runs.iter().skip(SHOWN_MAX).map(|(start, end)| end - start + 1).sum();
+    let more = if hidden > 0 { format!(" and {hidden} more") } else { String::new() };
+    shown.join(", ") + &more
 }
 
 #[cfg(test)]
@@ -84,5 +113,14 @@ mod tests {
         let sizes = [999, 1_000, 30_400, 999_999, 5_000_000, 2_200_000_000];
         let words = ["999 bytes", "1.0 kB", "30.4 kB", "1000.0 kB", "5.0 MB", "2.20 GB"];
         assert_eq!(sizes.map(bytes), words);
+    }
+
+    #[test]
+    fn numbers_are_runs() {
+        let of = |numbers: &[usize]| runs(&numbers.iter().copied().collect());
+        assert_eq!(of(&[7]), "7");
+        assert_eq!(of(&[0, 1, 2, 3, 7, 9, 10]), "0–3, 7, 9–10");
+        let even: Vec<usize> = (0..20).map(|i| 2 * i).collect();
+        assert_eq!(of(&even), "0, 2, 4, 6, 8, 10, 12, 14 and 12 more");
     }
 }

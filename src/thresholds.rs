@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::make_private;
 use crate::checkpoint::{Source, read_small};
-use crate::kernel::consensus::Trim;
-use crate::plan::{Action, At, Plan};
+use crate::input::{At, Input};
+use crate::kernel::thinning::Trim;
+use crate::plan::{Action, Plan};
 use crate::recipe::Threshold;
 use crate::stream::Merged;
 
@@ -27,10 +28,10 @@ const PAIRS_MAX: usize = 256;
 const DENSITIES_MAX: usize = 16;
 
 /// The thresholds of one model's tensors, one for each density.
-type Known = HashMap<Names, Vec<Found>>;
+type Known = HashMap<Names, Vec<Remembered>>;
 
 /// How many elements are kept, the key of the smallest, and the flat index before which keys equal to that are kept.
-type Found = (u64, u32, u64);
+type Remembered = (u64, u32, u64);
 
 /// A tensor's names in the base and in the model.
 type Names = (String, String);
@@ -85,10 +86,16 @@ pub fn remember(cache: &Path, plan: &Plan, sources: &[Source], merged: &[Merged]
 fn task_vectors(plan: &Plan, index: usize) -> Vec<(usize, At, At)> {
     let Action::Merge(merge) = &plan.tensors[index].action else { return Vec::new() };
     let Some(base) = merge.settings.base else { return Vec::new() };
-    merge.settings.non_base().map(|input| (input, merge.inputs[base], merge.inputs[input])).collect()
+    // Of tensors that are made of others nothing is known by name.
+    let stored = |input: usize| match &plan.inputs[merge.inputs[input]] {
+        Input::Stored(at) => Some(*at),
+        Input::Made(_) => None,
+    };
+    let of = |input: usize| Some((input, stored(base)?, stored(input)?));
+    merge.settings.non_base().filter_map(of).collect()
 }
 
-/// Which file tells of which two models.
+/// Which file holds what is known of which two models.
 struct Pairs<'a> {
     folder: PathBuf,
     sources: &'a [Source],
@@ -116,9 +123,9 @@ impl<'a> Pairs<'a> {
 
 /// What a file holds.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct ThresholdFile {
     format: u32,
-    tensors: Vec<(Names, Vec<Found>)>,
+    tensors: Vec<(Names, Vec<Remembered>)>,
 }
 
 /// Files of another form are not understood.
@@ -128,7 +135,7 @@ const FORMAT: u32 = 1;
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 fn read(file: &Path) -> io::Result<Known> {
-    let Stored { format, tensors } = serde_json::from_slice(&read_small(file, FILE_BYTES_MAX)?)?;
+    let ThresholdFile { format, tensors } = serde_json::from_slice(&read_small(file, FILE_BYTES_MAX)?)?;
     if format == FORMAT { Ok(tensors.into_iter().collect()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
@@ -141,7 +148,7 @@ fn write(file: &Path, known: &Known) -> io::Result<()> {
     tensors.sort_unstable();
     make_private(file.parent().unwrap_or(Path::new("")))?;
     let unfinished = file.with_extension(format!("{}.{UNFINISHED}", std::process::id()));
-    let json = serde_json::to_vec(&Stored { format: FORMAT, tensors })?;
+    let json = serde_json::to_vec(&ThresholdFile { format: FORMAT, tensors })?;
     // One that is there is a killed merge's or somebody's trap: it is left alone, and goes as the old ones do.
     let mut made = File::create_new(&unfinished)?;
     made.write_all(&json).and_then(|()| fs::rename(&unfinished, file)).inspect_err(|_| {

@@ -1,6 +1,6 @@
 //! What the stages of a merge took, and when: the report's shares and the trace are made from it.
 //!
-//! Threads read, hash and write; a device copies in, computes and copies out. Every piece of such work is recorded with
+//! Threads read, hash and write; a device copies in, computes and copies out. All such work is recorded, each stretch with
 //! its beginning and end, so that what overlaps and what holds the merge back is seen and not guessed.
 //!
 //! Totals are always there, and workers add to them without a lock. Single records are kept only where somebody wants
@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use busy::Busy;
-use kept::Kept;
+use kept::KeptRecords;
 
 pub use shares::{Bottleneck, Shares, StageShare, Who};
 
@@ -59,16 +59,16 @@ impl Stage {
     }
 }
 
-/// Who did a piece of work.
+/// Who did some work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum By {
     /// A worker's thread, by its number.
     Worker(usize),
-    /// The device, which works on one piece of a stage at a time.
+    /// The device, which does one thing of a stage at a time.
     Device,
 }
 
-/// A single piece of work, of a timeline that keeps them.
+/// A single stretch of work, of a timeline that keeps them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record {
     /// Who did it.
@@ -87,7 +87,7 @@ pub struct Timeline {
     origin: Instant,
     workers: [WorkersTotal; STAGES],
     device: [Mutex<DeviceTotal>; STAGES],
-    kept: Option<Kept>,
+    kept: Option<KeptRecords>,
 }
 
 /// One stage of all workers, added up.
@@ -114,7 +114,7 @@ impl Timeline {
 
     /// A timeline that begins now and keeps single records too, 32 bytes each, up to 64 MiB of them.
     pub fn keeping() -> Self {
-        Self { kept: Some(Kept::default()), ..Self::new() }
+        Self { kept: Some(KeptRecords::default()), ..Self::new() }
     }
 
     /// The same, beginning now.
@@ -149,7 +149,7 @@ impl Timeline {
         done
     }
 
-    /// How many pieces of a stage were recorded, of workers and device together: of [`Stage::Compute`], the launches of
+    /// How many records there are of a stage, of workers and device together: of [`Stage::Compute`], the launches of
     /// a device, or the spans of the CPU.
     pub fn count(&self, stage: Stage) -> u64 {
         let workers = self.workers[stage as usize].count.load(Ordering::Relaxed);
@@ -170,7 +170,7 @@ impl Timeline {
 
     /// How many single records were one too many to be kept: the latest ones.
     pub fn left_out(&self) -> u64 {
-        self.kept.as_ref().map_or(0, Kept::left_out)
+        self.kept.as_ref().map_or(0, KeptRecords::left_out)
     }
 
     /// Writes the single records in Chrome's trace format: JSON that Perfetto and `chrome://tracing` show. Times are
@@ -193,7 +193,7 @@ impl Default for Timeline {
     }
 }
 
-/// A stage added up: time, bytes, and how many pieces.
+/// A stage added up: time, bytes, and how many records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Total {
     busy: Duration,

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Builds kernels/*.cu into kernels/ptx/*.ptx, and proves of each what a user's driver will rely on. Needs no GPU.
+"""Builds kernels/*.cu into kernels/ptx/*.ptx, and examines each for what users' drivers rely on. Needs no GPU.
 
 The PTX is in the repository and in the binary, so that a user needs the NVIDIA driver and nothing else. It must therefore
-be the same bytes wherever it is built, be text that drivers of CUDA 12.0 on accept, and not round otherwise than the CPU.
+be the same bytes wherever it is built, be text that drivers from CUDA 12.0 on accept, and round as the CPU does.
 The compilers are wheels with exact versions, in a virtual environment of their own (349 MB on the disk).
 
     python3 tools/build_kernels.py                # builds, checks, and writes what has changed
     python3 tools/build_kernels.py --check        # builds and checks; exit code 1 if kernels/ptx is not what was built
     python3 tools/build_kernels.py --self-test    # are planted faults found?
 
-What is checked: every PTX assembles for every GPU below, with the assemblers of CUDA 13.0 and 12.0; for the measured GPUs
-no entry spills or has a stack; the machine code of sm_90 has no fused multiply-add; every entry tells its block size. The
-table shows what each entry takes, and how long the assembler worked on it, as the user's driver will at its first use.
+Checks: every PTX assembles for every GPU below, with the assemblers of CUDA 13.0 and 12.0; for the measured GPUs
+no entry spills or has a stack; the machine code of sm_90 has no fused multiply-add; every entry states its block size. The
+table shows the resources of each entry, and the time of the assembler, which the user's driver takes at the first use.
 
-A PTX begins with the hash of its sources, which `cargo test` makes again (`tests/all/kernel_files.rs`), and the recipe:
+A PTX begins with the hash of its sources, which `cargo test` computes again (`tests/all/kernel_files.rs`), and the recipe:
 
     // mergeforge kernel NAME, source blake3:HASH
     // recipe: RECIPE

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Do other programs read what mergeforge wrote? Checks an output folder with the Python libraries that will load it.
+"""Do other programs read the outputs of mergeforge? Checks a folder with the Python libraries that will load it.
 
     python tools/check_output.py --like DONOR [--shards N] OUT…
 
-DONOR is the model that gave config and tokenizer. Each OUT must hold DONOR's tensors by name and shape, of the type that its
-config.json names; an index that fits the shards; a manifest whose digests fit the data; and a config and a tokenizer that
-transformers loads, the tokenizer giving DONOR's tokens. Needs safetensors, numpy, blake3 and transformers; no torch.
+DONOR is the model that gave config and tokenizer. Each OUT must hold DONOR's tensors by name and shape, of the type in its
+config.json; an index that fits the shards; a manifest whose digests fit the data; and a config and a tokenizer that
+transformers loads, the tokenizer with DONOR's tokens. Needs safetensors, numpy, blake3 and transformers; no torch.
 """
 
 import argparse

@@ -1,36 +1,32 @@
 #!/usr/bin/env python3
-"""How fast is a merge, against what the machine could do at best and against mergekit?
+"""How fast is a merge, against the best that the machine could do and against mergekit?
 
-A time alone says little: it depends on disk, memory and the neighbours of that minute. So each round runs, for each
-merge below, the floor (tools/floor.rs: the same bytes read and written, no arithmetic), mergeforge, and in the first
-rounds mergekit, one after the other; what is graded is the ratio of runs that were neighbours in time.
+A time alone says little: it depends on disk, memory and the neighbours of that minute. `mergeforge bench merge` makes
+the models and measures each merge below in turns with the floor; mergekit then merges the same files, and the outputs of
+the two tools are compared.
 
-    cargo build --release --bins --examples
-    target/release/examples/synth --shape tinyllama-1.1b --models 4 --dtype bf16 /dev/shm/models
-    python tools/compare.py --models /dev/shm/models --disk target/compare --mergekit "$(which mergekit-yaml)" \\
-        --save benches/results/NAME
+    cargo build --release
+    python tools/compare.py --disk target/compare --mergekit "$(which mergekit-yaml)" --save benches/results/NAME
 
-Saves NAME.md and NAME.json; benches/README.md says how to read them. Needs numpy only for comparing the outputs of
-the two tools. Results name models by their folders alone. Nothing is removed that this run did not write.
+Saves NAME.md and NAME.json; benches/README.md says how to read them. Needs numpy only for comparing the outputs of the
+two tools. Without --dir the models lie in memory, and are removed at the end.
 """
 
 import argparse
 import concurrent.futures
-import contextlib
 import dataclasses
 import datetime
 import json
 import multiprocessing
 import os
 import pathlib
-import platform
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
+
+from measuring import MERGEKIT_ENVIRONMENT, Failed, Json, Ran, answer, config_of, cores, file_system, machine
+from measuring import memory_folder, models_folder, succeed, table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -43,12 +39,6 @@ BF16_INFINITY = 0x7F80
 # No two bfloat16 are further apart than this many ulps.
 ULPS_MAX = 2 * (BF16_INFINITY + 1)
 
-# Of ru_maxrss, in bytes.
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-
-# mergekit looks for a tokenizer, which synthetic models lack, and must not ask the network for it while it is timed.
-MERGEKIT_ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Merges
@@ -60,219 +50,55 @@ class Case:
 
     name: str
     method: str
-    models: dict
-    base: str | None = None
-    parameters: dict = dataclasses.field(default_factory=dict)
+    models: int
     random: bool = False
 
-    @property
-    def inputs(self):
-        """The checkpoints that the merge reads, each once."""
-        return list(dict.fromkeys([*([self.base] if self.base else []), *self.models]))
 
-    def config(self, folder=None):
-        """The YAML; with a folder, it names the models by whole paths."""
-
-        def name(model):
-            return json.dumps(str(folder / model)) if folder else model
-
-        lines = [f"merge_method: {self.method}", *([f"base_model: {name(self.base)}"] if self.base else []), "models:"]
-        for model, settings in self.models.items():
-            lines += [f"  - model: {name(model)}", *block("parameters", settings, "    ")]
-        return "\n".join([*lines, *block("parameters", self.parameters), "dtype: bfloat16", ""])
+CASES = [
+    Case("linear", "linear", 3),
+    Case("slerp", "slerp", 2),
+    Case("ties", "ties", 2),
+    Case("dare_ties", "dare_ties", 2, random=True),
+    Case("ties_4", "ties", 4),
+]
 
 
-def block(key, settings, indent=""):
-    lines = [f"{indent}  {name}: {value}" for name, value in settings.items()]
-    return [f"{indent}{key}:", *lines] if lines else []
+def bench(args: argparse.Namespace, case: Case, folder: pathlib.Path) -> Json:
+    """Rounds of floor and merge; the models are made first where they are not there."""
+    flags = ["--shape", args.shape, "--method", case.method, "--models", case.models, "--threads", args.threads]
+    flags += ["--device", "cpu", "--repeat", args.rounds, "--dir", folder]
+    flags += ["--layers", args.layers] if args.layers else []
+    flags += ["--host-memory", args.host_memory] if args.host_memory else []
+    found = answer([args.mergeforge, "bench", "merge", *flags, "--json"])
+    say(f"{case.name} on {file_system(folder)}: {found['seconds']:.2f} s, floor {floor_of(found)['seconds']:.2f} s")
+    return found
 
 
-def all_cases():
-    thirds = {"model-1": {"weight": 0.5}, "model-2": {"weight": 0.3}, "model-3": {"weight": 0.2}}
-    two = {f"model-{n}": {"density": 0.5, "weight": 0.5} for n in (1, 2)}
-    four = {f"model-{n}": {"density": 0.5, "weight": 0.25} for n in (1, 2, 3, 4)}
-    return [
-        Case("linear", "linear", thirds),
-        Case("slerp", "slerp", {"model-1": {}, "model-2": {}}, "model-1", {"t": 0.5}),
-        Case("ties", "ties", two, "base"),
-        Case("dare_ties", "dare_ties", two, "base", random=True),
-        Case("ties_4", "ties", four, "base"),
-    ]
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Running
+def floor_of(found: Json) -> Json:
+    """On a disk, the floor that ends when the output is stored, as a merge does."""
+    return found["floor_stored"] or found["floor"]
 
 
-@dataclasses.dataclass
-class Run:
-    wall_s: float
-    cpu_s: float
-    peak_rss_bytes: int
-
-
-def run(command, cwd, log, environment=None):
-    """Runs to the end, or leaves with the last words of the program.
-
-    What this process holds when it starts a child counts as the child's (see `least_rss_bytes`), so it must stay small:
-    it never loads numpy."""
-    with log.open("wb") as words:
-        start = time.perf_counter()
-        child = subprocess.Popen(
-            [str(word) for word in command],
-            cwd=cwd,
-            stdout=words,
-            stderr=subprocess.STDOUT,
-            env=os.environ | (environment or {}),
-        )
-        _, status, usage = os.wait4(child.pid, 0)
-        wall_s = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        sys.exit(f"{shown(command)}: exit {child.returncode}\n{log.read_text(errors='replace')[-2000:]}")
-    return Run(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * RSS_UNIT)
-
-
-def least_rss_bytes():
-    """Until exec a child is a copy of this process: a peak below ours cannot be seen."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-
-
-def shown(command):
-    return " ".join(map(str, command))
-
-
-class Bench:
-    """One folder for outputs, and the programs that write into it."""
-
-    def __init__(self, args, folder, fsync=False):
-        self.args = args
-        self.folder = folder
-        self.log = folder / "log"
-        self.fsync = fsync
-
-    def floor(self, case):
-        """The floor's own time: it ends before its output is removed, as mergeforge's does."""
-        command = [self.args.floor, "--out", self.folder, "--repeat", 1, "--threads", self.args.threads, "--json"]
-        command += ["--output-bytes", self.args.plans[case.name]["write_bytes"], *(["--fsync"] if self.fsync else [])]
-        measured = run([*command, *case.inputs], self.args.models, self.log)
-        figures = json.loads(self.log.read_text())
-        return dataclasses.replace(measured, wall_s=figures["seconds"][0])
-
-    def mergeforge(self, case, out):
-        command = [self.args.mergeforge, "merge", self.config(case), out, "--threads", self.args.threads, "--quiet"]
-        if self.args.host_memory:
-            command += ["--host-memory", self.args.host_memory]
-        return run(command, self.args.models, self.log)
-
-    def mergekit(self, case, out, *flags):
-        command = [self.args.mergekit, self.config(case), out, *flags]
-        return run(command, self.args.models, self.log, MERGEKIT_ENVIRONMENT)
-
-    def config(self, case):
-        path = self.folder / f"{case.name}.yml"
-        path.write_text(case.config(self.args.models))
-        return path
-
-    @contextlib.contextmanager
-    def output(self, name):
-        """A place for an output, which does not outlive its use: two of them may be more than the memory holds."""
-        path = self.folder / name
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def measure_in_memory(args, chosen):
-    """Rounds over all merges, rather than all rounds of one merge: a slow minute then spoils one round of each."""
-    runs = {case.name: {} for case in chosen}
-    agreements = {}
-    with bench_in(args.out, args) as bench:
-        bench.floor(max(chosen, key=lambda case: len(case.inputs)))  # Uncounted: inputs may not be cached yet.
-        for turn in range(args.rounds):
-            for case in chosen:
-                with_mergekit = args.mergekit and turn < args.mergekit_rounds
-                measure_round(bench, case, turn, with_mergekit, runs[case.name], agreements)
-    return runs, agreements
-
-
-def measure_round(bench, case, turn, with_mergekit, runs, agreements):
-    with bench.output("mergekit") as theirs, bench.output("mergeforge") as ours:
-        if with_mergekit:
-            measure_mergekit(bench, case, theirs, runs)
-        compared = with_mergekit and case.name not in agreements
-        if not compared:
+def beside_mergekit(args: argparse.Namespace, case: Case, models: pathlib.Path) -> tuple[dict[str, list[Ran]], Json]:
+    """Runs of mergekit, and how far its output is from that of mergeforge."""
+    runs: dict[str, list[Ran]] = {}
+    modes = [["--lazy-unpickle"]] if args.lazy_unpickle else []
+    with tempfile.TemporaryDirectory(prefix="compare-", dir=args.out) as folder:
+        config, theirs, ours = (pathlib.Path(folder) / name for name in ("config.yml", "mergekit", "mergeforge"))
+        config.write_text(config_of(case.method, models, case.models))
+        # The last run is with the defaults, and its output stays.
+        for mode in [*modes, []] * args.mergekit_rounds:
             shutil.rmtree(theirs, ignore_errors=True)
-        measure_pair(bench, case, turn, ours, runs)
-        if compared:
-            base = bench.args.models / "base" if case.random else None
-            agreements[case.name] = in_child(agreement, ours, theirs, base)
-
-
-def measure_mergekit(bench, case, out, runs):
-    if bench.args.lazy_unpickle:
-        keep(runs, "mergekit --lazy-unpickle", case, bench.mergekit(case, out, "--lazy-unpickle"))
-        shutil.rmtree(out)
-    keep(runs, "mergekit", case, bench.mergekit(case, out))
-
-
-def measure_pair(bench, case, turn, out, runs):
-    """Floor and merge take turns in going first: what the first leaves behind must not always meet the same one."""
-    pair = [("floor", lambda: bench.floor(case)), ("mergeforge", lambda: bench.mergeforge(case, out))]
-    for name, measured in pair if turn % 2 == 0 else reversed(pair):
-        if bench.fsync:
-            os.sync()  # What others left unwritten is not this run's to wait for.
-        keep(runs, name, case, measured())
-
-
-def measure_on_disk(args, chosen):
-    runs = {case.name: {} for case in chosen}
-    with bench_in(args.disk, args, fsync=True) as bench:
-        for turn in range(args.rounds):
-            for case in chosen:
-                with bench.output("mergeforge") as out:
-                    measure_pair(bench, case, turn, out, runs[case.name])
-    return runs
-
-
-@contextlib.contextmanager
-def bench_in(parent, args, fsync=False):
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="compare-", dir=parent) as folder:
-        yield Bench(args, pathlib.Path(folder), fsync)
-
-
-def keep(runs, program, case, measured):
-    runs.setdefault(program, []).append(measured)
-    print(f"{case.name}, {program}: {measured.wall_s:.2f} s, {measured.cpu_s:.2f} s CPU", file=sys.stderr)
-
-
-def measure_startup(args):
-    """What mergekit needs before it reads its config; the first call only warms the page cache."""
-    with bench_in(args.out, args) as bench:
-        calls = [run([args.mergekit, "--help"], args.models, bench.log, MERGEKIT_ENVIRONMENT) for _ in range(2)]
-    return calls[-1]
-
-
-def measure_copy(args):
-    return output_of([args.floor, "--copy", "--threads", args.threads, "--json"], args.models, json.loads)
-
-
-def plan(args, case):
-    """Bytes to read and to write, from the headers alone; a config that is wrong ends the run here."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yml") as config:
-        config.write(case.config(args.models))
-        config.flush()
-        planned = output_of([args.mergeforge, "plan", config.name, "--json"], args.models, json.loads)
-    return {key: planned[key] for key in ("read_bytes", "write_bytes")}
-
-
-def output_of(command, cwd=None, parse=str.strip):
-    done = subprocess.run([str(word) for word in command], cwd=cwd, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"{shown(command)}: exit {done.returncode}")
-    return parse(done.stdout)
+            ran = succeed([args.mergekit, config, theirs, *mode], environment=MERGEKIT_ENVIRONMENT)
+            program = " ".join(["mergekit", *mode])
+            say(f"{case.name}, {program}: {ran.wall_s:.2f} s")
+            runs.setdefault(program, []).append(ran)
+        succeed([args.mergeforge, "merge", config, ours, "--device", "cpu", "--quiet", "--no-cache"])
+        return runs, in_child(agreement, ours, theirs, models / "base" if case.random else None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -385,156 +211,84 @@ def values(bits):
 # Report
 
 
-def median(runs, figure="wall_s"):
-    return statistics.median(getattr(run, figure) for run in runs)
-
-
-def least(runs):
-    return min(run.wall_s for run in runs)
-
-
-def moved_bytes(plan):
-    return plan["read_bytes"] + plan["write_bytes"]
-
-
-def floor_share(runs):
-    """The median over rounds: floor and merge of one round met the same machine."""
-    return statistics.median(floor.wall_s / merge.wall_s for floor, merge in zip(runs["floor"], runs["mergeforge"]))
-
-
-def figures(runs, plan):
-    """What the tables show, by program."""
-    by_program = {
-        program: {
-            "wall_s_median": median(measured),
-            "wall_s_min": least(measured),
-            "cpu_s_median": median(measured, "cpu_s"),
-            "peak_rss_bytes_max": max(run.peak_rss_bytes for run in measured),
-            "gb_per_s_median": moved_bytes(plan) / 1e9 / median(measured),
-        }
-        for program, measured in runs.items()
+def figures_of_mergekit(runs: list[Ran], ours_s: float, startup: Ran) -> Json:
+    """What the table shows: how many times mergeforge's wall time mergekit takes, whole and without its start-up."""
+    wall_s = statistics.median(run.wall_s for run in runs)
+    return {
+        "wall_s": [run.wall_s for run in runs],
+        "wall_s_median": wall_s,
+        "cpu_s_median": statistics.median(run.cpu_s for run in runs),
+        "peak_bytes": max(run.peak_bytes for run in runs),
+        "ratio": wall_s / ours_s,
+        "ratio_without_startup": (wall_s - startup.wall_s) / ours_s,
     }
-    by_program["mergeforge"]["share_of_floor"] = floor_share(runs)
-    return by_program
 
 
-def ratios(ours, theirs, startup):
-    """How many times mergeforge's wall time mergekit takes, whole and without its start-up."""
-    ours, theirs = ours["wall_s_median"], theirs["wall_s_median"]
-    return {"ratio": theirs / ours, "ratio_without_startup": (theirs - startup.wall_s) / ours}
-
-
-def results(args, chosen, runs, disk_runs, agreements, startup):
-    """All that is saved; nothing in it names a folder but the models'."""
-    saved = {
-        "date": datetime.date.today().isoformat(),
-        "machine": args.machine,
-        "versions": versions(args),
-        "threads": args.threads,
-        "rounds": args.rounds,
-        "mergekit_rounds": min(args.rounds, args.mergekit_rounds) if args.mergekit else 0,
-        "host_memory": args.host_memory,
-        "copy": measure_copy(args),
-        "peak_rss_seen_from_bytes": least_rss_bytes(),
-        "mergekit_startup": startup and dataclasses.asdict(startup),
-        "merges": {},
-    }
-    for case in chosen:
-        saved["merges"][case.name] = entry = {
-            "config": case.config(),
-            "inputs": case.inputs,
-            **args.plans[case.name],
-            "in_memory": section(runs[case.name], args, case, startup),
-            "agreement": agreements.get(case.name),
-        }
-        if disk_runs:
-            entry["on_disk"] = section(disk_runs[case.name], args, case, None)
-    return saved
-
-
-def section(runs, args, case, startup):
-    by_program = figures(runs, args.plans[case.name])
-    for program, theirs in by_program.items():
-        if program.startswith("mergekit"):
-            theirs |= ratios(by_program["mergeforge"], theirs, startup)
-    raw = {program: [dataclasses.asdict(run) for run in measured] for program, measured in runs.items()}
-    return {"figures": by_program, "runs": raw}
-
-
-def report(saved):
+def report(saved: Json) -> str:
     merges = saved["merges"]
-    parts = [
-        "# Speed of merges",
-        heading(saved),
-        "## Output in memory",
-        f"Folder of the outputs: {saved['machine']['out']}.",
-        speed_table(saved, "in_memory"),
-    ]
-    if any("on_disk" in merge for merge in merges.values()):
-        where = f"Folder of the outputs: {saved['machine']['disk']}. Both end when all is stored."
-        parts += ["## On disk, with fsync", where, speed_table(saved, "on_disk")]
+    parts = ["# Speed of merges", heading(saved)]
+    sections = {"in_memory": "Models and output in memory", "on_disk": "On disk, until all is stored"}
+    for section, title in sections.items():
+        found = {name: merge[section] for name, merge in merges.items() if merge[section]}
+        if found:
+            parts += [f"## {title}", f"Folder: {saved['folders'][section]}.", speed_table(found)]
     if saved["mergekit_startup"]:
         parts += ["## mergekit", mergekit_note(saved), mergekit_table(merges)]
         parts += ["## Agreement of the outputs", *agreement_tables(merges)]
-    parts += ["## Configs", *(f"{name}:\n\n```yaml\n{merge['config']}```" for name, merge in merges.items())]
-    return "\n\n".join(parts) + "\n"
+    configs = (f"{name}:\n\n```yaml\n{merge['config']}\n```" for name, merge in merges.items())
+    return "\n\n".join([*parts, "## Configs", *configs]) + "\n"
 
 
-def heading(saved):
-    machine, versions = saved["machine"], saved["versions"]
-    programs = ", ".join(f"{name} {version}" for name, version in versions.items())
+def heading(saved: Json) -> str:
+    here = saved["machine"]
+    programs = ", ".join(f"{name} {version}" for name, version in saved["versions"].items())
     memory = f"--host-memory {saved['host_memory']}" if saved["host_memory"] else "the default memory budget"
+    copies = [one["copy_gb_per_s"] for merge in saved["merges"].values() if (one := merge["in_memory"])]
     return (
-        f"{saved['date']}; {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
-        f"{machine['kernel']}; load before the run {machine['load']:.1f}. {programs}. {saved['threads']} threads, "
-        f"{memory}, rounds: {saved['rounds']}; medians, in brackets the fastest run. Plain copies in memory: "
-        f"{saved['copy']['gb_per_s_median']:.1f} GB/s read + written. Made by `tools/compare.py`; `benches/README.md` "
-        "says what the columns mean."
+        f"{saved['date']}; {here['cpu']}, {here['cores']} cores, {here['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{here['system']}; load before the run {here['load']:.1f}. {programs}. {saved['shape']} in bfloat16, "
+        f"{saved['threads']} threads, {memory}, rounds: {saved['rounds']}; medians, in brackets the fastest run. Plain "
+        f"copies in memory: {statistics.median(copies):.1f} GB/s read + written. Made by `tools/compare.py`; "
+        "`benches/README.md` says what the columns mean."
     )
 
 
-def speed_table(saved, section):
-    rows = []
-    for name, merge in saved["merges"].items():
-        floor, ours = (merge[section]["figures"][program] for program in ("floor", "mergeforge"))
-        rows.append(
-            [
-                name,
-                f"{merge['read_bytes'] / 1e9:.2f} + {merge['write_bytes'] / 1e9:.2f}",
-                seconds(floor),
-                seconds(ours),
-                f"{ours['gb_per_s_median']:.2f}",
-                f"{ours['share_of_floor']:.1%}".replace("%", " %"),
-                f"{ours['cpu_s_median']:.2f}",
-                megabytes(ours, saved["peak_rss_seen_from_bytes"]),
-            ]
-        )
-    titles = ["merge", "GB in + out", "floor, s", "mergeforge, s", "GB/s", "share of floor", "CPU, s", "peak RSS, MB"]
-    return table(titles, rows)
+def speed_table(merges: dict[str, Json]) -> str:
+    head = ["merge", "GB in + out", "floor, s", "mergeforge, s", "GB/s", "share of floor", "CPU, s", "peak, MB"]
+    rows = [head]
+    for name, found in merges.items():
+        cells = [f"{found['input_bytes'] / 1e9:.2f} + {found['output_bytes'] / 1e9:.2f}"]
+        cells += [seconds(floor_of(found)), seconds(found), f"{found['gb_per_s']:.2f}"]
+        cells += [f"{100 * found['share_of_floor']:.1f} %", f"{found['cpu_seconds'] or 0:.2f}"]
+        rows.append([name, *cells, f"{(found['peak_bytes'] or 0) / 1e6:.0f}"])
+    return table(rows)
 
 
-def mergekit_note(saved):
+def seconds(found: Json) -> str:
+    return f"{found['seconds']:.2f} ({min(found['seconds_all']):.2f})"
+
+
+def mergekit_note(saved: Json) -> str:
     startup = saved["mergekit_startup"]
     return (
         f"By its command, with its defaults; rounds: {saved['mergekit_rounds']}. Its start-up (`mergekit-yaml --help`) "
-        f"takes {startup['wall_s']:.1f} s and {startup['peak_rss_bytes'] / 1e6:.0f} MB. The ratio is its wall time to "
+        f"takes {startup['wall_s']:.1f} s and {startup['peak_bytes'] / 1e6:.0f} MB. The ratio is its wall time to "
         "mergeforge's."
     )
 
 
-def mergekit_table(merges):
-    rows = []
+def mergekit_table(merges: dict[str, Json]) -> str:
+    rows = [["merge", "program", "wall, s", "CPU, s", "peak RSS, MB", "ratio", "ratio without start-up"]]
     for name, merge in merges.items():
-        for program, theirs in merge["in_memory"]["figures"].items():
-            if program.startswith("mergekit"):
-                cells = [seconds(theirs), f"{theirs['cpu_s_median']:.2f}", megabytes(theirs), f"{theirs['ratio']:.1f}"]
-                rows.append([name, program, *cells, f"{theirs['ratio_without_startup']:.1f}"])
-    titles = ["merge", "program", "wall, s", "CPU, s", "peak RSS, MB", "ratio", "ratio without start-up"]
-    return table(titles, rows)
+        for program, theirs in merge["mergekit"].items():
+            wall = f"{theirs['wall_s_median']:.2f} ({min(theirs['wall_s']):.2f})"
+            cells = [wall, f"{theirs['cpu_s_median']:.2f}", f"{theirs['peak_bytes'] / 1e6:.0f}"]
+            rows.append([name, program, *cells, f"{theirs['ratio']:.1f}", f"{theirs['ratio_without_startup']:.1f}"])
+    return table(rows)
 
 
-def agreement_tables(merges):
-    agreements = {name: merge["agreement"] for name, merge in merges.items() if merge["agreement"]}
+def agreement_tables(merges: dict[str, Json]) -> list[str]:
+    agreements = {name: merge["agreement"] for name, merge in merges.items()}
     problems = [f"**{name}**: {found['problem']}" for name, found in agreements.items() if "problem" in found]
     valued = [[name, *agreement_cells(found)] for name, found in agreements.items() if "equal" in found]
     masked = [
@@ -546,148 +300,112 @@ def agreement_tables(merges):
     ulp_titles = ["ulps, 9999 of 10,000", "ulps, at most", "abs(diff), at most"]
     value_titles = ["merge", "equal elements", "at most 1 ulp apart", *ulp_titles]
     mask_titles = ["merge", "program", "elements moved from the base", "mean abs(out - base)"]
-    tables = [table(titles, rows) for titles, rows in ((value_titles, valued), (mask_titles, masked)) if rows]
+    tables = [table([titles, *rows]) for titles, rows in ((value_titles, valued), (mask_titles, masked)) if rows]
     return [*problems, *tables]
 
 
-def agreement_cells(found):
+def agreement_cells(found: Json) -> list[str]:
     shares = [percent_down(found["equal"]), percent_down(found["within_1_ulp"])]
     ulps = [str(found["ulps_of_9999_in_10000"]), str(found["ulps_max"])]
     return [*shares, *ulps, f"{found['difference_max']:.1e}"]
 
 
-def percent_down(share):
+def percent_down(share: float) -> str:
     """Rounded down: 100 % means all."""
     return f"{int(share * 1e6) / 1e4:.4f} %".replace("100.0000", "100")
 
 
-def seconds(figures):
-    return f"{figures['wall_s_median']:.2f} ({figures['wall_s_min']:.2f})"
-
-
-def megabytes(figures, seen_from_bytes=0):
-    peak_bytes = figures["peak_rss_bytes_max"]
-    return f"{'≤ ' if peak_bytes <= seen_from_bytes else ''}{peak_bytes / 1e6:.0f}"
-
-
-def table(titles, rows):
-    # Names to the left, numbers to the right.
-    marks = [":--" if title in ("merge", "program") else "--:" for title in titles]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, marks, *rows])
-
-
-def save(path, saved, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not `with_suffix`: a name may have dots of its own.
-    path.with_name(path.name + ".md").write_text(text)
-    path.with_name(path.name + ".json").write_text(json.dumps(saved, indent=1) + "\n")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Machine and programs
+# Programs and command line
 
 
-def machine(args):
-    return {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "kernel": f"{platform.system()} {platform.release()}",
-        "load": os.getloadavg()[0],
-        "models": file_system(args.models),
-        "out": file_system(args.out),
-        "disk": args.disk and file_system(args.disk),
-    }
-
-
-def cpu_model():
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.machine()
-
-
-def file_system(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        # Mounts may be stacked: the last is the one seen.
-        return subprocess.check_output(["findmnt", "-no", "FSTYPE", "-T", folder], text=True).split()[-1]
-    return "file system unknown"
-
-
-def versions(args):
-    commit = output_of(["git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--tags"])
-    named = {"mergeforge": f"{output_of([args.mergeforge, '--version']).split()[-1]} at {commit}"}
+def versions(args: argparse.Namespace) -> dict[str, str]:
+    commit = succeed(["git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--tags"]).out.strip()
+    named = {"mergeforge": f"{succeed([args.mergeforge, '--version']).out.split()[-1]} at {commit}"}
     if args.mergekit:
         # As the environment of the command has them, which need not be this script's.
         python = args.mergekit.parent / "python"
         ask = "from importlib.metadata import version; print(version('mergekit'), version('torch'))"
-        named["mergekit"], named["torch"] = output_of([python, "-c", ask]).split()
+        named["mergekit"], named["torch"] = succeed([python, "-c", ask]).out.split()
     return named
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [case.name for case in all_cases()]
-    release = REPOSITORY / "target" / "release"
+def parse_args() -> argparse.Namespace:
     path = pathlib.Path
-    parser.add_argument("--models", type=path, required=True, help="folder that holds base, model-1, … (bfloat16)")
-    parser.add_argument("--out", type=path, default=path("/dev/shm"), help="for outputs, in memory [%(default)s]")
-    parser.add_argument("--disk", type=path, help="folder on a disk: measure there too, with fsync")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [case.name for case in CASES]
+    parser.add_argument("--shape", default="tinyllama-1.1b", help="of the models [%(default)s]")
+    parser.add_argument("--layers", type=int, help="cut the shape down to so many")
+    parser.add_argument("--dir", type=path, help="for models, which then stay [a folder in memory that does not]")
+    parser.add_argument("--out", type=path, default=memory_folder(), help="for outputs to compare [%(default)s]")
+    parser.add_argument("--disk", type=path, help="folder on a disk: measure there too; the models stay")
     of_names = f"of {', '.join(names)}"
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="MERGE", help=of_names)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of floor and mergeforge [all cores]")
+    parser.add_argument("--threads", type=int, default=cores(), help="of floor and mergeforge [all cores]")
     parser.add_argument("--host-memory", metavar="SIZE", help="mergeforge's [its default]")
     parser.add_argument("--mergekit", type=path, help="the command mergekit-yaml: measure it too")
     parser.add_argument("--mergekit-rounds", type=int, default=1)
     parser.add_argument("--lazy-unpickle", action="store_true", help="mergekit with this flag too")
-    parser.add_argument("--mergeforge", type=path, default=release / "mergeforge")
-    parser.add_argument("--floor", type=path, default=release / "examples" / "floor")
+    parser.add_argument("--mergeforge", type=path, default=REPOSITORY / "target" / "release" / "mergeforge")
     parser.add_argument("--save", type=path, metavar="NAME", help="write NAME.md and NAME.json")
-    return check(parser.parse_args())
-
-
-def check(args):
-    """Programs run in the folder of the models, which the floor names by their folders: every path must hold there."""
-    for name in ("models", "out", "disk", "mergekit", "mergeforge", "floor"):
-        if getattr(args, name):
+    args = parser.parse_args()
+    for name, hint in (("mergeforge", "cargo build --release"), ("mergekit", "give the path of mergekit-yaml")):
+        if program := getattr(args, name):
             # Not `resolve`: it would follow the links of a virtual environment.
-            setattr(args, name, getattr(args, name).absolute())
-    for program, hint in (
-        ("mergeforge", "cargo build --release"),
-        ("floor", "cargo build --release --example floor"),
-        ("mergekit", 'give a whole path: --mergekit "$(which mergekit-yaml)"'),
-    ):
-        if getattr(args, program) and not getattr(args, program).is_file():
-            sys.exit(f"no program {getattr(args, program)}\nhint: {hint}")
-    needed = {model for case in all_cases() if case.name in args.only for model in case.inputs}
-    if missing := sorted(model for model in needed if not (args.models / model).is_dir()):
-        sys.exit(
-            f"{args.models} has no {', '.join(missing)}\nhint: cargo run --release --example synth -- "
-            f"--shape tinyllama-1.1b --models 4 --dtype bf16 {args.models}"
-        )
-    if args.rounds < 1:
-        sys.exit("--rounds must be at least 1")
+            setattr(args, name, program.absolute())
+            if not program.is_file():
+                sys.exit(f"no program {program}\nhint: {hint}")
     return args
 
 
-def main():
+def measured(args: argparse.Namespace, folder: pathlib.Path) -> Json:
+    """All that is saved; it names no folder, but for their file systems."""
+    saved = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(args),
+        "shape": args.shape,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "mergekit_rounds": args.mergekit_rounds if args.mergekit else 0,
+        "host_memory": args.host_memory,
+        "folders": {"in_memory": file_system(folder), "on_disk": args.disk and file_system(args.disk)},
+        "mergekit_startup": None,
+        "merges": {},
+    }
+    if args.mergekit:
+        # The first call only brings its files into the page cache.
+        startup = [succeed([args.mergekit, "--help"], environment=MERGEKIT_ENVIRONMENT) for _ in range(2)][-1]
+        saved["mergekit_startup"] = {"wall_s": startup.wall_s, "peak_bytes": startup.peak_bytes}
+    for case in (case for case in CASES if case.name in args.only):
+        found = bench(args, case, folder)
+        config = config_of(case.method, pathlib.Path(""), case.models)
+        saved["merges"][case.name] = entry = {"config": config, "in_memory": found, "mergekit": {}, "agreement": {}}
+        entry["on_disk"] = bench(args, case, args.disk) if args.disk else None
+        if args.mergekit:
+            runs, entry["agreement"] = beside_mergekit(args, case, models_folder(folder, args.shape, args.layers))
+            for program, of_program in runs.items():
+                entry["mergekit"][program] = figures_of_mergekit(of_program, found["seconds"], startup)
+    return saved
+
+
+def main() -> None:
     # No merge may profit from the one before.
     os.environ["MERGEFORGE_CACHE"] = ""
     args = parse_args()
-    args.machine = machine(args)
-    chosen = [case for case in all_cases() if case.name in args.only]
-    args.plans = {case.name: plan(args, case) for case in chosen}
-    startup = measure_startup(args) if args.mergekit else None
-    runs, agreements = measure_in_memory(args, chosen)
-    disk_runs = measure_on_disk(args, chosen) if args.disk else None
-    saved = results(args, chosen, runs, disk_runs, agreements, startup)
+    with tempfile.TemporaryDirectory(prefix="compare-", dir=memory_folder()) as temporary:
+        try:
+            saved = measured(args, args.dir or pathlib.Path(temporary))
+        except Failed as error:
+            sys.exit(str(error))
     text = report(saved)
     print(text)
     if args.save:
-        save(args.save, saved, text)
+        args.save.parent.mkdir(parents=True, exist_ok=True)
+        # Not `with_suffix`: a name may have dots of its own.
+        args.save.with_name(args.save.name + ".md").write_text(text)
+        args.save.with_name(args.save.name + ".json").write_text(json.dumps(saved, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ The largest inputs have 13 GB, and lie in memory where there is room, else in th
 """
 
 import argparse
-import json
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
+
+from measuring import Json, answer, memory_folder, table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -39,15 +39,7 @@ BYTES_MAX = 18e9
 HEAD = ["merge", "tensors", "GB in", "wall, s", "s per GB in", "floor, s", "of the floor", "peak, MB"]
 
 
-def bench(binary, folder, shape, layers, method, models, repeat):
-    """One `bench merge`, as JSON."""
-    command = [binary, "bench", "merge", "--shape", shape, "--method", method, "--models", str(models)]
-    command += ["--device", "cpu", "--repeat", str(repeat), "--dir", folder, "--json"]
-    command += ["--layers", str(layers)] if layers else []
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-
-
-def row(name, found):
+def row(name: str, found: Json) -> list[str]:
     gigabytes = found["input_bytes"] / 1e9
     # Of a dense shape: nine a layer, both embeddings and the last norm.
     tensors = 9 * found["layers"] + 3
@@ -57,31 +49,28 @@ def row(name, found):
     return cells
 
 
-def table(head, rows):
-    lines = [head, [":--"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default=str(REPOSITORY / "target" / "release" / "mergeforge"))
     parser.add_argument("--dir", type=pathlib.Path, help="where checkpoints are made [memory if there is room]")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the smallest of each list: a rehearsal")
     args = parser.parse_args()
-    memory = pathlib.Path("/dev/shm")
-    room = shutil.disk_usage(memory).free if memory.is_dir() else 0
-    parent = args.dir or (memory if room > BYTES_MAX else pathlib.Path(tempfile.gettempdir()))
+    memory = memory_folder()
+    has_room = shutil.disk_usage(memory).free > BYTES_MAX
+    parent = args.dir or (memory if has_room else pathlib.Path(tempfile.gettempdir()))
     lists = {"Parameters": PARAMETERS, "Parameters, one sweep": LINEAR, "Models": MODELS, "Tensors": TENSORS}
     for title, cases in lists.items():
         rows = []
         for shape, layers, method, models in cases[: 1 if args.quick else None]:
+            command = [args.binary, "bench", "merge", "--shape", shape, "--method", method, "--models", models]
+            command += ["--layers", layers] if layers else []
             with tempfile.TemporaryDirectory(prefix="mergeforge-growth-", dir=parent) as folder:
-                found = bench(args.binary, folder, shape, layers, method, models, args.repeat)
+                found = answer([*command, "--device", "cpu", "--repeat", args.repeat, "--dir", folder, "--json"])
             cut = f", {layers} layers" if layers else ""
             rows.append(row(f"{method}, {models} models, {shape}{cut}", found))
             print(f"{title}: {' '.join(rows[-1])}", file=sys.stderr)
-        print(f"## {title}\n\n{table(HEAD, rows)}\n")
+        print(f"## {title}\n\n{table([HEAD, *rows])}\n")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ def row(method):
 
     paper = method["paper"]
     name = f"[`{method['name']}`]({paper['url']})" if paper else f"`{method['name']}`"
-    base = "required" if method["base_model_required"] else "–"
-    return f"| {name} | {method['summary']} | {base} | {parameters(True)} | {parameters(False)} |\n"
+    return f"| {name} | {method['summary']} | {method['base_model']} | {parameters(True)} | {parameters(False)} |\n"
 
 
 def table(methods):

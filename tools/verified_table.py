@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The README's table of devices on which every kernel was compared with the CPU's plain code, between its two marks.
+"""The README's table of devices on which the kernels were compared with their plain twins, between its two marks.
 
-It is made from what `mergeforge check --json` said there, saved as benches/results/verified/DATE-NAME.json:
+It is made from the outputs of `mergeforge check --json` there, saved as benches/results/verified/DATE-NAME.json:
 
     python3 tools/verified_table.py README.md            # writes the table
     python3 tools/verified_table.py README.md --check    # exit code 1 if it is stale
@@ -15,7 +15,7 @@ import sys
 BEGIN, END = "<!-- verified -->\n", "<!-- /verified -->\n"
 RESULTS = pathlib.Path(__file__).parent.parent / "benches" / "results" / "verified"
 # Kernels, and kinds of inputs: each of float32, float16, bfloat16, and a mixture.
-ROWS = 7 * 4
+ROWS = 8 * 4
 
 
 def row(file, device):
@@ -25,11 +25,11 @@ def row(file, device):
     wrong = [kernel for kernel in kernels if kernel["wrong"] is not None]
     if len(kernels) != ROWS:
         sys.exit(f"{file}: {device['device']} has {len(kernels)} rows, not {ROWS}: save a whole check")
-    launches, pieces, by_cpu = (sum(kernel[key] for kernel in kernels) for key in ("launches", "pieces", "by_cpu"))
+    launches, chunks, by_cpu = (sum(kernel[key] for kernel in kernels) for key in ("launches", "chunks", "by_cpu"))
     family = device["device"].split(":")[0]
     through = " ".join(filter(None, (family, facts.get("backend"), facts.get("driver"), facts.get("kind"))))
     result = f"{len(wrong)} of {ROWS} differ" if wrong else "the same bits"
-    left = f"{100 * by_cpu / pieces:.0f} %" if by_cpu else "–"
+    left = f"{100 * by_cpu / chunks:.0f} %" if by_cpu else "–"
     return f"| {device['name']} | {through} | {date} | {launches:,} | {left} | {result} |\n"
 
 

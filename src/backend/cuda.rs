@@ -7,7 +7,7 @@
 //! stream copy out                                                               └──┘
 //! ```
 //!
-//! A lane has `DEPTH` flights, each with slots of its own for a launch: so whoever has read can always go on, in
+//! A lane has some flights, each with slots of its own for a launch: so whoever has read can always go on, in
 //! whatever order the launches of all lanes come, and nothing can deadlock. Events tie the three streams together.
 //! Inputs that a later sweep needs again stay in device memory: such a launch goes to a spare slot, which is free again
 //! when the last chunk in it has been used.
@@ -16,32 +16,44 @@ mod driver;
 mod kernels;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::device::{Device, Family, LaneBytes};
+use super::device::{Device, Family};
+use super::gpu::{self, CHUNK_TILES, DEPTH, HOST_BYTES, Slot, SlotBytes, Spares, lock};
 use super::held::{Gathered, Held};
 use super::table::{self, Dialect, Table};
-use super::{Backend, Hold, Lane, Launch, Limits, Output, Read, Yardstick};
+use super::{Backend, Lane, Launch, Limits, Output, ReadInputs};
 use crate::error::{Error, Result};
-use crate::kernel::packed::{MAGNITUDES_MODELS, TALLY_WORDS};
-use crate::kernel::{Result as Shape, SPANS_MAX, TILE, Widest};
+use crate::kernel::Outcome;
+use crate::kernel::packed::GROUP_MODELS;
 use crate::timeline::{By, Stage, Timeline};
-use driver::{Context, DeviceMemory, Event, Pinned, Stream, Way};
-use kernels::Kernels;
+use driver::{Context, CopyWay, CudaStream, DeviceMemory, Event, Pinned};
+use kernels::LoadedKernels;
 
-/// Chunks of 2 Mi elements: 4 MiB of bfloat16 per input are read and copied at full speed.
-pub(super) const CHUNK_TILES: u64 = 2048;
-
-/// Launches of a lane that may be under way: one is read while the device works on the other.
-const DEPTH: usize = 2;
-
-/// Slots, inputs in slots and results start at multiples of this.
-const ALIGNMENT: u64 = 256;
+/// NVIDIA's GPUs.
+pub(super) const FAMILY: Family = Family {
+    name: "cuda",
+    numbered: true,
+    chunk_tiles: CHUNK_TILES,
+    // A GPU works on all of it at once.
+    bench_tiles: |all| all,
+    lane_bytes: gpu::lane_bytes,
+    host_bytes: HOST_BYTES,
+    device_bytes: |device, _| {
+        // Holds the largest tensors of all inputs, and leaves room for the driver under 8 GiB; devices shared with others keep a
+        // tenth of what is free.
+        const DEFAULT: u64 = 7 << 30;
+        Ok(DEFAULT.min(free_bytes(device.index)? / 10 * 9))
+    },
+    devices,
+    free_bytes: |device| free_bytes(device.index).map(Some),
+    open: |device, limits| Ok(Box::new(Cuda::new(device, limits)?)),
+};
 
 /// What the kernels are like.
 const DIALECT: Dialect =
-    Dialect { magnitudes_own: 2, magnitudes_models: MAGNITUDES_MODELS, results_apart: None };
+    Dialect { compiled: |kernel| &kernel.ptx, group_models: GROUP_MODELS, results_apart: None };
 
 /// Bytes behind the results of a launch that no kernel may touch.
 const GUARD_BYTES: u64 = 256;
@@ -49,47 +61,8 @@ const GUARD_BYTES: u64 = 256;
 /// What the guard holds.
 const GUARD: u8 = 0xa5;
 
-/// The sizes of a flight's slots, in bytes.
-#[derive(Debug, Clone, Copy)]
-struct SlotBytes {
-    /// Inputs, and the launch's table behind them.
-    input: u64,
-    /// Tallies, results and the guard.
-    result: u64,
-}
-
-impl SlotBytes {
-    fn of(widest: &Widest, chunk_tiles: u64) -> Self {
-        // Each span of each input is padded to whole tiles, which are multiples of the alignment.
-        let inputs = chunk_tiles * (TILE * widest.input_bytes) as u64;
-        let table = (4 * table::words_max(widest, chunk_tiles)) as u64;
-        let tallies = (4 * SPANS_MAX * TALLY_WORDS) as u64;
-        // A span's results may be followed by less than a vector of padding, and values by less than a tile.
-        let padding = SPANS_MAX as u64 * ALIGNMENT;
-        Self {
-            input: (inputs + table).next_multiple_of(ALIGNMENT),
-            result: (tallies + widest.result_bytes(chunk_tiles) + padding + GUARD_BYTES)
-                .next_multiple_of(ALIGNMENT),
-        }
-    }
-
-    fn both(self) -> u64 {
-        self.input + self.result
-    }
-}
-
-/// What one lane takes.
-pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
-    let slots = DEPTH as u64 * SlotBytes::of(widest, chunk_tiles).both();
-    // What is copied without a kernel goes through three buffers of the worker.
-    let copied = 3 * chunk_tiles * (TILE * widest.copied_bytes) as u64;
-    // Reads past the page cache come in whole blocks.
-    let blocks = 4 * chunk_tiles * TILE as u64;
-    LaneBytes { host: slots + copied + blocks + (1 << 20), device: slots, binding: 0 }
-}
-
 /// The devices of this machine.
-pub(super) fn devices() -> Result<Vec<Device>> {
+fn devices() -> Result<Vec<Device>> {
     let count = driver::device_count()?;
     let version = driver::version()?;
     let device = |index| {
@@ -103,7 +76,7 @@ pub(super) fn devices() -> Result<Vec<Device>> {
         ];
         let memory_bytes = Some(about.total_bytes);
         Ok(Device {
-            family: Family::Cuda,
+            family: &FAMILY,
             index,
             name: about.name,
             memory_bytes,
@@ -118,24 +91,22 @@ pub(super) fn devices() -> Result<Vec<Device>> {
 }
 
 /// The free memory of a device, in bytes.
-pub(super) fn free_bytes(index: usize) -> Result<u64> {
+fn free_bytes(index: usize) -> Result<u64> {
     Context::of(index)?.free_bytes()
 }
 
 /// A CUDA device.
 #[derive(Debug)]
-pub struct Cuda {
+struct Cuda {
     name: String,
-    kernels: Kernels,
-    /// Whether they are launched; see [`Limits::kernels`].
-    kernels_run: bool,
+    kernels: LoadedKernels,
     /// Each is locked while the parts of one launch are put in, so that the times of its events are its own.
-    copy_in: Mutex<Stream>,
-    compute: Mutex<Stream>,
-    copy_out: Mutex<Stream>,
+    copy_in: Mutex<CudaStream>,
+    compute: Mutex<CudaStream>,
+    copy_out: Mutex<CudaStream>,
     origin: Origin,
     slots: SlotBytes,
-    spare: Arc<Spare>,
+    spares: Arc<Spares<u64>>,
     held: Held<InputSlot>,
     memory: Arc<DeviceMemory>,
     context: Arc<Context>,
@@ -148,48 +119,22 @@ struct Origin {
     instant: Instant,
 }
 
-/// Device slots that belong to no flight.
-#[derive(Debug)]
-struct Spare {
-    free: Mutex<Vec<u64>>,
-}
-
-/// A device slot for inputs: bytes from the start of the device's memory. A spare one goes back when it is dropped.
-#[derive(Debug)]
-struct InputSlot {
-    place: u64,
-    spare: Option<Arc<Spare>>,
-}
-
-impl Drop for InputSlot {
-    fn drop(&mut self) {
-        if let Some(spare) = &self.spare {
-            lock(&spare.free).push(self.place);
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// A slot for inputs: bytes from the start of the device's memory.
+type InputSlot = Slot<u64>;
 
 impl Cuda {
     /// Opens a device with memory for the lanes and the held inputs of `limits`.
     ///
     /// # Errors
     /// Kind `Device`: it cannot be used, or has not the memory.
-    pub fn new(device: &Device, limits: &Limits) -> Result<Self> {
+    fn new(device: &Device, limits: &Limits) -> Result<Self> {
         let context = Context::of(device.index)?;
         let slots = SlotBytes::of(&limits.widest, limits.chunk_tiles);
         let flights = (limits.threads * DEPTH) as u64;
-        // More than all that is ever held would be of no use; chunks that end early, and small tensors, leave gaps.
-        let useful = match limits.widest.held_bytes {
-            0 => 0,
-            held => 2 * held.div_ceil(slots.input) + 2 * flights,
-        };
-        let flights_bytes = flights * slots.both();
-        let reachable = table::PLACES_BYTES.saturating_sub(flights_bytes) / slots.input;
-        let spares = (limits.hold_bytes / slots.input).min(useful).min(reachable);
+        let flights_bytes = flights * slots.all();
+        let input_bytes = slots.inputs + slots.table;
+        let reachable = table::PLACES_BYTES.saturating_sub(flights_bytes) / input_bytes;
+        let spares = gpu::spare_slots(limits, input_bytes).min(reachable);
         if flights_bytes > table::PLACES_BYTES {
             return Err(Error::device(format!(
                 "{} threads with chunks of {} tiles take more than 64 GiB of the device's memory",
@@ -197,22 +142,21 @@ impl Cuda {
             ))
             .hint("use fewer --threads"));
         }
-        let memory = DeviceMemory::new(flights_bytes + spares * slots.input)?;
-        let free = (0..spares).rev().map(|i| flights_bytes + i * slots.input).collect();
-        let compute = Stream::new()?;
+        let memory = DeviceMemory::new(flights_bytes + spares * input_bytes)?;
+        let free = (0..spares).rev().map(|i| flights_bytes + i * input_bytes).collect();
+        let compute = CudaStream::new()?;
         let event = Event::new()?;
         event.record(&compute)?;
         event.synchronize()?;
         Ok(Self {
             name: format!("{} {}", device.id(), device.name),
-            kernels: Kernels::default(),
-            kernels_run: limits.kernels,
-            copy_in: Mutex::new(Stream::new()?),
+            kernels: LoadedKernels::default(),
+            copy_in: Mutex::new(CudaStream::new()?),
             compute: Mutex::new(compute),
-            copy_out: Mutex::new(Stream::new()?),
+            copy_out: Mutex::new(CudaStream::new()?),
             origin: Origin { event, instant: Instant::now() },
             slots,
-            spare: Arc::new(Spare { free: Mutex::new(free) }),
+            spares: Spares::new(free),
             held: Held::default(),
             memory: Arc::new(memory),
             context,
@@ -229,8 +173,7 @@ impl Cuda {
 
     /// A slot to hold inputs in, while there are any.
     fn spare_slot(&self) -> Option<Arc<InputSlot>> {
-        let place = lock(&self.spare.free).pop()?;
-        Some(Arc::new(InputSlot { place, spare: Some(Arc::clone(&self.spare)) }))
+        Some(Slot::spare(self.spares.take()?, &self.spares))
     }
 }
 
@@ -252,47 +195,8 @@ impl Backend for Cuda {
         Ok(Box::new(CudaLane { cuda: self, timeline, ready: flights, flying: VecDeque::new() }))
     }
 
-    fn yardstick(&self, yardstick: Yardstick, elements: u64) -> Result<Duration> {
-        self.context.bind()?;
-        let bytes = 2 * elements;
-        let (from, to) = (Event::new()?, Event::new()?);
-        let stream = lock(&self.compute);
-        match yardstick {
-            Yardstick::Copy => {
-                let input = self.memory.region(0, bytes);
-                let output = self.memory.region(self.slots.input, bytes);
-                from.record(&stream)?;
-                // SAFETY: the memory is dropped with `self`, which waits for all streams first.
-                unsafe { stream.copy_within(input, output) }?;
-            }
-            Yardstick::Stream { inputs, writes } => {
-                let places: Vec<u64> = (0..inputs as u64).map(|input| input * bytes).collect();
-                let table = Table::stream(&DIALECT, inputs, writes, elements as usize, &places)?;
-                let words: &[u8] = bytemuck::cast_slice(&table.words);
-                let mut pinned = Pinned::new(words.len(), Way::In)?;
-                pinned.bytes_mut().copy_from_slice(words);
-                let at = self.memory.region(inputs as u64 * bytes, words.len() as u64);
-                let results = self.memory.region(self.slots.input, table.result_bytes);
-                // SAFETY: `pinned` lives, and nobody writes to it, until the stream has been waited for; the memory is dropped
-                // with `self`, which waits for all streams first.
-                unsafe { stream.copy_in(&pinned, at) }?;
-                stream.synchronize()?;
-                let kernel = self.kernels.get(&table.entry)?;
-                let parameters = [self.memory.all(), at, results];
-                from.record(&stream)?;
-                // SAFETY: kernel, grid and threads are the table's, which lies at `at`; its inputs lie in front of it, and its
-                // results fill `results`. Memory and modules are dropped with `self`, which waits for all streams first.
-                unsafe { stream.launch(&kernel, table.grid, table.threads, parameters) }?;
-            }
-        }
-        to.record(&stream)?;
-        to.synchronize()?;
-        Ok(milliseconds(to.milliseconds_since(&from)?))
-    }
-
-    fn forget(&self, tensor: usize) -> bool {
-        self.held.forget(tensor);
-        false
+    fn forget(&self, input: usize) {
+        self.held.forget(input);
     }
 }
 
@@ -308,13 +212,14 @@ struct Flight {
 
 impl Flight {
     fn new(cuda: &Cuda, number: usize) -> Result<Self> {
-        let place = number as u64 * cuda.slots.both();
+        let place = number as u64 * cuda.slots.all();
+        let SlotBytes { inputs, table, results } = cuda.slots;
         let event = || Event::new();
         Ok(Self {
-            pinned: Pinned::new(cuda.slots.input as usize, Way::In)?,
-            results: Pinned::new(cuda.slots.result as usize, Way::Out)?,
-            slot: Arc::new(InputSlot { place, spare: None }),
-            result_place: place + cuda.slots.input,
+            pinned: Pinned::new((inputs + table) as usize, CopyWay::In)?,
+            results: Pinned::new(results as usize, CopyWay::Out)?,
+            slot: Slot::of_flight(place),
+            result_place: place + inputs + table,
             events: [event()?, event()?, event()?, event()?, event()?, event()?],
         })
     }
@@ -333,7 +238,7 @@ struct Flying {
     flight: Flight,
     /// Slots that its kernel reads: they must not be used again before it is done.
     _slots: Vec<Arc<InputSlot>>,
-    shape: Shape,
+    outcome: Outcome,
     /// Of each span, where its results are in the flight's, and how many bytes.
     spans: Vec<(usize, usize)>,
     bytes: Moved,
@@ -355,17 +260,17 @@ impl Lane for CudaLane<'_> {
         DEPTH
     }
 
-    fn submit(&mut self, launch: Launch, read: &mut dyn Read) -> Result<()> {
+    fn submit(&mut self, launch: Launch, read: &mut dyn ReadInputs) -> Result<()> {
         let mut flight = self.ready.pop().expect("no more launches than the lane is deep");
-        let Gathered { parts, read_bytes } =
+        let Gathered { found, read_bytes } =
             self.cuda.held.gather(&launch, flight.pinned.bytes_mut(), read)?;
-        let spare = if launch.hold == Hold::Keep && read_bytes > 0 { self.cuda.spare_slot() } else { None };
+        let spare = if gpu::holds(&launch) && read_bytes > 0 { self.cuda.spare_slot() } else { None };
         // The slot that a launch is read into is kept by the launch too, though none of it may be held.
         let target = spare.clone().unwrap_or_else(|| Arc::clone(&flight.slot));
         let mut slots = vec![Arc::clone(&target)];
-        slots.extend(parts.iter().filter_map(|part| part.held.clone()));
+        slots.extend(found.iter().filter_map(|input| input.held.clone()));
         let places: Vec<u64> =
-            parts.iter().map(|part| part.held.as_ref().unwrap_or(&target).place + part.offset).collect();
+            found.iter().map(|input| input.held.as_ref().unwrap_or(&target).place + input.offset).collect();
         let table = Table::new(&DIALECT, &launch, &places)?;
         let table_bytes: &[u8] = bytemuck::cast_slice(&table.words);
         let copied_in = read_bytes + table_bytes.len() as u64;
@@ -380,10 +285,10 @@ impl Lane for CudaLane<'_> {
         // here, waits for the streams first.
         unsafe { self.start(&mut flight, &launch, &table, target.place, read_bytes, bytes) }
             .map_err(|failure| self.drain(failure))?;
-        let shape = launch.jobs[0].result();
-        self.flying.push_back(Flying { flight, _slots: slots, shape, spans: table.spans, bytes });
+        let outcome = launch.jobs[0].outcome();
+        self.flying.push_back(Flying { flight, _slots: slots, outcome, spans: table.spans, bytes });
         if let Some(spare) = spare {
-            self.cuda.held.keep(&launch, &parts, &spare);
+            self.cuda.held.keep_read(&launch, &found, &spare);
         }
         Ok(())
     }
@@ -398,11 +303,8 @@ impl Lane for CudaLane<'_> {
             return Err(Error::device(format!("{}: a kernel wrote behind its results", self.cuda.name))
                 .hint("`mergeforge check --device cuda` tests the device; please report this"));
         }
-        let tallies: &[u32] = bytemuck::cast_slice(&bytes[..4 * TALLY_WORDS * flying.spans.len()]);
-        let tallies = tallies.as_chunks::<TALLY_WORDS>().0;
-        for (span, ((start, len), tally)) in flying.spans.iter().zip(tallies).enumerate() {
-            let result = table::result_of(flying.shape, &bytes[*start..start + len]);
-            take(span, Output { result, tally: table::tally_of(tally), redone: false })?;
+        for (index, (output, _)) in gpu::outputs(flying.outcome, &flying.spans, bytes).enumerate() {
+            take(index, output)?;
         }
         self.ready.push(flying.flight);
         Ok(())
@@ -427,8 +329,9 @@ impl CudaLane<'_> {
     ) -> Result<()> {
         let Cuda { kernels, memory, copy_in, compute, copy_out, .. } = self.cuda;
         let kernel = kernels.get(&table.entry)?;
-        let SlotBytes { input, result } = self.cuda.slots;
-        assert!(bytes.copied_in <= input && bytes.copied_out <= result, "a launch fits its flight");
+        let slots = self.cuda.slots;
+        let fits = bytes.copied_in <= slots.inputs + slots.table && bytes.copied_out <= slots.results;
+        assert!(fits, "a launch fits its flight");
         let inputs = memory.region(target, bytes.copied_in);
         let packed = memory.region(target + table_offset, bytes.copied_in - table_offset);
         let results = memory.region(flight.result_place, bytes.copied_out);
@@ -451,12 +354,10 @@ impl CudaLane<'_> {
             unsafe { stream.fill(cleared, 0) }?;
             // SAFETY: as above.
             unsafe { stream.fill(guard, GUARD) }?;
-            if self.cuda.kernels_run {
-                let parameters = [memory.all(), packed, results];
-                // SAFETY: kernel, grid and threads are the table's, which has been copied when the stream goes on; it names
-                // slots that the caller keeps, and places in `results`. Modules are dropped as late as the memory.
-                unsafe { stream.launch(&kernel, table.grid, table.threads, parameters) }?;
-            }
+            let parameters = [memory.all(), packed, results];
+            // SAFETY: kernel, grid and threads are the table's, which has been copied when the stream goes on; it names
+            // slots that the caller keeps, and places in `results`. Modules are dropped as late as the memory.
+            unsafe { stream.launch(&kernel, table.grid, table.threads, parameters) }?;
             kernel_to.record(&stream)?;
         }
         let stream = lock(copy_out);

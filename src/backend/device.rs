@@ -1,51 +1,54 @@
-//! The devices that a machine has, and which of them to use.
+//! What there is to know of a device, and of a family of devices.
 
-use super::{Backend, Limits, cpu, cuda, wgpu};
-use crate::error::{Error, Result};
+use super::{Backend, Limits};
+use crate::error::Result;
 use crate::kernel::Widest;
 
-/// The kinds of devices, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// NVIDIA's GPUs.
-    Cuda,
-    /// Any GPU, through Vulkan, Metal or DX12.
-    Wgpu,
-    /// The processor.
-    Cpu,
-}
-
-impl Family {
-    /// All of them, best first.
-    pub const ALL: [Self; 3] = [Self::Cuda, Self::Wgpu, Self::Cpu];
-
+/// A kind of devices: everything that the rest of the program asks of it.
+#[derive(Debug)]
+pub struct Family {
     /// The name in `--device`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cuda => "cuda",
-            Self::Wgpu => "wgpu",
-            Self::Cpu => "cpu",
-        }
-    }
-
-    /// The chunk that suits the family, in tiles.
-    pub const fn chunk_tiles(self) -> u64 {
-        match self {
-            Self::Cuda => cuda::CHUNK_TILES,
-            Self::Wgpu => wgpu::CHUNK_TILES,
-            Self::Cpu => cpu::CHUNK_TILES,
-        }
-    }
-
+    pub name: &'static str,
+    /// Whether there may be several, which are numbered.
+    pub numbered: bool,
+    /// The chunk that suits it, in tiles.
+    pub chunk_tiles: u64,
+    /// The chunk that suits a bench of single kernels on tensors of so many tiles.
+    pub bench_tiles: fn(u64) -> u64,
     /// What one lane takes for chunks of so many tiles.
-    pub fn lane_bytes(self, widest: &Widest, chunk_tiles: u64) -> LaneBytes {
-        match self {
-            Self::Cuda => cuda::lane_bytes(widest, chunk_tiles),
-            Self::Wgpu => wgpu::lane_bytes(widest, chunk_tiles),
-            Self::Cpu => cpu::lane_bytes(widest, chunk_tiles),
-        }
+    pub lane_bytes: fn(&Widest, u64) -> LaneBytes,
+    /// The memory of the machine that a merge uses where nothing is said, in bytes.
+    pub host_bytes: u64,
+    /// The memory of the device that a merge uses where nothing is said, of a machine with so many bytes.
+    ///
+    /// # Errors
+    /// Kind `Device`: it cannot be used.
+    pub device_bytes: fn(&Device, u64) -> Result<u64>,
+    /// The devices of this machine.
+    ///
+    /// # Errors
+    /// Kind `Device`: why there is none.
+    pub devices: fn() -> Result<Vec<Device>>,
+    /// The free memory of a device, in bytes, where it has some of its own and says so.
+    ///
+    /// # Errors
+    /// Kind `Device`: it cannot be used.
+    pub free_bytes: fn(&Device) -> Result<Option<u64>>,
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// Kind `Device`: it cannot be used, or has not the memory.
+    pub open: fn(&Device, &Limits) -> Result<Box<dyn Backend>>,
+}
+
+/// There is one record of each family.
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
     }
 }
+
+impl Eq for Family {}
 
 /// Memory of one lane, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +65,7 @@ pub struct LaneBytes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     /// What kind of device.
-    pub family: Family,
+    pub family: &'static Family,
     /// Its number among those of the family.
     pub index: usize,
     /// The maker's name for it.
@@ -82,41 +85,18 @@ pub struct Device {
 }
 
 impl Device {
-    /// The processor, which is always there.
-    pub fn cpu() -> Self {
-        let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let name = about.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            family: Family::Cpu,
-            index: 0,
-            name: name.map_or("CPU", |(_, name)| name.trim()).into(),
-            memory_bytes: None,
-            binding_bytes: u64::MAX,
-            software: false,
-            identity: None,
-            facts: vec![("threads", threads.to_string())],
-            unusable: None,
-        }
-    }
-
     /// What `--device` takes for it: `cpu`, `cuda:0`.
     pub fn id(&self) -> String {
-        match self.family {
-            Family::Cpu => self.family.name().into(),
-            Family::Cuda | Family::Wgpu => format!("{}:{}", self.family.name(), self.index),
-        }
+        let Family { name, numbered, .. } = self.family;
+        if *numbered { format!("{name}:{}", self.index) } else { (*name).into() }
     }
 
-    /// What of its own memory is free, in bytes, where it has some and tells.
+    /// What of its own memory is free, in bytes, where it has some and says so.
     ///
     /// # Errors
     /// Kind `Device`: it cannot be used.
     pub fn free_bytes(&self) -> Result<Option<u64>> {
-        match self.family {
-            Family::Cuda => cuda::free_bytes(self.index).map(Some),
-            Family::Wgpu | Family::Cpu => Ok(None),
-        }
+        (self.family.free_bytes)(self)
     }
 
     /// Opens it.
@@ -124,85 +104,6 @@ impl Device {
     /// # Errors
     /// Kind `Device`: it cannot be used, or has not the memory.
     pub fn open(&self, limits: &Limits) -> Result<Box<dyn Backend>> {
-        match self.family {
-            Family::Cuda => Ok(Box::new(cuda::Cuda::new(self, limits)?)),
-            Family::Wgpu => Ok(Box::new(wgpu::Wgpu::new(self, limits)?)),
-            Family::Cpu if !limits.kernels => Ok(Box::new(cpu::Cpu::idle())),
-            Family::Cpu => Ok(Box::new(cpu::Cpu::new(limits.hold_bytes - limits.behind_bytes()))),
-        }
-    }
-}
-
-/// The devices of one family.
-///
-/// # Errors
-/// Kind `Device`: why there is none.
-pub fn devices(family: Family) -> Result<Vec<Device>> {
-    match family {
-        Family::Cuda => cuda::devices(),
-        Family::Wgpu => wgpu::devices(),
-        Family::Cpu => Ok(vec![Device::cpu()]),
-    }
-}
-
-/// The device that `--device` names: `auto`, a family, or a family with a number or a part of a name. With `auto`, the best
-/// that works, and why better ones do not; software that looks like a GPU never.
-///
-/// # Errors
-/// Kind `Config` for a word that is none of these, `Device` for one that is not there.
-pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
-    let mut passed_over = None;
-    if word == "auto" {
-        for family in Family::ALL {
-            let found = devices(family).unwrap_or_else(|reason| {
-                passed_over.get_or_insert(reason.message);
-                Vec::new()
-            });
-            for device in found.into_iter().filter(|device| !device.software) {
-                match device.unusable {
-                    None => return Ok((device, passed_over)),
-                    Some(reason) => _ = passed_over.get_or_insert(reason),
-                }
-            }
-            passed_over.get_or_insert_with(|| format!("no {} device", family.name()));
-        }
-    }
-    let (name, which) = word.split_once(':').unwrap_or((word, "0"));
-    let Some(family) = Family::ALL.into_iter().find(|family| family.name() == name) else {
-        let names: Vec<_> = Family::ALL.iter().map(|family| family.name()).collect();
-        return Err(Error::config(format!("--device {word}: there is no such device")).hint(format!(
-            "it can be auto, {}; with a number, or a part of its name, for one of several: cuda:1, wgpu:radeon",
-            names.join(", ")
-        )));
-    };
-    let found = devices(family)?;
-    let count = found.len();
-    let none = |told: String| {
-        Error::device(format!("--device {word}: {told}")).hint("`mergeforge devices` lists them all")
-    };
-    let index = which.parse::<usize>();
-    let usable = |device: &&Device| device.unusable.is_none();
-    let by_number = match &index {
-        // No number: the first that can be used.
-        _ if !word.contains(':') => found.iter().find(usable).or(found.first()),
-        Ok(index) => found.get(*index),
-        Err(_) => None,
-    };
-    if let Some(device) = by_number {
-        return Ok((device.clone(), None));
-    }
-    if index.is_ok() {
-        return Err(none(format!("this machine has {count} such device(s), counted from 0")));
-    }
-    // One device may be there several times, through several interfaces.
-    let part = which.to_lowercase();
-    let named: Vec<&Device> =
-        found.iter().filter(|device| device.name.to_lowercase().contains(&part)).collect();
-    match named.first() {
-        Some(first) if named.iter().all(|device| device.name == first.name) => {
-            Ok(((*named.iter().find(|device| usable(device)).unwrap_or(first)).clone(), None))
-        }
-        Some(_) => Err(none("several devices have this in their names".into())),
-        None => Err(none(format!("none of the {count} {name} device(s) has this in its name"))),
+        (self.family.open)(self, limits)
     }
 }

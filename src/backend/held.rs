@@ -1,33 +1,34 @@
-//! Inputs that stay in a GPU's memory between sweeps, and where the inputs of a launch are.
+//! Inputs that stay with a device between their uses.
+//!
+//! What is held is known by (input, first element): whoever uses an input again, another sweep or another output, finds it.
+//! Chunks lie on one grid in all passes, so a chunk is found by where it begins. What is never asked for again is given up
+//! as it is used for the last time, or when the input is forgotten.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Hold, Launch, Read, Span};
+use super::{Launch, ReadInputs, Segment, Span, SpanInput};
 use crate::error::Result;
 use crate::kernel::TILE;
 
-/// Held chunks of all tensors. `S` is a slot of the device's memory, which chunks keep alive.
+/// Held chunks of all inputs. `S` is where the device has them; a chunk keeps it alive, and so does who uses the chunk.
 #[derive(Debug)]
-pub(super) struct Held<S>(Mutex<HashMap<usize, HashMap<Name, Chunk<S>>>>);
+pub(super) struct Held<S>(Mutex<HashMap<usize, HashMap<Start, Chunk<S>>>>);
 
-/// A chunk of one input of a tensor, by its first tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Name {
-    first_tile: u64,
-    input: usize,
-}
+/// Where a chunk begins: its segment and first tile.
+type Start = (Segment, u64);
 
 #[derive(Debug)]
 struct Chunk<S> {
     slot: Arc<S>,
+    /// Where it begins in the slot, in bytes.
     offset: u64,
     elements: usize,
 }
 
 /// Where one input of one span is.
 #[derive(Debug)]
-pub(super) struct Part<S> {
+pub(super) struct FoundInput<S> {
     /// Which span of the launch.
     pub(super) span: usize,
     /// Which of the launch's inputs.
@@ -42,7 +43,7 @@ pub(super) struct Part<S> {
 #[derive(Debug)]
 pub(super) struct Gathered<S> {
     /// Span after span, input after input.
-    pub(super) parts: Vec<Part<S>>,
+    pub(super) found: Vec<FoundInput<S>>,
     /// Bytes that were read, which have to be copied to the device.
     pub(super) read_bytes: u64,
 }
@@ -54,7 +55,7 @@ impl<S> Default for Held<S> {
 }
 
 impl<S> Held<S> {
-    fn tensors(&self) -> MutexGuard<'_, HashMap<usize, HashMap<Name, Chunk<S>>>> {
+    fn inputs(&self) -> MutexGuard<'_, HashMap<usize, HashMap<Start, Chunk<S>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -66,59 +67,77 @@ impl<S> Held<S> {
         &self,
         launch: &Launch,
         slot: &mut [u8],
-        read: &mut dyn Read,
+        read: &mut dyn ReadInputs,
     ) -> Result<Gathered<S>> {
-        let mut parts = Vec::with_capacity(launch.spans.len() * launch.reads.len());
+        let mut found = Vec::with_capacity(launch.spans.len() * launch.floats.len());
         let mut read_bytes = 0;
         for (index, span) in launch.spans.iter().enumerate() {
-            for (place, input) in launch.reads.iter().enumerate() {
-                if let Some((slot, offset)) = self.find(span, *input, launch.hold) {
-                    parts.push(Part { span: index, place, held: Some(slot), offset });
+            for (place, float) in launch.floats.iter().enumerate() {
+                if let Some((slot, offset)) = self.find(span, place) {
+                    self.give_up_last(span, place);
+                    found.push(FoundInput { span: index, place, held: Some(slot), offset });
                     continue;
                 }
-                let element_bytes = launch.floats[place].bytes();
-                let room = padded(span, element_bytes);
+                let room = padded(span, float.bytes());
                 let slot = &mut slot[read_bytes as usize..][..room as usize];
-                let (input, padding) = slot.split_at_mut(span.elements * element_bytes);
+                let (input, padding) = slot.split_at_mut(span.elements * float.bytes());
                 read.read(index, place, input)?;
-                // NaN, so that a kernel which counts what lies past the end is seen to.
+                // NaN, so that a kernel which counts what lies past the end is noticed.
                 padding.fill(0xff);
-                parts.push(Part { span: index, place, held: None, offset: read_bytes });
+                found.push(FoundInput { span: index, place, held: None, offset: read_bytes });
                 read_bytes += room;
             }
         }
-        Ok(Gathered { parts, read_bytes })
+        Ok(Gathered { found, read_bytes })
     }
 
-    /// A chunk that is held, and long enough.
-    fn find(&self, span: &Span, input: usize, hold: Hold) -> Option<(Arc<S>, u64)> {
-        let mut tensors = self.tensors();
-        let chunks = tensors.get_mut(&span.tensor)?;
-        let name = Name { first_tile: span.tiles.start, input };
-        let found = chunks.get(&name).filter(|chunk| chunk.elements >= span.elements)?;
-        let found = (Arc::clone(&found.slot), found.offset);
-        if hold == Hold::Take {
-            chunks.remove(&name);
-        }
-        Some(found)
+    /// A span's elements in one input, if they are held: the slot, and where in it.
+    pub(super) fn find(&self, span: &Span, place: usize) -> Option<(Arc<S>, u64)> {
+        let inputs = self.inputs();
+        let chunks = inputs.get(&span.inputs[place].input)?;
+        let chunk =
+            chunks.get(&(span.segment, span.tiles.start)).filter(|chunk| chunk.elements >= span.elements)?;
+        Some((Arc::clone(&chunk.slot), chunk.offset))
     }
 
-    /// Remembers that what was read for a launch stays in `slot`. Later passes ask for it when the launch is collected, so
-    /// it is there by then.
-    pub(super) fn keep(&self, launch: &Launch, parts: &[Part<S>], slot: &Arc<S>) {
-        let mut tensors = self.tensors();
-        for Part { span, place, offset, .. } in parts.iter().filter(|part| part.held.is_none()) {
-            let Span { tensor, tiles, elements, .. } = &launch.spans[*span];
-            let name = Name { first_tile: tiles.start, input: launch.reads[*place] };
-            let chunk = Chunk { slot: Arc::clone(slot), offset: *offset, elements: *elements };
-            tensors.entry(*tensor).or_default().insert(name, chunk);
+    /// Gives up a span's elements in one input, if they will not be used again.
+    pub(super) fn give_up_last(&self, span: &Span, place: usize) {
+        let SpanInput { input, again } = span.inputs[place];
+        if !again {
+            let mut inputs = self.inputs();
+            let before =
+                inputs.get_mut(&input).and_then(|chunks| chunks.remove(&(span.segment, span.tiles.start)));
+            drop(inputs);
+            drop(before);
         }
     }
 
-    /// Lets go of what is still held of a tensor.
-    pub(super) fn forget(&self, tensor: usize) {
+    /// Remembers that a span's elements in one input lie in `slot`.
+    pub(super) fn keep(&self, span: &Span, place: usize, slot: &Arc<S>, offset: u64) {
+        let chunk = Chunk { slot: Arc::clone(slot), offset, elements: span.elements };
+        let mut inputs = self.inputs();
+        let before = inputs
+            .entry(span.inputs[place].input)
+            .or_default()
+            .insert((span.segment, span.tiles.start), chunk);
         // Slots go back to where they came from when the lock is free again.
-        let forgotten = self.tensors().remove(&tensor);
+        drop(inputs);
+        drop(before);
+    }
+
+    /// The same for all of a launch that was read and will be used again.
+    pub(super) fn keep_read(&self, launch: &Launch, found: &[FoundInput<S>], slot: &Arc<S>) {
+        for FoundInput { span, place, offset, .. } in found.iter().filter(|found| found.held.is_none()) {
+            let span = &launch.spans[*span];
+            if span.inputs[*place].again {
+                self.keep(span, *place, slot, *offset);
+            }
+        }
+    }
+
+    /// Frees what is held of an input.
+    pub(super) fn forget(&self, input: usize) {
+        let forgotten = self.inputs().remove(&input);
         drop(forgotten);
     }
 }

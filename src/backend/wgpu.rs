@@ -5,7 +5,7 @@
 //! the device's queue             └──> slot ──> kernel ──> results ──────────┘
 //! ```
 //!
-//! A lane has `DEPTH` flights, each with buffers of its own, so that one is read while the device works on another; a
+//! A lane has some flights, each with buffers of its own, so that one is read while the device works on another; a
 //! device has one queue, so there is nothing more to overlap. A launch reads one buffer, whatever the limit of bindings:
 //! chunks are cut so that they fit. Inputs that a later sweep needs again stay where they were copied to, and a launch
 //! whose inputs are all in one such slot reads them there; where they are in several, they are copied together first.
@@ -17,27 +17,41 @@ mod driver;
 pub mod shaders;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::cpu::Engine;
-use super::device::{Device, LaneBytes};
+use super::device::{Device, Family, LaneBytes};
+use super::gpu::{self, ALIGNMENT, CHUNK_TILES, DEPTH, HOST_BYTES, Slot, SlotBytes, Spares, lock};
 use super::held::{Gathered, Held, padded};
-use super::table::{self, Dialect, Table};
-use super::{Backend, Hold, Lane, Launch, Limits, Output, Read, Yardstick};
+use super::spans::Room;
+use super::table::{Dialect, Table};
+use super::{Backend, Lane, Launch, Limits, Output, ReadInputs};
 use crate::error::Result;
-use crate::kernel::packed::{FACTORS, TALLY_REDO, TALLY_WORDS};
-use crate::kernel::{Job, SPANS_MAX, TILE, Widest};
+use crate::kernel::Widest;
+use crate::kernel::packed::FACTORS;
 use crate::timeline::{By, Stage, Timeline};
 use driver::{Download, Gpu, Upload};
 use shaders::Bound;
 use wgpu::BufferUsages;
 
-/// Chunks of 2 Mi elements, as for CUDA.
-pub(super) const CHUNK_TILES: u64 = 2048;
-
-/// Launches of a lane that may be under way: one is read while the device works on the other.
-const DEPTH: usize = 2;
+/// Any GPU, through Vulkan, Metal or DX12.
+pub(super) const FAMILY: Family = Family {
+    name: "wgpu",
+    numbered: true,
+    chunk_tiles: CHUNK_TILES,
+    // A GPU works on all of it at once.
+    bench_tiles: |all| all,
+    lane_bytes,
+    host_bytes: HOST_BYTES,
+    device_bytes: |_, physical_bytes| {
+        // WebGPU does not say what is free, and the memory may be the machine's.
+        const UNKNOWN: u64 = 2 << 30;
+        Ok(UNKNOWN.min(physical_bytes / 4))
+    },
+    devices: driver::devices,
+    free_bytes: |_| Ok(None),
+    open: |device, limits| Ok(Box::new(Wgpu::new(device, limits)?)),
+};
 
 /// Tiles of a launch that need no more than the 65,535 workgroups that WebGPU allows, with room for ends of spans and records.
 const GROUPS_TILES_MAX: u64 = 1 << 17;
@@ -46,76 +60,33 @@ const GROUPS_TILES_MAX: u64 = 1 << 17;
 /// that is asked for more is lost. Launches of others are missing in the shares of stages, and nowhere else.
 const TIMED_WORKERS: usize = 12;
 
-/// Bindings begin at multiples of this: WebGPU's default limit.
-const ALIGNMENT: u64 = 256;
-
 /// Moments of a launch that the device's clock is asked for: at the beginning, before and after the kernel, at the end.
 const MOMENTS: u32 = 4;
 
-/// The bytes of a flight's buffers.
-#[derive(Debug, Clone, Copy)]
-struct SlotBytes {
-    input: u64,
-    table: u64,
-    /// Tallies and results.
-    result: u64,
-}
-
-impl SlotBytes {
-    fn of(widest: &Widest, chunk_tiles: u64) -> Self {
-        let tallies = (4 * SPANS_MAX * TALLY_WORDS) as u64;
-        // Results of a span begin at a multiple of a vector.
-        let padding = SPANS_MAX as u64 * 16 + ALIGNMENT;
-        Self {
-            // A plan of nothing but copies has no inputs.
-            input: (chunk_tiles * (TILE * widest.input_bytes) as u64).max(ALIGNMENT),
-            table: ((4 * table::words_max(widest, chunk_tiles)) as u64).next_multiple_of(ALIGNMENT),
-            result: (tallies + widest.result_bytes(chunk_tiles) + padding).next_multiple_of(ALIGNMENT),
-        }
-    }
-
-    fn all(self) -> u64 {
-        self.input + self.table + self.result
-    }
-
-    fn download(self) -> u64 {
-        self.result + 8 * u64::from(MOMENTS)
-    }
-}
-
 /// What one lane takes.
-pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
+fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
     let slots = SlotBytes::of(widest, chunk_tiles);
-    let device = DEPTH as u64 * slots.all();
-    // What is copied without a kernel goes through three buffers of the worker.
-    let copied = 3 * chunk_tiles * (TILE * widest.copied_bytes) as u64;
-    // Reads past the page cache come in whole blocks.
-    let blocks = 4 * chunk_tiles * TILE as u64;
+    let LaneBytes { host, device, .. } = gpu::lane_bytes(widest, chunk_tiles);
     // A span that is left to the CPU comes back with its inputs, and has results.
-    let redone = slots.input + slots.result;
-    let too_many_groups = chunk_tiles > GROUPS_TILES_MAX;
+    let redone = slots.inputs + slots.results;
+    let largest = slots.inputs.max(slots.table).max(slots.results);
     LaneBytes {
-        host: device + copied + blocks + redone + (1 << 20),
+        host: host + redone,
         device,
-        binding: if too_many_groups { u64::MAX } else { slots.input.max(slots.table).max(slots.result) },
+        binding: if chunk_tiles > GROUPS_TILES_MAX { u64::MAX } else { largest },
     }
-}
-
-/// The adapters of this machine.
-pub(super) fn devices() -> Result<Vec<Device>> {
-    driver::devices()
 }
 
 /// A WebGPU device.
 #[derive(Debug)]
-pub struct Wgpu {
+struct Wgpu {
     name: String,
     gpu: Arc<Gpu>,
     dialect: Dialect,
-    /// Whether kernels run; see [`Limits::kernels`].
-    kernels_run: bool,
     slots: SlotBytes,
-    spare: Arc<Spare>,
+    spares: Arc<Spares<wgpu::Buffer>>,
+    /// How many more may be made.
+    unmade: Mutex<u64>,
     held: Held<InputSlot>,
     clock: Option<Clock>,
 }
@@ -141,32 +112,8 @@ impl Clock {
     }
 }
 
-/// Device slots that belong to no flight.
-#[derive(Debug)]
-struct Spare {
-    free: Mutex<Vec<wgpu::Buffer>>,
-    /// How many more may be made.
-    left: Mutex<u64>,
-}
-
-/// A device buffer for inputs. A spare one goes back when it is dropped.
-#[derive(Debug)]
-struct InputSlot {
-    buffer: wgpu::Buffer,
-    spare: Option<Arc<Spare>>,
-}
-
-impl Drop for InputSlot {
-    fn drop(&mut self) {
-        if let Some(spare) = &self.spare {
-            lock(&spare.free).push(self.buffer.clone());
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// A device buffer for inputs.
+type InputSlot = Slot<wgpu::Buffer>;
 
 const SLOT: BufferUsages = BufferUsages::STORAGE.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);
 
@@ -175,26 +122,20 @@ impl Wgpu {
     ///
     /// # Errors
     /// Kind `Device`: it cannot be used.
-    pub fn new(device: &Device, limits: &Limits) -> Result<Self> {
+    fn new(device: &Device, limits: &Limits) -> Result<Self> {
         let gpu = Gpu::of(device)?;
         let slots = SlotBytes::of(&limits.widest, limits.chunk_tiles);
-        // More than all that is ever held would be of no use; chunks that end early, and small tensors, leave gaps.
-        let useful = match limits.widest.held_bytes {
-            0 => 0,
-            held => 2 * held.div_ceil(slots.input) + 2 * (limits.threads * DEPTH) as u64,
-        };
-        let spares = (limits.hold_bytes / slots.input).min(useful);
         let dialect = Dialect {
-            magnitudes_own: 0,
-            magnitudes_models: gpu.magnitudes_models,
+            compiled: |kernel| &kernel.wgsl,
+            group_models: gpu.group_models,
             results_apart: Some(ALIGNMENT),
         };
         Ok(Self {
             name: format!("{} {}", device.id(), device.name),
             dialect,
-            kernels_run: limits.kernels,
             slots,
-            spare: Arc::new(Spare { free: Mutex::default(), left: Mutex::new(spares) }),
+            spares: Spares::new(Vec::new()),
+            unmade: Mutex::new(gpu::spare_slots(limits, slots.inputs)),
             held: Held::default(),
             clock: clock(&gpu)?,
             gpu,
@@ -203,14 +144,50 @@ impl Wgpu {
 
     /// A slot to hold inputs in, while there are any. A device that has no room for more holds no more.
     fn spare_slot(&self) -> Option<Arc<InputSlot>> {
-        let free = lock(&self.spare.free).pop();
-        let buffer = free.or_else(|| {
-            let mut left = lock(&self.spare.left);
-            *left = left.checked_sub(1)?;
-            let made = self.gpu.buffer("held inputs", self.slots.input, SLOT, false);
-            made.inspect_err(|_| *left = 0).ok()
+        let buffer = self.spares.take().or_else(|| {
+            let mut unmade = lock(&self.unmade);
+            *unmade = unmade.checked_sub(1)?;
+            let made = self.gpu.buffer("held inputs", self.slots.inputs, SLOT, false);
+            made.inspect_err(|_| *unmade = 0).ok()
         })?;
-        Some(Arc::new(InputSlot { buffer, spare: Some(Arc::clone(&self.spare)) }))
+        Some(Slot::spare(buffer, &self.spares))
+    }
+
+    /// Sees to it that a launch's inputs are in one slot: which one, where in it, and whether it is to be held from then on that
+    /// the launch is submitted. All are in one that is held, or all were read (into `own`, or into one that will be held), or
+    /// what is held is copied into `own`, behind what was read.
+    fn bring_together(
+        &self,
+        launch: &Launch,
+        Gathered { found, read_bytes }: &Gathered<InputSlot>,
+        own: &Arc<InputSlot>,
+        commands: &mut wgpu::CommandEncoder,
+    ) -> (Arc<InputSlot>, Vec<u64>, bool) {
+        let mut places: Vec<u64> = found.iter().map(|input| input.offset).collect();
+        let first = found.first().expect("a launch has inputs").held.as_ref();
+        let together = found.iter().all(|input| match (first, &input.held) {
+            (Some(first), Some(held)) => Arc::ptr_eq(first, held),
+            (first, held) => first.is_none() && held.is_none(),
+        });
+        match first {
+            Some(slot) if together => return (Arc::clone(slot), places, false),
+            None if together && gpu::holds(launch) => {
+                if let Some(spare) = self.spare_slot() {
+                    return (spare, places, true);
+                }
+            }
+            _ => {}
+        }
+        let mut end = *read_bytes;
+        for (input, place) in found.iter().zip(&mut places) {
+            if let Some(slot) = &input.held {
+                let bytes = padded(&launch.spans[input.span], launch.floats[input.place].bytes());
+                commands.copy_buffer_to_buffer(&slot.place, input.offset, &own.place, end, bytes);
+                *place = end;
+                end += bytes;
+            }
+        }
+        (Arc::clone(own), places, false)
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {
@@ -307,61 +284,8 @@ impl Backend for Wgpu {
         Ok(Box::new(WgpuLane { wgpu: self, worker, timeline, ready, flying, redo }))
     }
 
-    fn forget(&self, tensor: usize) -> bool {
-        self.held.forget(tensor);
-        false
-    }
-
-    fn yardstick(&self, yardstick: Yardstick, elements: u64) -> Result<Duration> {
-        let gpu = &*self.gpu;
-        let bytes = 2 * elements;
-        let inputs = match yardstick {
-            Yardstick::Copy => 1,
-            Yardstick::Stream { inputs, .. } => inputs,
-        };
-        let memory = gpu.buffer("yardstick", inputs as u64 * bytes, SLOT, false)?;
-        let results = gpu.buffer("yardstick", bytes + ALIGNMENT, SLOT, false)?;
-        let queries = self.clock.as_ref().map(|_| query_set(gpu));
-        let mut commands = self.encoder();
-        // What was never used is zeros, which are filled in when it first is: that is not to be timed.
-        commands.clear_buffer(&memory, 0, None);
-        commands.clear_buffer(&results, 0, None);
-        let places: Vec<u64> = (0..inputs as u64).map(|input| input * bytes).collect();
-        let writes = matches!(yardstick, Yardstick::Stream { writes: true, .. });
-        let table = Table::stream(&self.dialect, inputs, writes, elements as usize, &places)?;
-        let mut upload = Upload::new(gpu, (4 * table.words.len()) as u64)?;
-        let words: &[u8] = bytemuck::cast_slice(&table.words);
-        upload.bytes_mut()[..words.len()].copy_from_slice(words);
-        let table_bytes = words.len() as u64;
-        let table_buffer = gpu.buffer("table", table_bytes, SLOT, false)?;
-        commands.copy_buffer_to_buffer(upload.hand_over(), 0, &table_buffer, 0, table_bytes);
-        gpu.wait(gpu.submit(commands)?)?;
-        let mut commands = self.encoder();
-        // Two moments, one behind the other, around what is timed.
-        let moments = if yardstick == Yardstick::Copy {
-            self.note(&mut commands, queries.as_ref(), 0);
-            commands.copy_buffer_to_buffer(&memory, 0, &results, 0, bytes);
-            self.note(&mut commands, queries.as_ref(), 1);
-            0..2
-        } else {
-            let bound =
-                Bound { table: &table_buffer, memory: &memory, results: &results, results_from: ALIGNMENT };
-            self.pass(&mut commands, &table, &bound, queries.as_ref(), true)?;
-            1..3
-        };
-        let mut download = Download::new(gpu, 16)?;
-        let timed = self.clock.as_ref().filter(|clock| clock.everywhere || yardstick != Yardstick::Copy);
-        if let Some(queries) = queries.as_ref().filter(|_| timed.is_some()) {
-            let buffer = moments_buffer(gpu)?;
-            commands.resolve_query_set(queries, moments, &buffer, 0);
-            commands.copy_buffer_to_buffer(&buffer, 0, download.buffer(), 0, 16);
-        }
-        download.map_after(&commands);
-        let started = Instant::now();
-        gpu.wait(gpu.submit(commands)?)?;
-        let waited = started.elapsed();
-        let ticks = download.read(gpu, |bytes| Ok(ticks_of(bytes)))?;
-        Ok(timed.map_or(waited, |clock| clock.between(ticks[0], ticks[1])))
+    fn forget(&self, input: usize) {
+        self.held.forget(input);
     }
 }
 
@@ -376,19 +300,44 @@ struct Flight {
 }
 
 impl Flight {
+    /// Copies what was read into `memory`, and the table behind it; how many bytes that is.
+    fn copy_in(
+        &mut self,
+        table: &Table,
+        read_bytes: u64,
+        memory: &wgpu::Buffer,
+        commands: &mut wgpu::CommandEncoder,
+    ) -> u64 {
+        let words: &[u8] = bytemuck::cast_slice(&table.words);
+        let copied_in = read_bytes + words.len() as u64;
+        self.upload.bytes_mut()[read_bytes as usize..copied_in as usize].copy_from_slice(words);
+        let upload = self.upload.hand_over();
+        if read_bytes > 0 {
+            commands.copy_buffer_to_buffer(upload, 0, memory, 0, read_bytes);
+        }
+        commands.copy_buffer_to_buffer(upload, read_bytes, &self.table, 0, words.len() as u64);
+        copied_in
+    }
+
+    /// Copies the moments that were noted behind the results.
+    fn copy_moments(&self, wgpu: &Wgpu, commands: &mut wgpu::CommandEncoder) {
+        let (Some((queries, moments)), Some(clock)) = (&self.queries, &wgpu.clock) else { return };
+        let noted = if clock.everywhere { 0..MOMENTS } else { 1..3 };
+        commands.resolve_query_set(queries, noted.clone(), moments, 0);
+        let bytes = 8 * u64::from(noted.end - noted.start);
+        commands.copy_buffer_to_buffer(moments, 0, self.download.buffer(), wgpu.slots.results, bytes);
+    }
+
     fn new(wgpu: &Wgpu, timed: bool) -> Result<Self> {
         let (gpu, slots) = (&*wgpu.gpu, wgpu.slots);
         let queries =
             if timed && wgpu.clock.is_some() { Some((query_set(gpu), moments_buffer(gpu)?)) } else { None };
         Ok(Self {
-            upload: Upload::new(gpu, slots.input + slots.table)?,
-            download: Download::new(gpu, slots.download())?,
-            slot: Arc::new(InputSlot {
-                buffer: gpu.buffer("inputs", slots.input, SLOT, false)?,
-                spare: None,
-            }),
+            upload: Upload::new(gpu, slots.inputs + slots.table)?,
+            download: Download::new(gpu, slots.results + 8 * u64::from(MOMENTS))?,
+            slot: Slot::of_flight(gpu.buffer("inputs", slots.inputs, SLOT, false)?),
             table: gpu.buffer("table", slots.table, SLOT, false)?,
-            results: gpu.buffer("results", slots.result, SLOT, false)?,
+            results: gpu.buffer("results", slots.results, SLOT, false)?,
             queries,
         })
     }
@@ -407,7 +356,7 @@ struct WgpuLane<'a> {
 /// What a lane needs to compute spans on the CPU.
 #[derive(Default)]
 struct Redo {
-    engine: Engine,
+    room: Room,
     /// For inputs that come back from the device; made when the first do.
     inputs: Option<Download>,
 }
@@ -432,72 +381,38 @@ impl Lane for WgpuLane<'_> {
         DEPTH
     }
 
-    fn submit(&mut self, launch: Launch, read: &mut dyn Read) -> Result<()> {
+    fn submit(&mut self, launch: Launch, read: &mut dyn ReadInputs) -> Result<()> {
         let wgpu = self.wgpu;
         let mut flight = self.ready.pop().expect("no more launches than the lane is deep");
-        let Gathered { parts, read_bytes } = wgpu.held.gather(&launch, flight.upload.bytes_mut(), read)?;
+        let gathered = wgpu.held.gather(&launch, flight.upload.bytes_mut(), read)?;
         let mut commands = wgpu.encoder();
         let queries = flight.queries.as_ref().map(|(queries, _)| queries);
         wgpu.note(&mut commands, queries, 0);
-        // All in one slot, or all read, or both: then what is held is copied behind what was read.
-        let mut of_held = parts.iter().map(|part| part.held.as_ref());
-        let first = of_held.next().expect("a launch has inputs");
-        let together = of_held.all(|held| match (first, held) {
-            (Some(first), Some(held)) => Arc::ptr_eq(first, held),
-            (first, held) => first.is_none() && held.is_none(),
-        });
-        let mut places: Vec<u64> = parts.iter().map(|part| part.offset).collect();
-        let memory = match first {
-            Some(slot) if together => Arc::clone(slot),
-            None if together && launch.hold == Hold::Keep => {
-                let spare = wgpu.spare_slot();
-                if let Some(spare) = &spare {
-                    wgpu.held.keep(&launch, &parts, spare);
-                }
-                spare.unwrap_or_else(|| Arc::clone(&flight.slot))
-            }
-            _ => Arc::clone(&flight.slot),
-        };
-        let mut end = read_bytes;
-        for (part, place) in parts.iter().zip(&mut places).filter(|_| !together) {
-            if let Some(slot) = &part.held {
-                let bytes = padded(&launch.spans[part.span], launch.floats[part.place].bytes());
-                commands.copy_buffer_to_buffer(&slot.buffer, part.offset, &memory.buffer, end, bytes);
-                *place = end;
-                end += bytes;
-            }
-        }
+        let (memory, places, held) = wgpu.bring_together(&launch, &gathered, &flight.slot, &mut commands);
         let table = Table::new(&wgpu.dialect, &launch, &places)?;
-        let words: &[u8] = bytemuck::cast_slice(&table.words);
-        let copied_in = read_bytes + words.len() as u64;
-        flight.upload.bytes_mut()[read_bytes as usize..copied_in as usize].copy_from_slice(words);
-        let upload = flight.upload.hand_over();
-        if read_bytes > 0 {
-            commands.copy_buffer_to_buffer(upload, 0, &memory.buffer, 0, read_bytes);
-        }
-        commands.copy_buffer_to_buffer(upload, read_bytes, &flight.table, 0, words.len() as u64);
+        let copied_in = flight.copy_in(&table, gathered.read_bytes, &memory.place, &mut commands);
         commands.clear_buffer(&flight.results, 0, Some(table.cleared_bytes(&launch)));
         let bound = Bound {
             table: &flight.table,
-            memory: &memory.buffer,
+            memory: &memory.place,
             results: &flight.results,
             results_from: wgpu.dialect.results_from(launch.spans.len()),
         };
-        let redo_all = !launch.jobs.iter().all(|job| has_plain_factors(job));
-        wgpu.pass(&mut commands, &table, &bound, queries, wgpu.kernels_run && !redo_all)?;
+        let queries = flight.queries.as_ref().map(|(queries, _)| queries);
+        let redo_all = !has_plain_factors(&launch);
+        wgpu.pass(&mut commands, &table, &bound, queries, !redo_all)?;
         let results = table.result_bytes.next_multiple_of(4);
         commands.copy_buffer_to_buffer(&flight.results, 0, flight.download.buffer(), 0, results);
         wgpu.note(&mut commands, queries, 3);
-        if let (Some((queries, moments)), Some(clock)) = (&flight.queries, &wgpu.clock) {
-            let noted = if clock.everywhere { 0..MOMENTS } else { 1..3 };
-            commands.resolve_query_set(queries, noted.clone(), moments, 0);
-            let bytes = 8 * u64::from(noted.end - noted.start);
-            commands.copy_buffer_to_buffer(moments, 0, flight.download.buffer(), wgpu.slots.result, bytes);
-        }
+        flight.copy_moments(wgpu, &mut commands);
         flight.upload.map_after(&commands);
         flight.download.map_after(&commands);
         let submitted = Instant::now();
         let index = wgpu.gpu.submit(commands)?;
+        // Whoever finds it now comes behind these commands in the device's queue.
+        if held {
+            wgpu.held.keep_read(&launch, &gathered.found, &memory);
+        }
         self.flying.push_back(Flying {
             flight,
             launch,
@@ -516,26 +431,24 @@ impl Lane for WgpuLane<'_> {
         let Flying { mut flight, launch, memory, places, redo_all, table, copied_in, submitted, index } =
             self.flying.pop_front().expect("collect follows submit");
         let Self { wgpu, worker, timeline, redo, .. } = self;
-        let gpu = &*wgpu.gpu;
-        gpu.wait(index)?;
+        let device = &*wgpu.gpu;
+        device.wait(index)?;
         let done = Instant::now();
-        flight.upload.take_back(gpu)?;
-        let shape = launch.jobs[0].result();
-        flight.download.read(gpu, |bytes| {
+        flight.upload.take_back(device)?;
+        let outcome = launch.jobs[0].outcome();
+        flight.download.read(device, |bytes| {
             if wgpu.clock.is_none() || flight.queries.is_some() {
-                let moments = ticks_of(&bytes[wgpu.slots.result as usize..]);
+                let moments = ticks_of(&bytes[wgpu.slots.results as usize..]);
                 wgpu.record(timeline, &moments, (submitted, done), &table, copied_in);
             }
-            let tallies: &[u32] = bytemuck::cast_slice(&bytes[..4 * TALLY_WORDS * launch.spans.len()]);
-            let tallies = tallies.as_chunks::<TALLY_WORDS>().0;
-            for (index, ((start, len), tally)) in table.spans.iter().zip(tallies).enumerate() {
-                if wgpu.kernels_run && (redo_all || tally[TALLY_REDO] != 0) {
+            for (index, (output, odd)) in gpu::outputs(outcome, &table.spans, bytes).enumerate() {
+                if redo_all || odd {
                     let span = InputsOf { launch: &launch, index, memory: &memory, places: &places };
-                    redo.run(wgpu, &span, *len as u64, (timeline, By::Worker(*worker)), take)?;
-                    continue;
+                    let result_bytes = table.spans[index].1 as u64;
+                    redo.run(wgpu, &span, result_bytes, (timeline, By::Worker(*worker)), take)?;
+                } else {
+                    take(index, output)?;
                 }
-                let result = table::result_of(shape, &bytes[*start..start + len]);
-                take(index, Output { result, tally: table::tally_of(tally), redone: false })?;
             }
             Ok(())
         })?;
@@ -569,7 +482,7 @@ impl Redo {
         let places = &places[index * bytes.len()..][..bytes.len()];
         let inputs = match &mut self.inputs {
             Some(inputs) => inputs,
-            none => none.insert(Download::new(gpu, wgpu.slots.input)?),
+            none => none.insert(Download::new(gpu, wgpu.slots.inputs)?),
         };
         let mut commands = wgpu.encoder();
         let mut parts = Vec::with_capacity(bytes.len());
@@ -577,7 +490,7 @@ impl Redo {
         for (place, bytes) in places.iter().zip(bytes) {
             // Copies are of whole words, and inputs are padded to tiles.
             let copied = bytes.next_multiple_of(4);
-            commands.copy_buffer_to_buffer(&memory.buffer, *place, inputs.buffer(), end, copied);
+            commands.copy_buffer_to_buffer(&memory.place, *place, inputs.buffer(), end, copied);
             parts.push(end as usize..(end + bytes) as usize);
             end += copied.next_multiple_of(8);
         }
@@ -586,9 +499,12 @@ impl Redo {
         inputs.read(gpu, |all| {
             let parts: Vec<&[u8]> = parts.into_iter().map(|part| &all[part]).collect();
             let moved = parts.iter().map(|part| part.len() as u64).sum::<u64>() + result_bytes;
-            let output =
-                timeline.time(Stage::Compute, by, moved, || self.engine.run(launch, span, &parts))?;
-            take(index, output)
+            self.room.clear();
+            let run = || self.room.run(launch, span, &parts);
+            let tally = timeline.time(Stage::Compute, by, moved, run)?;
+            let outcome = launch.jobs[span.job].outcome();
+            let result = self.room.result(outcome, 0..self.room.len(outcome));
+            take(index, Output { result, tally, redone: true })
         })
     }
 }
@@ -622,7 +538,12 @@ impl Wgpu {
     }
 }
 
-/// Whether all numbers that a job multiplies with are such that nothing leaves the range that WebGPU is exact in.
-fn has_plain_factors(job: &Job) -> bool {
-    job.factors().iter().all(|factor| *factor == 0.0 || FACTORS.contains(&factor.abs()))
+/// Whether all numbers that a launch multiplies with are such that nothing leaves the range that WebGPU is exact in.
+fn has_plain_factors(launch: &Launch) -> bool {
+    let plain = |factor: &f32| *factor == 0.0 || FACTORS.contains(&factor.abs());
+    launch.spans.iter().all(|span| {
+        let first = span.first_element();
+        let part = first..first + span.elements as u64;
+        launch.jobs[span.job].factors(&part).iter().all(plain)
+    })
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::threads::share;
 
 /// Bytes of a read: small enough for a second-level cache.
-const PIECE_BYTES: u64 = 1 << 20;
+const BLOCK_BYTES: u64 = 1 << 20;
 
 /// Pages of the page cache.
 const PAGE_BYTES: u64 = 4096;
@@ -26,8 +26,8 @@ const PAGE_BYTES: u64 = 4096;
 /// The inputs to read and how much to write.
 #[derive(Debug)]
 pub struct Floor {
-    inputs: Vec<Input>,
-    pieces: Vec<Piece>,
+    inputs: Vec<FloorInput>,
+    blocks: Vec<Block>,
     written_bytes: u64,
 }
 
@@ -37,16 +37,16 @@ impl Floor {
     /// # Errors
     /// Kind `Input`: a folder that cannot be read, or has no such file.
     pub fn new(dirs: &[PathBuf], written_bytes: Option<u64>) -> Result<Self> {
-        let open = |dir: &PathBuf| Input::open(dir).map_err(|cause| Error::reading(dir, &cause));
+        let open = |dir: &PathBuf| FloorInput::open(dir).map_err(|cause| Error::reading(dir, &cause));
         let inputs = dirs.iter().map(open).collect::<Result<Vec<_>>>()?;
-        let pieces = pieces(&inputs);
-        let written_bytes = written_bytes.or(inputs.first().map(Input::bytes)).unwrap_or(0);
-        Ok(Self { inputs, pieces, written_bytes })
+        let blocks = blocks(&inputs);
+        let written_bytes = written_bytes.or(inputs.first().map(FloorInput::bytes)).unwrap_or(0);
+        Ok(Self { inputs, blocks, written_bytes })
     }
 
     /// Bytes that a run reads.
     pub fn read_bytes(&self) -> u64 {
-        self.inputs.iter().map(Input::bytes).sum()
+        self.inputs.iter().map(FloorInput::bytes).sum()
     }
 
     /// Bytes that a run writes.
@@ -107,20 +107,20 @@ impl Floor {
         Ok(working)
     }
 
-    /// One thread: takes pieces until none is left, and writes each one's share of the output.
+    /// One thread: takes blocks until none is left, and writes each one's share of the output.
     fn pump(&self, next: &AtomicUsize, output: &File, stop: &dyn Fn() -> bool) -> io::Result<()> {
-        let mut buffer = vec![0; PIECE_BYTES as usize];
+        let mut buffer = vec![0; BLOCK_BYTES as usize];
         loop {
             let turn = next.fetch_add(1, Ordering::Relaxed);
-            let Some(piece) = self.pieces.get(turn) else { return Ok(()) };
+            let Some(block) = self.blocks.get(turn) else { return Ok(()) };
             if stop() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let (file, _) = &self.inputs[piece.input].0[piece.file];
-            read_exact_at(file, &mut buffer[..piece.bytes as usize], piece.offset)?;
-            let (mut at, end) = part(turn, self.pieces.len(), self.written_bytes);
+            let (file, _) = &self.inputs[block.input].0[block.file];
+            read_exact_at(file, &mut buffer[..block.bytes as usize], block.offset)?;
+            let (mut at, end) = part(turn, self.blocks.len(), self.written_bytes);
             while at < end {
-                let bytes = PIECE_BYTES.min(end - at);
+                let bytes = BLOCK_BYTES.min(end - at);
                 write_all_at(output, &buffer[..bytes as usize], at)?;
                 at += bytes;
             }
@@ -155,16 +155,16 @@ struct Removed<'a>(&'a Path);
 
 impl Drop for Removed<'_> {
     fn drop(&mut self) {
-        // What was never created cannot be removed; a failure to create it is told.
+        // What was never created cannot be removed; a failure to create it is reported.
         let _ = fs::remove_file(self.0);
     }
 }
 
 /// The files of one checkpoint and their sizes.
 #[derive(Debug)]
-struct Input(Vec<(File, u64)>);
+struct FloorInput(Vec<(File, u64)>);
 
-impl Input {
+impl FloorInput {
     fn open(dir: &Path) -> io::Result<Self> {
         let mut paths = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
@@ -187,35 +187,35 @@ impl Input {
 
 /// One read: of which input, which file, and where.
 #[derive(Debug, PartialEq)]
-struct Piece {
+struct Block {
     input: usize,
     file: usize,
     offset: u64,
     bytes: u64,
 }
 
-/// Every byte of every input once, a piece of each input in turn.
-fn pieces(inputs: &[Input]) -> Vec<Piece> {
-    let mut ordered: Vec<(usize, Piece)> = Vec::new();
-    for (input, Input(files)) in inputs.iter().enumerate() {
+/// Every byte of every input once, a block of each input in turn.
+fn blocks(inputs: &[FloorInput]) -> Vec<Block> {
+    let mut ordered: Vec<(usize, Block)> = Vec::new();
+    for (input, FloorInput(files)) in inputs.iter().enumerate() {
         let of_input = files.iter().enumerate().flat_map(|(file, &(_, size))| {
-            (0..size).step_by(PIECE_BYTES as usize).map(move |offset| Piece {
+            (0..size).step_by(BLOCK_BYTES as usize).map(move |offset| Block {
                 input,
                 file,
                 offset,
-                bytes: PIECE_BYTES.min(size - offset),
+                bytes: BLOCK_BYTES.min(size - offset),
             })
         });
         ordered.extend(of_input.enumerate());
     }
-    ordered.sort_by_key(|(turn, piece)| (*turn, piece.input));
-    ordered.into_iter().map(|(_, piece)| piece).collect()
+    ordered.sort_by_key(|(turn, block)| (*turn, block.input));
+    ordered.into_iter().map(|(_, block)| block).collect()
 }
 
-/// The part of the output that belongs to a piece: equal shares, together all of it, cut between pages so that no two
+/// The part of the output that belongs to a block: equal shares, together all of it, cut between pages so that no two
 /// threads write one page.
-fn part(turn: usize, pieces: usize, written_bytes: u64) -> (u64, u64) {
-    let edge = |turn: usize| match (u128::from(written_bytes) * turn as u128 / pieces as u128) as u64 {
+fn part(turn: usize, blocks: usize, written_bytes: u64) -> (u64, u64) {
+    let edge = |turn: usize| match (u128::from(written_bytes) * turn as u128 / blocks as u128) as u64 {
         edge if edge == written_bytes => edge,
         edge => edge / PAGE_BYTES * PAGE_BYTES,
     };
@@ -245,35 +245,35 @@ pub fn copies(threads: usize, bytes: usize, repeat: usize) -> Vec<Duration> {
 mod tests {
     use super::*;
 
-    fn input(dir: &Path, sizes: &[usize]) -> Input {
+    fn input(dir: &Path, sizes: &[usize]) -> FloorInput {
         for (file, &size) in sizes.iter().enumerate() {
             fs::write(dir.join(format!("{file}.safetensors")), vec![0; size]).unwrap();
         }
-        Input::open(dir).unwrap()
+        FloorInput::open(dir).unwrap()
     }
 
     #[test]
     fn every_byte_is_read_once_and_inputs_take_turns() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let mib = PIECE_BYTES as usize;
+        let mib = BLOCK_BYTES as usize;
         let inputs = [input(a.path(), &[mib + 1, 5]), input(b.path(), &[2 * mib])];
-        let piece = |input, file, offset, bytes| Piece { input, file, offset, bytes };
+        let block = |input, file, offset, bytes| Block { input, file, offset, bytes };
         let expected = [
-            piece(0, 0, 0, PIECE_BYTES),
-            piece(1, 0, 0, PIECE_BYTES),
-            piece(0, 0, PIECE_BYTES, 1),
-            piece(1, 0, PIECE_BYTES, PIECE_BYTES),
-            piece(0, 1, 0, 5),
+            block(0, 0, 0, BLOCK_BYTES),
+            block(1, 0, 0, BLOCK_BYTES),
+            block(0, 0, BLOCK_BYTES, 1),
+            block(1, 0, BLOCK_BYTES, BLOCK_BYTES),
+            block(0, 1, 0, 5),
         ];
-        assert_eq!(pieces(&inputs), expected);
+        assert_eq!(blocks(&inputs), expected);
     }
 
     #[test]
     fn shares_make_up_the_output() {
-        for (pieces, bytes) in [(7, 100), (7, 3), (1, 5), (3, 0), (5000, u64::from(u32::MAX) * 4)] {
-            let shares: Vec<_> = (0..pieces).map(|turn| part(turn, pieces, bytes)).collect();
+        for (blocks, bytes) in [(7, 100), (7, 3), (1, 5), (3, 0), (5000, u64::from(u32::MAX) * 4)] {
+            let shares: Vec<_> = (0..blocks).map(|turn| part(turn, blocks, bytes)).collect();
             assert!(shares.windows(2).all(|pair| pair[0].1 == pair[1].0));
-            assert_eq!((shares[0].0, shares[pieces - 1].1), (0, bytes));
+            assert_eq!((shares[0].0, shares[blocks - 1].1), (0, bytes));
         }
     }
 

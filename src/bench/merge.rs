@@ -20,7 +20,7 @@ use super::floor::{Floor, copies};
 use super::synth::{self, Spec};
 use crate::error::{Error, Kind, Result};
 use crate::stream::Watch;
-use place::{Held, in_memory};
+use place::{HeldFolder, in_memory};
 
 pub use place::{choose, folder_name};
 pub use round::{Round, Strip, StripRow, places, round};
@@ -67,7 +67,7 @@ pub struct Child {
 
 /// What was measured.
 #[derive(Debug)]
-pub struct Measured {
+pub struct MergeTimes {
     /// What was asked for.
     pub setup: Setup,
     /// Whether inputs and output lie in memory.
@@ -160,10 +160,10 @@ fn name(model: usize) -> String {
 ///
 /// # Errors
 /// Kind `Config`: too little room, or what the method cannot do. Those of making the checkpoints, and of a merge.
-pub fn run(setup: &Setup, child: &Child, watch: &dyn Watch) -> Result<Measured> {
+pub fn run(setup: &Setup, child: &Child, watch: &dyn Watch) -> Result<MergeTimes> {
     setup.check()?;
     let stop = || watch.stop();
-    let held = Held::take(&setup.dir)?;
+    let held = HeldFolder::take(&setup.dir)?;
     place::check_room(&setup.spec, &setup.dir, &setup.inputs())?;
     let made_bytes = synth::write(&setup.spec, &setup.dir, &setup.inputs(), setup.threads, &stop)?;
     let config = held.work.join(round::CONFIG);
@@ -181,13 +181,13 @@ pub fn run(setup: &Setup, child: &Child, watch: &dyn Watch) -> Result<Measured> 
     }
     let strip = if setup.strip { bench.merge(true)?.1.strip } else { None };
     let copy_rate = bench.copy_rate();
-    Ok(Measured { setup: setup.clone(), in_memory: !on_disk, made_bytes, copy_rate, turns, strip })
+    Ok(MergeTimes { setup: setup.clone(), in_memory: !on_disk, made_bytes, copy_rate, turns, strip })
 }
 
 struct Bench<'a> {
     setup: &'a Setup,
     child: &'a Child,
-    held: &'a Held,
+    held: &'a HeldFolder,
     floor: Floor,
     on_disk: bool,
     watch: &'a dyn Watch,
@@ -276,7 +276,7 @@ fn failure(code: Option<i32>, said: &str) -> Error {
     Error { kind, message: message.into(), hint: Some(hint.into()).filter(|hint: &String| !hint.is_empty()) }
 }
 
-impl Measured {
+impl MergeTimes {
     /// Bytes of all inputs and of the output, each counted once, whatever a method reads again.
     pub fn bytes(&self) -> u64 {
         let round = &self.typical().round;

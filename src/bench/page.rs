@@ -12,7 +12,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::Value;
 
-use super::merge::{Measured, Strip, StripRow};
+use super::merge::{MergeTimes, Strip, StripRow};
 use crate::text::bytes;
 
 /// A drawing's size in pixels; it scales with the page.
@@ -20,7 +20,7 @@ const WIDTH: u32 = 960;
 const ROOF_HEIGHT: u32 = 420;
 const STRIP_HEIGHT: u32 = 260;
 
-/// A stage's colour, told apart by colour-blind readers too (Okabe and Ito).
+/// A stage's colour, distinct for colour-blind readers too (Okabe and Ito).
 fn colour(stage: &str) -> RGBColor {
     match stage {
         "read" => RGBColor(0, 114, 178),
@@ -42,7 +42,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#222;backgrou
                      inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}p.note{color:#555}";
 
 /// The page.
-pub fn html(measured: &Measured) -> String {
+pub fn html(measured: &MergeTimes) -> String {
     let title = escaped(&title(measured));
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<title>{title}</title>\n\
@@ -67,7 +67,7 @@ pub fn html(measured: &Measured) -> String {
     page
 }
 
-fn title(measured: &Measured) -> String {
+fn title(measured: &MergeTimes) -> String {
     let setup = &measured.setup;
     let shape = setup.spec.shape;
     format!(
@@ -76,7 +76,7 @@ fn title(measured: &Measured) -> String {
     )
 }
 
-fn circumstances(measured: &Measured) -> String {
+fn circumstances(measured: &MergeTimes) -> String {
     let (setup, round) = (&measured.setup, &measured.typical().round);
     let place = match (measured.in_memory, setup.cold) {
         (true, _) => "inputs and output in memory",
@@ -109,7 +109,7 @@ fn date(days: u64) -> String {
     format!("{}-{month:02}-{day:02}", year + era * 400 + u64::from(month <= 2))
 }
 
-fn figures(measured: &Measured) -> String {
+fn figures(measured: &MergeTimes) -> String {
     let gb = measured.bytes() as f64 / 1e9;
     let rate = |seconds: f64| format!("{:.2}", gb / seconds);
     let share = |share: f64| format!("{:.0} %", 100.0 * share);
@@ -131,17 +131,17 @@ fn figures(measured: &Measured) -> String {
         share(measured.streaming_share()),
     ]);
     let round = &measured.typical().round;
-    let mut told = table(["", "seconds", "GB/s", "share of floor"], &rows);
+    let mut html = table(["", "seconds", "GB/s", "share of floor"], &rows);
     let _ = writeln!(
-        told,
+        html,
         "<p>{} in, {} out. {}{}{}.</p>",
         bytes(round.input_bytes),
         bytes(round.output_bytes),
         measured.peak_bytes().map_or(String::new(), |peak| format!("At most {} of memory. ", bytes(peak))),
         measured.cpu_seconds().map_or(String::new(), |cpu| format!("{cpu:.2} CPU seconds. ")),
-        escaped(&sentence(&round.bottleneck)),
+        escaped(&sentence(&round.held_back)),
     );
-    told
+    html
 }
 
 fn sentence(words: &str) -> String {
@@ -149,7 +149,7 @@ fn sentence(words: &str) -> String {
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
-fn stages(measured: &Measured) -> String {
+fn stages(measured: &MergeTimes) -> String {
     let stages = measured.typical().round.stages.as_array().cloned().unwrap_or_default();
     let number = |stage: &Value, name: &str| stage[name].as_f64().unwrap_or(0.0);
     let word = |stage: &Value, name: &str| stage[name].as_str().unwrap_or_default().to_string();
@@ -166,7 +166,7 @@ fn stages(measured: &Measured) -> String {
     table(["stage", "busy seconds", "share of the time", "moved", "GB/s while at it"], &rows)
 }
 
-fn rounds(measured: &Measured) -> String {
+fn rounds(measured: &MergeTimes) -> String {
     let row = |turn: &super::merge::Turn| {
         [
             format!("{:.3}", turn.floor),
@@ -186,15 +186,15 @@ fn rounds(measured: &Measured) -> String {
 }
 
 fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    let mut told = "<table>\n".to_string();
+    let mut html = "<table>\n".to_string();
     let mut row = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
-        told += "<tr>";
-        cells.for_each(|cell| told += &format!("<{tag}>{}</{tag}>", escaped(cell)));
-        told += "</tr>\n";
+        html += "<tr>";
+        cells.for_each(|cell| html += &format!("<{tag}>{}</{tag}>", escaped(cell)));
+        html += "</tr>\n";
     };
     row("th", &mut head.into_iter());
     rows.iter().for_each(|cells| row("td", &mut cells.iter().map(String::as_str)));
-    told + "</table>\n"
+    html + "</table>\n"
 }
 
 fn escaped(text: &str) -> String {
@@ -208,7 +208,7 @@ fn text(size: u32, colour: RGBColor) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&colour)
 }
 
-fn roofline(measured: &Measured) -> Drawn {
+fn roofline(measured: &MergeTimes) -> Drawn {
     let (round, total) = (&measured.typical().round, measured.bytes() as f64);
     let billions = round.parameters as f64 / 1e9;
     let per_byte = round.parameters as f64 / total;
@@ -228,9 +228,9 @@ fn roofline(measured: &Measured) -> Drawn {
     let (y_low, y_high) = (low / 6.0, high * 6.0);
     let named =
         |(name, rate, colour): &(&str, f64, RGBColor)| (format!("{name} {} GB/s", digits(*rate)), *colour);
-    let mut told: Vec<(String, RGBColor)> = roofs.iter().map(named).collect();
+    let mut html: Vec<(String, RGBColor)> = roofs.iter().map(named).collect();
     let alone = |level| format!("arithmetic alone {} billion parameters a second", digits(level));
-    told.extend(arithmetic.map(|level| (alone(level), colour("compute"))));
+    html.extend(arithmetic.map(|level| (alone(level), colour("compute"))));
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, ROOF_HEIGHT)).into_drawing_area();
@@ -264,16 +264,16 @@ fn roofline(measured: &Measured) -> Drawn {
         chart.draw_series([Text::new(label, (per_byte * 1.04, merge * 0.9), style)])?;
         root.present()?;
     }
-    Ok(key("", &told) + &svg)
+    Ok(key("", &html) + &svg)
 }
 
 /// What the colours of a drawing mean.
 fn key(what: &str, colours: &[(String, RGBColor)]) -> String {
-    let mut told = format!("<p class=\"key\">{what}");
+    let mut html = format!("<p class=\"key\">{what}");
     for (name, RGBColor(r, g, b)) in colours {
-        let _ = write!(told, "<span style=\"background:#{r:02x}{g:02x}{b:02x}\"></span>{}", escaped(name));
+        let _ = write!(html, "<span style=\"background:#{r:02x}{g:02x}{b:02x}\"></span>{}", escaped(name));
     }
-    told + "</p>\n"
+    html + "</p>\n"
 }
 
 /// What the arithmetic would take by itself: on a device its busy time, else that of all threads side by side.
@@ -297,18 +297,18 @@ fn digits(value: f64) -> String {
 
 /// The threads' time, and below it the device's, if there is one.
 fn strips(strip: &Strip) -> String {
-    let mut told = String::new();
+    let mut html = String::new();
     for (by, what) in [("threads", "What the threads did:"), ("device", "What the device did, side by side:")]
     {
         let rows: Vec<&StripRow> = strip.rows.iter().filter(|row| row.by == by).collect();
         if !rows.is_empty() {
             let colours: Vec<_> = rows.iter().map(|row| (row.stage.clone(), colour(&row.stage))).collect();
-            told += &key(what, &colours);
-            told += &draw_strip(strip.part_seconds, &rows, by == "threads")
+            html += &key(what, &colours);
+            html += &draw_strip(strip.part_seconds, &rows, by == "threads")
                 .expect("text in memory can be drawn to");
         }
     }
-    told
+    html
 }
 
 /// Threads share out their time, so their stages are stacked; those of a device overlap.
@@ -383,7 +383,7 @@ mod tests {
 
     #[test]
     fn nothing_in_a_table_is_markup() {
-        let told = table(["a<b"], &[["\"x\" & y".into()]]);
-        assert!(told.contains("<th>a&lt;b</th>") && told.contains("&quot;x&quot; &amp; y"), "{told}");
+        let html = table(["a<b"], &[["\"x\" & y".into()]]);
+        assert!(html.contains("<th>a&lt;b</th>") && html.contains("&quot;x&quot; &amp; y"), "{html}");
     }
 }

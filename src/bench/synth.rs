@@ -100,7 +100,7 @@ pub fn write(
     let create = |&model: &usize| set.create(folder(dir, model), model);
     let outputs = missing.iter().map(create).collect::<io::Result<Vec<_>>>().map_err(failed)?;
     set.fill(&outputs, threads, stop).map_err(failed)?;
-    outputs.iter().try_for_each(Output::finish).map_err(failed)?;
+    outputs.iter().try_for_each(SynthFile::finish).map_err(failed)?;
     Ok(set.layout.file_bytes * outputs.len() as u64)
 }
 
@@ -117,7 +117,7 @@ struct Set<'a> {
 }
 
 /// A model's folder while it is being written.
-struct Output {
+struct SynthFile {
     dir: PathBuf,
     model: usize,
     stamp: Value,
@@ -131,7 +131,7 @@ impl<'a> Set<'a> {
         Self { spec, tensors, layout }
     }
 
-    fn create(&self, dir: PathBuf, model: usize) -> io::Result<Output> {
+    fn create(&self, dir: PathBuf, model: usize) -> io::Result<SynthFile> {
         clear(&dir)?;
         fs::create_dir_all(&dir)?;
         // From here on the folder is known as ours, and as unfinished.
@@ -147,11 +147,16 @@ impl<'a> Set<'a> {
             write_all_at(&file, &shard.header, 0)?;
             files.push(file);
         }
-        Ok(Output { dir, model, stamp: self.spec.stamp(model), files })
+        Ok(SynthFile { dir, model, stamp: self.spec.stamp(model), files })
     }
 
     /// Threads take tiles by a common counter; a tile of the base is made once for all models.
-    fn fill(&self, outputs: &[Output], threads: usize, stop: &(dyn Fn() -> bool + Sync)) -> io::Result<()> {
+    fn fill(
+        &self,
+        outputs: &[SynthFile],
+        threads: usize,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> io::Result<()> {
         let of_tensor = |(tensor, t): (usize, &OutTensor)| {
             (0..elements(t)).step_by(TILE_ELEMENTS).map(move |first| (tensor, first))
         };
@@ -181,7 +186,7 @@ impl<'a> Set<'a> {
         maker: &mut Maker,
         tensor: usize,
         first: usize,
-        outputs: &[Output],
+        outputs: &[SynthFile],
     ) -> io::Result<()> {
         let place = &self.layout.places[tensor];
         let tensor = &self.tensors[tensor];
@@ -195,7 +200,7 @@ impl<'a> Set<'a> {
     }
 }
 
-impl Output {
+impl SynthFile {
     fn finish(&self) -> io::Result<()> {
         fs::write(self.dir.join(STAMP), pretty(&self.stamp))
     }

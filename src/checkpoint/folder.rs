@@ -100,7 +100,7 @@ impl ModelFolder {
     }
 
     /// The name of the file here that this is as well, under another name or through a link; none where there is no such file,
-    /// or where the system does not tell files by numbers.
+    /// or where the system does not number files.
     pub fn name_of(&self, file: &Metadata) -> Option<String> {
         let is_same = |name: &String| {
             let found = fs::metadata(self.path.join(name));
@@ -249,7 +249,7 @@ impl InputFile {
         Err(Error::input(message).hint("no published model has one that large: download the file again"))
     }
 
-    /// Whether two files of at most `bytes_max` hold the same bytes: seen by their sizes, else piece by piece.
+    /// Whether two files of at most `bytes_max` hold the same bytes: seen by their sizes, else block by block.
     ///
     /// # Errors
     /// Kind `Input`: one of them cannot be read, or is larger.

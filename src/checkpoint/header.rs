@@ -21,7 +21,7 @@ use super::limits::HEADER_BYTES_MAX;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::text::quoted;
-use json::{Record, cap, parse_header};
+use json::{HeaderEntry, cap, parse_header};
 
 /// The header length that opens a file.
 const LENGTH_BYTES: u64 = 8;
@@ -121,7 +121,7 @@ fn zeros(path: &Path, bytes: u64) -> Result<Vec<u8>> {
 }
 
 /// The records of a header's JSON, or what is wrong with it.
-fn records(json: &[u8]) -> std::result::Result<IndexMap<String, Record>, String> {
+fn records(json: &[u8]) -> std::result::Result<IndexMap<String, HeaderEntry>, String> {
     let json = std::str::from_utf8(json).map_err(|e| format!("the header is not UTF-8: {e}"))?;
     parse_header(json).map_err(|e| format!("the header is not what it should be: {e}"))
 }
@@ -129,7 +129,7 @@ fn records(json: &[u8]) -> std::result::Result<IndexMap<String, Record>, String>
 /// Puts the tensors in order of offset and checks that their data fills the file from `data_start` on, without
 /// gap or overlap. Returns them and where the data ends.
 fn place(
-    records: IndexMap<String, Record>,
+    records: IndexMap<String, HeaderEntry>,
     file: usize,
     data_start: u64,
 ) -> std::result::Result<(Vec<TensorInfo>, u64), String> {

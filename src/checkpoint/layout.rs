@@ -1,5 +1,5 @@
 //! Where every byte of an output goes, known before the first is written: the tensors, their shards and
-//! headers. So any thread can write any piece at any time.
+//! headers. So any thread can write any part at any time.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -24,7 +24,7 @@ pub const TENSORS_MAX: usize = super::limits::TENSORS_MAX;
 pub const DATA_BYTES_MAX: u64 = 1 << 62;
 
 /// What is laid out: something with a name, a type and a shape.
-pub trait Stored {
+pub trait StoredTensor {
     /// Its name.
     fn name(&self) -> &str;
     /// The type of its elements.
@@ -53,11 +53,11 @@ pub struct OutTensor {
 impl OutTensor {
     /// The bytes that its data takes.
     pub fn bytes(&self) -> u64 {
-        Stored::bytes(self)
+        StoredTensor::bytes(self)
     }
 }
 
-impl Stored for OutTensor {
+impl StoredTensor for OutTensor {
     fn name(&self) -> &str {
         &self.name
     }
@@ -112,7 +112,7 @@ pub struct Place {
 ///
 /// Shards take the tensors in the given order (mergekit's rule). Inside a shard the widest types come first,
 /// so that every tensor starts at a multiple of its element size.
-pub fn layout<T: Stored>(tensors: &[T], shard_bytes: u64) -> Layout {
+pub fn layout<T: StoredTensor>(tensors: &[T], shard_bytes: u64) -> Layout {
     let sizes: Vec<u64> = tensors.iter().map(T::bytes).collect();
     let ranges = split(&sizes, shard_bytes);
     let mut places = vec![Place { shard: 0, offset: 0, bytes: 0 }; tensors.len()];
@@ -166,7 +166,7 @@ pub(super) fn is_weights_file(name: &str) -> bool {
 }
 
 /// The length and the JSON of a file that holds these tensors in this order.
-fn header<T: Stored>(tensors: &[T], order: &[usize], sizes: &[u64]) -> Vec<u8> {
+fn header<T: StoredTensor>(tensors: &[T], order: &[usize], sizes: &[u64]) -> Vec<u8> {
     let mut bytes = vec![0; ALIGNMENT_BYTES];
     bytes.extend(br#"{"__metadata__":{"format":"pt"}"#);
     let mut end = 0;
@@ -191,7 +191,7 @@ fn write_json(into: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
     serde_json::to_writer(into, value).expect("text and numbers in memory");
 }
 
-fn index<T: Stored>(tensors: &[T], places: &[Place], shards: &[Shard], total_bytes: u64) -> Vec<u8> {
+fn index<T: StoredTensor>(tensors: &[T], places: &[Place], shards: &[Shard], total_bytes: u64) -> Vec<u8> {
     let metadata = format!("  \"metadata\": {{\n    \"total_size\": {total_bytes}\n  }}");
     let mut bytes = format!("{{\n{metadata},\n  \"weight_map\": {{").into_bytes();
     for (i, (tensor, place)) in tensors.iter().zip(places).enumerate() {

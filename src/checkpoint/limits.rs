@@ -34,6 +34,9 @@ pub const FILES_MAX: usize = 1 << 16;
 /// A tokenizer or vocabulary. The largest have some 50 MB.
 pub const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
+/// A model's own card, `README.md`. Those that list the results of many benchmarks have some hundred kilobytes.
+pub const CARD_BYTES_MAX: u64 = 4 << 20;
+
 /// Any other file that is copied beside the weights: templates, generation and processor configs, a model's code.
 pub const COMPANION_BYTES_MAX: u64 = 16 << 20;
 

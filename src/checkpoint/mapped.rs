@@ -1,8 +1,8 @@
 //! Files mapped into memory: what the page cache has is used where it lies, without a copy.
 //!
 //! A page of a mapped file that is no longer there, because the file was cut short or its disk failed, ends in SIGBUS.
-//! [`Mapped::bring`] asks the system for the pages first, which tells without a signal; for what is lost after that, a
-//! handler puts zeros in the page's place, so that the merge goes on, and notes which file it was: [`Mapped::broken`] tells,
+//! [`Mapped::bring`] asks the system for the pages first, which reports failures without a signal; for what is lost after that, a
+//! handler puts zeros in the page's place, so that the merge goes on, and notes which file it was: [`Mapped::broken`] says so,
 //! and the merge fails in the end.
 //!
 //! Linux only: elsewhere nothing is mapped, and files are read by position.
@@ -23,7 +23,7 @@ impl Mapped {
     }
 
     /// A part of the file; `absent` says whether its pages may not be there yet. `None` where they cannot be had, because the file
-    /// has become shorter or its disk fails: to read it will tell.
+    /// has become shorter or its disk fails: a read will report it.
     ///
     /// # Errors
     /// The system has no memory for it.
@@ -31,7 +31,7 @@ impl Mapped {
         self.0.bring(part, absent)
     }
 
-    /// Lets go of the pages of a part, which stay in the page cache. It costs an interruption of all threads, so let go of
+    /// Unmaps the pages of a part, which stay in the page cache. It costs an interruption of all threads, so release
     /// much at once.
     pub fn release(&self, part: &Range<u64>) {
         self.0.release(part);
@@ -81,17 +81,17 @@ mod linux {
     const FILES_MAX: usize = 4096;
 
     /// Where mapped files are: what the handler of SIGBUS can see without a lock.
-    static PLACES: [Place; FILES_MAX] = [const { Place::free() }; FILES_MAX];
+    static PLACES: [MappedFile; FILES_MAX] = [const { MappedFile::free() }; FILES_MAX];
 
     /// One of them.
-    struct Place {
+    struct MappedFile {
         /// 0 where it is free.
         start: AtomicUsize,
         end: AtomicUsize,
         broken: AtomicBool,
     }
 
-    impl Place {
+    impl MappedFile {
         const fn free() -> Self {
             Self { start: AtomicUsize::new(0), end: AtomicUsize::new(0), broken: AtomicBool::new(false) }
         }
@@ -111,12 +111,12 @@ mod linux {
     #[derive(Debug)]
     pub(super) struct Mapped {
         map: Mmap,
-        place: &'static Place,
+        place: &'static MappedFile,
     }
 
-    impl std::fmt::Debug for Place {
+    impl std::fmt::Debug for MappedFile {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.debug_struct("Place").field("broken", &self.broken).finish_non_exhaustive()
+            f.debug_struct("MappedFile").field("broken", &self.broken).finish_non_exhaustive()
         }
     }
 
@@ -129,7 +129,7 @@ mod linux {
             // the file has changed. If it is cut short, the handler installed above puts zeros there.
             let map = unsafe { MmapOptions::new().len(bytes).map(file) }.ok()?;
             let start = map.as_ptr() as usize;
-            let place = Place::claim(&(start..start + bytes))?;
+            let place = MappedFile::claim(&(start..start + bytes))?;
             Some(Self { map, place })
         }
 
@@ -170,7 +170,7 @@ mod linux {
 
     impl Drop for Mapped {
         fn drop(&mut self) {
-            // Free before the memory is: nobody uses it any more.
+            // Free before the memory is: it is no longer used.
             self.place.end.store(0, Ordering::Release);
             self.place.start.store(0, Ordering::Release);
         }

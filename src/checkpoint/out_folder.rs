@@ -19,7 +19,7 @@ pub fn check_out(out: &Path, inputs: &[&Path]) -> Result<()> {
     can_be_made(out, &real)
 }
 
-/// The bytes that may still be written where `out` will lie. `None` where the system does not tell.
+/// The bytes that may still be written where `out` will lie. `None` where the system does not say.
 pub fn free_bytes(out: &Path) -> Option<u64> {
     #[cfg(unix)]
     {

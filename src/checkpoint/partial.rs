@@ -122,7 +122,7 @@ impl Partial {
         finished.and_then(|()| sync_folder(&self.parent)).map_err(|e| self.not_known_to_last(&e))
     }
 
-    /// Whether `OUT.partial` is still this folder, as far as that can be told.
+    /// Whether `OUT.partial` is still this folder, as far as that can be known.
     fn still_there(&self) -> io::Result<()> {
         let (there, ours) = (self.parent.symlink_metadata(name_of(&self.path))?, self.folder.dir_metadata()?);
         if there.dev() == ours.dev() && there.ino() == ours.ino() {
@@ -287,7 +287,7 @@ fn take_over(folder: &Dir, path: &Path) -> Result<File> {
         Ok(()) if is_still_there(&lock, folder) => {}
         Ok(()) | Err(TryLockError::WouldBlock) => return Err(in_use(path)),
         Err(TryLockError::Error(e)) => {
-            return Err(not_ours(&format!("whether a merge is making it cannot be told ({e})")));
+            return Err(not_ours(&format!("whether a merge is making it cannot be seen ({e})")));
         }
     }
     let mut mark = Vec::new();

@@ -10,29 +10,11 @@ use super::folder::InputFile;
 use super::layout::{INDEX, Layout, Place};
 use super::out_folder::free_bytes;
 use super::partial::Partial;
-use super::sidecars::{MODEL_CONFIG, companion_bytes_max};
+use super::sidecars::{Content, MODEL_CONFIG, Sidecar, companion_bytes_max};
 use crate::error::{Error, Result};
 use crate::text::bytes as size;
 
 const COPY_BYTES: usize = 1 << 20;
-
-/// A file beside the weights.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sidecar {
-    /// Its name in the output folder; a `/` leads into a folder there.
-    pub file: String,
-    /// What it holds.
-    pub content: Content,
-}
-
-/// What a sidecar holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
-    /// These bytes.
-    Bytes(Vec<u8>),
-    /// The bytes of this file.
-    CopyOf(InputFile),
-}
 
 /// An output checkpoint in the making. Dropped unfinished, it leaves nothing in its place.
 #[derive(Debug)]
@@ -219,7 +201,7 @@ mod tests {
         Sidecar { file: "config.json".into(), content: Content::Bytes(b"{}\n".to_vec()) }
     }
 
-    /// Writes every tensor, last one first, each in two pieces, the later piece first.
+    /// Writes every tensor, last one first, each in two parts, the later part first.
     fn write(out: &Path, tensors: &[OutTensor], shard_bytes: u64, sidecars: &[Sidecar]) -> Layout {
         let layout = layout(tensors, shard_bytes);
         let sink = Sink::create(out, &layout, Access::ANY).unwrap();

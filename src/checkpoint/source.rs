@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::text::quoted;
 
 /// The index of a sharded checkpoint: tensor → file.
-type Index = IndexMap<String, String>;
+type TensorIndex = IndexMap<String, String>;
 
 /// An input checkpoint, opened: headers read and checked, no tensor data.
 #[derive(Debug)]
@@ -129,8 +129,9 @@ impl Source {
     }
 
     /// Lets go of bytes of a file that were brought.
-    pub fn release(&self, file: usize, bytes: &Range<u64>) {
-        self.files[file].release(bytes);
+    pub fn release(&self, tensor: usize) {
+        let TensorInfo { file, offset, bytes, .. } = self.tensor_at(tensor);
+        self.files[*file].release(&(*offset..offset + bytes));
     }
 
     /// Checks that every file still has the size and time that it had when it was opened, and was there all the time.
@@ -175,7 +176,7 @@ impl Source {
     }
 
     /// Every tensor of the index must be where it says. One that the index omits is taken, and noted.
-    fn check_index(&mut self, index: &Index) -> Result<()> {
+    fn check_index(&mut self, index: &TensorIndex) -> Result<()> {
         let path = self.folder.path.join(INDEX);
         for (tensor, file) in index {
             let found = self.tensors.get(tensor).map(|info| self.files[info.file].name.as_str());
@@ -246,7 +247,7 @@ fn is_safetensors(name: &str) -> bool {
 fn weight_files(
     folder: &Arc<ModelFolder>,
     present: &BTreeSet<String>,
-) -> Result<(Vec<String>, Option<Index>)> {
+) -> Result<(Vec<String>, Option<TensorIndex>)> {
     if present.contains(INDEX) {
         let index = read_index(&folder.file(INDEX))?;
         let shards: BTreeSet<&String> = index.values().collect();
@@ -277,7 +278,7 @@ fn weight_files(
 }
 
 /// The index, its entries checked by their spelling alone, before any is opened.
-fn read_index(file: &InputFile) -> Result<Index> {
+fn read_index(file: &InputFile) -> Result<TensorIndex> {
     let path = &file.path();
     let parsed = parse_index(&file.read(INDEX_BYTES_MAX)?);
     let index = parsed.map_err(|e| contradiction(path, &format!("not the index of a checkpoint: {e}")))?;
@@ -319,7 +320,7 @@ fn no_weights(folder: &Path, present: &BTreeSet<String>) -> Error {
     }
 }
 
-/// The safetensors files beside those that were chosen: a leftover of another save, or weights nobody lists.
+/// The safetensors files beside those that were chosen: a leftover of another save, or weights that no index lists.
 fn unread_files(name: &str, present: &BTreeSet<String>, shards: &[String]) -> Option<String> {
     // Shards are sorted.
     let read = |file: &String| shards.binary_search(file).is_ok();

@@ -31,7 +31,7 @@ pub(super) struct SourceFile {
     mapped: OnceLock<Option<Mapped>>,
 }
 
-/// By what a changed file is told from an unchanged one.
+/// What shows that a file has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     pub(super) bytes: u64,

@@ -9,13 +9,12 @@ use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
 use super::{CommonArgs, cache_folder, cores, count, show};
-use crate::bench::merge::{self, Child, METHODS, Measured, Setup};
+use crate::bench::merge::{self, Child, METHODS, MergeTimes, Setup};
 use crate::bench::page;
 use crate::bench::shapes::{SHAPES, Shape};
 use crate::bench::synth::Spec;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::plan::Choices;
 use crate::text::bytes;
 use crate::{Options, prepare_config, read_config};
 
@@ -85,13 +84,13 @@ fn share(text: &str) -> std::result::Result<f64, String> {
     share.ok_or_else(|| "expected a number above 0, and 1 at most".into())
 }
 
-/// Measures and tells, or is one merge of what measures.
+/// Measures and reports, or is one of the merges that are measured.
 pub(super) fn merge(args: &BenchMergeArgs) -> Result<()> {
     let progress = Progress::new(true)?;
     if args.round {
         return round(args, &progress);
     }
-    // A device that is not there is told before anything is made.
+    // A device that is not there is reported before anything is made.
     args.common.device(!args.json)?;
     args.report.as_deref().map_or(Ok(()), check_page)?;
     let setup = args.setup()?;
@@ -166,7 +165,7 @@ fn child() -> Result<Child> {
 /// One merge, in the folder where the process was started.
 fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
     let (config, out) = merge::places();
-    let choices = Choices { seed: args.common.random_seed, shard_bytes: args.common.out_shard_size };
+    let choices = args.common.choices();
     let device = args.common.device(false)?;
     let prepared = prepare_config(read_config(&config)?, &choices)?;
     let options = Options {
@@ -185,7 +184,7 @@ fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-fn where_it_lies(measured: &Measured) -> &'static str {
+fn where_it_lies(measured: &MergeTimes) -> &'static str {
     match (measured.in_memory, measured.setup.cold) {
         (true, _) => "in memory",
         (false, false) => "on a disk, page cache warm",
@@ -193,7 +192,7 @@ fn where_it_lies(measured: &Measured) -> &'static str {
     }
 }
 
-fn table(measured: &Measured) {
+fn table(measured: &MergeTimes) {
     let (setup, round) = (&measured.setup, &measured.typical().round);
     show::line(&format!(
         "{} of {} models, {} ({} layers) in {}, on {} ({} threads); {}; medians of {}",
@@ -229,16 +228,16 @@ fn table(measured: &Measured) {
     };
     let mut stages: Vec<String> = round.stages.as_array().into_iter().flatten().map(percent).collect();
     stages.push(format!("waiting {:.0} %", 100.0 * round.waiting));
-    show::line(&format!("  stages: {}; {}", stages.join(", "), round.bottleneck));
+    show::line(&format!("  stages: {}; {}", stages.join(", "), round.held_back));
     let peak = measured.peak_bytes().map(|peak| format!("{} of memory at most", bytes(peak)));
     let cpu = measured.cpu_seconds().map(|cpu| format!("{cpu:.2} CPU seconds"));
-    let told: Vec<String> = peak.into_iter().chain(cpu).collect();
-    if !told.is_empty() {
-        show::line(&format!("  {}", told.join(", ")));
+    let process: Vec<String> = peak.into_iter().chain(cpu).collect();
+    if !process.is_empty() {
+        show::line(&format!("  {}", process.join(", ")));
     }
 }
 
-fn measured_json(measured: &Measured) -> Json {
+fn measured_json(measured: &MergeTimes) -> Json {
     let (setup, round) = (&measured.setup, &measured.typical().round);
     let gb = measured.bytes() as f64 / 1e9;
     let all = |figure: &dyn Fn(&merge::Turn) -> f64| measured.turns.iter().map(figure).collect::<Vec<f64>>();

@@ -2,34 +2,35 @@
 
 use serde_json::{Value as Json, json};
 
-use super::show;
-use crate::backend::device::{self, Device, Family};
+use super::{choose, show};
+use crate::backend::device::{Device, Family};
+use crate::backend::devices::FAMILIES;
 use crate::bench;
-use crate::check::{self, Depth, Row, Types};
+use crate::check::{self, CheckRow, Depth, Types};
 use crate::error::{Error, Result};
 use crate::text::bytes;
 
 /// Lists the devices, what is missing and why, and which one `--device auto` takes.
 pub(super) fn list(json: bool) -> Result<()> {
-    let found: Vec<(Family, Result<Vec<Device>>)> =
-        Family::ALL.into_iter().map(|family| (family, device::devices(family))).collect();
-    let (auto, _) = device::choose("auto")?;
+    let found: Vec<(&Family, Result<Vec<Device>>)> =
+        FAMILIES.iter().map(|family| (*family, (family.devices)())).collect();
+    let (auto, _) = choose("auto")?;
     if json {
         let devices: Vec<Json> =
             found.iter().flat_map(|(_, found)| found.iter().flatten()).map(device_json).collect();
         let absent: serde_json::Map<String, Json> = found
             .iter()
-            .filter_map(|(family, found)| Some((family.name().to_string(), json!(reason(found)?))))
+            .filter_map(|(family, found)| Some((family.name.to_string(), json!(reason(found)?))))
             .collect();
         show::json(&json!({ "devices": devices, "absent": absent, "auto": auto.id() }));
         return Ok(());
     }
     for (family, found) in &found {
         for device in found.iter().flatten() {
-            show::line(&told(device));
+            show::line(&described(device));
         }
         if let Some(reason) = reason(found) {
-            show::line(&format!("{:<8} none: {reason}", family.name()));
+            show::line(&format!("{:<8} none: {reason}", family.name));
         }
     }
     show::line(&format!("--device auto takes {}", auto.id()));
@@ -45,7 +46,7 @@ fn reason(found: &Result<Vec<Device>>) -> Option<String> {
     }
 }
 
-fn told(device: &Device) -> String {
+fn described(device: &Device) -> String {
     let mut parts = vec![device.name.clone()];
     if let Some(total) = device.memory_bytes {
         let free = device.free_bytes().ok().flatten();
@@ -76,16 +77,16 @@ pub(super) fn check(word: Option<&str>, depth: Depth, json: bool) -> Result<()> 
     let mut devices = Vec::new();
     match word {
         Some(word) => {
-            let (device, passed_over) = device::choose(word)?;
+            let (device, passed_over) = choose(word)?;
             passed_over.iter().filter(|_| !json).for_each(|reason| show::note(reason));
             devices.push(device);
         }
         None => {
-            for family in Family::ALL {
-                match device::devices(family) {
+            for family in FAMILIES {
+                match (family.devices)() {
                     Ok(found) => devices.extend(found),
                     Err(error) if !json => {
-                        show::line(&format!("{}: not run: {}", family.name(), error.message));
+                        show::line(&format!("{}: not run: {}", family.name, error.message));
                     }
                     Err(_) => {}
                 }
@@ -115,11 +116,11 @@ pub(super) fn check(word: Option<&str>, depth: Depth, json: bool) -> Result<()> 
     refusals.into_iter().next().map_or(Ok(()), Err::<(), Error>)
 }
 
-fn row_json(row: &Row) -> Json {
-    json!({ "kernel": row.kernel, "inputs": row.types.name(), "launches": row.launches, "pieces": row.spans, "by_cpu": row.redone, "wrong": row.wrong })
+fn row_json(row: &CheckRow) -> Json {
+    json!({ "kernel": row.kernel, "inputs": row.types.name(), "launches": row.launches, "chunks": row.spans, "by_cpu": row.redone, "wrong": row.wrong })
 }
 
-fn table(device: &Device, rows: &[Row]) {
+fn table(device: &Device, rows: &[CheckRow]) {
     show::line(&format!("{}: {}", device.id(), device.name));
     let columns = |cell: &dyn Fn(Types) -> &'static str| {
         Types::ALL.map(|types| format!("{:>12}", cell(types))).concat()
@@ -140,11 +141,11 @@ fn table(device: &Device, rows: &[Row]) {
         show::line(&format!("  {kernel:<14}{cells}"));
     }
     let launches: usize = rows.iter().map(|row| row.launches).sum();
-    show::line(&format!("  {launches} launches compared with the CPU's plain code, bit for bit"));
+    show::line(&format!("  {launches} launches compared with the kernels' plain twins, bit for bit"));
     let (spans, redone) = rows.iter().fold((0, 0), |sum, row| (sum.0 + row.spans, sum.1 + row.redone));
     if redone > 0 {
         show::line(&format!(
-            "  {redone} of their {spans} pieces have values that the device makes no promises about: the CPU computed them"
+            "  {redone} of their {spans} chunks have values that the device makes no promises about: the CPU computed them"
         ));
     }
     rows.iter().filter_map(|row| row.wrong.as_ref()).for_each(|wrong| show::line(&format!("  {wrong}")));
@@ -152,7 +153,7 @@ fn table(device: &Device, rows: &[Row]) {
 
 /// Times the kernels of a device.
 pub(super) fn bench(word: &str, elements: u64, repeat: usize, json: bool) -> Result<()> {
-    let (device, passed_over) = device::choose(word)?;
+    let (device, passed_over) = choose(word)?;
     passed_over.iter().for_each(|reason| show::note(reason));
     let measured = bench::kernels(&device, elements, repeat)?;
     if json {
@@ -189,7 +190,7 @@ pub(super) fn bench(word: &str, elements: u64, repeat: usize, json: bool) -> Res
     Ok(())
 }
 
-fn timed_json(row: &bench::Row, copy_rate: f64) -> Json {
+fn timed_json(row: &bench::KernelTime, copy_rate: f64) -> Json {
     json!({
         "kernel": row.kernel,
         "what": row.what,

@@ -1,50 +1,64 @@
-//! Progress on a terminal, and the user's wish to stop.
+//! Progress on a terminal as a bar, elsewhere as a line every half minute, and the user's wish to stop.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::signals;
+use super::{show, signals};
 use crate::error::{Error, Result};
 use crate::stream::Watch;
+use crate::text::bytes;
 
-/// Counts the bytes that move, draws a bar on a terminal, and hears Ctrl-C and SIGTERM.
+/// Time from one line to the next, off a terminal.
+const LINE_EVERY: Duration = Duration::from_secs(30);
+
+/// Counts the bytes that move, draws a bar on a terminal or prints lines elsewhere, and hears Ctrl-C and SIGTERM.
 #[derive(Debug)]
 pub(super) struct Progress {
     bar: ProgressBar,
+    lines: Option<Lines>,
     read: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
 impl Progress {
-    /// Progress of one merge; quiet also where standard error is no terminal.
+    /// Progress of one merge.
     pub(super) fn new(quiet: bool) -> Result<Self> {
         let stop = Arc::default();
         signals::listen(&stop)
             .map_err(|cause| Error::output(format!("cannot listen for Ctrl-C: {cause}")))?;
-        let quiet = quiet || !std::io::stderr().is_terminal();
-        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let terminal = std::io::stderr().is_terminal();
+        let drawn = terminal && !quiet;
+        let target = if drawn { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
-        Ok(Self { bar, read: Arc::default(), written: Arc::default(), stop })
+        let lines = (!terminal && !quiet).then(Lines::default);
+        Ok(Self { bar, lines, read: Arc::default(), written: Arc::default(), stop })
     }
 
     /// How many bytes will be written.
-    pub(super) fn expect(&self, bytes: u64) {
+    pub(super) fn expect(&self, expected: u64) {
         let (read, written) = (Arc::clone(&self.read), Arc::clone(&self.written));
         let rate = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-            let moved = (read.load(Ordering::Relaxed) + written.load(Ordering::Relaxed)) as f64;
-            // A failing display has no one to tell.
-            let _ = write!(out, "{:.2} GB/s", moved / 1e9 / state.elapsed().as_secs_f64().max(1e-3));
+            let moved = read.load(Ordering::Relaxed) + written.load(Ordering::Relaxed);
+            // There is nowhere to report a display that fails.
+            let _ = write!(out, "{}", gb_per_s(moved, state.elapsed()));
         };
-        let style =
-            ProgressStyle::with_template("{bar:32} {percent:>3}%  {bytes}/{total_bytes}  {rate}  {eta} left")
-                .expect("the template is well formed")
-                .with_key("rate", rate);
+        let of_all = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = write!(out, "{} of {}", bytes(state.pos()), bytes(state.len().unwrap_or(0)));
+        };
+        let style = ProgressStyle::with_template("{bar:32} {percent:>3}%  {of_all}  {rate}  {eta} left")
+            .expect("the template is well formed")
+            .with_key("rate", rate)
+            .with_key("of_all", of_all);
         self.bar.set_style(style);
-        self.bar.set_length(bytes);
+        self.bar.set_length(expected);
+        self.lines.iter().for_each(|lines| {
+            let _ = lines.expected.set((expected, Instant::now()));
+        });
     }
 
     /// Takes the bar away.
@@ -65,9 +79,67 @@ impl Watch for Progress {
         // A pass that is taken back writes twice. Without progress the bar is drawn anew all the same, as often as it may be.
         let left = self.bar.length().unwrap_or(u64::MAX).saturating_sub(self.bar.position());
         self.bar.inc(written.min(left));
+        if let Some(lines) = &self.lines
+            && let Some((expected, begun)) = lines.expected.get()
+            && let Some(line) = lines.due(begun.elapsed(), self.moved_bytes(), *expected)
+        {
+            show::progress(&line);
+        }
     }
 
     fn stop(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// Lines of progress.
+#[derive(Debug, Default)]
+struct Lines {
+    /// How many bytes will be written, and when that began.
+    expected: OnceLock<(u64, Instant)>,
+    /// How many lines there were.
+    last_line: AtomicU64,
+}
+
+impl Lines {
+    /// The next line, if it is time for one. Of several threads one gets it.
+    fn due(&self, elapsed: Duration, (read, written): (u64, u64), expected: u64) -> Option<String> {
+        let last_line = self.last_line.load(Ordering::Relaxed);
+        let due = elapsed.as_secs() / LINE_EVERY.as_secs();
+        let is_mine =
+            || self.last_line.compare_exchange(last_line, due, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        (due > last_line && is_mine()).then(|| {
+            let written = written.min(expected);
+            let share = written as f64 / expected.max(1) as f64;
+            let left = match share {
+                0.0 => String::new(),
+                share => format!(", about {:.0} s left", elapsed.as_secs_f64() * (1.0 - share) / share),
+            };
+            let (done, all, rate) = (bytes(written), bytes(expected), gb_per_s(read + written, elapsed));
+            format!("{:.0} %: {done} of {all} written, {rate}{left}", (share * 100.0).floor())
+        })
+    }
+}
+
+/// The pace, in 10⁹ bytes a second.
+fn gb_per_s(moved: u64, elapsed: Duration) -> String {
+    format!("{:.2} GB/s", moved as f64 / 1e9 / elapsed.as_secs_f64().max(1e-3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_line_every_half_minute() {
+        let lines = Lines::default();
+        let at = |seconds, moved| lines.due(Duration::from_secs(seconds), moved, 20_000_000_000);
+        assert_eq!(at(29, (1, 1)), None);
+        let last_line = at(30, (9_000_000_000, 3_000_000_000));
+        assert_eq!(last_line.unwrap(), "15 %: 3.00 GB of 20.00 GB written, 0.40 GB/s, about 170 s left");
+        assert_eq!(at(31, (9_000_000_000, 3_000_000_000)), None);
+        assert_eq!(at(75, (9_000_000_000, 0)).unwrap(), "0 %: 0 bytes of 20.00 GB written, 0.12 GB/s");
+        assert_eq!(at(89, (0, 0)), None);
+        assert!(at(90, (0, 25_000_000_000)).unwrap().starts_with("100 %: 20.00 GB of 20.00 GB"));
     }
 }

@@ -2,17 +2,19 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::progress::Progress;
+use super::kinds;
 use crate::Prepared;
 use crate::backend::Limits;
 use crate::backend::device::Device;
 use crate::error::{Error, Result};
-use crate::method::{self, Base, Kind, METHODS, Method, Parameter, Scope, Settings, Value};
+use crate::input::Input;
+use crate::method::{self, Base, METHODS, Method, Parameter, Scope, Settings, Value, ValueKind};
 use crate::plan::{Action, LeftOut, Plan, Tensor};
 use crate::report::Report;
 use crate::stream::Budget;
@@ -27,7 +29,7 @@ macro_rules! out {
     ($($arg:tt)*) => { put(&escaped(&format!($($arg)*))) };
 }
 
-/// Prints to standard output. A reader that went away wanted no more; any other failure is told by [`delivered`].
+/// Prints to standard output. A reader that went away wanted no more; any other failure is reported by [`delivered`].
 fn put(text: &str) {
     if let Err(cause) = writeln!(io::stdout(), "{text}") {
         undelivered(cause);
@@ -42,6 +44,12 @@ fn undelivered(cause: io::Error) {
 
 /// The help, or what is wrong with the command, as clap words it.
 pub(super) fn usage(answer: &clap::Error) {
+    if AS_JSON.load(Ordering::Relaxed) && answer.use_stderr() {
+        // The usage and where to find help come in paragraphs of their own.
+        let words = answer.to_string();
+        let words = words.strip_prefix("error: ").unwrap_or(&words).split("\n\n").next().unwrap_or_default();
+        return error(&Error::config(words.split_whitespace().collect::<Vec<_>>().join(" ")));
+    }
     if let Err(cause) = answer.print()
         && !answer.use_stderr()
     {
@@ -61,9 +69,26 @@ pub(super) fn delivered() -> Result<()> {
     }
 }
 
-/// Prints to standard error, whose failures nobody could be told.
-fn tell(text: &str) {
+/// Whether what goes to standard error is JSON, an object a line.
+static AS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// From now on, messages are for programs: `{"level":"warning","message":"…","hint":"…"}`.
+pub(super) fn talk_json() {
+    AS_JSON.store(true, Ordering::Relaxed);
+}
+
+/// Prints to standard error, whose failures could be reported nowhere.
+fn put_message(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A line that is no warning.
+fn talk(text: &str) {
+    if AS_JSON.load(Ordering::Relaxed) {
+        put_message(&plain_json(&json!({ "level": "info", "message": text }).to_string()));
+    } else {
+        put_message(text);
+    }
 }
 
 /// A word in colour, where that helps and is wanted.
@@ -74,23 +99,42 @@ fn coloured(code: &str, word: &str) -> String {
 }
 
 /// The lines of an error are escaped already.
-fn told(code: &str, word: &str, error: &Error) {
-    tell(&format!("{}: {}", coloured(code, word), error.message));
+fn report(code: &str, word: &str, error: &Error) {
+    if AS_JSON.load(Ordering::Relaxed) {
+        let mut object = json!({ "level": word, "message": error.message });
+        if let Some(hint) = &error.hint {
+            // Several are a line each.
+            object["hint"] = hint.replace("\nhint: ", "\n").into();
+        }
+        if word == ERROR {
+            object["kind"] = error.kind.name().into();
+            object["exit_code"] = error.exit_code().into();
+        }
+        return put_message(&plain_json(&object.to_string()));
+    }
+    put_message(&format!("{}: {}", coloured(code, word), error.message));
     if let Some(hint) = &error.hint {
-        tell(&format!("{}: {hint}", coloured("1;36", "hint")));
+        put_message(&format!("{}: {hint}", coloured("1;36", "hint")));
     }
 }
 
+const ERROR: &str = "error";
+
 pub(super) fn error(error: &Error) {
-    told("1;31", "error", error);
+    report("1;31", ERROR, error);
 }
 
 pub(super) fn warning(warning: &Error) {
-    told("1;33", "warning", warning);
+    report("1;33", "warning", warning);
 }
 
 pub(super) fn note(note: &str) {
-    tell(&format!("{}: {}", coloured("1", "note"), one_line(note)));
+    report("1", "note", &Error::config(note));
+}
+
+/// How far a merge is.
+pub(super) fn progress(line: &str) {
+    talk(line);
 }
 
 /// A line of data.
@@ -99,35 +143,58 @@ pub(super) fn line(text: &str) {
 }
 
 pub(super) fn json(value: &Json) {
-    let text = format!("{value:#}");
+    put(&plain_json(&format!("{value:#}")));
+}
+
+/// JSON in which nothing steers a terminal.
+fn plain_json(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
         // JSON's own line ends stay; the others can only stand in its texts, where they may be written as numbers.
         if is_escaped(c) && c != '\n' { plain += &format!("\\u{:04x}", u32::from(c)) } else { plain.push(c) }
     }
-    put(&plain);
+    plain
+}
+
+/// What will be read.
+fn reads(prepared: &Prepared, limits: &Limits) -> String {
+    let plan = &prepared.plan;
+    let (once, every_sweep) = plan.read_bytes(&prepared.sources);
+    let most = plan.read_bytes_holding(&prepared.sources, limits.hold_bytes);
+    let inputs = format!("{} of inputs", bytes(once));
+    match most {
+        _ if every_sweep == once => inputs,
+        most if most == once => format!("{inputs}, held in memory between sweeps"),
+        most => format!("{inputs}, up to {} where they do not fit the memory between sweeps", bytes(most)),
+    }
 }
 
 /// What a merge is about to do, in a few lines.
-pub(super) fn summary(prepared: &Prepared) {
+pub(super) fn summary(prepared: &Prepared, limits: &Limits) {
     let plan = &prepared.plan;
-    let (read, most) = plan.read_bytes(&prepared.sources);
-    let sweeps = if most > read {
-        format!(" ({} with every sweep that the method may need)", bytes(most))
-    } else {
-        String::new()
-    };
-    tell(&one_line(&format!(
-        "{} of {}: {} tensors, {} to read{sweeps}, {} to write",
+    talk(&one_line(&format!(
+        "{} of {}: {} tensors, {} to write; reads {}",
         plan.method.name,
         plan.models.join(", "),
         plan.tensors.len(),
-        bytes(read),
         bytes(plan.layout.file_bytes),
+        reads(prepared, limits),
     )));
     plan.notes.iter().for_each(|n| note(n));
     for left_out in &plan.left_out {
         note(&format!("left out: {}", left(left_out)));
+    }
+}
+
+/// The folders on the way to the output that are not there: one may be a slip.
+pub(super) fn folders_to_make(out: &Path) {
+    let absolute = std::path::absolute(out).unwrap_or_else(|_| out.into());
+    let missing = absolute.ancestors().skip(1).take_while(|folder| !folder.exists());
+    let missing: Vec<&Path> = missing.collect();
+    if let (Some(inner), Some(outer)) = (missing.first(), missing.last()) {
+        let (outer, inner) = (outer.display().to_string(), inner.display().to_string());
+        let made = if outer == inner { "it" } else { &inner };
+        note(&format!("{outer} does not exist: {made} is made for the output"));
     }
 }
 
@@ -137,11 +204,15 @@ fn left(out: &LeftOut) -> String {
 }
 
 /// The end of a merge.
-pub(super) fn done(out: &Path, plan: &Plan, progress: &Progress, elapsed: Duration) {
-    let (read, written) = progress.moved_bytes();
+pub(super) fn done(out: &Path, prepared: &Prepared, moved: (u64, u64), elapsed: Duration) {
+    let plan = &prepared.plan;
+    let (read, written) = moved;
+    let (inputs, _) = plan.read_bytes(&prepared.sources);
+    // Samples are read before the sweeps, and what was not held is read again.
+    let again = if read > inputs { format!(" from inputs of {}", bytes(inputs)) } else { String::new() };
     let seconds = elapsed.as_secs_f64();
-    tell(&one_line(&format!(
-        "{} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read, {} written)",
+    talk(&one_line(&format!(
+        "{} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read{again}, {} written)",
         plan.tensors.len(),
         out.display(),
         (read + written) as f64 / 1e9 / seconds,
@@ -153,7 +224,7 @@ pub(super) fn done(out: &Path, plan: &Plan, progress: &Progress, elapsed: Durati
 /// How busy the stages were, and what holds the merge back.
 pub(super) fn shares(report: &Report) {
     let shares = &report.shares;
-    tell(&format!("stages: {shares}; {}", shares.bottleneck()));
+    talk(&format!("stages: {shares}; {}", shares.bottleneck()));
     if report.threads_missing > 0 {
         note(&format!(
             "{} of {} threads could not be started (a limit on processes or memory): the others did their work",
@@ -163,21 +234,21 @@ pub(super) fn shares(report: &Report) {
     }
     match report.redone() {
         0 => {}
-        count => tell(&format!(
-            "{count} pieces have values that {} makes no promises about (NaN, infinities, the very small or very large, or weights beyond a million): the CPU computed them",
+        count => talk(&format!(
+            "{count} chunks have values that {} makes no promises about (NaN, infinities, the very small or very large, or weights beyond a million): the CPU computed them",
             report.device
         )),
     }
     let (stages, finishing) = (shares.wall.as_secs_f64(), report.finishing.as_secs_f64());
     // What the system had not yet put on the disk is no stage's, and can take longer than all of them.
     if finishing > (0.1 * stages).max(0.1) {
-        tell(&format!("then {finishing:.2} s, after {stages:.2} s, to put the files on the disk"));
+        talk(&format!("then {finishing:.2} s, after {stages:.2} s, to put the files on the disk"));
     }
 }
 
 /// Where the trace is.
 pub(super) fn traced(file: &Path, report: &Report) {
-    tell(&one_line(&format!("trace written to {}", file.display())));
+    talk(&one_line(&format!("trace written to {}", file.display())));
     let left_out = report.timeline.left_out();
     if left_out > 0 {
         note(&format!("the trace is of the merge's beginning: {left_out} records more had no room in it"));
@@ -230,7 +301,6 @@ pub(super) fn odd_values(plan: &Plan, report: &Report) {
 /// The plan, for people.
 pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbose: bool) {
     let plan = &prepared.plan;
-    let (read, most) = plan.read_bytes(&prepared.sources);
     out!("method   {}: {}", plan.method.name, plan.method.summary);
     for (i, model) in plan.models.iter().enumerate() {
         let roles = [(plan.base == Some(i), "base"), (plan.donor == i, "gives config and tokenizer")];
@@ -242,17 +312,16 @@ pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbos
     }
     let copied = plan.tensors.iter().filter(|t| matches!(t.action, Action::Copy(_))).count();
     out!("tensors  {} merged, {copied} copied", plan.tensors.len() - copied);
-    out!(
-        "read     {}{}",
-        bytes(read),
-        if most > read { format!(", up to {} over all sweeps", bytes(most)) } else { String::new() }
-    );
+    out!("read     {}", reads(prepared, limits));
     out!("write    {} in {} file(s)", bytes(plan.layout.file_bytes), plan.layout.shards.len());
+    let held = match limits.hold_bytes.min(limits.widest.held_bytes) {
+        0 => String::new(),
+        held => format!(", up to {} of inputs held between sweeps", bytes(held)),
+    };
     out!(
-        "memory   at most {} beside the program: {} threads, up to {} of inputs held between sweeps",
+        "memory   at most {} beside the program: {} threads{held}",
         bytes(budget.host_bytes),
-        limits.threads,
-        bytes(limits.hold_bytes),
+        limits.threads
     );
     plan.left_out.iter().for_each(|l| out!("left out {}", left(l)));
     plan.notes.iter().for_each(|note| out!("note     {note}"));
@@ -263,21 +332,9 @@ pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbos
             out!("    {}", action(plan, tensor));
         }
     } else {
-        kinds(plan);
-    }
-}
-
-/// Tensors that are treated alike, together: the layers' numbers replaced by a star.
-fn kinds(plan: &Plan) {
-    let mut kinds: indexmap::IndexMap<(String, String, String), usize> = indexmap::IndexMap::new();
-    for tensor in &plan.tensors {
-        let starred: Vec<&str> =
-            tensor.name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part }).collect();
-        *kinds.entry((starred.join("."), shape(tensor), action(plan, tensor))).or_insert(0) += 1;
-    }
-    for ((name, shape, action), count) in kinds {
-        out!("{count:>6} × {name}  {shape}");
-        out!("         {action}");
+        let tensors = plan.tensors.iter();
+        let described = tensors.map(|tensor| (&*tensor.name, shape(tensor), action(plan, tensor)));
+        kinds::lines(described).iter().for_each(|line| out!("{line}"));
     }
 }
 
@@ -287,7 +344,7 @@ fn shape(tensor: &Tensor) -> String {
 
 fn action(plan: &Plan, tensor: &Tensor) -> String {
     match &tensor.action {
-        Action::Copy(copy) => format!("copied from {}", plan.models[copy.holders[0].source]),
+        Action::Copy(copy) => format!("copied from {}", plan.models[source_of(plan, copy.holders[0])]),
         Action::Merge(merge) => {
             let shared =
                 merge.settings.shared.iter().map(|(name, value)| format!("{name} {}", shown(*value)));
@@ -295,7 +352,7 @@ fn action(plan: &Plan, tensor: &Tensor) -> String {
                 .inputs
                 .iter()
                 .enumerate()
-                .map(|(input, at)| of_input(plan, &merge.settings, input, at.source));
+                .map(|(place, input)| of_input(plan, &merge.settings, place, source_of(plan, *input)));
             own.chain(shared).collect::<Vec<_>>().join("; ")
         }
     }
@@ -306,6 +363,19 @@ fn of_input(plan: &Plan, settings: &Settings, input: usize, source: usize) -> St
     let role = if settings.base == Some(input) { vec!["base".to_string()] } else { Vec::new() };
     let words = role.into_iter().chain(values).collect::<Vec<_>>().join(" ");
     format!("{}{}{words}", plan.models[source], if words.is_empty() { "" } else { ": " })
+}
+
+/// The model that an input comes from.
+fn source_of(plan: &Plan, input: usize) -> usize {
+    crate::input::stored(&plan.inputs, input)[0].source
+}
+
+/// A tensor's name in its model, or what an input is made of.
+fn input_name(prepared: &Prepared, input: usize) -> String {
+    match &prepared.plan.inputs[input] {
+        Input::Stored(at) => prepared.sources[at.source].tensor_at(at.tensor).name.clone(),
+        Input::Made(made) => made.to_string(),
+    }
 }
 
 fn shown(value: Value) -> String {
@@ -327,7 +397,8 @@ fn value_json(value: Value) -> Json {
 /// The plan, for programs.
 pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -> Json {
     let plan = &prepared.plan;
-    let (read, most) = plan.read_bytes(&prepared.sources);
+    let (read, _) = plan.read_bytes(&prepared.sources);
+    let most = plan.read_bytes_holding(&prepared.sources, limits.hold_bytes);
     let values = |values: &[(&'static str, Value)]| {
         values
             .iter()
@@ -337,20 +408,20 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
     let tensor = |(tensor, place): (&Tensor, &crate::checkpoint::Place)| {
         let action = match &tensor.action {
             Action::Copy(copy) => {
-                let holder = |at: &crate::plan::At| json!({ "model": plan.models[at.source], "tensor": prepared.sources[at.source].tensor_at(at.tensor).name });
+                let holder = |input: &usize| json!({ "model": plan.models[source_of(plan, *input)], "tensor": input_name(prepared, *input) });
                 json!({ "copy": copy.holders.iter().map(holder).collect::<Vec<_>>() })
             }
             Action::Merge(merge) => {
-                let input = |(i, at): (usize, &crate::plan::At)| {
-                    let tensor = &prepared.sources[at.source].tensor_at(at.tensor).name;
-                    json!({ "model": plan.models[at.source], "tensor": tensor, "base": merge.settings.base == Some(i),
+                let input = |(i, input): (usize, &usize)| {
+                    let tensor = input_name(prepared, *input);
+                    json!({ "model": plan.models[source_of(plan, *input)], "tensor": tensor, "base": merge.settings.base == Some(i),
                             "parameters": values(&merge.settings.per_input[i]) })
                 };
                 json!({ "merge": merge.inputs.iter().enumerate().map(input).collect::<Vec<_>>(),
-                        "parameters": values(&merge.settings.shared), "sweeps_most": merge.sweeps.most })
+                        "parameters": values(&merge.settings.shared), "sweeps_most": merge.recipe.sweeps.most })
             }
         };
-        json!({ "name": tensor.name, "dtype": format!("{:?}", tensor.dtype), "shape": tensor.shape,
+        json!({ "name": &*tensor.name, "dtype": format!("{:?}", tensor.dtype), "shape": &*tensor.shape,
                 "file": plan.layout.shards[place.shard].file, "action": action })
     };
     let left_out = |l: &LeftOut| json!({ "model": l.model, "what": l.what, "tensors": l.tensors });
@@ -391,10 +462,14 @@ fn explain(method: &Method) {
     }
     out!(
         "base_model  {}",
-        if method.base == Base::Required {
-            "required"
-        } else {
-            "optional: one more model, merged like the others; gives config and tokenizer"
+        match base(method) {
+            OPTIONAL => "optional: the models' differences to it are merged instead of the models",
+            ONE_MORE =>
+                "one more model, merged like the others, where it is not listed; gives config and tokenizer",
+            NOT_NEEDED => {
+                "not needed; with slices it gives config and tokenizer, else it can only be the model listed"
+            }
+            required => required,
         }
     );
     out!("models      {}", models(method));
@@ -404,6 +479,21 @@ fn explain(method: &Method) {
     }
     for parameter in method.parameters {
         out!("  {:10} {:30} {}", parameter.name, describe(parameter), parameter.meaning);
+    }
+}
+
+/// What a method does with a `base_model` that it does not need.
+const ONE_MORE: &str = "one more model";
+const NOT_NEEDED: &str = "not needed";
+const OPTIONAL: &str = "optional";
+
+/// What a method does with `base_model`, in a word or two.
+fn base(method: &Method) -> &'static str {
+    match (method.base, *method.models.end()) {
+        (Base::Required, _) => "required",
+        (Base::Optional, _) => OPTIONAL,
+        (_, 1) => NOT_NEEDED,
+        _ => ONE_MORE,
     }
 }
 
@@ -428,9 +518,10 @@ fn describe(parameter: &Parameter) -> String {
 fn method_json(method: &Method) -> Json {
     let parameter = |p: &Parameter| {
         let kind = match p.kind {
-            Kind::Number => "number",
-            Kind::NumberOrNull => "number or null",
-            Kind::Flag => "flag",
+            ValueKind::Number => "number",
+            ValueKind::Count => "whole number",
+            ValueKind::NumberOrNull => "number or null",
+            ValueKind::Flag => "flag",
         };
         let scope = match p.scope {
             Scope::Input => "every model",
@@ -442,7 +533,7 @@ fn method_json(method: &Method) -> Json {
     };
     json!({ "name": method.name, "summary": method.summary, "formula": method.formula,
             "paper": method.paper.map(|paper| json!({ "title": paper.title, "url": paper.url })),
-            "base_model_required": method.base == Base::Required,
+            "base_model": base(method), "base_model_required": method.base == Base::Required,
             "models_least": method.models.start(), "models_most": Some(method.models.end()).filter(|most| **most < usize::MAX),
             "parameters": method.parameters.iter().map(parameter).collect::<Vec<_>>() })
 }

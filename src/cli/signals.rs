@@ -41,7 +41,7 @@ pub(super) fn survive_file_limits() {
 fn is_ignored(signal: c_int) -> bool {
     use std::mem::MaybeUninit;
     let mut found = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action the call only writes the present one to where it is told, and zeros are a value of the type.
+    // SAFETY: without a new action the call only writes the present one to the given place, and zeros are a value of the type.
     unsafe {
         libc::sigaction(signal, std::ptr::null(), found.as_mut_ptr()) == 0
             && found.assume_init().sa_sigaction == libc::SIG_IGN

@@ -7,19 +7,30 @@
 //!
 //! Text that spells a number still counts as one where a number is needed: [`super::Scalar::as_number`].
 
-use super::yaml::Kind;
+/// What a plain scalar is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Plain {
+    /// Nothing.
+    Null,
+    /// True or false.
+    Bool(bool),
+    /// A number.
+    Number(f64),
+    /// Anything else.
+    Text,
+}
 
 const NULLS: &[&str] = &["", "~", "null", "Null", "NULL"];
 const TRUE: &[&str] = &["yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"];
 const FALSE: &[&str] = &["no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"];
 
 /// What a plain scalar is that has no tag.
-pub fn resolve(text: &str) -> Kind {
+pub fn resolve(text: &str) -> Plain {
     match text {
-        _ if NULLS.contains(&text) => Kind::Null,
-        _ if TRUE.contains(&text) => Kind::Bool(true, text.into()),
-        _ if FALSE.contains(&text) => Kind::Bool(false, text.into()),
-        _ => number(text).map_or_else(|| Kind::Text(text.into()), |value| Kind::Number(value, text.into())),
+        _ if NULLS.contains(&text) => Plain::Null,
+        _ if TRUE.contains(&text) => Plain::Bool(true),
+        _ if FALSE.contains(&text) => Plain::Bool(false),
+        _ => number(text).map_or(Plain::Text, Plain::Number),
     }
 }
 
@@ -226,13 +237,13 @@ mod tests {
             assert!(number(text).is_some_and(f64::is_nan), "{text}");
         }
         for text in TEXTS {
-            assert!(matches!(resolve(text), Kind::Text(same) if same == *text), "{text}");
+            assert_eq!(resolve(text), Plain::Text, "{text}");
         }
         for text in ["", "~", "null", "Null", "NULL"] {
-            assert!(matches!(resolve(text), Kind::Null), "{text}");
+            assert!(matches!(resolve(text), Plain::Null), "{text}");
         }
         for (text, value) in [("yes", true), ("Off", false), ("TRUE", true), ("no", false), ("On", true)] {
-            assert!(matches!(resolve(text), Kind::Bool(found, _) if found == value), "{text}");
+            assert!(matches!(resolve(text), Plain::Bool(found) if found == value), "{text}");
         }
     }
 }

@@ -29,12 +29,12 @@ fn parameter(written: &str) -> Option<Vec<Conditional>> {
 
 fn scalar(written: &str) -> Scalar {
     match &parameter(written).expect(written)[..] {
-        [Conditional { filter: None, value: Value::One(scalar) }] => scalar.clone(),
+        [Conditional { filter: None, value: WrittenValue::One(scalar) }] => scalar.clone(),
         other => panic!("{written}: {other:?}"),
     }
 }
 
-fn everywhere(value: Value) -> Vec<Conditional> {
+fn everywhere(value: WrittenValue) -> Vec<Conditional> {
     vec![Conditional { filter: None, value }]
 }
 
@@ -99,10 +99,10 @@ name: mine
     assert_eq!(models[0].model.value, model_ref("org/math", None));
     let weight = &models[0].parameters["weight"];
     assert_eq!(weight.at, Position { line: 6, column: 26 });
-    assert_eq!(weight.value.0[0].value, Value::Gradient(vec![number(0.2), number(0.8)]));
+    assert_eq!(weight.value.0[0].value, WrittenValue::Gradient(vec![number(0.2), number(0.8)]));
     assert_eq!(models[1].model.value, model_ref("./c++@home", Some("main")));
     assert_eq!(models[1].model.at.line, 7);
-    assert_eq!(config.parameters["normalize"].value.0[0].value, Value::One(Scalar::Bool(true)));
+    assert_eq!(config.parameters["normalize"].value.0[0].value, WrittenValue::One(Scalar::Bool(true)));
     let filters = config.parameters["t"].value.0.iter().map(|entry| entry.filter.as_deref());
     assert_eq!(filters.collect::<Vec<_>>(), [Some("self_attn"), None]);
     assert_eq!(config.dtype.unwrap().value, Float::F32);
@@ -299,6 +299,47 @@ zzz: 1",
     assert_eq!(escaped, "c.yaml:1:1: unknown key `\\u{1b}[31m\\n` is ignored");
 }
 
+#[test]
+fn a_slip_of_a_required_key_is_what_is_missing() {
+    let slips = [
+        ("merge_methods: linear\nmodels: [{model: a}]", "merge_method", "merge_methods", "1:1"),
+        ("merge_method: linear\nmodel: [{model: a}]", "models", "model", "2:1"),
+        ("merge_method: linear\nslises: [{sources: [{model: a}]}]", "slices", "slises", "2:1"),
+        ("merge_method: linear\nslices: [{source: [{model: a}]}]", "sources", "source", "2:11"),
+        ("merge_method: linear\nmodels: [{modle: a}]", "model", "modle", "2:11"),
+    ];
+    for (source, meant, typed, at) in slips {
+        assert_refused(source, "c.yaml:", &format!("did you mean `{meant}` by `{typed}`, at {at}?"));
+    }
+    assert_refused("models: [{model: a}]", "c.yaml:1:1: `merge_method` is missing", "merge_method: linear");
+}
+
+#[test]
+fn a_config_of_mergekit_moe_is_recognised() {
+    let moe = "base_model: a\ngate_mode: hidden\nexperts:\n  - {source_model: b, positive_prompts: [x]}\n";
+    let says = "this is a config of mergekit-moe, which makes one mixture of experts of dense models";
+    assert_refused(moe, &format!("c.yaml:2:1: {says}"), "merge_method");
+    assert_refused("experts: [{source_model: b}]", &format!("c.yaml:1:1: {says}"), "merge_method");
+    assert_warned(&with("experts: []"), "c.yaml:1:1: unknown key `experts` is ignored");
+}
+
+#[test]
+fn a_parameter_beside_its_place_is_told_where_it_belongs() {
+    let belongs = "(it belongs under `parameters:`) is ignored";
+    for method in crate::method::METHODS {
+        for name in method.parameters.iter().map(|parameter| parameter.name) {
+            let beside_model = format!("{MODELS}    {name}: 1");
+            assert_warned(&beside_model, &format!("c.yaml:4:5: unknown key `{name}` {belongs}"));
+            assert_warned(
+                &with(&format!("{name}: 1")),
+                &format!("c.yaml:1:1: unknown key `{name}` {belongs}"),
+            );
+        }
+    }
+    let within_a_reference = with("base_model: {model: {path: a, weight: 1}}");
+    assert_warned(&within_a_reference, "c.yaml:1:31: unknown key `weight` is ignored");
+}
+
 /// A file full of names must not fill a screen.
 #[test]
 fn warnings_of_a_kind_are_one() {
@@ -323,8 +364,8 @@ fn names_are_quoted_on_one_line() {
 
 #[test]
 fn parameters_take_four_forms() {
-    let gradient = || Value::Gradient(vec![number(0.0), number(0.5), number(1.0)]);
-    let one = |value: f64| Value::One(number(value));
+    let gradient = || WrittenValue::Gradient(vec![number(0.0), number(0.5), number(1.0)]);
+    let one = |value: f64| WrittenValue::One(number(value));
     assert_eq!(parameter("0.5"), Some(everywhere(one(0.5))));
     assert_eq!(parameter("[0, .5, 1]"), Some(everywhere(gradient())));
     assert_eq!(parameter("{value: 0.5}"), Some(everywhere(one(0.5))));
@@ -332,8 +373,8 @@ fn parameters_take_four_forms() {
     assert_eq!(parameter("[{value: [0, .5, 1], filter: null}]"), Some(everywhere(gradient())));
     let expected = vec![
         Conditional { filter: Some("mlp".into()), value: gradient() },
-        Conditional { filter: Some("7".into()), value: Value::One(Scalar::Text("sum".into())) },
-        Conditional { filter: None, value: Value::One(Scalar::Null) },
+        Conditional { filter: Some("7".into()), value: WrittenValue::One(Scalar::Text("sum".into())) },
+        Conditional { filter: None, value: WrittenValue::One(Scalar::Null) },
     ];
     let written = "[{filter: mlp, value: [0, .5, 1]}, {filter: 7, value: sum}, {value: []}]";
     assert_eq!(parameter(written), Some(expected));
@@ -433,7 +474,7 @@ models:
     let Inputs::Models(models) = &config.inputs else { panic!("not models") };
     assert_eq!(models[1].parameters["weight"].value, models[0].parameters["weight"].value);
     assert_eq!(models[1].parameters["weight"].at, Position { line: 4, column: 29 });
-    assert_eq!(models[2].parameters["weight"].value.0[0].value, Value::One(number(0.7)));
+    assert_eq!(models[2].parameters["weight"].value.0[0].value, WrittenValue::One(number(0.7)));
     assert!(models[2].parameters.contains_key("density"));
     assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
     let shared = lines(0..200, |i| format!("  - {{model: m{i}, parameters: *p}}\n"));

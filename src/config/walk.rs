@@ -1,9 +1,9 @@
 //! The way from the YAML tree to a [`Config`]: which keys there are, and in which forms their values come.
 
-use super::yaml::{self, Key, Kind, Node};
+use super::yaml::{self, Key, Node, Yaml};
 use super::{
-    Conditional, Config, Input, Inputs, Located, ModelRef, Parameter, Parameters, Position, Scalar, Slice,
-    SliceSource, TokenizerSource, Value, Warning, error_at, quoted,
+    Conditional, Config, ConfiguredParameter, Inputs, ListedModel, Located, ModelRef, Parameters, Position,
+    Scalar, Slice, SliceSource, TokenizerSource, Warning, WrittenValue, error_at, quoted,
 };
 use crate::dtype::Float;
 use crate::error::{Error, Result, did_you_mean};
@@ -28,6 +28,31 @@ const TOP_KEYS: &[&str] = &[
 ];
 /// Named in mergekit's README, but gone from its schema.
 const LEGACY_KEYS: &[&str] = &["embed_slerp", "input_model_parameters"];
+/// The parameters of mergekit's methods, which are often written beside `parameters` instead of under it.
+const PARAMETERS: &[&str] = &[
+    "alpha",
+    "density",
+    "eps",
+    "epsilon",
+    "filter_wise",
+    "gamma",
+    "int8_mask",
+    "lambda",
+    "max_iter",
+    "normalize",
+    "normalize_weights",
+    "nuslerp_flatten",
+    "nuslerp_row_wise",
+    "r",
+    "rescale",
+    "scale",
+    "select_topk",
+    "t",
+    "tol",
+    "weight",
+];
+/// Keys of mergekit-moe's configs, whose `experts` become one model.
+const MOE_KEYS: &[&str] = &["experts", "gate_mode"];
 const PARAMETER_FORMS: &str =
     "expected a number, a list of numbers (a gradient over the layers) or a list of {filter, value}";
 const DTYPES: &[&str] = &["bfloat16", "float16", "float32"];
@@ -61,18 +86,18 @@ impl Node {
     /// The text of a scalar as it is spelled: a model may be called 123.
     fn text(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Text(text) | Kind::Bool(_, text) | Kind::Number(_, text) => Some(text),
-            Kind::Null | Kind::List(_) | Kind::Map(_) => None,
+            Yaml::Text(text) | Yaml::Bool(_, text) | Yaml::Number(_, text) => Some(text),
+            Yaml::Null | Yaml::List(_) | Yaml::Map(_) => None,
         }
     }
 
     fn scalar(&self) -> Option<Scalar> {
         match &self.kind {
-            Kind::Null => Some(Scalar::Null),
-            Kind::Bool(value, _) => Some(Scalar::Bool(*value)),
-            Kind::Number(value, _) => Some(Scalar::Number(*value)),
-            Kind::Text(text) => Some(Scalar::Text(text.clone())),
-            Kind::List(_) | Kind::Map(_) => None,
+            Yaml::Null => Some(Scalar::Null),
+            Yaml::Bool(value, _) => Some(Scalar::Bool(*value)),
+            Yaml::Number(value, _) => Some(Scalar::Number(*value)),
+            Yaml::Text(text) => Some(Scalar::Text(text.clone())),
+            Yaml::List(_) | Yaml::Map(_) => None,
         }
     }
 }
@@ -90,7 +115,14 @@ impl<'n> Fields<'n> {
 
     fn get(&self, name: &str) -> Option<&'n Node> {
         let (_, node) = self.entry(name)?;
-        (!matches!(node.kind, Kind::Null)).then_some(node)
+        (!matches!(node.kind, Yaml::Null)).then_some(node)
+    }
+
+    /// The question whether a key that is not known here was meant to be this one.
+    fn slip_of(&self, key: &str) -> Option<String> {
+        let is_slip = |typed: &&Key| typed.name != key && near(&typed.name, &[key]).is_some();
+        let slip = self.entries.iter().map(|(typed, _)| typed).find(is_slip)?;
+        Some(format!("did you mean `{key}` by {}, at {}?", quoted(&slip.name), slip.at))
     }
 
     /// Where a key that has a value is written.
@@ -102,7 +134,7 @@ impl<'n> Fields<'n> {
 /// Something that is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ignored {
-    /// A key that nobody takes, beside those that are taken there.
+    /// A key that is not read, with those that are read in its place.
     Unknown { key: String, known: &'static [&'static str] },
     /// A key of mergekit's that changes nothing here: what is said of it, and why.
     Needless { what: &'static str, why: &'static str },
@@ -131,11 +163,14 @@ fn meant(key: &str, known: &[&str]) -> String {
     if LEGACY_KEYS.contains(&key) {
         return " (mergekit ignores it too)".into();
     }
+    if known.contains(&"parameters") && PARAMETERS.contains(&key) {
+        return " (it belongs under `parameters:`)".into();
+    }
     near(key, known).map_or(String::new(), |near| format!(" (did you mean `{near}`?)"))
 }
 
 /// One line for all that is ignored for one reason.
-fn told(all: &[&Located<Ignored>]) -> String {
+fn listed(all: &[&Located<Ignored>]) -> String {
     let (first, others) = (all[0], &all[1..]);
     match &first.value {
         Ignored::Needless { what, why } if others.is_empty() => format!("{what} ({why})"),
@@ -178,7 +213,7 @@ impl Walk<'_> {
         let mut kinds: IndexMap<_, Vec<&Located<Ignored>>> = IndexMap::new();
         self.ignored.iter().for_each(|ignored| kinds.entry(ignored.value.kind()).or_default().push(ignored));
         let warning = |all: &Vec<&Located<Ignored>>| Warning {
-            message: format!("{}:{}: {}", self.file, all[0].at, told(all)),
+            message: format!("{}:{}: {}", self.file, all[0].at, listed(all)),
         };
         kinds.values().map(warning).collect()
     }
@@ -186,22 +221,22 @@ impl Walk<'_> {
     fn document<'n>(&mut self, document: &'n Node) -> Result<Fields<'n>> {
         let hint = "the least is `merge_method: linear` and `models:` with a list of `- model: path`";
         match &document.kind {
-            Kind::Null => Err(self.error(document.at, "the config is empty").hint(hint)),
-            Kind::Map(_) => self.fields(document, "a config", TOP_KEYS),
+            Yaml::Null => Err(self.error(document.at, "the config is empty").hint(hint)),
+            Yaml::Map(_) => self.fields(document, "a config", TOP_KEYS),
             _ => Err(self
                 .error(document.at, "a config is a mapping with keys such as merge_method and models")
                 .hint(hint)),
         }
     }
 
-    /// Opens a mapping and warns of keys that nobody will take.
+    /// Opens a mapping and warns of keys that will not be read.
     fn fields<'n>(
         &mut self,
         node: &'n Node,
         what: &str,
         known: &'static [&'static str],
     ) -> Result<Fields<'n>> {
-        let Kind::Map(entries) = &node.kind else {
+        let Yaml::Map(entries) = &node.kind else {
             let message = format!("expected {what}: a mapping with the keys {}", known.join(", "));
             return Err(self.error(node.at, message));
         };
@@ -228,11 +263,20 @@ impl Walk<'_> {
 
     fn merge_method(&mut self, top: &Fields) -> Result<Located<String>> {
         let Some(node) = top.get("merge_method") else {
-            return Err(self
-                .error(top.at, "`merge_method` is missing")
-                .hint("for example `merge_method: linear`"));
+            if let Some((key, _)) = top.entries.iter().find(|(key, _)| MOE_KEYS.contains(&key.name.as_str()))
+            {
+                let message = "this is a config of mergekit-moe, which makes one mixture of experts of dense models: not supported";
+                return Err(self.error(key.at, message).hint("a config of a merge has a `merge_method`"));
+            }
+            return Err(self.missing(top, "merge_method", "for example `merge_method: linear`"));
         };
         self.text(node)
+    }
+
+    /// The error of a required key that is not there: a slip of it may be.
+    fn missing(&self, fields: &Fields, key: &str, hint: &str) -> Error {
+        let hint = fields.slip_of(key).unwrap_or_else(|| hint.into());
+        self.error(fields.at, format_args!("`{key}` is missing")).hint(hint)
     }
 
     fn inputs(&mut self, top: &Fields) -> Result<Inputs> {
@@ -247,9 +291,11 @@ impl Walk<'_> {
                 .hint("`models` merges whole models, `slices` stacks layers: keep one")),
             (_, Some(node), None) => Ok(Inputs::Models(self.list(node, "models", Self::input)?)),
             (_, None, Some(node)) => Ok(Inputs::Slices(self.list(node, "slices", Self::slice)?)),
-            _ => Err(self
-                .error(top.at, "nothing to merge: `models` or `slices` is missing")
-                .hint("list the inputs under `models:`, each as `- model: path`")),
+            _ => {
+                let slip = top.slip_of("models").or_else(|| top.slip_of("slices"));
+                let hint = slip.unwrap_or("list the inputs under `models:`, each as `- model: path`".into());
+                Err(self.error(top.at, "nothing to merge: `models` or `slices` is missing").hint(hint))
+            }
         }
     }
 
@@ -260,19 +306,19 @@ impl Walk<'_> {
         each: impl Fn(&mut Self, &Node) -> Result<T>,
     ) -> Result<Vec<T>> {
         match &node.kind {
-            Kind::List(items) if items.is_empty() => {
+            Yaml::List(items) if items.is_empty() => {
                 Err(self.error(node.at, format_args!("`{name}` is empty")).hint("list at least one"))
             }
-            Kind::List(items) => items.iter().map(|item| each(self, item)).collect(),
+            Yaml::List(items) => items.iter().map(|item| each(self, item)).collect(),
             _ => Err(self
                 .error(node.at, format_args!("`{name}` must be a list"))
                 .hint("begin each entry with `- `")),
         }
     }
 
-    fn input(&mut self, node: &Node) -> Result<Input> {
+    fn input(&mut self, node: &Node) -> Result<ListedModel> {
         let fields = self.entry(node, &["model", "parameters"])?;
-        Ok(Input { model: self.required_model(&fields)?, parameters: self.parameters(&fields)? })
+        Ok(ListedModel { model: self.required_model(&fields)?, parameters: self.parameters(&fields)? })
     }
 
     fn slice(&mut self, node: &Node) -> Result<Slice> {
@@ -284,7 +330,8 @@ impl Walk<'_> {
         }
         let at = fields.at;
         let Some(sources) = fields.get("sources") else {
-            return Err(self.error(at, "this slice has no `sources`").hint("list at least one model there"));
+            let hint = fields.slip_of("sources").unwrap_or("list at least one model there".into());
+            return Err(self.error(at, "this slice has no `sources`").hint(hint));
         };
         let sources = self.list(sources, "sources", Self::slice_source)?;
         self.check_lengths(at, &sources)?;
@@ -326,7 +373,7 @@ impl Walk<'_> {
 
     fn layer_range(&self, node: &Node) -> Result<Located<Range<usize>>> {
         let ends = match &node.kind {
-            Kind::List(ends) => ends.iter().map(layer).collect::<Option<Vec<_>>>(),
+            Yaml::List(ends) => ends.iter().map(layer).collect::<Option<Vec<_>>>(),
             _ => None,
         };
         let Some(&[start, end]) = ends.as_deref() else {
@@ -346,7 +393,7 @@ impl Walk<'_> {
 
     fn required_model(&mut self, fields: &Fields) -> Result<Located<ModelRef>> {
         let Some(node) = fields.get("model") else {
-            return Err(self.error(fields.at, "`model` is missing").hint("write `model: path`"));
+            return Err(self.missing(fields, "model", "write `model: path`"));
         };
         self.model(node)
     }
@@ -364,7 +411,7 @@ impl Walk<'_> {
 
     fn model_long_form(&mut self, node: &Node) -> Result<ModelRef> {
         let at = node.at;
-        if !matches!(node.kind, Kind::Map(_)) {
+        if !matches!(node.kind, Yaml::Map(_)) {
             return Err(self.error(at, "expected a model: a path, or {model: {path, revision}}"));
         }
         let fields = self.fields(node, "a model", &["model", "lora", "override_architecture"])?;
@@ -477,7 +524,7 @@ impl Walk<'_> {
     /// The `parameters` of whatever these fields belong to.
     fn parameters(&mut self, fields: &Fields) -> Result<Parameters> {
         let Some(node) = fields.get("parameters") else { return Ok(Parameters::new()) };
-        let Kind::Map(entries) = &node.kind else {
+        let Yaml::Map(entries) = &node.kind else {
             return Err(self
                 .error(node.at, "`parameters` must be a mapping of names to values")
                 .hint("for example `parameters: {weight: 0.5}`"));
@@ -493,16 +540,16 @@ impl Walk<'_> {
     }
 
     /// A parameter in any of its forms; an empty list is the same as leaving it out.
-    fn parameter(&mut self, node: &Node) -> Result<Option<Parameter>> {
+    fn parameter(&mut self, node: &Node) -> Result<Option<ConfiguredParameter>> {
         let entries = match &node.kind {
-            Kind::List(items) if items.is_empty() => return Ok(None),
-            Kind::List(items) if items.iter().all(|item| matches!(item.kind, Kind::Map(_))) => {
+            Yaml::List(items) if items.is_empty() => return Ok(None),
+            Yaml::List(items) if items.iter().all(|item| matches!(item.kind, Yaml::Map(_))) => {
                 items.iter().map(|item| self.conditional(item)).collect::<Result<_>>()?
             }
-            Kind::Map(_) => vec![self.conditional(node)?],
+            Yaml::Map(_) => vec![self.conditional(node)?],
             _ => vec![Conditional { filter: None, value: self.value(node)? }],
         };
-        Ok(Some(Parameter(entries)))
+        Ok(Some(ConfiguredParameter(entries)))
     }
 
     fn conditional(&mut self, node: &Node) -> Result<Conditional> {
@@ -514,19 +561,19 @@ impl Walk<'_> {
         Ok(Conditional { filter: filter.filter(|filter| filter != "*"), value: self.value(value)? })
     }
 
-    fn value(&self, node: &Node) -> Result<Value> {
+    fn value(&self, node: &Node) -> Result<WrittenValue> {
         match &node.kind {
             // Under a filter an empty list cannot be left out: the filter still ends the search.
-            Kind::List(items) if items.is_empty() => Ok(Value::One(Scalar::Null)),
-            Kind::List(items) => items
+            Yaml::List(items) if items.is_empty() => Ok(WrittenValue::One(Scalar::Null)),
+            Yaml::List(items) => items
                 .iter()
                 .map(|item| match item.scalar() {
                     Some(Scalar::Null) | None => Err(self.error(item.at, PARAMETER_FORMS)),
                     Some(scalar) => Ok(scalar),
                 })
                 .collect::<Result<_>>()
-                .map(Value::Gradient),
-            _ => node.scalar().map(Value::One).ok_or_else(|| self.error(node.at, PARAMETER_FORMS)),
+                .map(WrittenValue::Gradient),
+            _ => node.scalar().map(WrittenValue::One).ok_or_else(|| self.error(node.at, PARAMETER_FORMS)),
         }
     }
 }

@@ -4,7 +4,8 @@
 //! neither what was expected nor where. serde-saphyr resolves aliases and merge keys, refuses duplicate
 //! keys, and counts events, so that a YAML bomb ends at once.
 
-use super::{Position, plain};
+use super::Position;
+use super::plain::{self, Plain};
 use crate::error::{Error, Result};
 use crate::text;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -23,7 +24,7 @@ const DEPTH_MAX: usize = 32;
 #[derive(Debug)]
 pub struct Node {
     pub at: Position,
-    pub kind: Kind,
+    pub kind: Yaml,
     /// Where in the source the text of a scalar stands.
     bytes: std::ops::Range<usize>,
     /// Whether a tag such as `!!str` says what it is.
@@ -33,7 +34,7 @@ pub struct Node {
 /// What a node holds. Plain scalars that are not strings keep their spelling, since a model can be
 /// called `123` or `1e5`.
 #[derive(Debug)]
-pub enum Kind {
+pub enum Yaml {
     Null,
     Bool(bool, String),
     Number(f64, String),
@@ -132,13 +133,20 @@ impl Node {
     fn spell(&mut self, source: &str) {
         let written = source.get(self.bytes.clone()).unwrap_or_default().trim();
         match &mut self.kind {
-            Kind::List(items) => items.iter_mut().for_each(|item| item.spell(source)),
-            Kind::Map(entries) => entries.iter_mut().for_each(|(_, value)| value.spell(source)),
-            Kind::Bool(_, text) | Kind::Number(_, text) if self.tagged => *text = written.into(),
+            Yaml::List(items) => items.iter_mut().for_each(|item| item.spell(source)),
+            Yaml::Map(entries) => entries.iter_mut().for_each(|(_, value)| value.spell(source)),
+            Yaml::Bool(_, text) | Yaml::Number(_, text) if self.tagged => *text = written.into(),
             // The text of a quoted scalar, or of a block, is not as it is written.
-            Kind::Text(text) if self.tagged || text != written => {}
-            Kind::Null if self.tagged || !written.eq_ignore_ascii_case("null") => {}
-            _ => self.kind = plain::resolve(written),
+            Yaml::Text(text) if self.tagged || text != written => {}
+            Yaml::Null if self.tagged || !written.eq_ignore_ascii_case("null") => {}
+            _ => {
+                self.kind = match plain::resolve(written) {
+                    Plain::Null => Yaml::Null,
+                    Plain::Bool(value) => Yaml::Bool(value, written.into()),
+                    Plain::Number(value) => Yaml::Number(value, written.into()),
+                    Plain::Text => Yaml::Text(written.into()),
+                };
+            }
         }
     }
 }
@@ -146,7 +154,7 @@ impl Node {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let Spanned { value: Tagged(kind, tag), defined, .. } =
-            Spanned::<Tagged<Kind>>::deserialize(deserializer)?;
+            Spanned::<Tagged<Yaml>>::deserialize(deserializer)?;
         let start = defined.span().byte_offset().unwrap_or(0) as usize;
         let bytes = start..start + defined.span().byte_len().unwrap_or(0) as usize;
         Ok(Self { at: defined.into(), kind, bytes, tagged: tag.is_some() })
@@ -160,58 +168,58 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-impl<'de> Deserialize<'de> for Kind {
+impl<'de> Deserialize<'de> for Yaml {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_any(KindVisitor)
+        deserializer.deserialize_any(YamlVisitor)
     }
 }
 
-struct KindVisitor;
+struct YamlVisitor;
 
-impl<'de> Visitor<'de> for KindVisitor {
-    type Value = Kind;
+impl<'de> Visitor<'de> for YamlVisitor {
+    type Value = Yaml;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a YAML value")
     }
 
-    fn visit_unit<E>(self) -> std::result::Result<Kind, E> {
-        Ok(Kind::Null)
+    fn visit_unit<E>(self) -> std::result::Result<Yaml, E> {
+        Ok(Yaml::Null)
     }
 
-    fn visit_bool<E>(self, value: bool) -> std::result::Result<Kind, E> {
-        Ok(Kind::Bool(value, String::new()))
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Yaml, E> {
+        Ok(Yaml::Bool(value, String::new()))
     }
 
-    fn visit_i64<E>(self, value: i64) -> std::result::Result<Kind, E> {
-        Ok(Kind::Number(value as f64, String::new()))
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Yaml, E> {
+        Ok(Yaml::Number(value as f64, String::new()))
     }
 
-    fn visit_u64<E>(self, value: u64) -> std::result::Result<Kind, E> {
-        Ok(Kind::Number(value as f64, String::new()))
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Yaml, E> {
+        Ok(Yaml::Number(value as f64, String::new()))
     }
 
-    fn visit_f64<E>(self, value: f64) -> std::result::Result<Kind, E> {
-        Ok(Kind::Number(value, String::new()))
+    fn visit_f64<E>(self, value: f64) -> std::result::Result<Yaml, E> {
+        Ok(Yaml::Number(value, String::new()))
     }
 
-    fn visit_str<E>(self, value: &str) -> std::result::Result<Kind, E> {
-        Ok(Kind::Text(value.to_string()))
+    fn visit_str<E>(self, value: &str) -> std::result::Result<Yaml, E> {
+        Ok(Yaml::Text(value.to_string()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Kind, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Yaml, A::Error> {
         let mut items = Vec::new();
         while let Some(item) = list.next_element()? {
             items.push(item);
         }
-        Ok(Kind::List(items))
+        Ok(Yaml::List(items))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Kind, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Yaml, A::Error> {
         let mut entries = Vec::new();
         while let Some(entry) = map.next_entry()? {
             entries.push(entry);
         }
-        Ok(Kind::Map(entries))
+        Ok(Yaml::Map(entries))
     }
 }

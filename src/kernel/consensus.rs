@@ -10,11 +10,11 @@
 //! `scale` has an entry for every set of agreeing models. An excluded term is multiplied by 0, so that NaN
 //! and infinity spread as the formula says.
 
-use std::cmp::Ordering;
 use std::ops::Range;
 
-use super::packed::{self, append, append_floats};
-use super::{Inputs, KEY_MAX, Kept, TILE, key, philox};
+use super::packed::{append, append_floats};
+use super::thinning::{Keep, Model, PackedModel, Trim, bench_mask, factors};
+use super::{CaseNumbers, Compiled, KEY_MAX, Kept, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, VOTERS_MAX, Widest};
 use crate::dtype::{Element, magnitude_bits};
 
 /// The numbers of one tensor: input 0 is the base, then one model per further input.
@@ -26,125 +26,116 @@ pub struct Job {
     pub scale: Vec<f32>,
 }
 
-/// One model's part in the merge.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Model {
-    /// The weight, with everything that scales the whole task vector folded in.
-    pub coefficient: f32,
-    /// Which elements are kept.
-    pub keep: Keep,
+/// The record.
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "consensus",
+    ptx: Compiled { text: include_str!("../../kernels/ptx/consensus.ptx"), models: FEW },
+    wgsl: Compiled { text: include_str!("../../shaders/consensus.wgsl"), models: FEW },
+    group_words: 0,
+    needs: |widest, chunk_tiles| {
+        let models = widest.inputs.saturating_sub(1);
+        let job = 1 + models * PackedModel::WORDS + (1 << models.min(VOTERS_MAX));
+        Needs { job_words: Widest::spans_of(chunk_tiles) * job, ..Needs::default() }
+    },
+    structs: &[PackedModel::STRUCT],
+    constants: &[],
+    cases,
+    benches,
+};
+
+/// Votes of every kind, and one merge without; pairs of models weigh the same, so that votes come out even.
+fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
+    let job = |shift: usize, voting: bool| {
+        let model = |i: usize| Model { coefficient: drawn.coefficients[i - i % 2], keep: drawn.keep(i + shift) };
+        let scale = |set: usize| 1.0 / (1.0 + set as f32);
+        let sets = if voting { 1usize << drawn.models } else { 0 };
+        Job { models: (0..drawn.models).map(model).collect(), scale: (0..sets).map(scale).collect() }
+    };
+    // Few models would not come to the last kinds of the list without a shift.
+    let votes = (0..4).filter(|_| drawn.models <= VOTERS_MAX).map(|shift| job(shift, true));
+    votes.chain([job(2, false)]).map(Into::into).collect()
 }
 
-/// Which elements of a task vector take part.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Keep {
-    /// All of them.
-    All,
-    /// The largest magnitudes.
-    Trim(Trim),
-    /// A random choice.
-    Drop(Drop),
+fn benches(keys: &[u32]) -> Vec<(&'static str, super::Job)> {
+    let trim = |i: usize| Keep::Trim(Trim { threshold: keys[i], cut_tile: 7, cut_lane: 11 });
+    let job = |models: usize, keep: &dyn Fn(usize) -> Keep| {
+        let scale = |set: u32| 1.0 / f64::from(set.count_ones().max(1)) as f32;
+        let models: Vec<Model> = (0..models).map(|i| Model { coefficient: 0.6, keep: keep(i) }).collect();
+        super::Job::from(Job { scale: (0..1u32 << models.len()).map(scale).collect(), models })
+    };
+    vec![
+        ("ties, base + 1", job(1, &trim)),
+        ("ties, base + 2", job(2, &trim)),
+        ("ties, base + 4", job(4, &trim)),
+        ("dare_ties, base + 2", job(2, &bench_mask)),
+    ]
 }
 
-/// Keeps keys above the threshold, and keys equal to it before the cut.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Trim {
-    /// The k-th largest key.
-    pub threshold: u32,
-    /// The tile of the first dropped element among those equal to the threshold.
-    pub cut_tile: u32,
-    /// That element's place in its tile.
-    pub cut_lane: u32,
-}
-
-/// Keeps each element with probability `keep / 2^32`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Drop {
-    /// The probability in units of 2^-32.
-    pub keep: u32,
-    /// The key of the random generator.
-    pub key: [u32; 2],
-}
-
-impl Drop {
-    /// Writes `coefficient` for kept elements of the tile and 0 for the others.
-    #[inline(always)]
-    pub fn mask(&self, tile: u64, coefficient: f32, mask: &mut [f32; TILE]) {
-        philox::choose(tile * philox::BLOCKS as u64, self.key, self.keep, coefficient, mask);
-    }
-}
-
-impl Trim {
-    /// Keeps keys above the threshold, and those equal to it at flat indices below `cut`.
-    pub fn new(threshold: u32, cut: u64) -> Self {
-        Self { threshold, cut_tile: (cut / TILE as u64) as u32, cut_lane: (cut % TILE as u64) as u32 }
+impl Numbers for Job {
+    fn inputs(&self) -> usize {
+        1 + self.models.len()
     }
 
-    /// The flat index of the first dropped element among those equal to the threshold.
-    pub fn cut(&self) -> u64 {
-        u64::from(self.cut_tile) * TILE as u64 + u64::from(self.cut_lane)
+    fn outcome(&self) -> Outcome {
+        Outcome::Values
     }
 
-    /// How many of the tile's elements stand before the cut.
-    #[inline(always)]
-    fn before_cut(&self, tile: u64) -> usize {
-        match tile.cmp(&u64::from(self.cut_tile)) {
-            Ordering::Less => TILE,
-            Ordering::Equal => self.cut_lane as usize,
-            Ordering::Greater => 0,
-        }
+    fn models(&self) -> usize {
+        self.models.len()
     }
-}
 
-/// The job's words: whether there is a vote, then the models, then the factors.
-pub fn pack(job: &Job, words: &mut Vec<u32>) {
-    words.push((!job.scale.is_empty()).into());
-    job.models.iter().for_each(|model| append(words, &packed::Model::from(*model)));
-    append_floats(words, &job.scale);
-}
+    fn factors(&self, _: &Range<u64>) -> Vec<f32> {
+        self.models.iter().map(|model| model.coefficient).chain(self.scale.iter().copied()).collect()
+    }
 
-/// Writes what each element of one model is multiplied with: the coefficient where it is kept, else 0. How many were kept,
-/// where magnitudes decide.
-#[inline(always)]
-pub(super) fn factors<E: Element>(
-    model: &Model,
-    tile: u64,
-    x: &[E],
-    base: &[E],
-    factors: &mut [f32; TILE],
-) -> usize {
-    let c = model.coefficient;
-    match model.keep {
-        Keep::All => {
-            factors.fill(c);
-            x.len()
-        }
-        Keep::Drop(drop) => {
-            drop.mask(tile, c, factors);
-            0
-        }
-        Keep::Trim(trim) => {
-            let cut = trim.before_cut(tile).min(x.len());
-            let mut kept = 0u32;
-            for (i, ((factor, x), base)) in factors.iter_mut().zip(x).zip(base).enumerate() {
-                let keep = key(x.value() - base.value()) >= trim.threshold + u32::from(i >= cut);
-                kept += u32::from(keep);
-                *factor = if keep { c } else { 0.0 };
+    /// Whether there is a vote, then the models, then the factors.
+    fn pack(&self, _: &Range<u64>, words: &mut Vec<u32>) {
+        words.push((!self.scale.is_empty()).into());
+        self.models.iter().for_each(|model| append(words, &PackedModel::from(*model)));
+        append_floats(words, &self.scale);
+    }
+
+    fn plain(&self, tile: u64, x: &[&[f32]], target: Target<'_>) {
+        let (out, kept) = target.values();
+        for (i, out) in out.iter_mut().enumerate() {
+            let (base, element) = (x[0][i], tile * TILE as u64 + i as u64);
+            let mut v = Vec::new();
+            for (m, Model { coefficient, keep }) in self.models.iter().enumerate() {
+                let delta = x[m + 1][i] - base;
+                let keeps = keep.keeps(element, delta);
+                v.push(if keeps { *coefficient } else { 0.0 } * delta);
+                if m < VOTERS_MAX && keeps && keep.counts() {
+                    kept[m] += 1;
+                }
             }
-            kept as usize
+            let sum = v.iter().fold(0.0, |sum, v| sum + v);
+            if self.scale.is_empty() {
+                *out = base + sum;
+                continue;
+            }
+            let (mut mixed, mut set) = (0.0, 0);
+            for (m, v) in v.iter().enumerate() {
+                let agrees = if sum >= 0.0 { *v > 0.0 } else { *v < 0.0 };
+                mixed += if agrees { *v } else { 0.0 * v };
+                set |= usize::from(agrees) << m;
+            }
+            *out = base + mixed * self.scale[set];
         }
+    }
+
+    #[inline(always)]
+    fn tile<E: Element>(&self, tile: u64, inputs: &TileInputs<'_, E>, scratch: &mut Vec<f32>, target: Target<'_>) {
+        let (out, kept) = target.values();
+        fast(self, tile, inputs, scratch, out, kept);
     }
 }
 
-/// Merges one tile. `scratch` is room that outlives the call, because clearing it costs as much as the merge; what it
-/// holds does not matter.
+/// The fast path. Clearing `scratch` would cost as much as the merge.
 #[inline(always)]
-pub fn tile<E: Element>(
+fn fast<E: Element>(
     job: &Job,
     tile: u64,
-    inputs: &Inputs<'_, E>,
+    inputs: &TileInputs<'_, E>,
     scratch: &mut Vec<f32>,
     out: &mut [f32],
     kept: &mut Kept,
@@ -168,14 +159,14 @@ const FEW: usize = 4;
 fn few<const N: usize, E: Element>(
     job: &Job,
     tile: u64,
-    inputs: &Inputs<'_, E>,
+    inputs: &TileInputs<'_, E>,
     scratch: &mut [[f32; TILE]],
     out: &mut [f32],
     kept: &mut Kept,
 ) {
     let models: &[Model; N] = job.models.as_array().expect("N models");
     let merge = Few::<'_, N, E> { base: inputs.of(0), x: inputs.several(1), scale: &job.scale };
-    if models.iter().any(|model| matches!(model.keep, Keep::Drop(_))) {
+    if models.iter().any(|model| matches!(model.keep, Keep::Random(_))) {
         let scratch: &mut [[f32; TILE]; N] = scratch.first_chunk_mut().expect("room for N tiles");
         for (m, model) in models.iter().enumerate() {
             kept[m] += factors(model, tile, merge.x[m], merge.base, &mut scratch[m]) as u64;
@@ -337,7 +328,7 @@ fn agrees(v: f32, elected: u32) -> bool {
 fn many<E: Element>(
     job: &Job,
     tile: u64,
-    inputs: &Inputs<'_, E>,
+    inputs: &TileInputs<'_, E>,
     v: &mut [[f32; TILE]],
     out: &mut [f32],
     kept: &mut Kept,

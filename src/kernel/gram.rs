@@ -3,7 +3,8 @@
 //! The differences are measured instead of the models, so that nearly parallel models do not cancel; the
 //! host changes to the basis it wants.
 
-use super::{Inputs, TILE, fold_tile};
+use super::sums::{fold_tile, tile_sum};
+use super::{CaseNumbers, Compiled, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs};
 use crate::dtype::Element;
 
 /// The numbers of one tensor.
@@ -18,9 +19,58 @@ pub const fn pairs(inputs: usize) -> usize {
     inputs * (inputs + 1) / 2
 }
 
-/// Writes the tile's [`pairs`] inner products. `scratch` is room that outlives the call; what it holds does not matter.
+/// The record.
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "gram",
+    ptx: Compiled { text: include_str!("../../kernels/ptx/gram.ptx"), models: 0 },
+    wgsl: Compiled { text: include_str!("../../shaders/gram.wgsl"), models: 0 },
+    group_words: 0,
+    needs: |widest, _| {
+        let pairs = if widest.measured > 0 { pairs(widest.inputs) } else { 0 };
+        Needs { sum_words: pairs, ..Needs::default() }
+    },
+    structs: &[],
+    constants: &[],
+    cases,
+    benches,
+};
+
+fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
+    vec![Job { inputs: drawn.models + 1 }.into()]
+}
+
+fn benches(_: &[u32]) -> Vec<(&'static str, super::Job)> {
+    vec![("slerp's angle", Job { inputs: 2 }.into())]
+}
+
+impl Numbers for Job {
+    fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome::Sums { words: pairs(self.inputs) }
+    }
+
+    fn plain(&self, _: u64, x: &[&[f32]], target: Target<'_>) {
+        let vector = |input: usize, i: usize| if input == 0 { x[0][i] } else { x[input][i] - x[0][i] };
+        let mut sums = target.sums().iter_mut();
+        for a in 0..self.inputs {
+            for (b, sum) in (a..self.inputs).zip(&mut sums) {
+                *sum = tile_sum((0..x[0].len()).map(|i| vector(a, i) * vector(b, i)));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<E: Element>(&self, _: u64, inputs: &TileInputs<'_, E>, scratch: &mut Vec<f32>, target: Target<'_>) {
+        fast(self, inputs, scratch, target.sums());
+    }
+}
+
+/// The fast path.
 #[inline(always)]
-pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, scratch: &mut Vec<f32>, sums: &mut [f32]) {
+fn fast<E: Element>(job: &Job, inputs: &TileInputs<'_, E>, scratch: &mut Vec<f32>, sums: &mut [f32]) {
     scratch.resize(scratch.len().max((job.inputs + 2) * TILE), 0.0);
     let (tiles, _) = scratch.as_chunks_mut::<TILE>();
     let (room, tiles) = tiles.split_first_mut().expect("room for a fold");
@@ -50,7 +100,7 @@ pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, scratch: &mut Vec<f32
 /// An anchor and one more, in one pass.
 #[inline(always)]
 fn two<E: Element>(
-    inputs: &Inputs<'_, E>,
+    inputs: &TileInputs<'_, E>,
     products: &mut [[f32; TILE]; 3],
     room: &mut [f32; TILE],
     sums: &mut [f32],

@@ -4,7 +4,9 @@
 //! For each such level the sweep counts the keys at or above it and those equal to it, which needs no
 //! histogram: nothing is serialised on one counter, however equal the data are.
 
-use super::{Inputs, TILE, key};
+use std::ops::Range;
+
+use super::{CaseNumbers, Compiled, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, VOTERS_MAX, Widest, key};
 use crate::dtype::Element;
 
 /// The most levels of a model.
@@ -20,17 +22,77 @@ pub struct Job {
     pub models: Vec<Vec<u32>>,
 }
 
-/// The job's words: per model how many levels, then room for [`LEVELS_MAX`] keys.
-pub fn pack(job: &Job, words: &mut Vec<u32>) {
-    for levels in &job.models {
-        words.push(levels.len() as u32);
-        words.extend(levels.iter().copied().chain(std::iter::repeat(0)).take(LEVELS_MAX));
+/// The record.
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "levels",
+    ptx: Compiled { text: include_str!("../../kernels/ptx/levels.ptx"), models: 0 },
+    wgsl: Compiled { text: include_str!("../../shaders/levels.wgsl"), models: 0 },
+    group_words: 0,
+    needs: |widest, chunk_tiles| Needs {
+        record_words: widest.counted() * WORDS,
+        job_words: Widest::spans_of(chunk_tiles) * widest.counted() * (1 + LEVELS_MAX),
+        ..Needs::default()
+    },
+    structs: &[],
+    constants: &[("LEVELS_MAX", LEVELS_MAX as u32), ("LEVELS_WORDS", WORDS as u32)],
+    cases,
+    benches,
+};
+
+fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
+    if drawn.models > VOTERS_MAX {
+        return Vec::new();
+    }
+    let levels = |i: usize| vec![drawn.threshold, 0.25f32.to_bits(), 0.5f32.to_bits() + i as u32];
+    vec![Job { models: (0..drawn.models).map(levels).collect() }.into()]
+}
+
+fn benches(keys: &[u32]) -> Vec<(&'static str, super::Job)> {
+    // The threshold and six keys above it, in units of a bfloat16 delta.
+    let levels = |i: usize| (0..7).map(|step| keys[i] + (step << 16)).collect();
+    let job = |models: usize| Job { models: (0..models).map(levels).collect() }.into();
+    vec![("selection, base + 2", job(2)), ("selection, base + 4", job(4))]
+}
+
+impl Numbers for Job {
+    fn inputs(&self) -> usize {
+        1 + self.models.len()
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome::Counts { words: self.models.len() * WORDS }
+    }
+
+    /// Per model how many levels, then room for [`LEVELS_MAX`] keys.
+    fn pack(&self, _: &Range<u64>, words: &mut Vec<u32>) {
+        for levels in &self.models {
+            words.push(levels.len() as u32);
+            words.extend(levels.iter().copied().chain(std::iter::repeat(0)).take(LEVELS_MAX));
+        }
+    }
+
+    fn plain(&self, _: u64, x: &[&[f32]], target: Target<'_>) {
+        let counts = target.words();
+        for (model, levels) in self.models.iter().enumerate() {
+            let counts = &mut counts[model * WORDS..];
+            for (x, base) in x[model + 1].iter().zip(x[0]) {
+                for (place, level) in levels.iter().enumerate() {
+                    counts[2 * place] += u32::from(key(x - base) >= *level);
+                    counts[2 * place + 1] += u32::from(key(x - base) == *level);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<E: Element>(&self, _: u64, inputs: &TileInputs<'_, E>, _: &mut Vec<f32>, target: Target<'_>) {
+        fast(self, inputs, target.words());
     }
 }
 
-/// Adds one tile to the counters: [`WORDS`] per model.
+/// The fast path: adds one tile to the counters, [`WORDS`] per model.
 #[inline(always)]
-pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, counts: &mut [u32]) {
+fn fast<E: Element>(job: &Job, inputs: &TileInputs<'_, E>, counts: &mut [u32]) {
     let base = inputs.of(0);
     for (model, (levels, counts)) in job.models.iter().zip(counts.chunks_exact_mut(WORDS)).enumerate() {
         let x = inputs.of(model + 1);

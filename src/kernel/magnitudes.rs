@@ -4,9 +4,10 @@
 //! in each bin and above the bracket. A bin holds one distinct key when `shift` is 0, or when no key of the
 //! bracket has any of its low bits set, as is the rule for deltas of bfloat16 weights.
 
-pub use super::packed::Bracket;
-use super::packed::append;
-use super::{Inputs, TILE, key};
+use std::ops::Range;
+
+use super::packed::{append, packed};
+use super::{CaseNumbers, Compiled, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, VOTERS_MAX, Widest, key};
 use crate::dtype::Element;
 
 /// Bins of a bracket; with the counters of four models they fit 32 KiB of on-chip memory.
@@ -28,14 +29,99 @@ pub struct Job {
     pub models: Vec<Bracket>,
 }
 
-/// The job's words: the models' brackets.
-pub fn pack(job: &Job, words: &mut Vec<u32>) {
-    job.models.iter().for_each(|bracket| append(words, bracket));
+packed! {
+    /// One model's bracket of bins.
+    pub struct Bracket as Bracket {
+        /// The first key of the first bin, a multiple of 2^shift.
+        lowest: u32,
+        /// Each bin holds 2^shift keys.
+        shift: u32,
+    }
 }
 
-/// Adds one tile to the counters: [`WORDS`] per model.
+/// The record.
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "magnitudes",
+    ptx: Compiled { text: include_str!("../../kernels/ptx/magnitudes.ptx"), models: 2 },
+    wgsl: Compiled { text: include_str!("../../shaders/magnitudes.wgsl"), models: 0 },
+    group_words: WORDS,
+    needs: |widest, chunk_tiles| Needs {
+        record_words: widest.counted() * WORDS,
+        job_words: Widest::spans_of(chunk_tiles) * widest.counted() * Bracket::WORDS,
+        ..Needs::default()
+    },
+    structs: &[Bracket::STRUCT],
+    constants: &[
+        ("BINS", BINS as u32),
+        ("ABOVE", ABOVE as u32),
+        ("UNEVEN", UNEVEN as u32),
+        ("MAGNITUDES_WORDS", WORDS as u32),
+    ],
+    cases,
+    benches,
+};
+
+fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
+    if drawn.models > VOTERS_MAX {
+        return Vec::new();
+    }
+    let bracket = |i: usize| Bracket { lowest: 0.01f32.to_bits() >> 12 << 12, shift: 12 + i as u32 % 4 };
+    vec![Job { models: (0..drawn.models).map(bracket).collect() }.into()]
+}
+
+fn benches(keys: &[u32]) -> Vec<(&'static str, super::Job)> {
+    let bracket = |i: usize| Bracket { lowest: keys[i] >> 12 << 12, shift: 12 };
+    let job = |models: usize| Job { models: (0..models).map(bracket).collect() }.into();
+    vec![("selection without ties, base + 2", job(2)), ("selection without ties, base + 4", job(4))]
+}
+
+impl Numbers for Job {
+    fn inputs(&self) -> usize {
+        1 + self.models.len()
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome::Counts { words: self.models.len() * WORDS }
+    }
+
+    fn models(&self) -> usize {
+        self.models.len()
+    }
+
+    /// The models' brackets.
+    fn pack(&self, _: &Range<u64>, words: &mut Vec<u32>) {
+        self.models.iter().for_each(|bracket| append(words, bracket));
+    }
+
+    fn plain(&self, _: u64, x: &[&[f32]], target: Target<'_>) {
+        let counts = target.words();
+        for (model, Bracket { lowest, shift }) in self.models.iter().enumerate() {
+            let counts = &mut counts[model * WORDS..];
+            for (x, base) in x[model + 1].iter().zip(x[0]) {
+                let key = key(x - base);
+                if key < *lowest {
+                    continue;
+                }
+                let bin = ((key - lowest) >> shift) as usize;
+                if bin < BINS {
+                    counts[bin] += 1;
+                    counts[UNEVEN] += u32::from(!key.is_multiple_of(1 << shift));
+                } else {
+                    counts[ABOVE] += 1;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<E: Element>(&self, _: u64, inputs: &TileInputs<'_, E>, _: &mut Vec<f32>, target: Target<'_>) {
+        fast(self, inputs, target.words());
+    }
+}
+
+/// The fast path: adds one tile to the counters, [`WORDS`] per model.
 #[inline(always)]
-pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, counts: &mut [u32]) {
+fn fast<E: Element>(job: &Job, inputs: &TileInputs<'_, E>, counts: &mut [u32]) {
     let base = inputs.of(0);
     for (model, (bracket, counts)) in job.models.iter().zip(counts.chunks_exact_mut(WORDS)).enumerate() {
         count(*bracket, inputs.of(model + 1), base, counts);

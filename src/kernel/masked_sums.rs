@@ -2,9 +2,12 @@
 //!
 //! The two L1 norms stand side by side per tile: all, then kept. A dropped term is multiplied by 0.
 
-use super::consensus::{Keep, Model, factors};
-use super::packed::{self, append};
-use super::{Inputs, TILE, fold_tile};
+use std::ops::Range;
+
+use super::packed::append;
+use super::sums::{fold_tile, tile_sum};
+use super::thinning::{Keep, Model, PackedModel, bench_mask, factors};
+use super::{CaseNumbers, Compiled, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, Widest};
 use crate::dtype::Element;
 
 /// The numbers of one tensor: input 0 is the base, then one rule per further input.
@@ -14,18 +17,70 @@ pub struct Job {
     pub models: Vec<Keep>,
 }
 
-/// The job's words: the models, with coefficient 1.
-pub fn pack(job: &Job, words: &mut Vec<u32>) {
-    let model = |keep: &Keep| packed::Model::from(Model { coefficient: 1.0, keep: *keep });
-    job.models.iter().for_each(|keep| append(words, &model(keep)));
+/// The record.
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "masked_sums",
+    ptx: Compiled { text: include_str!("../../kernels/ptx/masked_sums.ptx"), models: 0 },
+    wgsl: Compiled { text: include_str!("../../shaders/masked_sums.wgsl"), models: 0 },
+    group_words: 0,
+    needs: |widest, chunk_tiles| Needs {
+        sum_words: 2 * widest.measured,
+        job_words: Widest::spans_of(chunk_tiles) * widest.measured * PackedModel::WORDS,
+        ..Needs::default()
+    },
+    structs: &[PackedModel::STRUCT],
+    constants: &[],
+    cases,
+    benches,
+};
+
+fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
+    let job = |shift: usize| Job { models: (0..drawn.models).map(|i| drawn.keep(i + shift)).collect() };
+    [job(2), job(3)].map(Into::into).into()
 }
 
-/// Writes the tile's sums: two per model. `scratch` is room that outlives the call; what it holds does not matter.
+fn benches(_: &[u32]) -> Vec<(&'static str, super::Job)> {
+    vec![("dare's norms, base + 2", Job { models: (0..2).map(bench_mask).collect() }.into())]
+}
+
+impl Numbers for Job {
+    fn inputs(&self) -> usize {
+        1 + self.models.len()
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome::Sums { words: 2 * self.models.len() }
+    }
+
+    /// The models, with coefficient 1.
+    fn pack(&self, _: &Range<u64>, words: &mut Vec<u32>) {
+        let model = |keep: &Keep| PackedModel::from(Model { coefficient: 1.0, keep: *keep });
+        self.models.iter().for_each(|keep| append(words, &model(keep)));
+    }
+
+    fn plain(&self, tile: u64, x: &[&[f32]], target: Target<'_>) {
+        let sums = target.sums();
+        for (model, keep) in self.models.iter().enumerate() {
+            let delta = |i: usize| x[model + 1][i] - x[0][i];
+            let keeps = |i: usize| keep.keeps(tile * TILE as u64 + i as u64, delta(i));
+            let kept = |i: usize| if keeps(i) { 1.0 } else { 0.0 } * delta(i);
+            sums[2 * model] = tile_sum((0..x[0].len()).map(|i| delta(i).abs()));
+            sums[2 * model + 1] = tile_sum((0..x[0].len()).map(|i| kept(i).abs()));
+        }
+    }
+
+    #[inline(always)]
+    fn tile<E: Element>(&self, tile: u64, inputs: &TileInputs<'_, E>, scratch: &mut Vec<f32>, target: Target<'_>) {
+        fast(self, tile, inputs, scratch, target.sums());
+    }
+}
+
+/// The fast path: writes two sums per model.
 #[inline(always)]
-pub fn tile<E: Element>(
+fn fast<E: Element>(
     job: &Job,
     tile: u64,
-    inputs: &Inputs<'_, E>,
+    inputs: &TileInputs<'_, E>,
     scratch: &mut Vec<f32>,
     sums: &mut [f32],
 ) {

@@ -37,6 +37,19 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [w0 as u32, w1 as u32, w2 as u32, w3 as u32]
 }
 
+/// Whether the element with this flat index is kept, with probability `keep / 2^32`: the plain rule.
+///
+/// Element `i` uses 16 bits of the call with counter `i / 8`: the low half of word `i % 8 / 2` when even, the high half when
+/// odd. The same 16 bits of a second call stand behind them, so that the probability is exact to 2^-32.
+pub fn keeps(element: u64, key: [u32; 2], keep: u32) -> bool {
+    let draw = |call: u32| {
+        let block = element / DRAWS as u64;
+        let words = philox4x32([block as u32, (block >> 32) as u32, call, 0], key);
+        words[element as usize % DRAWS / 2] >> (16 * (element % 2)) & 0xffff
+    };
+    (draw(0) << 16 | draw(1)) < keep
+}
+
 /// The draws of a tile's elements, one after the other, as two words of 64 bits per call.
 type Draws = [[u64; 2]; BLOCKS];
 
@@ -55,11 +68,8 @@ fn halves(draws: &Draws) -> &[u16; TILE] {
     bytemuck::cast_ref(draws)
 }
 
-/// Which elements of a tile are kept, each with probability `keep / 2^32`: `coefficient` for those, else 0.
-///
-/// Element `i` of the tensor uses 16 bits of the call with counter `i / 8`: the low half of word `i % 8 / 2`
-/// when even, the high half when odd. Where they equal the upper half of `keep`, the same 16 bits of a second
-/// call decide, so that the probability is exact to 2^-32. `first_block` is the tile's first counter.
+/// The same for a tile whose first counter is `first_block`: `coefficient` for elements that are kept, else 0. The second
+/// call is made only where a draw equals the upper half of `keep`.
 #[inline(always)]
 pub fn choose(first_block: u64, key: [u32; 2], keep: u32, coefficient: f32, mask: &mut [f32; TILE]) {
     let (upper, lower) = ((keep >> 16) as u16, keep as u16);

@@ -2,8 +2,10 @@
 //!
 //! With the anchor, merging a model with itself returns it bit for bit: every difference is zero.
 
-use super::Inputs;
-use super::packed::append_floats;
+use std::ops::Range;
+
+use super::packed::{FACTORS, append_floats};
+use super::{CaseNumbers, Compiled, Kernel, Needs, Numbers, Outcome, Target, TileInputs, Widest};
 use crate::dtype::Element;
 
 /// The numbers of one tensor.
@@ -15,15 +17,82 @@ pub struct Job {
     pub coefficients: Vec<f32>,
 }
 
-/// The job's words: whether it is anchored, then the coefficients.
-pub fn pack(job: &Job, words: &mut Vec<u32>) {
-    words.push(job.anchored.into());
-    append_floats(words, &job.coefficients);
+/// The record.
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "weighted_sum",
+    ptx: Compiled { text: include_str!("../../kernels/ptx/weighted_sum.ptx"), models: 0 },
+    wgsl: Compiled { text: include_str!("../../shaders/weighted_sum.wgsl"), models: 0 },
+    group_words: 0,
+    needs: |widest, chunk_tiles| Needs {
+        job_words: Widest::spans_of(chunk_tiles) * (1 + widest.inputs),
+        ..Needs::default()
+    },
+    structs: &[],
+    constants: &[],
+    cases,
+    benches,
+};
+
+fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
+    let coefficients = || drawn.coefficients.clone();
+    // Terms near the least numbers that no device flushes.
+    let tiny = drawn.coefficients.iter().map(|c| (c.abs() + 1.0) * FACTORS.start()).collect();
+    let jobs = [
+        Job { anchored: false, coefficients: coefficients() },
+        Job { anchored: true, coefficients: coefficients() },
+        Job { anchored: true, coefficients: tiny },
+    ];
+    jobs.map(Into::into).into()
 }
 
-/// Merges one tile.
+fn benches(_: &[u32]) -> Vec<(&'static str, super::Job)> {
+    let job = |inputs: usize| Job { anchored: true, coefficients: vec![0.3; inputs] }.into();
+    vec![
+        ("linear, 2 models", job(2)),
+        ("linear, 3 models", job(3)),
+        ("task arithmetic, base + 4", job(5)),
+    ]
+}
+
+impl Numbers for Job {
+    fn inputs(&self) -> usize {
+        self.coefficients.len()
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome::Values
+    }
+
+    fn factors(&self, _: &Range<u64>) -> Vec<f32> {
+        self.coefficients.clone()
+    }
+
+    /// Whether the sum is anchored, then the coefficients.
+    fn pack(&self, _: &Range<u64>, words: &mut Vec<u32>) {
+        words.push(self.anchored.into());
+        append_floats(words, &self.coefficients);
+    }
+
+    fn plain(&self, _: u64, x: &[&[f32]], target: Target<'_>) {
+        for (i, out) in target.values().0.iter_mut().enumerate() {
+            let anchor = if self.anchored { x[0][i] } else { 0.0 };
+            let mut sum = 0.0;
+            for (x, c) in x.iter().zip(&self.coefficients).skip(self.anchored.into()) {
+                sum += c * (x[i] - anchor);
+            }
+            *out = sum + anchor;
+        }
+    }
+
+    #[inline(always)]
+    fn tile<E: Element>(&self, _: u64, inputs: &TileInputs<'_, E>, _: &mut Vec<f32>, target: Target<'_>) {
+        fast(self, inputs, target.values().0);
+    }
+}
+
+/// The fast path.
 #[inline(always)]
-pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, out: &mut [f32]) {
+fn fast<E: Element>(job: &Job, inputs: &TileInputs<'_, E>, out: &mut [f32]) {
     match job.coefficients.len() {
         2 => few::<2, E>(job, inputs, out),
         3 => few::<3, E>(job, inputs, out),
@@ -35,7 +104,7 @@ pub fn tile<E: Element>(job: &Job, inputs: &Inputs<'_, E>, out: &mut [f32]) {
 
 /// So few inputs that each element is read, summed up and stored at once.
 #[inline(always)]
-fn few<const N: usize, E: Element>(job: &Job, inputs: &Inputs<'_, E>, out: &mut [f32]) {
+fn few<const N: usize, E: Element>(job: &Job, inputs: &TileInputs<'_, E>, out: &mut [f32]) {
     // Slices of one length, and indices: the compiler needs no checks, and uses vectors.
     let coefficients: [f32; N] = *job.coefficients.as_array().expect("N coefficients");
     let x: [&[E]; N] = inputs.several(0);
@@ -61,7 +130,7 @@ fn few<const N: usize, E: Element>(job: &Job, inputs: &Inputs<'_, E>, out: &mut 
 
 /// The inputs one after the other.
 #[inline(always)]
-fn many<E: Element>(job: &Job, inputs: &Inputs<'_, E>, out: &mut [f32]) {
+fn many<E: Element>(job: &Job, inputs: &TileInputs<'_, E>, out: &mut [f32]) {
     let first = inputs.of(0);
     if !job.anchored {
         for (sum, x) in out.iter_mut().zip(first) {

@@ -5,7 +5,7 @@
 
 use super::{Base, Method, Paper, Parameter, Scope, Settings, vanishes};
 use crate::error::{Error, Result};
-use crate::kernel::{Job, weighted_sum};
+use crate::kernel::weighted_sum;
 use crate::recipe::Recipe;
 
 pub(super) const LINEAR: Method = Method {
@@ -45,5 +45,5 @@ fn weighted_sum(coefficients: &[f32], anchored: bool) -> Recipe {
         reads.push(0);
     }
     let coefficients = reads.iter().map(|i| coefficients[*i]).collect();
-    Recipe::combine(reads, Job::WeightedSum(weighted_sum::Job { anchored, coefficients }))
+    Recipe::combine(reads, weighted_sum::Job { anchored, coefficients })
 }

@@ -1,6 +1,6 @@
 //! passthrough: one model's tensors as they are, or scaled. With slices it stacks layers of several models.
 
-use super::{Base, Kind, Method, Parameter, Scope, Settings, Value};
+use super::{Base, Method, Parameter, Scope, Settings, Value, ValueKind};
 use crate::error::Result;
 use crate::kernel::{Job, weighted_sum};
 use crate::recipe::Recipe;
@@ -15,7 +15,7 @@ pub(super) const PASSTHROUGH: Method = Method {
     parameters: &[Parameter {
         name: "scale",
         scope: Scope::Input,
-        kind: Kind::NumberOrNull,
+        kind: ValueKind::NumberOrNull,
         default: Some(Value::Null),
         sensible: None,
         meaning: "a factor for every element",

@@ -11,7 +11,7 @@
 use super::{Base, Method, Paper, Parameter, Scope, Settings};
 use crate::error::Result;
 use crate::kernel::{Job, gram, weighted_sum};
-use crate::recipe::{Measured, Pass, Recipe, Sweeps, everything};
+use crate::recipe::{Measured, Pass, Recipe, Segments, Sweeps, everything};
 
 pub(super) const SLERP: Method = Method {
     name: "slerp",
@@ -42,11 +42,12 @@ fn recipe(settings: &Settings) -> Result<Recipe> {
     let base = settings.base_input();
     let inputs: Vec<usize> = std::iter::once(base).chain(settings.non_base()).collect();
     let over = everything(settings.elements);
-    Ok(Recipe::passes(Sweeps { usual: 2, most: 2 }, move |measured: Measured| {
+    Ok(Recipe::steps(Sweeps { usual: 2, most: 2 }, Segments::Whole, move |measured: Measured| {
         Ok(match measured {
             Measured::Nothing => Some(Pass::Measure {
                 reads: inputs.clone(),
                 job: Job::Gram(gram::Job { inputs: 2 }),
+                by: Segments::Whole,
                 over: over.clone(),
             }),
             Measured::Kept(_) => None,

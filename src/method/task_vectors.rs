@@ -5,11 +5,12 @@
 //! `task_arithmetic` itself, the member that does neither.
 
 use super::top_k::{self, COUNTING_SWEEPS_MAX, TopK};
-use super::{Base, Method, Paper, Parameter, Scope, Settings, dare, divisor};
+use super::{Base, Method, Paper, Parameter, Scope, Settings, divisor, masks};
 use crate::error::{Error, Result};
-use crate::kernel::consensus::{self, Drop, Keep, Model, Trim};
+use crate::kernel::consensus;
+use crate::kernel::thinning::{Keep, Mask, Model, Trim};
 use crate::kernel::{Job, KEY_MAX, Kept, masked_sums, weighted_sum};
-use crate::recipe::{Machine, Measured, Pass, Recipe, Sweeps, Threshold, everything};
+use crate::recipe::{Machine, Measured, Pass, Recipe, Segments, Sweeps, Threshold, everything};
 
 pub(super) const TASK_ARITHMETIC: Method = Method {
     name: "task_arithmetic",
@@ -59,7 +60,7 @@ pub(super) enum Thinning {
 
 /// The recipe of a member of the family.
 pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Result<Recipe> {
-    let merge = Merge::of(settings, thinning, vote);
+    let merge = FamilyMerge::of(settings, thinning, vote);
     if merge.models.is_empty()
         || (!vote && merge.models.iter().all(|model| model.keep == Keep::All && model.trimmed_to.is_none()))
     {
@@ -70,29 +71,31 @@ pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Res
     let counting = |most: u32| if merge.trimmed().next().is_some() { most } else { 0 };
     let sweeps =
         Sweeps { usual: 1 + measuring + counting(1), most: 1 + measuring + counting(COUNTING_SWEEPS_MAX) };
-    Ok(Recipe::Passes { sweeps, machine: Box::new(merge) })
+    Ok(Recipe::passes(sweeps, Segments::Whole, merge))
 }
 
 /// The merge of one tensor: select thresholds, measure norms, combine; steps not needed are left out. Thresholds are
 /// proven by what combining kept: those of an earlier merge may therefore be tried first.
 #[expect(clippy::struct_excessive_bools, reason = "each is a parameter of its own, but for the last")]
-struct Merge {
+#[derive(Clone)]
+struct FamilyMerge {
     elements: u64,
     base: usize,
-    models: Vec<Member>,
+    models: Vec<TaskVector>,
     /// λ, and the sum of all weights where it divides.
     lambda: f64,
     divisor: f64,
     normalize: bool,
     vote: bool,
     rescale: bool,
-    stage: Stage,
+    stage: Step,
     /// Whether the thresholds are those of an earlier merge.
     recalled: bool,
 }
 
 /// What the pass under way is for.
-enum Stage {
+#[derive(Clone)]
+enum Step {
     Beginning,
     Selecting(TopK),
     Norms,
@@ -101,7 +104,8 @@ enum Stage {
 }
 
 /// A task vector that takes part: one of density 0 does not.
-struct Member {
+#[derive(Clone)]
+struct TaskVector {
     input: usize,
     weight: f64,
     keep: Keep,
@@ -111,7 +115,7 @@ struct Member {
     rescale: f64,
 }
 
-impl Merge {
+impl FamilyMerge {
     fn of(settings: &Settings, thinning: Thinning, vote: bool) -> Self {
         let weight = |input| settings.number_of(input, "weight");
         let density =
@@ -120,17 +124,23 @@ impl Merge {
             let density = density(input);
             let thinned = density < 1.0;
             let keep = match thinning {
-                Thinning::Random if thinned => Keep::Drop(Drop {
-                    keep: dare::probability(density),
-                    key: dare::mask_key(settings.seed, &settings.tensor, position),
+                Thinning::Random if thinned => Keep::Random(Mask {
+                    keep: masks::probability(density),
+                    key: masks::mask_key(settings.seed, &settings.tensor, position),
                 }),
                 _ => Keep::All,
             };
             let trimmed_to =
                 (thinned && thinning == Thinning::Magnitude).then(|| top_k::kept(density, settings.elements));
-            (density > 0.0).then(|| Member { input, weight: weight(input), keep, trimmed_to, rescale: 1.0 })
+            (density > 0.0).then(|| TaskVector {
+                input,
+                weight: weight(input),
+                keep,
+                trimmed_to,
+                rescale: 1.0,
+            })
         };
-        let models: Vec<Member> = settings.non_base().enumerate().filter_map(member).collect();
+        let models: Vec<TaskVector> = settings.non_base().enumerate().filter_map(member).collect();
         let thinned = models.iter().any(|m| m.trimmed_to.is_some() || m.keep != Keep::All);
         let normalize = settings.flag("normalize");
         Self {
@@ -141,7 +151,7 @@ impl Merge {
             normalize,
             vote,
             rescale: thinned && settings.flag("rescale"),
-            stage: Stage::Beginning,
+            stage: Step::Beginning,
             recalled: false,
             models,
         }
@@ -153,14 +163,14 @@ impl Merge {
 
     /// Without thinning and vote the merge is a weighted sum around the base.
     fn weighted_sum(&self) -> (Vec<usize>, Job) {
-        let solved = |m: &Member| (m.input, (self.lambda * m.weight / self.divisor) as f32);
+        let solved = |m: &TaskVector| (m.input, (self.lambda * m.weight / self.divisor) as f32);
         let used = self.models.iter().map(solved).filter(|(_, coefficient)| *coefficient != 0.0);
         let (reads, coefficients) = std::iter::once((self.base, 0.0)).chain(used).unzip();
-        (reads, Job::WeightedSum(weighted_sum::Job { anchored: true, coefficients }))
+        (reads, weighted_sum::Job { anchored: true, coefficients }.into())
     }
 
     /// The models that are trimmed, by their places among all that take part: how many elements each keeps.
-    fn trimmed(&self) -> impl Iterator<Item = (usize, &Member, u64)> {
+    fn trimmed(&self) -> impl Iterator<Item = (usize, &TaskVector, u64)> {
         let models = self.models.iter().enumerate();
         models.filter_map(|(place, member)| Some((place, member, member.trimmed_to?)))
     }
@@ -168,7 +178,7 @@ impl Merge {
     /// Goes on selecting.
     fn select(&mut self, mut selection: TopK, measured: Measured) -> Pass {
         if let Some(pass) = selection.next(measured) {
-            self.stage = Stage::Selecting(selection);
+            self.stage = Step::Selecting(selection);
             return pass;
         }
         let trimmed = self.models.iter_mut().filter(|m| m.trimmed_to.is_some());
@@ -190,15 +200,15 @@ impl Merge {
         if !self.rescale {
             return self.combine();
         }
-        self.stage = Stage::Norms;
+        self.stage = Step::Norms;
         let models = self.models.iter().map(|m| m.keep).collect();
         let job = Job::MaskedSums(masked_sums::Job { models });
-        Pass::Measure { reads: self.reads(), job, over: everything(self.elements) }
+        Pass::Measure { reads: self.reads(), job, by: Segments::Whole, over: everything(self.elements) }
     }
 
     /// The first input whose selection is not proven by what was kept, with what was kept and what should be.
     fn refuted(&self, kept: &Kept) -> Option<(usize, u64, u64)> {
-        let refuted = |(place, member, k): (usize, &Member, u64)| {
+        let refuted = |(place, member, k): (usize, &TaskVector, u64)| {
             (!top_k::proves(kept[place], k, member.trim()?)).then_some((member.input, kept[place], k))
         };
         self.trimmed().find_map(refuted)
@@ -218,9 +228,10 @@ impl Merge {
     }
 
     fn combine(&mut self) -> Pass {
-        self.stage = Stage::Combining;
+        self.stage = Step::Combining;
         let factor = if self.vote { 1.0 } else { self.lambda / self.divisor };
-        let model = |m: &Member| Model { coefficient: (m.weight * m.rescale * factor) as f32, keep: m.keep };
+        let model =
+            |m: &TaskVector| Model { coefficient: (m.weight * m.rescale * factor) as f32, keep: m.keep };
         let job = consensus::Job {
             models: self.models.iter().map(model).collect(),
             scale: if self.vote { self.scale() } else { Vec::new() },
@@ -241,7 +252,7 @@ impl Merge {
     }
 }
 
-impl Member {
+impl TaskVector {
     fn trim(&self) -> Option<Trim> {
         match self.keep {
             Keep::Trim(trim) => Some(trim),
@@ -250,18 +261,22 @@ impl Member {
     }
 }
 
-impl Machine for Merge {
+impl Machine for FamilyMerge {
+    fn fresh(&self) -> Box<dyn Machine> {
+        Box::new(self.clone())
+    }
+
     fn next(&mut self, measured: Measured) -> Result<Option<Pass>> {
-        Ok(Some(match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Beginning if self.recalled || self.trimmed().next().is_none() => self.measure_norms(),
-            Stage::Beginning => self.select_anew(),
-            Stage::Selecting(selection) => self.select(selection, measured),
-            Stage::Norms => {
+        Ok(Some(match std::mem::replace(&mut self.stage, Step::Done) {
+            Step::Beginning if self.recalled || self.trimmed().next().is_none() => self.measure_norms(),
+            Step::Beginning => self.select_anew(),
+            Step::Selecting(selection) => self.select(selection, measured),
+            Step::Norms => {
                 self.take_norms(&measured.sums());
                 self.combine()
             }
-            Stage::Done => return Ok(None),
-            Stage::Combining => match self.refuted(&measured.kept()) {
+            Step::Done => return Ok(None),
+            Step::Combining => match self.refuted(&measured.kept()) {
                 None => return Ok(None),
                 Some(_) if self.recalled => self.select_anew(),
                 Some((input, kept, k)) => return Err(contradiction(input, kept, k)),
@@ -275,7 +290,7 @@ impl Machine for Merge {
             // Zeros are not kept, see `top_k`.
             trim.threshold <= KEY_MAX && trim.cut() <= if trim.threshold == 0 { 0 } else { elements }
         };
-        let of = |member: &Member| {
+        let of = |member: &TaskVector| {
             let known = |known: &&Threshold| {
                 (known.input, Some(known.kept)) == (member.input, member.trimmed_to) && possible(&known.trim)
             };
@@ -290,7 +305,7 @@ impl Machine for Merge {
     }
 
     fn thresholds(&self) -> Vec<Threshold> {
-        let threshold = |(_, member, kept): (usize, &Member, u64)| {
+        let threshold = |(_, member, kept): (usize, &TaskVector, u64)| {
             Some(Threshold { input: member.input, kept, trim: member.trim()? })
         };
         self.trimmed().filter_map(threshold).collect()

@@ -9,11 +9,11 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use crate::kernel::consensus::Trim;
 use crate::kernel::levels::{self, LEVELS_MAX};
 use crate::kernel::magnitudes::{self, ABOVE, BINS, Bracket, UNEVEN};
+use crate::kernel::thinning::Trim;
 use crate::kernel::{Job, KEY_MAX, RECORDS_MAX, TILE, WORDS_TILES_MAX, keys, tiles};
-use crate::recipe::{Measured, Pass, Record, everything};
+use crate::recipe::{Measured, Pass, Segments, TileCounts, everything};
 
 /// A sample is one of so many tiles, spread over the tensor: the more there is to count, the better a guess pays. One that is
 /// taken because the first was misleading is twice as large.
@@ -26,7 +26,7 @@ const SAMPLE_TILES: RangeInclusive<u64> = 32..=128;
 pub(super) const COUNTING_SWEEPS_MAX: u32 = 5;
 
 /// The selection for all models of a tensor that are trimmed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct TopK {
     elements: u64,
     base: usize,
@@ -46,11 +46,11 @@ enum Asked {
     /// Counters.
     Counts,
     /// The keys of the stretch that holds a cut.
-    Cut,
+    TieCut,
 }
 
 /// How far the selection of one model has come.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Search {
     input: usize,
     k: u64,
@@ -64,18 +64,18 @@ struct Search {
     bracket: Bracket,
     /// Keys of which one is likely to be the key, ascending; none: the bracket is to be counted.
     levels: Vec<u32>,
-    found: Option<Found>,
+    found: Option<Selected>,
 }
 
 /// A threshold, and where to cut among the keys equal to it.
-#[derive(Debug)]
-struct Found {
+#[derive(Debug, Clone)]
+struct Selected {
     threshold: u32,
-    cut: Cut,
+    cut: TieCut,
 }
 
-#[derive(Debug)]
-enum Cut {
+#[derive(Debug, Clone)]
+enum TieCut {
     /// Keep equal keys at flat indices below this one.
     At(u64),
     /// The last key to keep is the `keep`-th equal one of these tiles.
@@ -120,7 +120,7 @@ impl TopK {
             (_, Measured::Nothing) => {}
             (Asked::Sample, measured) => self.take_sample(&measured.words()),
             (Asked::Counts, measured) => self.take_counts(&measured.counts()),
-            (Asked::Cut, measured) => self.take_cut(&measured.words()),
+            (Asked::TieCut, measured) => self.take_cut(&measured.words()),
         }
         if self.searches.is_empty() || self.elements == 0 {
             return None;
@@ -131,7 +131,7 @@ impl TopK {
     /// The thresholds, in the order of the inputs given.
     pub(super) fn trims(&self) -> impl Iterator<Item = Trim> + '_ {
         self.searches.iter().map(|search| match &search.found {
-            Some(Found { threshold, cut: Cut::At(cut) }) => Trim::new(*threshold, *cut),
+            Some(Selected { threshold, cut: TieCut::At(cut) }) => Trim::new(*threshold, *cut),
             // An empty tensor: there is nothing to keep.
             _ => Trim::new(0, ZEROS_KEPT),
         })
@@ -167,7 +167,8 @@ impl TopK {
 
     fn pass(&self, job: Job, over: Vec<Range<u64>>) -> Pass {
         let models = self.measuring.iter().map(|search| self.searches[*search].input);
-        Pass::Measure { reads: std::iter::once(self.base).chain(models).collect(), job, over }
+        let reads = std::iter::once(self.base).chain(models).collect();
+        Pass::Measure { reads, job, by: Segments::Whole, over }
     }
 
     fn take_sample(&mut self, words: &[u32]) {
@@ -187,7 +188,7 @@ impl TopK {
         for search in self.searches.iter_mut().filter(|search| search.found.is_none()) {
             // Only inputs that change under the merge come to this; what is kept in the end will show it.
             if self.counted == COUNTING_SWEEPS_MAX || search.interval.is_empty() {
-                search.found = Some(Found { threshold: KEY_MAX, cut: Cut::At(0) });
+                search.found = Some(Selected { threshold: KEY_MAX, cut: TieCut::At(0) });
             }
         }
         self.counted += 1;
@@ -206,13 +207,13 @@ impl TopK {
         (!self.measuring.is_empty()).then(|| self.pass(job, everything(self.elements)))
     }
 
-    fn take_counts(&mut self, records: &[Record]) {
+    fn take_counts(&mut self, records: &[TileCounts]) {
         let elements = self.elements;
         for (place, search) in self.measuring.iter().enumerate() {
             let words = records[0].counts.len() / self.measuring.len();
-            let counts = |record: &Record| record.counts[place * words..][..words].to_vec();
+            let counts = |record: &TileCounts| record.counts[place * words..][..words].to_vec();
             let records: Vec<_> =
-                records.iter().map(|r| Record { tiles: r.tiles.clone(), counts: counts(r) }).collect();
+                records.iter().map(|r| TileCounts { tiles: r.tiles.clone(), counts: counts(r) }).collect();
             self.searches[*search].narrow(&records, elements);
         }
     }
@@ -221,38 +222,40 @@ impl TopK {
     fn cutting_pass(&mut self) -> Option<Pass> {
         let (search, threshold, tiles) = self.searches.iter().enumerate().find_map(|(i, search)| {
             let found = search.found.as_ref()?;
-            let Cut::Within { tiles, .. } = &found.cut else { return None };
+            let TieCut::Within { tiles, .. } = &found.cut else { return None };
             Some((i, found.threshold, tiles.clone()))
         })?;
         self.measuring = vec![search];
         let length = tiles.end - tiles.start;
         if length <= WORDS_TILES_MAX {
-            self.asked = Asked::Cut;
+            self.asked = Asked::TieCut;
             return Some(self.pass(Job::Keys(keys::Job { models: 1 }), vec![tiles]));
         }
         self.asked = Asked::Counts;
-        // In pieces, so that the count says more than before however long the stream's own chunks are.
+        // In steps, so that the count says more than before however long the stream's own chunks are.
         let step = WORDS_TILES_MAX.max(length.div_ceil(RECORDS_MAX));
-        let piece = |start: u64| start..(start + step).min(tiles.end);
-        let pieces = tiles.clone().step_by(step as usize).map(piece).collect();
-        Some(self.pass(Job::Levels(levels::Job { models: vec![vec![threshold]] }), pieces))
+        let part = |start: u64| start..(start + step).min(tiles.end);
+        let parts = tiles.clone().step_by(step as usize).map(part).collect();
+        Some(self.pass(Job::Levels(levels::Job { models: vec![vec![threshold]] }), parts))
     }
 
     fn take_cut(&mut self, words: &[u32]) {
         let found = self.searches[self.measuring[0]].found.as_mut().expect("a cut follows a threshold");
-        let Cut::Within { tiles, keep } = &found.cut else { unreachable!("only open cuts are looked for") };
+        let TieCut::Within { tiles, keep } = &found.cut else {
+            unreachable!("only open cuts are looked for")
+        };
         let mut equal = (0u64..).zip(words).filter(|(_, key)| **key == found.threshold);
         // There are as many as were counted, or what is kept in the end will show that there are not.
         let before = equal.nth(*keep as usize - 1).map_or(words.len() as u64, |(last, _)| last + 1);
-        found.cut = Cut::At(tiles.start * TILE as u64 + before);
+        found.cut = TieCut::At(tiles.start * TILE as u64 + before);
     }
 }
 
 impl Search {
     /// Takes in the counters of this model: of the cut where the key is found, else of the levels or bins asked for.
-    fn narrow(&mut self, records: &[Record], elements: u64) {
-        if let Some(Found { cut: Cut::Within { keep, .. }, threshold }) = self.found {
-            self.found = Some(Found { threshold, cut: cut_within(records, 1, keep) });
+    fn narrow(&mut self, records: &[TileCounts], elements: u64) {
+        if let Some(Selected { cut: TieCut::Within { keep, .. }, threshold }) = self.found {
+            self.found = Some(Selected { threshold, cut: cut_within(records, 1, keep) });
         } else if self.levels.is_empty() {
             self.narrow_bins(records, elements);
         } else {
@@ -260,7 +263,7 @@ impl Search {
         }
     }
 
-    fn narrow_levels(&mut self, records: &[Record], elements: u64) {
+    fn narrow_levels(&mut self, records: &[TileCounts], elements: u64) {
         for (level, key) in std::mem::take(&mut self.levels).into_iter().enumerate().rev() {
             let (at_or_above, equal) = (total(records, 2 * level), total(records, 2 * level + 1));
             // Counts that contradict each other are noticed in the end.
@@ -277,7 +280,7 @@ impl Search {
         self.miss();
     }
 
-    fn narrow_bins(&mut self, records: &[Record], elements: u64) {
+    fn narrow_bins(&mut self, records: &[TileCounts], elements: u64) {
         let Bracket { lowest, shift } = self.bracket;
         let mut above = total(records, ABOVE);
         if above >= self.k {
@@ -302,14 +305,14 @@ impl Search {
     }
 
     /// The key is found; `above` keys are larger, and the records' counter `word` counts those equal to it.
-    fn settle(&mut self, threshold: u32, above: u64, records: &[Record], word: usize, elements: u64) {
+    fn settle(&mut self, threshold: u32, above: u64, records: &[TileCounts], word: usize, elements: u64) {
         let keep = self.k - above;
         let cut = match threshold {
-            0 => Cut::At(ZEROS_KEPT),
-            _ if keep >= total(records, word) => Cut::At(elements),
+            0 => TieCut::At(ZEROS_KEPT),
+            _ if keep >= total(records, word) => TieCut::At(elements),
             _ => cut_within(records, word, keep),
         };
-        self.found = Some(Found { threshold, cut });
+        self.found = Some(Selected { threshold, cut });
     }
 
     /// Chooses what to count from a sample of keys.
@@ -387,36 +390,36 @@ fn common_levels(sorted: &[u32]) -> Vec<u32> {
 }
 
 /// One counter over all records.
-fn total(records: &[Record], word: usize) -> u64 {
+fn total(records: &[TileCounts], word: usize) -> u64 {
     records.iter().map(|record| u64::from(record.counts[word])).sum()
 }
 
 /// The k-th largest of all keys, and the cut among its equals.
-fn select(keys: &[u32], k: u64) -> Found {
+fn select(keys: &[u32], k: u64) -> Selected {
     let elements = keys.len() as u64;
     let mut sorted = keys.to_vec();
     let (_, threshold, _) = sorted.select_nth_unstable_by(k as usize - 1, |a, b| b.cmp(a));
     let threshold = *threshold;
     if threshold == 0 {
-        return Found { threshold, cut: Cut::At(ZEROS_KEPT) };
+        return Selected { threshold, cut: TieCut::At(ZEROS_KEPT) };
     }
     let above = keys.iter().filter(|key| **key > threshold).count() as u64;
     let mut equal = (0u64..).zip(keys).filter(|(_, key)| **key == threshold);
     let cut = equal.nth((k - above) as usize).map_or(elements, |(first_dropped, _)| first_dropped);
-    Found { threshold, cut: Cut::At(cut) }
+    Selected { threshold, cut: TieCut::At(cut) }
 }
 
 /// The record that holds the `keep`-th of the keys that the counter `word` counts.
-fn cut_within(records: &[Record], word: usize, mut keep: u64) -> Cut {
-    for Record { tiles, counts } in records {
+fn cut_within(records: &[TileCounts], word: usize, mut keep: u64) -> TieCut {
+    for TileCounts { tiles, counts } in records {
         let count = u64::from(counts[word]);
         if keep <= count {
-            return Cut::Within { tiles: tiles.clone(), keep };
+            return TieCut::Within { tiles: tiles.clone(), keep };
         }
         keep -= count;
     }
     // There are as many as were counted, or what is kept in the end will show that there are not.
-    Cut::At(records.last().map_or(0, |record| record.tiles.end) * TILE as u64)
+    TieCut::At(records.last().map_or(0, |record| record.tiles.end) * TILE as u64)
 }
 
 /// One model's keys out of a pass that kept those of several: tile after tile, model after model.
@@ -446,7 +449,7 @@ mod tests {
                 let words: u64 = over.iter().map(|tiles| (tiles.end - tiles.start) * TILE as u64).sum();
                 measured = match job {
                     Job::Keys(_) => Measured::Words((0..words as u32).map(|i| 1 << 20 | i).collect()),
-                    _ => Measured::Counts(vec![Record {
+                    _ => Measured::Counts(vec![TileCounts {
                         tiles: 0..tiles(elements),
                         counts: vec![count; magnitudes::WORDS],
                     }]),

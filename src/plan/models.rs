@@ -34,7 +34,7 @@ pub fn check_models(config: &Config) -> Result<()> {
     let mut problems = Problems::default();
     if method.base == Base::Required && config.base_model.is_none() && !every_slice_has_a_base(config) {
         let problem = config.error_at(config.merge_method.at, format!("{} needs a base_model", method.name));
-        problems.add(problem.hint("add `base_model:`, the checkpoint that the others were trained from"));
+        problems.add(problem.hint(base_to_add(method)));
     }
     match &config.inputs {
         Inputs::Models(models) => {
@@ -44,14 +44,23 @@ pub fn check_models(config: &Config) -> Result<()> {
                 let problem = config.error_at(model.at, format!("{} is listed twice", model.value));
                 problems.add(problem.hint("list each model once"));
             }
-            let unlisted = config.base_model.as_ref().is_some_and(|base| !listed.contains(&base.value));
+            let base = config.base_model.as_ref();
+            let unlisted = base.is_some_and(|base| !listed.contains(&base.value));
             let count = models.len() + usize::from(unlisted);
-            let wrong = wrong_count(config, method, count, config.merge_method.at);
+            let count = count - usize::from(method.base == Base::Optional && base.is_some());
+            let wrong = wrong_count(config, method, count, models.len(), config.merge_method.at);
             wrong.into_iter().for_each(|wrong| problems.add(wrong));
         }
         Inputs::Slices(slices) => {
-            let wrong =
-                |slice: &crate::config::Slice| wrong_count(config, method, slice.sources.len(), slice.at);
+            let wrong = |slice: &crate::config::Slice| {
+                let base = slice.base_model.as_ref().or(config.base_model.as_ref());
+                let is_base = |source: &&crate::config::SliceSource| {
+                    base.is_some_and(|base| base.value == source.model.value)
+                };
+                let bases = slice.sources.iter().filter(is_base).count();
+                let count = slice.sources.len() - if method.base == Base::Optional { bases } else { 0 };
+                wrong_count(config, method, count, count, slice.at)
+            };
             slices.iter().filter_map(wrong).for_each(|wrong| problems.add(wrong));
         }
     }
@@ -66,21 +75,47 @@ fn every_slice_has_a_base(config: &Config) -> bool {
     }
 }
 
-/// More or fewer models than the method takes.
-fn wrong_count(config: &Config, method: &Method, count: usize, at: Position) -> Option<Error> {
+/// Which model to name as the base.
+fn base_to_add(method: &Method) -> &'static str {
+    if method.parameters.iter().any(|parameter| parameter.name == "t") {
+        "add `base_model:` with one of the two models: `t: 0` gives that one, `t: 1` the other"
+    } else {
+        "add `base_model:`, the checkpoint that the others were trained from"
+    }
+}
+
+/// More or fewer models than the method takes, so many of them listed.
+fn wrong_count(config: &Config, method: &Method, count: usize, listed: usize, at: Position) -> Option<Error> {
     let (low, high) = (*method.models.start(), *method.models.end());
     if (low..=high).contains(&count) {
         return None;
     }
     let takes = match (low, high) {
-        (low, high) if low == high => format!("exactly {low}"),
-        (low, usize::MAX) => format!("at least {low}"),
-        (low, high) => format!("{low} to {high}"),
+        (1, 1) => "exactly 1 model".into(),
+        (low, high) if low == high => format!("exactly {low} models"),
+        (low, usize::MAX) => format!("at least {low} models"),
+        (low, high) => format!("{low} to {high} models"),
     };
-    let with_base = if method.base == Base::Required { " (the base included)" } else { "" };
-    let problem =
-        config.error_at(at, format!("{} merges {takes} models{with_base}, not {count}", method.name));
-    Some(problem.hint("a base_model that is not listed counts as one more"))
+    let with_base = match method.base {
+        Base::Required => " (the base included)",
+        Base::Optional => " beside the base",
+        Base::Ignored => "",
+    };
+    let problem = config.error_at(at, format!("{} merges {takes}{with_base}, not {count}", method.name));
+    let unlisted_is_too_many = listed < count && count == high + 1;
+    Some(problem.hint(match (high, method.base) {
+        (_, Base::Optional) if count < low => "list more models: base_model is none of them",
+        _ if count < low => "list more models: a base_model that is not listed counts as one",
+        (_, Base::Ignored) if unlisted_is_too_many => {
+            "a base_model that is not listed counts as one more model: remove `base_model:`"
+        }
+        (1, _) => "to stack layers of several models, give them `slices:` of their own",
+        (_, Base::Required) if unlisted_is_too_many => {
+            "a base_model that is not listed counts as one more: name one of the models listed, or list one less"
+        }
+        (2, _) => "merge two of them first, and then the result with the next",
+        _ => "merge some of them first, and then the results",
+    }))
 }
 
 /// More models than any merge has.
@@ -98,9 +133,13 @@ mod tests {
     use crate::plan::Choices;
 
     /// What a config whose models are nowhere is refused for.
-    fn refused(config: &str) -> String {
+    fn refusal(config: &str) -> Error {
         let config = Config::parse("c.yaml", config).unwrap();
-        crate::prepare_config(config, &Choices { seed: 0, shard_bytes: 1 }).unwrap_err().message
+        crate::prepare_config(config, &Choices { seed: 0, shard_bytes: 1, allow_crimes: false }).unwrap_err()
+    }
+
+    fn refused(config: &str) -> String {
+        refusal(config).message
     }
 
     fn many(count: usize) -> String {
@@ -114,12 +153,34 @@ mod tests {
             "merge_method: slerp\nmodels: [{model: x/a}, {model: x/b}, {model: x/c}]\nbase_model: x/a";
         assert_eq!(refused(three), "c.yaml:1:15: slerp merges exactly 2 models (the base included), not 3");
         let slice = "merge_method: passthrough\nslices:\n- sources: [{model: x/a}, {model: x/b}]";
-        assert_eq!(refused(slice), "c.yaml:3:3: passthrough merges exactly 1 models, not 2");
+        assert_eq!(refused(slice), "c.yaml:3:3: passthrough merges exactly 1 model, not 2");
         let twice = "merge_method: linear\nmodels: [{model: x/a}, {model: x/a}]";
         assert_eq!(refused(twice), "c.yaml:2:32: x/a is listed twice");
         let message = "c.yaml:1027:10: a merge has at most 1024 models, and this config names 39000";
         assert_eq!(refused(&many(39_000)), message);
         assert!(refused(&many(2)).contains("no/such/0"), "so few are looked for");
+    }
+
+    #[test]
+    fn hints_fit_the_method_and_the_models_listed() {
+        let hint = |method: &str, models: &[&str], base: &str| {
+            let models: Vec<String> = models.iter().map(|model| format!("{{model: {model}}}")).collect();
+            let base = if base.is_empty() { String::new() } else { format!("\nbase_model: {base}") };
+            refusal(&format!("merge_method: {method}\nmodels: [{}]{base}", models.join(", "))).hint.unwrap()
+        };
+        for (method, models, base, says) in [
+            ("slerp", &["x/a", "x/b"][..], "", "with one of the two models: `t: 0` gives that one"),
+            ("ties", &["x/a", "x/b"], "", "the checkpoint that the others were trained from"),
+            ("slerp", &["x/a", "x/b"], "x/c", "name one of the models listed, or list one less"),
+            ("slerp", &["x/a", "x/b", "x/c"], "x/a", "merge two of them first, and then the result"),
+            ("slerp", &["x/a"], "x/a", "list more models"),
+            ("passthrough", &["x/a"], "x/b", "remove `base_model:`"),
+            ("passthrough", &["x/a", "x/b"], "", "give them `slices:` of their own"),
+            ("passthrough", &["x/a", "x/b"], "x/a", "give them `slices:` of their own"),
+        ] {
+            let hint = hint(method, models, base);
+            assert!(hint.contains(says), "{method} of {models:?} and {base}: {hint}");
+        }
     }
 
     #[test]

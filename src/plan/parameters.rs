@@ -9,10 +9,10 @@ use std::collections::{HashMap, HashSet};
 use super::problems::Problems;
 use super::warnings::few;
 use crate::config::{
-    Conditional, Config, Located, Parameter as Configured, Parameters, Position, Scalar, Value as Written,
+    Conditional, Config, ConfiguredParameter, Located, Parameters, Position, Scalar, WrittenValue as Written,
 };
 use crate::error::{Error, Result, did_you_mean};
-use crate::method::{Kind, Method, Parameter, Scope, Value};
+use crate::method::{Method, Parameter, Scope, Value, ValueKind};
 
 /// How often filters are compared with names of tensors: a second of it. A model of 400 tensors takes more filters than a
 /// config can hold, one of 200,000 some eighty.
@@ -53,7 +53,9 @@ pub(super) fn resolve<'a>(
     left: &Comparisons,
 ) -> Result<Option<Value>> {
     for scope in scopes {
-        let Some(Located { value: Configured(entries), at }) = scope.get(parameter.name) else { continue };
+        let Some(Located { value: ConfiguredParameter(entries), at }) = scope.get(parameter.name) else {
+            continue;
+        };
         if left.are_spent() {
             let message =
                 format!("`{}` and others have too many filters for so many tensors", parameter.name);
@@ -77,32 +79,42 @@ fn applies(entry: &Conditional, tensor: &str) -> bool {
 
 /// The value at a position; `None` where the config says null for "not set". An error says what is expected.
 fn evaluate(
-    kind: Kind,
+    kind: ValueKind,
     written: &Written,
     position: f64,
 ) -> std::result::Result<Option<Value>, &'static str> {
     match (kind, written) {
-        (Kind::NumberOrNull, Written::One(Scalar::Null)) => Ok(Some(Value::Null)),
+        (ValueKind::NumberOrNull, Written::One(Scalar::Null)) => Ok(Some(Value::Null)),
         (_, Written::One(Scalar::Null)) => Ok(None),
-        (Kind::Number | Kind::NumberOrNull, Written::One(scalar)) => Ok(Some(Value::Number(number(scalar)?))),
-        (Kind::Number | Kind::NumberOrNull, Written::Gradient(scalars)) => {
+        (ValueKind::Number | ValueKind::NumberOrNull, Written::One(scalar)) => {
+            Ok(Some(Value::Number(number(scalar)?)))
+        }
+        (ValueKind::Number | ValueKind::NumberOrNull, Written::Gradient(scalars)) => {
             interpolate(scalars, position).map(|value| Some(Value::Number(value)))
         }
-        (Kind::Flag, Written::One(scalar)) => Ok(Some(Value::Flag(flag(scalar)?))),
-        (Kind::Flag, Written::Gradient(scalars)) => {
+        (ValueKind::Count, Written::One(scalar)) => Ok(Some(Value::Number(count(number(scalar)?)?))),
+        (ValueKind::Count, Written::Gradient(scalars)) => {
+            Ok(Some(Value::Number(count(interpolate(scalars, position)?)?)))
+        }
+        (ValueKind::Flag, Written::One(scalar)) => Ok(Some(Value::Flag(flag(scalar)?))),
+        (ValueKind::Flag, Written::Gradient(scalars)) => {
             let at = (position * (scalars.len() - 1) as f64) as usize;
             Ok(Some(Value::Flag(flag(&scalars[at])?)))
         }
     }
 }
 
+/// What parameters take.
+const FINITE_NUMBER: &str = "a finite number";
+const TRUTH_VALUE: &str = "true or false";
+
 fn number(scalar: &Scalar) -> std::result::Result<f64, &'static str> {
     // Weights are used as f32.
-    scalar.as_number().filter(|number| (*number as f32).is_finite()).ok_or("a finite number")
+    scalar.as_number().filter(|number| (*number as f32).is_finite()).ok_or(FINITE_NUMBER)
 }
 
 fn flag(scalar: &Scalar) -> std::result::Result<bool, &'static str> {
-    scalar.as_bool().ok_or("true or false")
+    scalar.as_bool().ok_or(TRUTH_VALUE)
 }
 
 /// Linear interpolation between the two values around a position. The others are checked by [`check_gradients`], once and not
@@ -119,7 +131,7 @@ fn interpolate(values: &[Scalar], position: f64) -> std::result::Result<f64, &'s
 /// Gradients of the method's parameters that are not of numbers where they should be go to the problems.
 pub(super) fn check_gradients(config: &Config, method: &Method, problems: &mut Problems) {
     for (_, scope) in config.scopes() {
-        let numbers = method.parameters.iter().filter(|parameter| parameter.kind != Kind::Flag);
+        let numbers = method.parameters.iter().filter(|parameter| parameter.kind != ValueKind::Flag);
         for (parameter, written) in numbers.filter_map(|p| Some((p, scope.get(p.name)?))) {
             let gradients = written.value.0.iter().filter_map(|entry| match &entry.value {
                 Written::Gradient(scalars) => Some(scalars),
@@ -133,7 +145,15 @@ pub(super) fn check_gradients(config: &Config, method: &Method, problems: &mut P
 }
 
 fn wrong(config: &Config, parameter: &str, at: Position, expected: &str) -> Error {
-    config.error_at(at, format!("`{parameter}` takes {expected}"))
+    let example = if expected == TRUTH_VALUE { "true" } else { "0.5" };
+    let hint = format!("for example `{parameter}: {example}`");
+    config.error_at(at, format!("`{parameter}` takes {expected}")).hint(hint)
+}
+
+/// A number as a count.
+fn count(number: f64) -> std::result::Result<f64, &'static str> {
+    let whole = (0.0..=f64::from(u32::MAX)).contains(&number) && number.fract() == 0.0;
+    if whole { Ok(number) } else { Err("a whole number from 0 up") }
 }
 
 /// Parameters that the method does not read where they stand.
@@ -214,17 +234,21 @@ mod tests {
     fn flags_pick_the_element_at_their_position() {
         let gradient = Written::Gradient(vec![Scalar::Bool(true), Scalar::Bool(false), Scalar::Number(1.0)]);
         for (position, value) in [(0.0, true), (0.49, true), (0.5, false), (0.99, false), (1.0, true)] {
-            assert_eq!(evaluate(Kind::Flag, &gradient, position), Ok(Some(Value::Flag(value))), "{position}");
+            assert_eq!(
+                evaluate(ValueKind::Flag, &gradient, position),
+                Ok(Some(Value::Flag(value))),
+                "{position}"
+            );
         }
     }
 
     #[test]
     fn null_means_unset_but_for_parameters_that_take_it() {
         let null = Written::One(Scalar::Null);
-        assert_eq!(evaluate(Kind::Number, &null, 0.0), Ok(None));
-        assert_eq!(evaluate(Kind::NumberOrNull, &null, 0.0), Ok(Some(Value::Null)));
+        assert_eq!(evaluate(ValueKind::Number, &null, 0.0), Ok(None));
+        assert_eq!(evaluate(ValueKind::NumberOrNull, &null, 0.0), Ok(Some(Value::Null)));
         assert_eq!(
-            evaluate(Kind::Number, &Written::One(Scalar::Number(f64::NAN)), 0.0),
+            evaluate(ValueKind::Number, &Written::One(Scalar::Number(f64::NAN)), 0.0),
             Err("a finite number")
         );
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// So many problems have a line each. More are often one mistake that shows in every tensor.
 const TOLD_MAX: usize = 2;
 
-/// How many kinds of problems are told, where there are more.
+/// How many kinds of problems are listed, where there are more.
 const KINDS_MAX: usize = 8;
 
 /// Everything wrong so far. A mistake can show in every one of many tensors, so of each kind only the first is kept whole.

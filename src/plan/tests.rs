@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::checkpoint::{OutTensor, locate};
 
-const CHOICES: Choices = Choices { seed: 0, shard_bytes: 5_000_000_000 };
+const CHOICES: Choices = Choices { seed: 0, shard_bytes: 5_000_000_000, allow_crimes: false };
 
 /// A folder of checkpoints without data.
 struct Models(TempDir);
@@ -22,9 +22,14 @@ impl Models {
 
     /// A checkpoint of empty tensors with these names.
     fn add(&self, model: &str, names: impl IntoIterator<Item = String>) -> &Self {
+        self.add_typed(model, names.into_iter().map(|name| (name, "BF16")))
+    }
+
+    /// The same, of these types.
+    fn add_typed<'a>(&self, model: &str, tensors: impl IntoIterator<Item = (String, &'a str)>) -> &Self {
         let folder = self.0.path().join(model);
-        let entry = |name| (name, json!({ "dtype": "BF16", "shape": [0], "data_offsets": [0, 0] }));
-        let header = Json::Object(names.into_iter().map(entry).collect::<Map<_, _>>()).to_string();
+        let entry = |(name, dtype)| (name, json!({ "dtype": dtype, "shape": [0], "data_offsets": [0, 0] }));
+        let header = Json::Object(tensors.into_iter().map(entry).collect::<Map<_, _>>()).to_string();
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("config.json"), "{}").unwrap();
         let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
@@ -32,8 +37,19 @@ impl Models {
         self
     }
 
+    /// A checkpoint of one tensor, with this config.json.
+    fn add_config(&self, model: &str, config: &Json) -> &Self {
+        self.add(model, ["w".to_string()]);
+        fs::write(self.0.path().join(model).join("config.json"), config.to_string()).unwrap();
+        self
+    }
+
     /// A plan, with `DIR` for the folder in the config and in what comes back.
     fn plan(&self, config: &str) -> Result<Plan> {
+        self.plan_as(config, &CHOICES)
+    }
+
+    fn plan_as(&self, config: &str, choices: &Choices) -> Result<Plan> {
         let folder = self.0.path().to_str().unwrap();
         let plan = Config::parse("c.yaml", &config.replace("DIR", folder)).and_then(|config| {
             check_models(&config)?;
@@ -41,7 +57,7 @@ impl Models {
                 Source::open(&model.value.to_string(), &locate(&model.value.path, None)?)
             };
             let sources = references(&config).into_iter().map(open).collect::<Result<Vec<_>>>()?;
-            Plan::new(&config, &sources, &CHOICES)
+            Plan::new(&config, &sources, choices)
         });
         let here = |text: &str| text.replace(folder, "DIR");
         let error =
@@ -98,7 +114,10 @@ fn heads_find_the_embedding_that_stands_in_for_them_once() {
     models.add("a", [&embedding, &heads[..], &others].concat()).add("b", [&embedding, &others[..]].concat());
     let plan = at_once(|| models.plan(LINEAR)).unwrap();
     assert_eq!(plan.tensors.len(), 60_001);
-    let stands_in = |tensor: &&Tensor| tensor.input(1).tensor == 0;
+    let stands_in = |tensor: &&Tensor| {
+        let Action::Merge(merge) = &tensor.action else { return false };
+        matches!(plan.inputs[merge.inputs[1]], Input::Stored(At { tensor: 0, .. }))
+    };
     assert_eq!(plan.tensors.iter().filter(stands_in).count(), 30_001);
 }
 
@@ -112,7 +131,7 @@ fn layers_that_hold_nothing_cost_nothing() {
     };
     let plan = at_once(|| models.plan(&slices(2))).unwrap();
     let last = format!("a.{}.w", names::LAYERS_MAX - 1);
-    assert_eq!(plan.tensors.iter().map(|t| &t.name).collect::<Vec<_>>()[1..].last(), Some(&&last));
+    assert_eq!(plan.tensors.iter().map(|t| &*t.name).collect::<Vec<_>>()[1..].last(), Some(&&*last));
     assert_eq!(plan.config_edits.layers, Some(names::LAYERS_MAX));
     let error = at_once(|| models.refused(&slices(20_000)));
     assert_eq!(error.message, "the slices have more than 1048576 layers together");
@@ -145,11 +164,11 @@ fn sizes_beyond_any_file_are_refused_and_not_wrapped() {
     assert_eq!(error.message, message);
     let tensor = |bytes| Tensor {
         name: "t".into(),
-        shape: vec![],
+        shape: [].into(),
         dtype: Dtype::U8,
         elements: bytes,
         bytes,
-        action: Action::Copy(Copy { holders: vec![], from: None, to: None }),
+        action: Action::Copy(Copied { holders: vec![], from: None, to: None }),
     };
     check_total(&[tensor(1 << 61), tensor(1 << 61)]).unwrap();
     let many: Vec<Tensor> = (0..20).map(|_| tensor(1 << 61)).collect();
@@ -225,7 +244,7 @@ fn many_warnings_of_one_kind_are_one() {
     }
     let config = |count| {
         let list = text(1..count, |i| {
-            format!("- {{model: DIR/m{i}, parameters: {{density: {i}0, lambda: 1, nothing: 1}}}}\n")
+            format!("- model: DIR/m{i}\n  parameters: {{density: {i}0, lambda: 1, nothing: 1}}\n")
         });
         format!("merge_method: ties\nbase_model: DIR/m0\nparameters: {{weight: 1}}\nmodels:\n{list}")
     };
@@ -235,7 +254,8 @@ fn many_warnings_of_one_kind_are_one() {
     let ends =
         messages(&many).iter().map(|message| message.ends_with(" (and 4 more like it)")).collect::<Vec<_>>();
     assert_eq!(ends, [true; 3], "{many:?}");
-    assert_eq!(many[2].message, "c.yaml: density 10 of DIR/m1 is not from 0 to 1 (and 4 more like it)");
+    let message = "c.yaml:6:25: density 10 of DIR/m1 is not from 0 to 1 (and 4 more like it)";
+    assert_eq!(many[2].message, message);
     let folders = text(0..7, |i| format!("- model: DIR{}/m0\n", "/.".repeat(i)));
     let config = format!("merge_method: linear\nparameters: {{weight: 1}}\nmodels:\n{folders}");
     let same = models.plan(&config).unwrap().warnings;
@@ -249,7 +269,21 @@ fn a_senseless_value_is_told_once_a_model() {
     models.add("a", names(0..50, |i| format!("a.{i}.w"))).add("b", names(0..50, |i| format!("a.{i}.w")));
     let config = "merge_method: ties\nbase_model: DIR/a\nparameters: {weight: 1, density: [2, 3]}\nmodels: [{model: DIR/b}]";
     let warnings = models.plan(config).unwrap().warnings;
-    assert_eq!(messages(&warnings), ["c.yaml: density 2 of DIR/b is not from 0 to 1"]);
+    assert_eq!(messages(&warnings), ["c.yaml:3:34: density 2 of DIR/b is not from 0 to 1"]);
+    let own = config.replace("[{model: DIR/b}]", "\n- model: DIR/b\n  parameters: {density: 7}");
+    assert_eq!(
+        messages(&models.plan(&own).unwrap().warnings),
+        ["c.yaml:6:25: density 7 of DIR/b is not from 0 to 1"]
+    );
+    let slices = own.replace(
+        "models:",
+        "slices: [{parameters: {density: 8}, sources: [{model: DIR/a}, {model: DIR/b}]}]#",
+    );
+    let slices = slices.split('#').next().unwrap();
+    assert_eq!(
+        messages(&models.plan(slices).unwrap().warnings),
+        ["c.yaml:4:33: density 8 of DIR/b is not from 0 to 1"]
+    );
 }
 
 #[test]
@@ -301,4 +335,161 @@ fn what_all_models_share_is_asked_for_where_it_is_read() {
     let error = models.refused(config);
     assert!(error.message.contains("slerp needs `t`"), "{error}");
     assert_eq!(error.hint.unwrap(), "add `parameters: {t: …}` to the whole config: all models share it");
+}
+
+#[test]
+fn configs_that_differ_from_the_one_that_the_output_gets_are_told_with_keys_and_values() {
+    let models = Models::new();
+    let config = |changes: Json| {
+        let mut config = json!({
+            "model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 10000.0,
+            "rope_scaling": null, "vocab_size": 32000, "tie_word_embeddings": false, "max_position_embeddings": 4096,
+        });
+        let all = config.as_object_mut().unwrap();
+        all.extend(changes.as_object().unwrap().clone());
+        all.retain(|_, value| value != "absent");
+        config
+    };
+    let same = [
+        json!({ "rope_theta": 10000, "max_position_embeddings": 8192, "transformers_version": "4.1" }),
+        json!({ "rope_theta": "absent", "rope_scaling": "absent", "rope_parameters": { "rope_theta": 1e4, "rope_type": "default" } }),
+        json!({ "vocab_size": "absent", "tie_word_embeddings": "absent", "text_config": { "vocab_size": 32000 } }),
+    ];
+    let yarn = json!({ "type": "yarn", "factor": 4.0 });
+    let other = [
+        json!({ "rope_theta": 5e5, "rope_scaling": yarn, "num_attention_heads": 64 }),
+        json!({ "rope_theta": "absent", "rope_scaling": "absent", "num_attention_heads": 64,
+                "rope_parameters": { "rope_theta": 500_000, "rope_type": "yarn", "factor": 4 } }),
+        json!({ "model_type": "mistral", "tie_word_embeddings": true, "quantization_config": { "quant_method": "gptq", "bits": 4 } }),
+    ];
+    models.add_config("donor", &config(json!({})));
+    for (i, changes) in same.iter().chain(&other).enumerate() {
+        models.add_config(&format!("m{i}"), &config(changes.clone()));
+    }
+    let merged = |numbers: std::ops::Range<usize>| {
+        let list = text(numbers, |i| format!("- model: DIR/m{i}\n"));
+        let config = format!(
+            "merge_method: linear\nbase_model: DIR/donor\nparameters: {{weight: 1}}\nmodels:\n{list}"
+        );
+        models.plan(&config).unwrap().warnings
+    };
+    assert_eq!(messages(&merged(0..3)), [""; 0]);
+    let expected = [
+        "config.json of DIR/m3, DIR/m4 differs from that of DIR/donor, which the output gets: num_attention_heads 64 (there 32), \
+         rope_theta 500000 (there 10000), rope_scaling {\"factor\":4,\"rope_type\":\"yarn\"} (there none)",
+        "config.json of DIR/m5 differs from that of DIR/donor, which the output gets: model_type mistral (there llama), \
+         tie_word_embeddings true (there false), quantization_config gptq, 4 bits (there none)",
+    ];
+    assert_eq!(messages(&merged(0..6)), expected);
+}
+
+#[test]
+fn many_configs_that_differ_are_few_lines() {
+    let models = Models::new();
+    for i in 0..40 {
+        models
+            .add_config(&format!("m{i}"), &json!({ "vocab_size": i, "rope_parameters": "x".repeat(10_000) }));
+    }
+    let list = text(0..40, |i| format!("- model: DIR/m{i}\n"));
+    let config = format!("merge_method: linear\nparameters: {{weight: 1}}\nmodels:\n{list}");
+    let warnings = models.plan(&config).unwrap().warnings;
+    let first = "config.json of DIR/m1 differs from that of DIR/m0, which the output gets: vocab_size 1 (there 0) (and 38 more like it)";
+    assert_eq!(messages(&warnings), [first]);
+}
+
+#[test]
+fn other_architectures_are_refused_unless_crimes_are_allowed() {
+    let models = Models::new();
+    let of = |architecture: &str| json!({ "architectures": [architecture] });
+    models.add_config("a", &of("LlamaForCausalLM")).add_config("b", &of("MistralForCausalLM"));
+    models.add_config("c", &of("LlamaForCausalLM")).add_config("d", &json!({}));
+    let config = LINEAR.replace("}]", "}, {model: DIR/c}, {model: DIR/d}]");
+    let error = models.refused(&config);
+    let message = "the models have different architectures: LlamaForCausalLM in DIR/a, DIR/c; MistralForCausalLM in DIR/b";
+    assert_eq!(error.message, message);
+    assert!(error.hint.unwrap().contains("--allow-crimes"));
+    let allowed = models.plan_as(&config, &Choices { allow_crimes: true, ..CHOICES }).unwrap();
+    assert_eq!(messages(&allowed.warnings), [message]);
+    models.plan(&config.replace("DIR/b", "DIR/c/.")).unwrap();
+}
+
+#[test]
+fn quantised_weights_are_called_by_their_method() {
+    let models = Models::new();
+    models.add_typed(
+        "a",
+        [("w.qweight".to_string(), "I32"), ("w.scales".into(), "F16"), ("ids".into(), "I64")],
+    );
+    models.add_typed(
+        "b",
+        [("w.qweight".to_string(), "I32"), ("w.scales".into(), "F16"), ("ids".into(), "I64")],
+    );
+    let quantised = |quantisation: Json| {
+        let config = json!({ "quantization_config": quantisation }).to_string();
+        ["a", "b"]
+            .iter()
+            .for_each(|model| fs::write(models.0.path().join(model).join("config.json"), &config).unwrap());
+    };
+    for (config, told) in [
+        (json!({ "quant_method": "gptq", "bits": 4 }), "gptq, 4 bits"),
+        (json!({ "quant_method": "awq", "w_bit": 4 }), "awq, 4 bits"),
+        (json!({ "quant_method": "bitsandbytes", "load_in_8bit": true }), "bitsandbytes, 8 bits"),
+        (json!({ "quant_method": "fp8" }), "fp8"),
+        (json!({}), "quantization_config"),
+    ] {
+        quantised(config);
+        let error = models.refused(LINEAR);
+        let of = |model: &str| {
+            format!("DIR/{model} is quantised ({told}), and quantised weights cannot be merged")
+        };
+        assert_eq!(error.message, format!("{}\n{}", of("a"), of("b")));
+        assert!(error.hint.unwrap().contains("the model that it was made from"));
+        let scaled = "merge_method: passthrough\nparameters: {scale: 2}\nmodels: [{model: DIR/a}]\n";
+        assert_eq!(models.refused(scaled).message, of("a"));
+        models.plan("merge_method: passthrough\nmodels: [{model: DIR/a}]\n").unwrap();
+    }
+    // A config that says so of weights that are not.
+    for model in ["a", "b"] {
+        fs::remove_dir_all(models.0.path().join(model)).unwrap();
+        models.add_typed(model, [("w".to_string(), "BF16"), ("ids".into(), "I64")]);
+    }
+    quantised(json!({ "quant_method": "fp8" }));
+    models.plan(LINEAR).unwrap();
+}
+
+#[test]
+fn types_that_cannot_be_merged_have_a_hint_of_their_own() {
+    let models = Models::new();
+    models.add("a", ["w".to_string()]);
+    for dtype in ["F64", "F8_E4M3", "F8_E8M0", "I8", "I64"] {
+        models.add_typed(dtype, [("w".to_string(), dtype)]);
+    }
+    for (one, other, message, hint) in [
+        (
+            "a",
+            "F64",
+            "DIR/F64 stores it as F64, which cannot be merged",
+            "convert the checkpoint to float32 first",
+        ),
+        (
+            "F8_E4M3",
+            "a",
+            "DIR/F8_E4M3 stores it as F8_E4M3, which cannot be merged",
+            "to bfloat16 first, with the scales",
+        ),
+        (
+            "a",
+            "F8_E8M0",
+            "DIR/F8_E8M0 stores it as F8_E8M0, which cannot be merged",
+            "to bfloat16 first, with the scales",
+        ),
+        ("a", "I8", "the models store it as BF16, I8", "quantised weights have to be converted"),
+        ("I64", "I8", "the models store it as I64, I8", "the type must be the same in all models"),
+    ] {
+        let error = models.refused(
+            &LINEAR.replace("DIR/a", &format!("DIR/{one}")).replace("DIR/b", &format!("DIR/{other}")),
+        );
+        assert_eq!(error.message, format!("tensor w: {message}"));
+        assert!(error.hint.as_ref().unwrap().contains(hint), "{error:?}");
+    }
 }

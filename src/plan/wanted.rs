@@ -6,11 +6,13 @@ use std::rc::Rc;
 
 use indexmap::{IndexMap, IndexSet};
 
-use super::{At, Base, LeftOut, Planner, Tensor, names};
+use super::{Base, LeftOut, Planner, names};
 use crate::checkpoint::Source;
 use crate::checkpoint::layout::TENSORS_MAX;
 use crate::config::{Inputs, Parameters, Slice, SliceSource};
 use crate::error::Error;
+use crate::input::Input;
+use crate::text::runs;
 
 /// One tensor of the output.
 #[derive(Debug)]
@@ -227,7 +229,7 @@ impl<'a> Planner<'a> {
     fn base_in(&mut self, slice: &'a Slice) -> Option<usize> {
         let base = slice.base_model.as_ref().or(self.config.base_model.as_ref())?;
         let place = slice.sources.iter().position(|source| source.model.value == base.value);
-        if place.is_none() && self.method.base == Base::Required {
+        if place.is_none() && self.method.base != Base::Ignored {
             let problem = format!("the base model {} is not among the sources of this slice", base.value);
             self.problems.add(
                 self.config
@@ -359,14 +361,12 @@ pub(super) fn tied_embedding(source: &Source) -> Option<usize> {
 }
 
 /// Input tensors that no tensor of the output comes from, by model: layers together, loose ones by name where they are few.
-pub(super) fn left_out(sources: &[Source], tensors: &[Tensor]) -> Vec<LeftOut> {
+pub(super) fn left_out(sources: &[Source], inputs: &[Input]) -> Vec<LeftOut> {
     let mut used: Vec<Vec<bool>> = sources.iter().map(|source| vec![false; source.tensors().len()]).collect();
-    for tensor in tensors {
-        let inputs: &[At] = match &tensor.action {
-            super::Action::Copy(copy) => &copy.holders,
-            super::Action::Merge(merge) => &merge.inputs,
-        };
-        inputs.iter().for_each(|at| used[at.source][at.tensor] = true);
+    for input in inputs {
+        if let Input::Stored(at) = input {
+            used[at.source][at.tensor] = true;
+        }
     }
     sources.iter().zip(&used).flat_map(|(source, used)| left_out_of(source, used)).collect()
 }
@@ -398,23 +398,5 @@ fn left_out_of(source: &Source, used: &[bool]) -> Vec<LeftOut> {
     all
 }
 
-/// So many tensors that are left out of a model have a line each, and so many runs of layers are written out.
+/// So many tensors that are left out of a model have a line each.
 const NAMED_MAX: usize = 8;
-
-/// Ascending numbers as runs: `0–3, 7`.
-fn runs(numbers: &BTreeSet<usize>) -> String {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
-    for &number in numbers {
-        match runs.last_mut() {
-            Some((_, end)) if *end + 1 == number => *end = number,
-            _ => runs.push((number, number)),
-        }
-    }
-    let run = |(start, end): &(usize, usize)| {
-        if start == end { format!("{start}") } else { format!("{start}–{end}") }
-    };
-    let shown: Vec<String> = runs.iter().take(NAMED_MAX).map(run).collect();
-    let hidden: usize = runs.iter().skip(NAMED_MAX).map(|(start, end)| end - start + 1).sum();
-    let more = if hidden > 0 { format!(" and {hidden} more") } else { String::new() };
-    shown.join(", ") + &more
-}

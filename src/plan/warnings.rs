@@ -1,5 +1,5 @@
 //! What a user should know about a plan, or probably did not mean. However many files and values there are, what is of a
-//! kind is told in a few lines.
+//! kind is reported in a few lines.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,8 +7,9 @@ use indexmap::IndexMap;
 
 use super::{Action, Merge, Planner, Tensor, names};
 use crate::checkpoint::per_layer_lists;
-use crate::config::{FEW_MAX, Inputs};
+use crate::config::{FEW_MAX, Inputs, Located, ModelRef, Parameters, Position, Slice};
 use crate::error::Error;
+use crate::input::{self, Input};
 use crate::method::{Base, Scope, Value};
 
 /// Of a few warnings each; of more the first, and how many there are.
@@ -47,7 +48,7 @@ pub(super) struct PartlyHeld {
 type Holders = (Vec<usize>, Vec<usize>);
 
 impl PartlyHeld {
-    /// So many groups are told apart.
+    /// So many groups are listed.
     const GROUPS_MAX: usize = 8;
 
     pub(super) fn add(&mut self, tensor: &str, holders: Holders) {
@@ -98,25 +99,48 @@ impl Planner<'_> {
             self.method.parameters.iter().filter_map(|p| Some((p.name, p.sensible?))).collect();
         let mut seen = HashSet::new();
         let mut warnings: IndexMap<&str, Vec<Error>> = IndexMap::new();
-        for (name, value, source) in tensors.iter().filter_map(merge).flat_map(own_values) {
+        for (name, value, source) in
+            tensors.iter().filter_map(merge).flat_map(|merge| own_values(&self.inputs, merge))
+        {
             let Some((_, (low, high))) = ranged.iter().find(|(ranged, _)| *ranged == name) else { continue };
             if !(*low..=*high).contains(&value) && seen.insert((name, source)) {
-                let (file, model) = (&self.config.file, self.name_of(source));
-                let message = format!("{file}: {name} {value} of {model} is not from {low} to {high}");
+                let message =
+                    format!("{name} {value} of {} is not from {low} to {high}", self.name_of(source));
                 let hint = format!("more than {high} acts as {high}, less than {low} as {low}");
-                warnings.entry(name).or_default().push(Error::config(message).hint(hint));
+                let warning = self.config.error_at(self.written_at(name, source), message);
+                warnings.entry(name).or_default().push(warning.hint(hint));
             }
         }
         warnings.into_values().flat_map(few).collect()
     }
 
+    /// Where the innermost scope that has a parameter of a model has it.
+    fn written_at(&self, parameter: &str, source: usize) -> Position {
+        let config = self.config;
+        let is_this = |model: &Located<ModelRef>| self.source_of(&model.value) == source;
+        let scopes: Vec<&Parameters> = match &config.inputs {
+            Inputs::Models(models) => {
+                models.iter().filter(|input| is_this(&input.model)).map(|input| &input.parameters).collect()
+            }
+            Inputs::Slices(slices) => {
+                let own = slices.iter().flat_map(|slice| &slice.sources);
+                let own = own.filter(|own| is_this(&own.model)).map(|own| &own.parameters);
+                let has_this = |slice: &&Slice| slice.sources.iter().any(|own| is_this(&own.model));
+                own.chain(slices.iter().filter(has_this).map(|slice| &slice.parameters)).collect()
+            }
+        };
+        let written = scopes.into_iter().chain([&config.parameters]).find_map(|scope| scope.get(parameter));
+        written.map_or(config.merge_method.at, |written| written.at)
+    }
+
     /// Parameters written under a base that has none: many configs have them, and they change nothing.
     pub(super) fn values_of_the_base(&self) -> Vec<String> {
-        let (Inputs::Models(models), Some(base), Base::Required) =
-            (&self.config.inputs, &self.config.base_model, self.method.base)
-        else {
+        let (Inputs::Models(models), Some(base)) = (&self.config.inputs, &self.config.base_model) else {
             return Vec::new();
         };
+        if self.method.base == Base::Ignored {
+            return Vec::new();
+        }
         let of_base = models.iter().filter(|input| input.model.value == base.value);
         let names = of_base.flat_map(|input| input.parameters.keys()).filter(|name| {
             self.method.parameters.iter().any(|p| p.name == name.as_str() && p.scope == Scope::NonBase)
@@ -149,22 +173,35 @@ fn merge(tensor: &Tensor) -> Option<&Merge> {
 }
 
 /// The numbers of a merge that belong to one model each: name, value and the model.
-fn own_values(merge: &Merge) -> impl Iterator<Item = (&'static str, f64, usize)> {
-    merge.settings.per_input.iter().zip(&merge.inputs).flat_map(|(values, at)| {
-        values.iter().filter_map(|(name, value)| match value {
-            Value::Number(number) => Some((*name, *number, at.source)),
+fn own_values<'a>(
+    inputs: &'a [Input],
+    merge: &'a Merge,
+) -> impl Iterator<Item = (&'static str, f64, usize)> + 'a {
+    merge.settings.per_input.iter().zip(&merge.inputs).flat_map(|(values, input)| {
+        let source = source_of(inputs, *input);
+        values.iter().filter_map(move |(name, value)| match value {
+            Value::Number(number) => Some((*name, *number, source)),
             Value::Flag(_) | Value::Null => None,
         })
     })
 }
 
+/// The model that an input comes from.
+fn source_of(inputs: &[Input], input: usize) -> usize {
+    input::stored(inputs, input)[0].source
+}
+
 /// Stacked layers of models that do not fit together: the same tensor has other dimensions in another layer.
-pub(super) fn uneven_layers(tensors: &[Tensor]) -> Option<Error> {
+pub(super) fn uneven_layers(inputs: &[Input], tensors: &[Tensor]) -> Option<Error> {
+    let first_source = |tensor: &Tensor| match &tensor.action {
+        Action::Copy(copy) => source_of(inputs, copy.holders[0]),
+        Action::Merge(merge) => source_of(inputs, merge.inputs[0]),
+    };
     let mut first: HashMap<&str, &Tensor> = HashMap::new();
     for tensor in tensors {
         let Some(layered) = names::layered(&tensor.name) else { continue };
         let other = *first.entry(layered.rest).or_insert(tensor);
-        if other.shape != tensor.shape && other.input(0).source != tensor.input(0).source {
+        if other.shape != tensor.shape && first_source(other) != first_source(tensor) {
             let (a, b) = (&other.shape, &tensor.shape);
             let message =
                 format!("{} is {a:?} and {} is {b:?}: layers of different models", other.name, tensor.name);

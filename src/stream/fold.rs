@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
+use super::cut::Destination;
 use crate::backend::{Output, SpanResult};
-use crate::kernel::{Kept, RECORDS_MAX, Result as Shape};
-use crate::recipe::{Measured, Record};
+use crate::kernel::{Kept, Outcome, RECORDS_MAX};
+use crate::recipe::{Measured, TileCounts};
 
 /// What one tensor's pass has measured so far.
 #[derive(Debug)]
@@ -16,45 +17,44 @@ pub(super) enum Fold {
     Nothing,
     /// How much a combining pass kept of each model.
     Kept(Kept),
-    /// f32 sums per tile, added in f64 and in tile order.
-    Sums { totals: Vec<f64>, order: InOrder<Vec<f32>> },
+    /// f32 sums per tile, so many words each, added in f64 and in tile order, of each segment by itself.
+    Sums { words: usize, totals: Vec<f64>, order: InOrder<(u64, Vec<f32>)> },
     /// Counters, added up per record: so many come in, and neighbours are put together where that is too many.
-    Counts { records: Vec<Record>, incoming: usize, record_tiles: u64 },
+    Counts { records: Vec<TileCounts>, incoming: usize, record_tiles: u64 },
     /// Words, one after the other.
     Words { all: Vec<u32>, order: InOrder<Vec<u32>> },
 }
 
 impl Fold {
-    /// A fold of the results of a pass, which come with `incoming` records of `record_tiles` tiles where it counts.
-    pub(super) fn new(shape: Shape, incoming: usize, record_tiles: u64) -> Self {
-        match shape {
-            Shape::Values => Self::Kept(Kept::default()),
-            Shape::Sums { words } => Self::Sums { totals: vec![0.0; words], order: InOrder::default() },
-            Shape::Counts { words } => {
-                let record = Record { tiles: 0..0, counts: vec![0; words] };
+    /// A fold of the results of a pass over so many segments, which come with `incoming` records of `record_tiles` tiles where
+    /// it counts.
+    pub(super) fn new(outcome: Outcome, segments: u64, incoming: usize, record_tiles: u64) -> Self {
+        match outcome {
+            Outcome::Values | Outcome::Room => Self::Kept(Kept::default()),
+            Outcome::Sums { words } => {
+                let totals = vec![0.0; words * segments as usize];
+                Self::Sums { words, totals, order: InOrder::default() }
+            }
+            Outcome::Counts { words } => {
+                let record = TileCounts { tiles: 0..0, counts: vec![0; words] };
                 let records = incoming.min(RECORDS_MAX as usize);
                 Self::Counts { records: vec![record; records], incoming, record_tiles }
             }
-            Shape::Words { .. } => Self::Words { all: Vec::new(), order: InOrder::default() },
+            Outcome::Words { .. } => Self::Words { all: Vec::new(), order: InOrder::default() },
         }
     }
 
-    /// Takes in what came of the pass's span number `ordinal`, which covers `tiles` and begins with record number
-    /// `first_record` of the pass.
-    pub(super) fn add(
-        &mut self,
-        ordinal: usize,
-        first_record: usize,
-        tiles: &Range<u64>,
-        output: &Output<'_>,
-    ) {
+    /// Takes in the result of a span.
+    pub(super) fn add(&mut self, of: &Destination, output: &Output<'_>) {
+        let Destination { ordinal, first_record, segment, tiles, .. } = of;
         match (self, &output.result) {
             (Self::Kept(total), SpanResult::Values(_)) => {
                 total.iter_mut().zip(output.tally.kept).for_each(|(total, kept)| *total += kept);
             }
-            (Self::Sums { totals, order }, SpanResult::Sums(sums)) => {
-                order.push(ordinal, sums.to_vec(), |sums| {
-                    for tile in sums.chunks_exact(totals.len()) {
+            (Self::Sums { words, totals, order }, SpanResult::Sums(sums)) => {
+                order.push(*ordinal, (*segment, sums.to_vec()), |(segment, sums)| {
+                    let totals = &mut totals[segment as usize * *words..][..*words];
+                    for tile in sums.chunks_exact(*words) {
                         totals.iter_mut().zip(tile).for_each(|(total, sum)| *total += f64::from(*sum));
                     }
                 });
@@ -62,7 +62,7 @@ impl Fold {
             (Self::Counts { records, incoming, record_tiles }, SpanResult::Counts(counts)) => {
                 let words = records[0].counts.len();
                 let starts = tiles.clone().step_by(*record_tiles as usize);
-                for ((record, start), counts) in (first_record..).zip(starts).zip(counts.chunks_exact(words))
+                for ((record, start), counts) in (*first_record..).zip(starts).zip(counts.chunks_exact(words))
                 {
                     let end = tiles.end.min(start.saturating_add(*record_tiles));
                     let place = record * records.len() / *incoming;
@@ -70,7 +70,7 @@ impl Fold {
                 }
             }
             (Self::Words { all, order }, SpanResult::Words(words)) => {
-                order.push(ordinal, words.to_vec(), |words| all.extend(words));
+                order.push(*ordinal, words.to_vec(), |words| all.extend(words));
             }
             (fold, result) => unreachable!("{result:?} does not belong to {fold:?}"),
         }
@@ -88,7 +88,7 @@ impl Fold {
     }
 }
 
-impl Record {
+impl TileCounts {
     fn add(&mut self, tiles: &Range<u64>, counts: &[u32]) {
         let empty = self.tiles.is_empty();
         self.tiles.start = if empty { tiles.start } else { self.tiles.start.min(tiles.start) };
@@ -201,6 +201,21 @@ mod tests {
         Output { result, tally: Tally::default(), redone: false }
     }
 
+    fn of(ordinal: usize, first_record: usize, segment: u64, tiles: Range<u64>) -> Destination {
+        Destination { tensor: 0, offset: 0, member: 0, ordinal, first_record, segment, tiles }
+    }
+
+    #[test]
+    fn segments_are_summed_up_by_themselves() {
+        let mut fold = Fold::new(Outcome::Sums { words: 2 }, 2, 0, 1);
+        for (ordinal, segment, sums) in
+            [(2, 0, vec![1.0, 2.0]), (0, 0, vec![10.0, 20.0, 100.0, 200.0]), (1, 1, vec![5.0, 7.0])]
+        {
+            fold.add(&of(ordinal, 0, segment, 0..1), &output(SpanResult::Sums(&sums)));
+        }
+        assert_eq!(fold.finish(), Measured::Sums(vec![111.0, 222.0, 5.0, 7.0]));
+    }
+
     #[test]
     fn chunks_hashed_apart_give_the_digest_of_the_whole() {
         let data: Vec<u8> = (0..70_001u32).map(|i| (i * 7 % 251) as u8).collect();
@@ -220,10 +235,10 @@ mod tests {
     #[test]
     fn neighbouring_records_are_put_together_where_there_are_too_many() {
         // 100 records of 3 tiles, the last of which ends early, in two spans that come in the wrong order.
-        let mut fold = Fold::new(Shape::Counts { words: 1 }, 100, 3);
+        let mut fold = Fold::new(Outcome::Counts { words: 1 }, 1, 100, 3);
         let counts: Vec<u32> = (1..=100).collect();
-        fold.add(1, 40, &(120..299), &output(SpanResult::Counts(&counts[40..])));
-        fold.add(0, 0, &(0..120), &output(SpanResult::Counts(&counts[..40])));
+        fold.add(&of(1, 40, 0, 120..299), &output(SpanResult::Counts(&counts[40..])));
+        fold.add(&of(0, 0, 0, 0..120), &output(SpanResult::Counts(&counts[..40])));
         let records = fold.finish().counts();
         assert_eq!(records.len(), 64);
         assert_eq!((records[0].tiles.clone(), records[0].counts[0]), (0..6, 1 + 2));
@@ -234,10 +249,10 @@ mod tests {
 
     #[test]
     fn sums_are_added_in_tile_order() {
-        let mut fold = Fold::new(Shape::Sums { words: 1 }, 0, 1);
+        let mut fold = Fold::new(Outcome::Sums { words: 1 }, 1, 0, 1);
         // In f64, 1e30 − 1e30 + 1 is 1 and 1 + 1e30 − 1e30 is 0: the order shows.
         for (ordinal, sum) in [(2, 1.0f32), (1, -1e30), (0, 1e30)] {
-            fold.add(ordinal, 0, &(0..1), &output(SpanResult::Sums(&[sum])));
+            fold.add(&of(ordinal, 0, 0, 0..1), &output(SpanResult::Sums(&[sum])));
         }
         assert_eq!(fold.finish(), Measured::Sums(vec![1.0]));
     }

@@ -1,6 +1,6 @@
 //! How long something was busy, from intervals that may overlap and may come out of order: what overlaps counts once.
 //!
-//! Lanes tell of their launches when they collect them, each its own oldest, so an interval comes late by a few hundred
+//! Lanes record their launches when they collect them, each its own oldest, so an interval comes late by a few hundred
 //! others at most. So many stay apart; older ones are only a sum, and a merge of any length takes the same memory.
 
 use std::collections::VecDeque;
@@ -88,7 +88,7 @@ mod tests {
         }
         assert_eq!((busy.total(), busy.apart.len()), (3 * count, APART_MAX));
         busy.add(0, 10 * count);
-        // Where only the sum is known, what comes too late cannot be told from what was there.
+        // Where only the sum is known, what comes too late cannot be separated from what was there.
         assert_eq!(busy.total(), busy.summed + 10 * count - busy.summed_to);
         assert_eq!(busy.apart.len(), 1);
     }

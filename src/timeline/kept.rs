@@ -15,7 +15,7 @@ const EVENTS_MAX: u64 = 1 << 21;
 
 /// A record as it is kept. Times are nanoseconds from the timeline's beginning.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Event {
+pub(super) struct TraceEvent {
     pub from: u64,
     pub to: u64,
     pub bytes: u64,
@@ -24,9 +24,9 @@ pub(super) struct Event {
     pub stage: Stage,
 }
 
-const _: () = assert!(size_of::<Event>() == 32);
+const _: () = assert!(size_of::<TraceEvent>() == 32);
 
-impl Event {
+impl TraceEvent {
     pub fn by(&self) -> By {
         self.lane().checked_sub(STAGES).map_or(By::Device, By::Worker)
     }
@@ -39,19 +39,19 @@ impl Event {
 
 /// All records of a timeline.
 #[derive(Debug)]
-pub(super) struct Kept {
-    lists: Vec<Mutex<Vec<Event>>>,
+pub(super) struct KeptRecords {
+    lists: Vec<Mutex<Vec<TraceEvent>>>,
     /// How many came, kept or not.
     count: AtomicU64,
 }
 
-impl Default for Kept {
+impl Default for KeptRecords {
     fn default() -> Self {
         Self { lists: (0..STAGES + LISTS).map(|_| Mutex::default()).collect(), count: AtomicU64::new(0) }
     }
 }
 
-impl Kept {
+impl KeptRecords {
     pub fn add(&self, stage: Stage, by: By, from: u64, to: u64, bytes: u64) {
         if self.count.fetch_add(1, Ordering::Relaxed) >= EVENTS_MAX {
             return;
@@ -61,7 +61,7 @@ impl Kept {
             By::Worker(worker) => (STAGES + worker % LISTS, STAGES + worker),
         };
         let lane = u16::try_from(lane).unwrap_or(u16::MAX);
-        lock(&self.lists[list]).push(Event { from, to, bytes, lane, stage });
+        lock(&self.lists[list]).push(TraceEvent { from, to, bytes, lane, stage });
     }
 
     pub fn left_out(&self) -> u64 {
@@ -71,7 +71,7 @@ impl Kept {
     pub fn records(&self, stage: Stage) -> Vec<Record> {
         let mut records = Vec::new();
         for list in &self.lists {
-            let of_stage = |event: &&Event| event.stage == stage;
+            let of_stage = |event: &&TraceEvent| event.stage == stage;
             records.extend(lock(list).iter().filter(of_stage).map(record));
         }
         records.sort_by_key(|record: &Record| record.from);
@@ -82,7 +82,7 @@ impl Kept {
     ///
     /// # Errors
     /// Those of `show`.
-    pub fn each<E>(&self, mut show: impl FnMut(&Event) -> Result<(), E>) -> Result<(), E> {
+    pub fn each<E>(&self, mut show: impl FnMut(&TraceEvent) -> Result<(), E>) -> Result<(), E> {
         for list in &self.lists {
             let mut events = lock(list);
             // Sorted in place: a copy could take as much memory again.
@@ -93,7 +93,7 @@ impl Kept {
     }
 }
 
-fn record(event: &Event) -> Record {
+fn record(event: &TraceEvent) -> Record {
     Record {
         by: event.by(),
         from: Duration::from_nanos(event.from),
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn lanes_come_one_after_the_other() {
-        let kept = Kept::default();
+        let kept = KeptRecords::default();
         for (by, from) in [
             (By::Worker(70), 5),
             (By::Worker(6), 9),
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_is_too_much_is_counted() {
-        let kept = Kept::default();
+        let kept = KeptRecords::default();
         kept.count.store(EVENTS_MAX - 1, Ordering::Relaxed);
         (0..3).for_each(|i| kept.add(Stage::Read, By::Worker(0), i, i + 1, 1));
         assert_eq!((kept.records(Stage::Read).len(), kept.left_out()), (1, 2));

@@ -32,7 +32,7 @@ pub struct StageShare {
     pub bytes: u64,
     /// Bytes by busy time, in 10⁹ bytes a second: the pace of one thread, or of the device, while at it.
     pub gb_per_s: f64,
-    /// How many pieces it came in.
+    /// How many records it came in.
     pub count: u64,
 }
 
@@ -48,7 +48,7 @@ pub struct Shares {
 }
 
 /// A merge is held back by what is busy for more than this share of the time. Where nothing is, it was too short, or its
-/// pieces wait for each other.
+/// stretches of work wait for each other.
 const BUSY_LEAST: f64 = 0.5;
 
 /// What holds a merge back.
@@ -60,6 +60,16 @@ pub enum Bottleneck {
     Threads(Stage),
     /// Nothing is busy most of the time.
     Nothing,
+}
+
+impl Bottleneck {
+    /// The stage that holds a merge back, if one does.
+    pub const fn stage(self) -> Option<Stage> {
+        match self {
+            Self::Stage(stage) | Self::Threads(stage) => Some(stage),
+            Self::Nothing => None,
+        }
+    }
 }
 
 impl Shares {
@@ -154,7 +164,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Shares of ten seconds and two threads, from who did what for how many seconds, one after the other.
-    fn shares(work: Work<'_>) -> Shares {
+    fn shares(work: StageWork<'_>) -> Shares {
         let timeline = Timeline::new();
         let mut now = timeline.origin();
         for (stage, by, seconds) in work {
@@ -166,7 +176,7 @@ mod tests {
 
     const WORKER: By = By::Worker(0);
 
-    type Work<'a> = &'a [(Stage, By, u32)];
+    type StageWork<'a> = &'a [(Stage, By, u32)];
 
     #[test]
     fn threads_share_out_their_time_and_stages_of_a_device_have_all_of_it() {
@@ -177,9 +187,9 @@ mod tests {
             (Stage::CopyIn, By::Device, 5),
             (Stage::Compute, By::Device, 2),
         ]);
-        let told: Vec<_> = shares.stages.iter().map(|s| (s.stage, s.who, s.share)).collect();
+        let found: Vec<_> = shares.stages.iter().map(|s| (s.stage, s.who, s.share)).collect();
         assert_eq!(
-            told,
+            found,
             [
                 (Stage::Read, Who::Workers, 0.4),
                 (Stage::CopyIn, Who::Device, 0.5),
@@ -198,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_is_busiest_holds_back() {
-        let cases: [(Work<'_>, Bottleneck, &str); 6] = [
+        let cases: [(StageWork<'_>, Bottleneck, &str); 6] = [
             (&[], Bottleneck::Nothing, "nothing is busy most of the time"),
             (
                 &[(Stage::Read, WORKER, 9), (Stage::Compute, By::Worker(1), 10)],

@@ -15,7 +15,7 @@ use std::io::{Result, Write};
 use serde_json::Value;
 
 use super::By;
-use super::kept::{Event, Kept};
+use super::kept::{KeptRecords, TraceEvent};
 
 /// Processes are how viewers group lanes.
 const WORKERS: usize = 1;
@@ -28,8 +28,8 @@ const THREADS_FROM: usize = 10;
 ///
 /// # Errors
 /// Those of `out`.
-pub(super) fn write(kept: Option<&Kept>, device: &str, out: &mut dyn Write) -> Result<()> {
-    let left_out = kept.map_or(0, Kept::left_out);
+pub(super) fn write(kept: Option<&KeptRecords>, device: &str, out: &mut dyn Write) -> Result<()> {
+    let left_out = kept.map_or(0, KeptRecords::left_out);
     let program = concat!("mergeforge ", env!("CARGO_PKG_VERSION"));
     let device = Value::from(device);
     write!(out, "{{\"displayTimeUnit\":\"ms\",\"otherData\":{{\"program\":\"{program}\",")?;
@@ -37,21 +37,21 @@ pub(super) fn write(kept: Option<&Kept>, device: &str, out: &mut dyn Write) -> R
     // Every event after the first begins with the comma between them.
     write!(out, "{}", named("process_name", WORKERS, None, &Value::from("workers")))?;
     write!(out, ",\n{}", named("process_name", DEVICE, None, &device))?;
-    let mut lane = Lane::default();
+    let mut lane = TraceLane::default();
     kept.map_or(Ok(()), |kept| kept.each(|event| lane.write(event, out)))?;
     out.write_all(b"\n]}\n")
 }
 
 /// The lane that is being written.
 #[derive(Default)]
-struct Lane {
+struct TraceLane {
     thread: usize,
     /// Where its last event ended, in nanoseconds.
     end: u64,
 }
 
-impl Lane {
-    fn write(&mut self, event: &Event, out: &mut dyn Write) -> Result<()> {
+impl TraceLane {
+    fn write(&mut self, event: &TraceEvent, out: &mut dyn Write) -> Result<()> {
         let process = process(event);
         let thread = THREADS_FROM + event.lane();
         if self.thread != thread {
@@ -76,14 +76,14 @@ impl Lane {
     }
 }
 
-fn process(event: &Event) -> usize {
+fn process(event: &TraceEvent) -> usize {
     match event.by() {
         By::Worker(_) => WORKERS,
         By::Device => DEVICE,
     }
 }
 
-fn lane_name(event: &Event) -> String {
+fn lane_name(event: &TraceEvent) -> String {
     match event.by() {
         By::Worker(worker) => format!("worker {worker}"),
         By::Device => event.stage.name().into(),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use mergeforge::backend::device::Device;
+use mergeforge::backend::devices::processor;
 use mergeforge::checkpoint::Reads;
 use mergeforge::error::{Error, Kind};
 use mergeforge::plan::Choices;
@@ -327,9 +327,10 @@ impl<F: Fn() + Sync> Watch for Trap<F> {
 
 /// Merges a config through the library, in the smallest steps, and does something when the first of a kind has been taken.
 pub fn merge_trapped(config: &Path, out: &Path, after: Step, act: impl Fn() + Sync) -> Error {
-    let prepared = prepare(config, &Choices { seed: 0, shard_bytes: 5_000_000_000 }).unwrap();
+    let prepared =
+        prepare(config, &Choices { seed: 0, shard_bytes: 5_000_000_000, allow_crimes: false }).unwrap();
     let budget = Budget { threads: 1, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: 1 };
-    let (device, out, reads) = (Device::cpu(), out.into(), Reads::Mapped);
+    let (device, out, reads) = (processor(), out.into(), Reads::Mapped);
     let options = Options {
         out,
         device,

@@ -28,13 +28,17 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("check", &["backend", "kernel", "dtype", "timeline", "cache"]),
-    ("thresholds", &["plan", "recipe", "checkpoint", "kernel", "stream", "cache"]),
+    ("thresholds", &["plan", "input", "recipe", "checkpoint", "kernel", "stream", "cache"]),
     ("report", &["lib", "plan", "method", "checkpoint", "backend", "stream", "config", "timeline"]),
-    ("stream", &["plan", "recipe", "checkpoint", "backend", "kernel", "dtype", "timeline", "threads"]),
-    ("plan", &["config", "method", "recipe", "checkpoint", "kernel", "dtype"]),
+    (
+        "stream",
+        &["plan", "input", "recipe", "checkpoint", "backend", "kernel", "dtype", "timeline", "threads"],
+    ),
+    ("plan", &["config", "input", "method", "recipe", "checkpoint", "kernel", "dtype"]),
     ("backend", &["kernel", "dtype", "timeline"]),
     ("method", &["recipe", "kernel"]),
     ("recipe", &["kernel"]),
+    ("input", &["dtype"]),
     ("kernel", &["dtype"]),
     ("checkpoint", &["dtype"]),
     ("config", &["dtype"]),
@@ -58,6 +62,7 @@ const ALL: &[&str] = &[
     "backend",
     "method",
     "recipe",
+    "input",
     "kernel",
     "checkpoint",
     "config",
@@ -389,5 +394,155 @@ fn what_is_allowed_is_not_told() {
     ];
     for (path, text) in cases {
         assert_eq!(told(path, text), [""; 0], "{path}: {text}");
+    }
+}
+
+/// Folders of families of devices, inside of which files may import each other.
+const FAMILIES: &[&str] = &["backend/cuda/", "backend/wgpu/"];
+
+/// A file's module: `plan/wanted.rs` is `plan`, `wanted`.
+fn module(path: &str) -> Vec<String> {
+    let path = path.strip_suffix(".rs").expect("a source file");
+    if path == "lib" || path == "main" { Vec::new() } else { path.split('/').map(str::to_string).collect() }
+}
+
+/// All paths of a tree of imports, `a::{b, c::d}` or `a::b`, up to its end.
+fn tree(text: &str) -> Vec<Vec<String>> {
+    let name: String = text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    let rest = text[name.len()..].trim_start();
+    if let Some(inside) = rest.strip_prefix('{').filter(|_| name.is_empty()) {
+        let (mut depth, mut start, mut found) = (0, 0, Vec::new());
+        for (at, c) in inside.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth > 0 => depth -= 1,
+                ',' | '}' if depth == 0 => {
+                    found.extend(tree(inside[start..at].trim_start()));
+                    start = at + 1;
+                    if c == '}' {
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+        return found;
+    }
+    match rest.strip_prefix("::") {
+        _ if name.is_empty() => Vec::new(),
+        None => vec![vec![name]],
+        Some(after) => {
+            let below = tree(after.trim_start());
+            let below = if below.is_empty() { vec![Vec::new()] } else { below };
+            below.into_iter().map(|path| std::iter::once(name.clone()).chain(path).collect()).collect()
+        }
+    }
+}
+
+/// What a file's module gives out that is of a module below it: the item, and that module.
+fn given_out(file: &File) -> Vec<(String, Vec<String>)> {
+    let code = file.code();
+    let uses = words(&code, "use ").filter(|at| {
+        let before = code[..*at].trim_end();
+        before.ends_with("pub") || before.ends_with(')')
+    });
+    let paths = uses.flat_map(|at| tree(code[at + "use ".len()..].trim_start()));
+    paths
+        .filter_map(|path| {
+            let (item, below) = path.split_last()?;
+            Some((item.clone(), [&module(&file.path)[..], below].concat()))
+        })
+        .collect()
+}
+
+/// Which files each file imports from: those above it in its own folder are what all below them share, and not counted.
+fn imports(files: &[File]) -> Vec<Vec<usize>> {
+    let modules: Vec<Vec<String>> = files.iter().map(|file| module(&file.path)).collect();
+    let given: Vec<_> = files.iter().map(given_out).collect();
+    let place = |path: &[String]| modules.iter().position(|module| !module.is_empty() && module == path);
+    // The longest part of a path that is a file, and on to where that has the item from.
+    let resolve = |path: Vec<String>| {
+        let (len, found) = (1..=path.len()).rev().find_map(|len| Some((len, place(&path[..len])?)))?;
+        let item = path.get(len)?;
+        let from = given[found].iter().find(|(name, _)| name == item).and_then(|(_, below)| place(below));
+        Some(from.unwrap_or(found))
+    };
+    let of_file = |file: &File| {
+        let (code, own) = (file.code(), module(&file.path));
+        let mut paths: Vec<Vec<String>> =
+            words(&code, "crate::").flat_map(|at| tree(&code[at + "crate::".len()..])).collect();
+        for at in words(&code, "super::").filter(|at| !code[..*at].ends_with("super::")) {
+            let rest = code[at..].trim_start_matches("super::");
+            let levels = (code[at..].len() - rest.len()) / "super::".len();
+            let above = &own[..own.len().saturating_sub(levels)];
+            paths.extend(tree(rest).into_iter().map(|path| [above, &path].concat()));
+        }
+        let mut found: Vec<usize> = paths.into_iter().filter_map(resolve).collect();
+        found.retain(|found| !own.starts_with(&modules[*found]));
+        found.sort_unstable();
+        found.dedup();
+        found
+    };
+    files.iter().map(of_file).collect()
+}
+
+/// Files that import each other, around one or more corners, but for those of one family of devices.
+fn circles(files: &[File]) -> Vec<String> {
+    let imports = imports(files);
+    let reachable = |from: usize| {
+        let (mut seen, mut next) = (vec![false; files.len()], imports[from].clone());
+        while let Some(file) = next.pop() {
+            if !std::mem::replace(&mut seen[file], true) {
+                next.extend(&imports[file]);
+            }
+        }
+        seen
+    };
+    let reachable: Vec<Vec<bool>> = (0..files.len()).map(reachable).collect();
+    let in_one_family = |a: &File, b: &File| {
+        FAMILIES.iter().any(|family| a.path.starts_with(family) && b.path.starts_with(family))
+    };
+    let mut found = Vec::new();
+    for a in 0..files.len() {
+        for b in a + 1..files.len() {
+            if reachable[a][b] && reachable[b][a] && !in_one_family(&files[a], &files[b]) {
+                found.push(format!("src/{} and src/{} import each other", files[a].path, files[b].path));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let sources = sources();
+    // A reader that no longer sees imports would find no circle.
+    let seen: usize = imports(&sources).iter().map(Vec::len).sum();
+    assert!(seen > 300, "only {seen} imports seen");
+    let found = circles(&sources);
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn planted_circles_are_found() {
+    let files = |texts: &[(&str, &str)]| -> Vec<File> {
+        texts.iter().map(|(path, text)| File { path: (*path).into(), text: (*text).into() }).collect()
+    };
+    let told = |texts: &[(&str, &str)]| circles(&files(texts));
+    let both = "src/a/b.rs and src/a/c.rs import each other";
+    assert_eq!(told(&[("a/b.rs", "use super::c::C;"), ("a/c.rs", "use crate::a::{b::{B, D}, x};")]), [both]);
+    // Around a corner, and by a name that the folder's file gives out.
+    let corner = [
+        ("a.rs", "mod b;\npub use b::{Deep, B};"),
+        ("a/b.rs", "use crate::e::E;"),
+        ("e.rs", "use crate::a::B;"),
+    ];
+    assert_eq!(told(&corner), ["src/a/b.rs and src/e.rs import each other"]);
+    for fine in [
+        &[("a/b.rs", "use super::c::C;"), ("a/c.rs", "use super::Shared;"), ("a.rs", "use b::B;")][..],
+        &[("backend/cuda/x.rs", "use super::y::Y;"), ("backend/cuda/y.rs", "use super::x::X;")],
+        &[("a/b.rs", "use super::c::C;"), ("a/c.rs", "// use super::b::B;\nlet x = \"super::b::B\";")],
+    ] {
+        assert_eq!(told(fine), [""; 0]);
     }
 }

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use mergeforge::error::Kind;
-use mergeforge::kernel::consensus::Keep;
-use mergeforge::kernel::{Inputs, Job, Result as Shape, TILE, Target};
-use mergeforge::method::{self, Settings, Value};
-use mergeforge::recipe::{Measured, Pass, Recipe, Record};
+use mergeforge::kernel::thinning::Keep;
+use mergeforge::kernel::{Job, Outcome, TILE, Target};
+use mergeforge::method::{self, METHODS, Settings, Value};
+use mergeforge::recipe::{Measured, Pass, Recipe, TileCounts};
 use safetensors::Dtype;
 
 use crate::llama;
@@ -15,14 +15,15 @@ use crate::oracle::{self, Expected, Family, Model, Thinning};
 
 /// Runs a recipe on tensors in memory and returns the combining pass, which holds every decision.
 fn solve(settings: &Settings, name: &str, inputs: &[&[f32]]) -> (Vec<usize>, Job) {
-    let Ok(Recipe::Passes { mut machine, .. }) = (method::find(name).unwrap().recipe)(settings) else {
+    let Ok(Recipe::Passes(passes)) = (method::find(name).unwrap().recipe)(settings) else {
         panic!("{name} makes passes")
     };
+    let mut machine = passes.begin();
     let mut measured = Measured::Nothing;
     loop {
         match machine.next(measured).unwrap().expect("the last pass combines") {
             Pass::Combine { reads, job } => return (reads, job),
-            Pass::Measure { reads, job, over } => {
+            Pass::Measure { reads, job, over, .. } => {
                 let inputs: Vec<&[f32]> = reads.iter().map(|i| inputs[*i]).collect();
                 measured = measure(&job, &inputs, over.into_iter().flatten());
             }
@@ -36,31 +37,30 @@ fn measure(job: &Job, inputs: &[&[f32]], tiles: impl Iterator<Item = u64>) -> Me
     for tile in tiles {
         let first = tile as usize * TILE;
         let len = TILE.min(inputs[0].len() - first);
-        let inputs = Inputs { pieces: inputs, first, len };
-        let mut scratch = Vec::new();
-        match job.result() {
-            Shape::Sums { words } => {
+        let x: Vec<&[f32]> = inputs.iter().map(|input| &input[first..first + len]).collect();
+        match job.outcome() {
+            Outcome::Sums { words } => {
                 let mut sums = vec![0.0; words];
-                job.run_tile(tile, &inputs, &mut scratch, Target::Sums(&mut sums));
+                job.plain(tile, &x, Target::Sums(&mut sums));
                 totals.resize(words, 0.0);
                 totals.iter_mut().zip(sums).for_each(|(total, sum): (&mut f64, _)| *total += f64::from(sum));
             }
-            Shape::Counts { words } => {
+            Outcome::Counts { words } => {
                 let mut counts = vec![0; words];
-                job.run_tile(tile, &inputs, &mut scratch, Target::Words(&mut counts));
-                records.push(Record { tiles: tile..tile + 1, counts });
+                job.plain(tile, &x, Target::Words(&mut counts));
+                records.push(TileCounts { tiles: tile..tile + 1, counts });
             }
-            Shape::Words { words } => {
+            Outcome::Words { words } => {
                 let mut own = vec![0; words * len];
-                job.run_tile(tile, &inputs, &mut scratch, Target::Words(&mut own));
+                job.plain(tile, &x, Target::Words(&mut own));
                 all.extend(own);
             }
-            Shape::Values => panic!("{} does not measure", job.kernel()),
+            Outcome::Values | Outcome::Room => panic!("{} does not measure", job.kernel()),
         }
     }
-    match job.result() {
-        Shape::Sums { .. } => Measured::Sums(totals),
-        Shape::Counts { .. } => Measured::Counts(records),
+    match job.outcome() {
+        Outcome::Sums { .. } => Measured::Sums(totals),
+        Outcome::Counts { .. } => Measured::Counts(records),
         _ => Measured::Words(all),
     }
 }
@@ -74,6 +74,7 @@ fn settings(
     Settings {
         tensor: "t".into(),
         seed: 5,
+        shape: [elements].into(),
         elements: elements as u64,
         inputs,
         base: Some(0),
@@ -189,10 +190,10 @@ fn masks_and_scales_are_those_of_the_oracle() {
     let Job::Consensus(job) = job else { panic!("dare_ties votes") };
     for (model, (keep, coefficient)) in job.models.iter().zip(expected) {
         assert_eq!(model.coefficient, coefficient as f32);
-        let Keep::Drop(drop) = model.keep else { panic!("dare drops") };
+        let Keep::Random(mask_rule) = model.keep else { panic!("dare drops") };
         let mut mask = [0.0; TILE];
         for (tile, keep) in keep.chunks(TILE).enumerate() {
-            drop.mask(tile as u64, 1.0, &mut mask);
+            mask_rule.write(tile as u64, 1.0, &mut mask);
             let kept: Vec<bool> = mask[..keep.len()].iter().map(|m| *m == 1.0).collect();
             assert_eq!(kept, keep);
         }
@@ -489,8 +490,12 @@ fn a_model_merged_with_itself_comes_back_bit_for_bit() {
         models::write(&folder.path().join(name), &case.base, PLAIN);
     }
     let path = |name: &str| folder.path().join(name).display().to_string();
-    for method in ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"] {
-        let models = if method == "slerp" { 1 } else { 3 };
+    for method in METHODS.iter().map(|method| method.name).filter(|method| *method != "passthrough") {
+        let models = match method {
+            "slerp" => 1,
+            "nuslerp" => 2,
+            _ => 3,
+        };
         let mut config = format!(
             "merge_method: {method}\nbase_model: {}\nparameters: {{weight: 0.3, density: 0.5, t: 0.3}}\nmodels:\n",
             path("base")
@@ -703,7 +708,7 @@ fn a_tensor_that_some_models_lack_is_copied_where_that_is_clear() {
         assert_eq!(out["extra"], extra(copied).1);
         let prepared = mergeforge::prepare(
             &folder.path().join("out.yml"),
-            &mergeforge::plan::Choices { seed: 0, shard_bytes: 5_000_000_000 },
+            &mergeforge::plan::Choices { seed: 0, shard_bytes: 5_000_000_000, allow_crimes: false },
         );
         let notes = prepared.unwrap().plan.notes;
         assert!(notes.len() == 1 && notes[0].starts_with("extra: copied from "), "{notes:?}");

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use mergeforge::backend::device::{Device, Family};
+use mergeforge::backend::cpu::CHUNK_TILES;
+use mergeforge::backend::devices::processor;
 pub use mergeforge::check::data::Random;
 use mergeforge::checkpoint::Reads;
 use mergeforge::error::Result;
@@ -149,12 +150,7 @@ pub struct Run {
 pub const RUN: Run = Run {
     seed: 0,
     shard_bytes: 5_000_000_000,
-    budget: Budget {
-        threads: 2,
-        host_bytes: 256 << 20,
-        device_bytes: 0,
-        chunk_tiles: Family::Cpu.chunk_tiles(),
-    },
+    budget: Budget { threads: 2, host_bytes: 256 << 20, device_bytes: 0, chunk_tiles: CHUNK_TILES },
 };
 
 /// A watch that only looks.
@@ -171,10 +167,11 @@ impl Watch for Quiet {
 pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
     let file = folder.join(format!("{out}.yml"));
     std::fs::write(&file, config).unwrap();
-    let prepared = prepare(&file, &Choices { seed: run.seed, shard_bytes: run.shard_bytes })?;
+    let prepared =
+        prepare(&file, &Choices { seed: run.seed, shard_bytes: run.shard_bytes, allow_crimes: false })?;
     let options = Options {
         out: folder.join(out),
-        device: Device::cpu(),
+        device: processor(),
         budget: run.budget,
         copy_tokenizer: true,
         model_card: true,

@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use mergeforge::backend::wgpu::shaders::{SHADERS, source};
-use mergeforge::kernel::magnitudes;
-use mergeforge::kernel::packed::{MAGNITUDES_MODELS, STRUCTS, THREADS};
+use mergeforge::backend::wgpu::shaders::source;
+use mergeforge::kernel::packed::{GROUP_MODELS, LAUNCH_STRUCTS, Struct, THREADS};
+use mergeforge::kernel::{KERNELS, Kernel, magnitudes};
 use naga::back::pipeline_constants::process_overrides;
 use naga::back::{hlsl, msl, spv};
 use naga::common::ForDebugWithTypes;
@@ -20,7 +20,7 @@ use naga::{
 };
 
 /// Files in `src/kernel/` that are no kernels.
-const NO_KERNELS: [&str; 2] = ["packed", "philox"];
+const NO_KERNELS: [&str; 6] = ["header", "packed", "philox", "sums", "thinning", "widest"];
 
 /// Files in `shaders/` that stand before every kernel.
 const PARTS: [&str; 4] = ["no_subgroups", "params", "prelude", "subgroups"];
@@ -52,12 +52,12 @@ const FLOATS: RangeInclusive<u32> = 0..=3;
 
 /// The numbers of models that a shader is compiled for.
 fn models_of(name: &str) -> RangeInclusive<usize> {
-    match name {
-        "consensus" => 0..=4,
-        "magnitudes" => 1..=MAGNITUDES_MODELS,
-        "stream" => 0..=1,
-        _ => 0..=0,
-    }
+    let kernel = kernel(name);
+    if kernel.group_words > 0 { 1..=GROUP_MODELS } else { 0..=kernel.wgsl.models }
+}
+
+fn kernel(name: &str) -> &'static Kernel {
+    KERNELS.iter().find(|kernel| kernel.name == name).expect("a kernel of this name")
 }
 
 /// A shader as wgpu sees it.
@@ -126,8 +126,9 @@ impl<'a> Shader<'a> {
             };
             members.iter().map(member).eq((0..).zip(fields).map(word))
         };
-        let others = STRUCTS.iter().filter(|(name, fields)| !same(name, fields));
-        others.map(|(name, _)| format!("has another struct {name} than the host")).collect()
+        let own = KERNELS.iter().flat_map(|kernel| kernel.structs);
+        let others = LAUNCH_STRUCTS.iter().chain(own).filter(|Struct { name, fields }| !same(name, fields));
+        others.map(|Struct { name, .. }| format!("has another struct {name} than the host")).collect()
     }
 
     /// Floats are added, subtracted and multiplied, nothing else, and only a pin sees the result.
@@ -268,9 +269,10 @@ fn problems(name: &str, text: &str, subgroups: bool) -> Vec<String> {
 #[test]
 fn shaders_run_everywhere_and_round_as_the_cpu() {
     let mut found = Vec::new();
-    for (name, _) in SHADERS {
+    for kernel in KERNELS {
+        let name = kernel.name;
         for (subgroups, with) in [(true, "with"), (false, "without")] {
-            let told = problems(name, &source(name, subgroups), subgroups);
+            let told = problems(name, &source(kernel, subgroups), subgroups);
             found.extend(told.iter().map(|told| format!("shaders/{name}.wgsl {with} subgroups {told}")));
         }
     }
@@ -279,7 +281,7 @@ fn shaders_run_everywhere_and_round_as_the_cpu() {
 
 /// Plants faults in a shader: what is replaced, by what, and what all that is told begins with.
 fn plant(name: &str, subgroups: bool, faults: &[(&str, &str, &str)]) {
-    let text = source(name, subgroups);
+    let text = source(kernel(name), subgroups);
     assert_eq!(problems(name, &text, subgroups), [""; 0]);
     for (from, to, expected) in faults {
         assert!(text.contains(from), "{name} has no {from}");
@@ -291,7 +293,7 @@ fn plant(name: &str, subgroups: bool, faults: &[(&str, &str, &str)]) {
 
 #[test]
 fn planted_faults_of_the_interface_are_found() {
-    let (head, end) = ("@workgroup_size(THREADS)", "    tell_odd(work);\n}");
+    let (head, end) = ("@workgroup_size(THREADS)", "    report_odd(work);\n}");
     let entries = "has the entry points";
     let unknown = "has a buffer that the host does not know: @group(0)";
     let memory = "needs 18432 bytes of workgroup memory, more than 16384 (FLOAT";
@@ -365,7 +367,7 @@ fn every_kernel_has_its_shader() {
     let files = [stems("src/kernel", "rs"), stems("kernels", "cu"), stems("shaders", "wgsl")];
     let [cpu, cuda, wgsl] =
         files.each_ref().map(|stems| stems.iter().map(String::as_str).collect::<Vec<_>>());
-    let shipped: Vec<&str> = SHADERS.iter().map(|(name, _)| *name).collect();
+    let shipped: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
     assert!(cpu.contains(&"gram") && wgsl.contains(&"prelude"), "the folders hold no kernels");
     assert_eq!(strays(&cpu, &cuda, &wgsl, &shipped), [""; 0]);
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use mergeforge::method::METHODS;
+use mergeforge::kernel::KERNELS;
 use safetensors::Dtype;
 use serde_json::Value as Json;
 
@@ -70,15 +70,15 @@ fn every_kernel_gives_the_bits_of_its_twin() {
         let ended = on(ways, &[&["check", "--json", "--device", DEVICE], depth].concat()).succeeded();
         let checked: Json = serde_json::from_str(&ended.stdout).unwrap();
         let rows = checked[0]["kernels"].as_array().unwrap();
-        assert_eq!(rows.len(), 7 * 4, "seven kernels, four kinds of inputs");
+        assert_eq!(rows.len(), (KERNELS.len() - 1) * 4, "all kernels but `stream`, four kinds of inputs");
         for row in rows {
             assert_eq!(row["wrong"], Json::Null, "{ways}: {row}");
             // What the CPU computes says nothing about the device.
             let count = |key: &str| row[key].as_u64().unwrap();
-            let (pieces, by_cpu) = (count("pieces"), count("by_cpu"));
-            // A quick check has too few pieces for even shares.
-            let most = if depth.is_empty() { pieces * 2 / 3 } else { pieces * 9 / 10 };
-            assert!(pieces >= 14 && by_cpu <= most, "{ways}: {row}");
+            let (chunks, by_cpu) = (count("chunks"), count("by_cpu"));
+            // A quick check has too few chunks for even shares.
+            let most = if depth.is_empty() { chunks * 2 / 3 } else { chunks * 9 / 10 };
+            assert!(chunks >= 14 && by_cpu <= most, "{ways}: {row}");
         }
         assert!(rows.iter().any(|row| row["by_cpu"] != 0), "{ways}: no odd values");
     }
@@ -150,8 +150,8 @@ fn case(method: &str, seed: u64) -> tempfile::TempDir {
 
 #[test]
 fn every_method_gives_the_bytes_of_the_cpu() {
-    for method in METHODS {
-        let folder = case(method.name, 40);
+    for way in same_bytes::ways() {
+        let folder = case(way, 40);
         let expected = of_cpu(folder.path());
         let ways: [(&str, &[&str]); 5] = [
             ("", &["--threads", "3"]),
@@ -164,7 +164,7 @@ fn every_method_gives_the_bytes_of_the_cpu() {
         ];
         for (ways, more) in ways {
             let found = merged(merge_on_device(ways, folder.path(), more), folder.path());
-            assert_same(&expected, &found, &format!("{}, {ways}, {more:?}", method.name));
+            assert_same(&expected, &found, &format!("{way}, {ways}, {more:?}"));
         }
     }
 }
@@ -223,9 +223,9 @@ fn odd_values_give_the_bytes_of_the_cpu() {
             let manifest: Json = serde_json::from_str(&ended.stdout).unwrap_or_default();
             let told = ended.stderr.clone();
             assert_same(&expected, &merged(ended, folder.path()), &format!("{method} with {what}"));
-            let by_cpu = manifest["pieces_by_cpu"].as_u64().unwrap();
+            let by_cpu = manifest["chunks_by_cpu"].as_u64().unwrap();
             let odd = what != "nothing" || method == "task_arithmetic";
-            assert_eq!(by_cpu > 0, odd, "{method} with {what}: {by_cpu} pieces by the CPU");
+            assert_eq!(by_cpu > 0, odd, "{method} with {what}: {by_cpu} chunks by the CPU");
             assert_eq!(told.contains("the CPU computed them"), odd, "{told}");
         }
     }
@@ -319,8 +319,13 @@ fn what_is_only_copied_needs_no_kernel() {
     let text = format!("merge_method: passthrough\nmodels:\n- model: {model}\n");
     std::fs::write(folder.path().join("config.yml"), text).unwrap();
     let expected = of_cpu(folder.path());
-    let found = merged(merge_on_device("", folder.path(), &[]), folder.path());
+    let ended = merge_on_device("", folder.path(), &[]);
+    assert!(ended.stderr.contains(") is software on the processor: --device cpu gives"), "{}", ended.stderr);
+    let found = merged(ended, folder.path());
     assert_same(&expected, &found, "passthrough");
+    let ended = merge_on_device("hardware", folder.path(), &[]);
+    assert!(!ended.stderr.contains("is software"), "{}", ended.stderr);
+    merged(ended, folder.path());
 }
 
 #[test]

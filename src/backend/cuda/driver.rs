@@ -174,14 +174,14 @@ impl Drop for Context {
 
 /// A queue of work that the device does in order.
 #[derive(Debug)]
-pub(super) struct Stream(CUstream);
+pub(super) struct CudaStream(CUstream);
 
 // SAFETY: streams may be used from any thread, and by several at once.
-unsafe impl Send for Stream {}
+unsafe impl Send for CudaStream {}
 // SAFETY: as above.
-unsafe impl Sync for Stream {}
+unsafe impl Sync for CudaStream {}
 
-impl Stream {
+impl CudaStream {
     pub(super) fn new() -> Result<Self> {
         cu::stream::create(cu::stream::StreamKind::NonBlocking).map(Self).map_err(failed("make a stream"))
     }
@@ -226,20 +226,6 @@ impl Stream {
             .map_err(failed("copy from the device"))
     }
 
-    /// Copies a region to another one as long, later.
-    ///
-    /// # Safety
-    /// Until the device has done it, the regions' memory is not dropped.
-    ///
-    /// # Panics
-    /// The regions are not equally long.
-    pub(super) unsafe fn copy_within(&self, from: Region<'_>, to: Region<'_>) -> Result<()> {
-        assert_eq!(from.bytes, to.bytes, "both ends of a copy are equally long");
-        // SAFETY: both regions have so many bytes, and the caller keeps them.
-        unsafe { cu::memcpy_dtod_async(to.address, from.address, from.bytes, self.0) }
-            .map_err(failed("copy on the device"))
-    }
-
     /// Fills a region with one byte, later.
     ///
     /// # Safety
@@ -258,7 +244,7 @@ impl Stream {
     /// nor the kernel's module is dropped.
     pub(super) unsafe fn launch(
         &self,
-        kernel: &Kernel,
+        kernel: &Function,
         grid: (u32, u32),
         threads: u32,
         parameters: [Region<'_>; 3],
@@ -272,7 +258,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for CudaStream {
     fn drop(&mut self) {
         // SAFETY: nobody has the handle any more.
         let _ = unsafe { cu::stream::destroy(self.0) };
@@ -294,7 +280,7 @@ impl Event {
         cu::event::create(CUevent_flags::CU_EVENT_BLOCKING_SYNC).map(Self).map_err(failed("make an event"))
     }
 
-    pub(super) fn record(&self, stream: &Stream) -> Result<()> {
+    pub(super) fn record(&self, stream: &CudaStream) -> Result<()> {
         // SAFETY: both handles live.
         unsafe { cu::event::record(self.0, stream.0) }.map_err(failed("record an event"))
     }
@@ -308,7 +294,7 @@ impl Event {
     /// Milliseconds since another event; both must have been waited for.
     pub(super) fn milliseconds_since(&self, earlier: &Self) -> Result<f32> {
         // SAFETY: both events live.
-        unsafe { cu::event::elapsed(earlier.0, self.0) }.map_err(failed("tell the time"))
+        unsafe { cu::event::elapsed(earlier.0, self.0) }.map_err(failed("read the time"))
     }
 }
 
@@ -359,7 +345,7 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        // SAFETY: nobody uses it any more: whoever started work with it has waited for that (see `Stream`).
+        // SAFETY: nobody uses it any more: whoever started work with it has waited for that (see `CudaStream`).
         let _ = unsafe { cu::free_sync(self.start) };
     }
 }
@@ -376,7 +362,7 @@ unsafe impl Send for Pinned {}
 
 /// What pinned memory is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum CopyWay {
     /// Written by the CPU, read by the device: write-combined, as the caches have no use for it.
     In,
     /// Written by the device, read by the CPU.
@@ -384,9 +370,9 @@ pub(super) enum Way {
 }
 
 impl Pinned {
-    pub(super) fn new(bytes: usize, way: Way) -> Result<Self> {
+    pub(super) fn new(bytes: usize, way: CopyWay) -> Result<Self> {
         const WRITE_COMBINED: u32 = 4;
-        let flags = if way == Way::In { WRITE_COMBINED } else { 0 };
+        let flags = if way == CopyWay::In { WRITE_COMBINED } else { 0 };
         // SAFETY: freed once, on drop.
         let start = unsafe { cu::malloc_host(bytes, flags) }
             .map_err(failed(&format!("pin {:.1} MB of host memory", bytes as f64 / 1e6)))?
@@ -409,7 +395,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: nobody uses it any more: whoever started work with it has waited for that (see `Stream`).
+        // SAFETY: nobody uses it any more: whoever started work with it has waited for that (see `CudaStream`).
         let _ = unsafe { cu::free_host(self.start.cast()) };
     }
 }
@@ -423,10 +409,10 @@ unsafe impl Send for Module {}
 
 /// A kernel of a module.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Kernel(CUfunction);
+pub(super) struct Function(CUfunction);
 
 // SAFETY: functions may be launched from any thread.
-unsafe impl Send for Kernel {}
+unsafe impl Send for Function {}
 
 impl Module {
     /// Compiles PTX.
@@ -438,17 +424,17 @@ impl Module {
     }
 
     /// The kernel of this entry.
-    pub(super) fn kernel(&self, entry: &str) -> Result<Kernel> {
+    pub(super) fn kernel(&self, entry: &str) -> Result<Function> {
         let name = CString::new(entry).expect("names have no zero bytes");
         // SAFETY: the module lives.
         let kernel = unsafe { cu::module::get_function(self.0, name) };
-        kernel.map(Kernel).map_err(failed(&format!("find the kernel {entry}")))
+        kernel.map(Function).map_err(failed(&format!("find the kernel {entry}")))
     }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // SAFETY: its kernels are done, and not started any more: whoever starts one keeps its module (see `Stream::launch`).
+        // SAFETY: its kernels are done, and not started any more: whoever starts one keeps its module (see `CudaStream::launch`).
         let _ = unsafe { cu::module::unload(self.0) };
     }
 }

@@ -15,9 +15,10 @@ use pollster::block_on;
 use wgpu::{BufferUsages, ErrorFilter, Features};
 
 use super::shaders::{self, Pipelines};
-use crate::backend::device::{Device, Family};
+use crate::backend::device::Device;
 use crate::error::{Error, Result};
 use crate::kernel::packed::THREADS;
+use crate::kernel::{KERNELS, Kernel};
 
 /// What WebGPU promises of every device, and shaders need.
 const WORKGROUP_BYTES_MIN: u32 = 16 << 10;
@@ -83,10 +84,10 @@ impl Hooks {
     }
 
     /// The whole text of a shader.
-    fn text_of(&self, name: &str, subgroups: bool) -> Result<String> {
+    fn text_of(&self, kernel: &Kernel, subgroups: bool) -> Result<String> {
         match &self.shaders {
-            Some(folder) => shaders::source_in(folder, name, subgroups),
-            None => Ok(shaders::source(name, subgroups)),
+            Some(folder) => shaders::source_in(folder, kernel.name, subgroups),
+            None => Ok(shaders::source(kernel, subgroups)),
         }
     }
 }
@@ -142,7 +143,7 @@ pub(super) fn devices() -> Result<Vec<Device>> {
             ),
         ];
         Ok(Device {
-            family: Family::Wgpu,
+            family: &super::FAMILY,
             index,
             name: info.name,
             memory_bytes: None,
@@ -158,15 +159,15 @@ pub(super) fn devices() -> Result<Vec<Device>> {
 
 /// What a check of the kernels holds for: the adapter, its driver, what is asked of it, and the text of the shaders.
 fn identity(adapter: &wgpu::Adapter, hooks: &Hooks) -> Result<String> {
-    // Other versions of wgpu make other code of the same shaders. Some backends tell no driver: it comes with the system.
+    // Other versions of wgpu make other code of the same shaders. Some backends name no driver: it comes with the system.
     const VERSIONS: &str = include_str!("../../../Cargo.lock");
     let (features, limits) = (features(adapter, hooks), limits(adapter, hooks));
     let system = system_version();
-    let mut told = format!("{VERSIONS}\n{system}\n{:?}\n{features:?}\n{limits:?}\n", adapter.get_info());
-    for (name, _) in shaders::SHADERS {
-        told += &hooks.text_of(name, features.contains(Features::SUBGROUP))?;
+    let mut identity = format!("{VERSIONS}\n{system}\n{:?}\n{features:?}\n{limits:?}\n", adapter.get_info());
+    for kernel in KERNELS {
+        identity += &hooks.text_of(kernel, features.contains(Features::SUBGROUP))?;
     }
-    Ok(told)
+    Ok(identity)
 }
 
 #[cfg(unix)]
@@ -175,7 +176,7 @@ fn system_version() -> String {
     format!("{} {}", system.sysname().to_string_lossy(), system.release().to_string_lossy())
 }
 
-/// Drivers tell their versions there.
+/// Drivers report their versions there.
 #[cfg(not(unix))]
 fn system_version() -> String {
     std::env::consts::OS.into()
@@ -227,11 +228,11 @@ pub(super) struct Gpu {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) pipelines: Pipelines,
-    pub(super) magnitudes_models: usize,
+    pub(super) group_models: usize,
     name: String,
     features: Features,
     buffer_bytes_max: u64,
-    /// The first that went wrong where nobody could be told.
+    /// The first failure that could not be returned.
     failure: Arc<Mutex<Option<String>>>,
     submissions: AtomicU64,
     waits: AtomicU64,
@@ -272,22 +273,30 @@ impl Gpu {
         let (device, queue) = block_on(adapter.request_device(&descriptor))
             .map_err(|cause| failed(&name, "open the device", &cause))?;
         let failure = Arc::<Mutex<Option<String>>>::default();
-        let note = |text: String, failure: &Mutex<Option<String>>| {
-            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
-        };
         let of_errors = Arc::clone(&failure);
-        device.on_uncaptured_error(Arc::new(move |error| note(error.to_string(), &of_errors)));
+        device.on_uncaptured_error(Arc::new(move |error| {
+            let text = error.to_string();
+            // Nobody destroys a buffer but a device that is lost, and another thread may see that before the device says so.
+            let text = if text.contains("has been destroyed") {
+                format!("the device was lost: {text}")
+            } else {
+                text
+            };
+            of_errors.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+        }));
         let of_loss = Arc::clone(&failure);
         device.set_device_lost_callback(move |reason, text| {
-            note(format!("the device was lost ({reason:?}) {text}"), &of_loss);
+            let text = format!("the device was lost ({reason:?}) {text}");
+            // What failed before may have failed because of that.
+            *of_loss.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
         });
-        let magnitudes_models = shaders::magnitudes_models(limits.max_compute_workgroup_storage_size);
-        let pipelines = Pipelines::new(&device, magnitudes_models);
+        let group_models = shaders::group_models(limits.max_compute_workgroup_storage_size);
+        let pipelines = Pipelines::new(&device, group_models);
         Ok(Self {
             device,
             queue,
             pipelines,
-            magnitudes_models,
+            group_models,
             name,
             features,
             buffer_bytes_max: limits.max_buffer_size,
@@ -337,21 +346,22 @@ impl Gpu {
         mapped: bool,
     ) -> Result<wgpu::Buffer> {
         let size = bytes.max(16).next_multiple_of(16);
-        let told = format!("get {:.2} MB for {what}", size as f64 / 1e6);
+        let action = format!("get {:.2} MB for {what}", size as f64 / 1e6);
         let so_far = self.allocated.fetch_add(size, Ordering::Relaxed) + size;
         if size > self.buffer_bytes_max || self.hooks.memory.is_some_and(|most| so_far > most) {
             self.allocated.fetch_sub(size, Ordering::Relaxed);
             let cause = "the device has no room for it";
-            return Err(Error::device(format!("{}: cannot {told}: {cause}", self.name)).hint(MEMORY_HINT));
+            return Err(Error::device(format!("{}: cannot {action}: {cause}", self.name)).hint(MEMORY_HINT));
         }
         let descriptor =
             wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: mapped };
-        self.scoped(&told, || self.device.create_buffer(&descriptor))
+        self.scoped(&action, || self.device.create_buffer(&descriptor))
     }
 
     /// Compiles a shader.
-    pub(super) fn shader(&self, name: &str) -> Result<wgpu::ShaderModule> {
-        let text = self.hooks.text_of(name, self.features.contains(Features::SUBGROUP))?;
+    pub(super) fn shader(&self, kernel: &Kernel) -> Result<wgpu::ShaderModule> {
+        let name = kernel.name;
+        let text = self.hooks.text_of(kernel, self.features.contains(Features::SUBGROUP))?;
         let source = wgpu::ShaderSource::Wgsl(text.into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(name), source };
         self.scoped(&format!("compile the shader {name}"), || {
@@ -434,15 +444,15 @@ const HINT: &str =
 const MEMORY_HINT: &str =
     "give the merge less with --device-memory (and --host-memory), or end other programs on the device";
 
-/// What `run` gives, or nothing if it panics, of which nobody is told.
+/// The result of `run`, or nothing if it panics, which stays silent.
 fn without_panic<T>(run: impl FnOnce() -> T) -> Option<T> {
     thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
-        let tell = panic::take_hook();
+        let report = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
             if !SILENT.get() {
-                tell(panic);
+                report(panic);
             }
         }));
     });
@@ -463,16 +473,16 @@ fn one_line(text: &str) -> String {
 }
 
 fn failed(name: &str, what: &str, cause: &dyn std::error::Error) -> Error {
-    let mut told = vec![one_line(&cause.to_string())];
+    let mut causes = vec![one_line(&cause.to_string())];
     let mut next = cause.source();
     while let Some(source) = next {
-        told.push(one_line(&source.to_string()));
+        causes.push(one_line(&source.to_string()));
         next = source.source();
     }
-    told.dedup();
-    let told = told.join(": ");
-    let hint = hint_for(&told);
-    Error::device(format!("{name}: cannot {what}: {told}")).hint(hint)
+    causes.dedup();
+    let causes = causes.join(": ");
+    let hint = hint_for(&causes);
+    Error::device(format!("{name}: cannot {what}: {causes}")).hint(hint)
 }
 
 /// A buffer that the host and the device own by turns.

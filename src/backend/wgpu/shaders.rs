@@ -8,32 +8,17 @@ use std::sync::{Mutex, PoisonError};
 use super::driver::Gpu;
 use crate::backend::table::Entry;
 use crate::error::{Error, Result};
-use crate::kernel::packed::float_code;
-use crate::kernel::{magnitudes, packed};
-
-/// A kernel's file stem and its WGSL. A file that is missing does not build.
-macro_rules! wgsl {
-    ($($stem:literal),*) => {
-        &[$(($stem, include_str!(concat!("../../../shaders/", $stem, ".wgsl")))),*]
-    };
-}
-
-/// Every shader: the stem of its file, and its text, which stands behind what all share.
-pub const SHADERS: &[(&str, &str)] =
-    wgsl!["weighted_sum", "consensus", "gram", "keys", "levels", "magnitudes", "masked_sums", "stream"];
+use crate::kernel::packed::{FLOAT_MIXED, float_code};
+use crate::kernel::{KERNELS, Kernel, packed};
 
 const PARAMS: &str = include_str!("../../../shaders/params.wgsl");
 const PRELUDE: &str = include_str!("../../../shaders/prelude.wgsl");
 const SUBGROUPS: &str = include_str!("../../../shaders/subgroups.wgsl");
 const NO_SUBGROUPS: &str = include_str!("../../../shaders/no_subgroups.wgsl");
 
-/// The whole text of a shader.
-///
-/// # Panics
-/// There is no shader of this name.
-pub fn source(name: &str, subgroups: bool) -> String {
-    let (_, own) = SHADERS.iter().find(|(stem, _)| *stem == name).expect("every kernel has its shader");
-    [if subgroups { SUBGROUPS } else { NO_SUBGROUPS }, PARAMS, PRELUDE, own].concat()
+/// The whole text of a kernel's shader.
+pub fn source(kernel: &Kernel, subgroups: bool) -> String {
+    [if subgroups { SUBGROUPS } else { NO_SUBGROUPS }, PARAMS, PRELUDE, kernel.wgsl.text].concat()
 }
 
 /// The same, of files in a folder.
@@ -51,14 +36,11 @@ pub(super) fn source_in(folder: &Path, name: &str, subgroups: bool) -> Result<St
     Ok(text)
 }
 
-/// The most models whose counters `magnitudes` keeps at once in so many bytes of workgroup memory.
-pub(super) fn magnitudes_models(workgroup_bytes: u32) -> usize {
-    (workgroup_bytes as usize / (4 * magnitudes::WORDS).next_multiple_of(16))
-        .clamp(1, packed::MAGNITUDES_MODELS)
+/// The most models whose counters a workgroup keeps at once in so many bytes of its memory.
+pub(super) fn group_models(workgroup_bytes: u32) -> usize {
+    let words = KERNELS.iter().map(|kernel| kernel.group_words).max().unwrap_or(0);
+    (workgroup_bytes as usize / (4 * words).next_multiple_of(16)).clamp(1, packed::GROUP_MODELS)
 }
-
-/// The code that stands for inputs of several types.
-const FLOAT_MIXED: u32 = 3;
 
 /// Pipelines that have been asked for.
 #[derive(Debug)]
@@ -66,12 +48,12 @@ pub(super) struct Pipelines {
     bindings: wgpu::BindGroupLayout,
     layout: wgpu::PipelineLayout,
     zero: wgpu::Buffer,
-    magnitudes_models: usize,
-    made: Mutex<Made>,
+    group_models: usize,
+    made: Mutex<MadePipelines>,
 }
 
 #[derive(Debug, Default)]
-struct Made {
+struct MadePipelines {
     modules: HashMap<&'static str, wgpu::ShaderModule>,
     pipelines: HashMap<Entry, wgpu::ComputePipeline>,
 }
@@ -86,7 +68,7 @@ pub(super) struct Bound<'a> {
 }
 
 impl Pipelines {
-    pub(super) fn new(device: &wgpu::Device, magnitudes_models: usize) -> Self {
+    pub(super) fn new(device: &wgpu::Device, group_models: usize) -> Self {
         let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
         let kinds =
             [storage(true), storage(true), storage(false), wgpu::BufferBindingType::Uniform, storage(false)];
@@ -113,23 +95,24 @@ impl Pipelines {
             usage: wgpu::BufferUsages::UNIFORM,
             mapped_at_creation: false,
         });
-        Self { bindings, layout, zero, magnitudes_models, made: Mutex::default() }
+        Self { bindings, layout, zero, group_models, made: Mutex::default() }
     }
 
     /// The pipeline of a kernel, compiled when it is first asked for.
     pub(super) fn get(&self, gpu: &Gpu, entry: &Entry) -> Result<wgpu::ComputePipeline> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let Made { modules, pipelines } = &mut *made;
+        let MadePipelines { modules, pipelines } = &mut *made;
         if let Some(pipeline) = pipelines.get(entry) {
             return Ok(pipeline.clone());
         }
-        if !modules.contains_key(entry.file) {
-            modules.insert(entry.file, gpu.shader(entry.file)?);
+        let name = entry.kernel.name;
+        if !modules.contains_key(name) {
+            modules.insert(name, gpu.shader(entry.kernel)?);
         }
-        let models = if entry.file == "magnitudes" { self.magnitudes_models } else { entry.models };
+        let models = if entry.kernel.group_words > 0 { self.group_models } else { entry.models };
         let float = entry.float.map_or(FLOAT_MIXED, float_code);
         let constants = [("FLOAT", f64::from(float)), ("MODELS", models as f64)];
-        let pipeline = gpu.pipeline(entry.file, &self.layout, &modules[entry.file], &constants)?;
+        let pipeline = gpu.pipeline(name, &self.layout, &modules[name], &constants)?;
         pipelines.insert(*entry, pipeline.clone());
         Ok(pipeline)
     }

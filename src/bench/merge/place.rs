@@ -9,6 +9,12 @@ use crate::checkpoint::free_bytes;
 use crate::error::{Error, Result};
 use crate::text::bytes;
 
+/// In a set's folder, what is not to stay.
+pub(super) const WORK: &str = "work";
+
+/// and the output.
+pub(super) const OUT: &str = "out";
+
 /// The folder of everything that benches make.
 const OURS: &str = "mergeforge-bench";
 
@@ -22,7 +28,7 @@ pub fn folder_name(spec: &Spec) -> String {
     format!("{}{layers}-{}-seed-{}", spec.shape.name, spec.float.name(), spec.seed)
 }
 
-/// Where a set goes when nobody says: in memory, where there is room and a cold disk is not what is asked for; else in
+/// Where a set goes by default: in memory, where there is room and a cold disk is not what is asked for; else in
 /// the folder of temporary files.
 pub fn choose(spec: &Spec, models: &[usize], cold: bool) -> PathBuf {
     let memory = Path::new("/dev/shm");
@@ -96,14 +102,14 @@ pub(super) fn in_memory(dir: &Path) -> bool {
 
 /// A set's folder while a bench uses it, with a folder for what is not to stay.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldFolder {
     dir: PathBuf,
     pub work: PathBuf,
     /// Locked until it is closed: benches side by side would measure each other.
     _lock: Option<File>,
 }
 
-impl Held {
+impl HeldFolder {
     /// Makes the folder, locks it, and clears what a killed bench left.
     ///
     /// # Errors
@@ -112,7 +118,7 @@ impl Held {
         let failed = |cause: std::io::Error| Error::writing(dir, &cause);
         fs::create_dir_all(dir).map_err(failed)?;
         let lock = lock(dir)?;
-        let held = Self { dir: dir.into(), work: dir.join(super::round::WORK), _lock: lock };
+        let held = Self { dir: dir.into(), work: dir.join(WORK), _lock: lock };
         held.clear();
         fs::create_dir(&held.work).map_err(failed)?;
         Ok(held)
@@ -123,7 +129,7 @@ impl Held {
     /// # Errors
     /// Kind `Output`.
     pub fn clear_output(&self) -> Result<()> {
-        let out = self.work.join(super::round::OUT);
+        let out = self.work.join(OUT);
         match fs::remove_dir_all(&out) {
             Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(Error::writing(&out, &cause)),
             _ => Ok(()),
@@ -131,12 +137,12 @@ impl Held {
     }
 
     fn clear(&self) {
-        // What cannot be removed will be in the way of what is made next, and be told then.
+        // What cannot be removed will be in the way of what is made next, and be reported then.
         let _ = fs::remove_dir_all(&self.work);
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldFolder {
     fn drop(&mut self) {
         self.clear();
         // A set of which nothing was made leaves no trace; one that holds something stays.
@@ -179,10 +185,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let set = dir.path().join("set");
         fs::create_dir_all(set.join("work/out")).unwrap();
-        let held = Held::take(&set).unwrap();
+        let held = HeldFolder::take(&set).unwrap();
         assert!(held.work.is_dir() && !held.work.join("out").exists());
         if cfg!(unix) {
-            assert_eq!(Held::take(&set).unwrap_err().kind, Kind::Output);
+            assert_eq!(HeldFolder::take(&set).unwrap_err().kind, Kind::Output);
         }
         drop(held);
         assert!(!set.exists());

@@ -6,21 +6,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::place::kilobytes;
+use super::place::{OUT, WORK, kilobytes};
 use crate::error::Result;
 use crate::report::{Report, stages_json};
 use crate::stream::Watch;
 use crate::timeline::{By, Record, Stage, Timeline};
 use crate::{Options, Prepared, merge_recording};
 
-/// In a set's folder, what is not to stay.
-pub(super) const WORK: &str = "work";
-
 /// In that one, the config,
 pub(super) const CONFIG: &str = "config.yml";
-
-/// and the output.
-pub(super) const OUT: &str = "out";
 
 /// How many parts of the time a strip has.
 const PARTS: usize = 200;
@@ -42,16 +36,18 @@ pub struct Round {
     pub streaming_seconds: f64,
     /// After that, until all is stored and in its place.
     pub finishing_seconds: f64,
-    /// Processor time of all threads up to here, where the system tells.
+    /// Processor time of all threads up to here, where the system reports it.
     pub cpu_seconds: Option<f64>,
-    /// The most memory that this process had at once, where the system tells.
+    /// The most memory that this process had at once, where the system reports it.
     pub peak_bytes: Option<u64>,
     /// What the stages took, as in `mergeforge.json`.
     pub stages: Value,
     /// The part of the threads' time in which they did nothing.
     pub waiting: f64,
-    /// What held the merge back.
-    pub bottleneck: String,
+    /// The stage that held the merge back, if one did.
+    pub bottleneck: Option<String>,
+    /// The same in words.
+    pub held_back: String,
     /// What happened when.
     pub strip: Option<Strip>,
 }
@@ -82,7 +78,7 @@ pub fn places() -> (PathBuf, PathBuf) {
     (work.join(CONFIG), work.join(OUT))
 }
 
-/// Merges once and tells; with `records`, also what happened when, which takes memory.
+/// Merges once and reports; with `records`, also what happened when, which takes memory.
 ///
 /// # Errors
 /// Those of a merge.
@@ -102,7 +98,8 @@ pub fn round(prepared: &Prepared, options: &Options, watch: &dyn Watch, records:
         peak_bytes: peak_bytes(),
         stages: stages_json(shares),
         waiting: shares.waiting(),
-        bottleneck: shares.bottleneck().to_string(),
+        bottleneck: shares.bottleneck().stage().map(|stage| stage.name().into()),
+        held_back: shares.bottleneck().to_string(),
         strip: records.then(|| Strip::new(&report)),
     })
 }
@@ -156,7 +153,7 @@ fn parts<'a>(records: impl Iterator<Item = &'a Record>, wall: Duration, lanes: u
             *busy += (to.min(at as f64 + 1.0) - from.max(at as f64)).max(0.0);
         }
     }
-    // Four digits are what a picture shows; pieces of a device may overlap.
+    // Four digits are what a picture shows; stretches of a device may overlap.
     let rounded = |busy: f64| (busy / lanes.max(1) as f64 * 1e4).round().min(1e4) / 1e4;
     busy.into_iter().map(rounded).collect()
 }

@@ -28,7 +28,7 @@ const FILE_NAME: Text = Text { what: "the file name", bytes_max: FILE_NAME_BYTES
 ///
 /// # Errors
 /// What is wrong with it, and with which tensor.
-pub fn parse_header(json: &str) -> serde_json::Result<IndexMap<String, Record>> {
+pub fn parse_header(json: &str) -> serde_json::Result<IndexMap<String, HeaderEntry>> {
     let mut json = serde_json::Deserializer::from_str(json);
     let records = entries(&mut json, RecordSeed)?;
     json.end().map(|()| records)
@@ -54,7 +54,7 @@ pub fn parse_index(json: &[u8]) -> serde_json::Result<IndexMap<String, String>> 
 /// What the header says of a tensor.
 #[derive(Debug, Deserialize)]
 #[serde(expecting = "an object of dtype, shape and data_offsets")]
-pub struct Record {
+pub struct HeaderEntry {
     #[serde(deserialize_with = "dtype")]
     pub dtype: Dtype,
     #[serde(deserialize_with = "shape")]
@@ -67,10 +67,10 @@ pub struct Record {
 struct RecordSeed;
 
 impl<'de> DeserializeSeed<'de> for RecordSeed {
-    type Value = Record;
+    type Value = HeaderEntry;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Record, D::Error> {
-        Record::deserialize(NoText(deserializer))
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<HeaderEntry, D::Error> {
+        HeaderEntry::deserialize(NoText(deserializer))
     }
 }
 

@@ -1,0 +1,76 @@
+//! The devices that a machine has, and which of them to use.
+
+use super::device::{Device, Family};
+use super::{cpu, cuda, wgpu};
+use crate::error::{Error, Result};
+
+/// The families, best first.
+pub const FAMILIES: &[&Family] = &[&cuda::FAMILY, &wgpu::FAMILY, &cpu::FAMILY];
+
+/// The processor, which is always there.
+pub fn processor() -> Device {
+    cpu::device()
+}
+
+/// The device that `--device` names: `auto`, a family, or a family with a number or a part of a name. With `auto`, the best
+/// that works, and why better ones do not; software that looks like a GPU never.
+///
+/// # Errors
+/// Kind `Config` for a word that is none of these, `Device` for one that is not there.
+pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
+    if word == "auto" { best() } else { named(word).map(|device| (device, None)) }
+}
+
+/// The best device that works, and why better ones do not.
+fn best() -> Result<(Device, Option<String>)> {
+    let mut passed_over = None;
+    for family in FAMILIES {
+        let found = (family.devices)().unwrap_or_else(|reason| {
+            passed_over.get_or_insert(reason.message);
+            Vec::new()
+        });
+        for device in found.into_iter().filter(|device| !device.software) {
+            match device.unusable {
+                None => return Ok((device, passed_over)),
+                Some(reason) => _ = passed_over.get_or_insert(reason),
+            }
+        }
+        passed_over.get_or_insert_with(|| format!("no {} device", family.name));
+    }
+    Err(Error::device(passed_over.unwrap_or_default()))
+}
+
+/// The device of this name.
+fn named(word: &str) -> Result<Device> {
+    let (name, which) = word.split_once(':').map_or((word, None), |(name, which)| (name, Some(which)));
+    let Some(family) = FAMILIES.iter().find(|family| family.name == name) else {
+        let names: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
+        return Err(Error::config(format!("--device {word}: there is no such device")).hint(format!(
+            "it can be auto, {}; with a number, or a part of its name, for one of several: cuda:1, wgpu:radeon",
+            names.join(", ")
+        )));
+    };
+    let found = (family.devices)()?;
+    let count = found.len();
+    let none = |reason: String| {
+        Error::device(format!("--device {word}: {reason}")).hint("`mergeforge devices` lists them all")
+    };
+    // Of several that are meant alike, the first that can be used.
+    let first = |devices: &[&Device]| {
+        let usable = devices.iter().find(|device| device.unusable.is_none());
+        usable.or(devices.first()).map(|device| (*device).clone())
+    };
+    let no_number = || none(format!("this machine has {count} such device(s), counted from 0"));
+    let Some(which) = which else { return first(&found.iter().collect::<Vec<_>>()).ok_or_else(no_number) };
+    if let Ok(index) = which.parse::<usize>() {
+        return found.get(index).cloned().ok_or_else(no_number);
+    }
+    let part = which.to_lowercase();
+    let named: Vec<&Device> =
+        found.iter().filter(|device| device.name.to_lowercase().contains(&part)).collect();
+    // One device may be there several times, through several interfaces.
+    if named.iter().any(|device| device.name != named[0].name) {
+        return Err(none("several devices have this in their names".into()));
+    }
+    first(&named).ok_or_else(|| none(format!("none of the {count} {name} device(s) has this in its name")))
+}

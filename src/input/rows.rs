@@ -1,0 +1,160 @@
+//! Rows of other inputs, picked, averaged or filled: what an embedding looks like when its vocabulary has changed.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::{Floats, Made, ReadElements, by_rows};
+use crate::dtype::{Float, encode};
+use crate::error::Result;
+
+/// A matrix whose rows come from others with as many columns.
+///
+/// Averages are added up in f32 in the order written, divided once, and rounded once to the type that the matrix has; rows
+/// that are picked are rounded to it, which changes nothing where it holds the inputs' types.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rows {
+    of: Vec<Floats>,
+    columns: u64,
+    float: Float,
+    /// Runs of rows that are alike, each with the number of its first.
+    runs: Vec<(u64, Row)>,
+    count: u64,
+}
+
+/// One row; in a run of neighbours that were neighbours before, the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    /// That of one of the inputs, in the order in which they are listed.
+    Picked {
+        /// Which of the inputs.
+        of: usize,
+        /// Which of its rows.
+        row: u64,
+    },
+    /// The average of several: input and row of each.
+    Mean(Vec<(usize, u64)>),
+    /// Zeros.
+    Zero,
+}
+
+impl Rows {
+    /// A matrix of rows, of the type `float`.
+    ///
+    /// # Panics
+    /// A row averages nothing, or there are no columns.
+    pub fn new(of: Vec<Floats>, columns: u64, float: Float, rows: impl IntoIterator<Item = Row>) -> Self {
+        assert!(columns > 0, "rows have columns");
+        let mut made = Self { of, columns, float, runs: Vec::new(), count: 0 };
+        for row in rows {
+            assert!(row != Row::Mean(Vec::new()), "an average is of something");
+            let goes_on = made.runs.last().is_some_and(|(first, run)| match (run, &row) {
+                (Row::Picked { of, row: from }, Row::Picked { of: next_of, row: next }) => {
+                    of == next_of && from + (made.count - first) == *next
+                }
+                (Row::Zero, Row::Zero) => true,
+                _ => false,
+            });
+            if !goes_on {
+                made.runs.push((made.count, row));
+            }
+            made.count += 1;
+        }
+        made
+    }
+
+    /// The run that a row belongs to, and how many rows lie between its first and this one.
+    fn run_of(&self, row: u64) -> (&Row, u64) {
+        let (first, run) = &self.runs[self.runs.partition_point(|(first, _)| *first <= row) - 1];
+        (run, row - first)
+    }
+
+    /// Writes a part of a row.
+    fn part(
+        &self,
+        row: u64,
+        columns: Range<u64>,
+        into: &mut [u8],
+        room: &mut RowRoom,
+        from: &mut dyn ReadElements,
+    ) -> Result<()> {
+        let place = |row: u64| row * self.columns + columns.start;
+        let elements = (columns.end - columns.start) as usize;
+        match self.run_of(row) {
+            (Row::Zero, _) => into.fill(0),
+            (Row::Picked { of, row }, further) => {
+                let Floats { input, float } = self.of[*of];
+                let first = place(row + further);
+                if float == self.float {
+                    return from.bytes(input, first * float.bytes() as u64, into);
+                }
+                room.sum.resize(elements, 0.0);
+                self.of[*of].values(first, &mut room.sum, &mut room.bytes, from)?;
+                encode(self.float, &room.sum, into);
+            }
+            (Row::Mean(holders), _) => {
+                room.sum.clear();
+                room.sum.resize(elements, 0.0);
+                room.term.resize(elements, 0.0);
+                for (of, row) in holders {
+                    self.of[*of].values(place(*row), &mut room.term, &mut room.bytes, from)?;
+                    room.sum.iter_mut().zip(&room.term).for_each(|(sum, term)| *sum += term);
+                }
+                room.sum.iter_mut().for_each(|sum| *sum /= holders.len() as f32);
+                encode(self.float, &room.sum, into);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What rows are computed in.
+#[derive(Default)]
+struct RowRoom {
+    sum: Vec<f32>,
+    term: Vec<f32>,
+    bytes: Vec<u8>,
+}
+
+impl Made for Rows {
+    fn of(&self) -> Vec<usize> {
+        self.of.iter().map(|of| of.input).collect()
+    }
+
+    fn float(&self) -> Float {
+        self.float
+    }
+
+    fn read(&self, range: Range<u64>, mut into: &mut [u8], from: &mut dyn ReadElements) -> Result<()> {
+        let mut room = RowRoom::default();
+        let mut parts = by_rows(range, self.columns).peekable();
+        while let Some((row, mut columns)) = parts.next() {
+            let mut rows = 1;
+            // Neighbours that were neighbours before, in the same type, are read at once.
+            if let (Row::Picked { of, .. }, further) = self.run_of(row)
+                && self.of[*of].float == self.float
+            {
+                while let Some((next, more)) = parts.next_if(|(next, _)| {
+                    let (run, next_further) = self.run_of(*next);
+                    std::ptr::eq(run, self.run_of(row).0) && next_further == further + rows
+                }) {
+                    debug_assert!(next == row + rows && more.start == 0);
+                    columns.end += more.end;
+                    rows += 1;
+                }
+            }
+            let bytes = (columns.end - columns.start) as usize * self.float.bytes();
+            let (own, rest) = into.split_at_mut(bytes);
+            self.part(row, columns, own, &mut room, from)?;
+            into = rest;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inputs: Vec<String> = self.of.iter().map(|of| format!("input {}", of.input)).collect();
+        let Self { count, columns, float, .. } = self;
+        write!(f, "{count} rows of {columns} {} from {}", float.name(), inputs.join(", "))
+    }
+}

@@ -1,0 +1,229 @@
+//! Models that do not belong together: what their config.json say of architecture, heads, rope, vocabulary, tied embeddings and
+//! quantisation, compared with the one that the output gets.
+//!
+//! Names and shapes can fit although the models do not: heads of another number have the same matrices, and positions
+//! turned by another angle show in no shape at all.
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value as Json};
+
+use super::warnings::few;
+use super::{At, Planner};
+use crate::checkpoint::Source;
+use crate::dtype::{Dtype, Float};
+use crate::error::Error;
+use crate::text::cut_to;
+
+/// What a config says under a name: nothing, or a value in one form, however it is written.
+type Fact = (&'static str, Option<Json>);
+
+/// The longest value that a warning shows, in characters.
+const VALUE_CHARS_MAX: usize = 80;
+
+impl Planner<'_> {
+    /// Different architectures, and quantised weights where they would be merged, go to the problems.
+    pub(super) fn check_compatible(&mut self) {
+        if !self.choices.allow_crimes
+            && let Some(different) = self.different_architectures()
+        {
+            self.problems.add(different.hint(
+                "merge models of one architecture; --allow-crimes merges these all the same, where names and shapes fit",
+            ));
+        }
+        // Of a single model tensors may be copied; those that are not are refused one by one.
+        if *self.method.models.end() > 1 {
+            self.sources.iter().filter(|source| holds_quantised(source)).for_each(|source| {
+                self.problems.add(quantised(source));
+            });
+        }
+    }
+
+    /// Where models differ from the one whose config.json the output gets: a warning for all that differ alike.
+    pub(super) fn differing_configs(&self) -> Vec<Error> {
+        let donor = &self.sources[self.donor()];
+        let of_donor = facts(&donor.config);
+        let mut groups: IndexMap<String, Vec<usize>> = IndexMap::new();
+        for (place, source) in self.sources.iter().enumerate() {
+            let differences: Vec<String> =
+                facts(&source.config).iter().zip(&of_donor).filter_map(difference).collect();
+            if !differences.is_empty() {
+                groups.entry(differences.join(", ")).or_default().push(place);
+            }
+        }
+        let warning = |(differences, sources): (String, Vec<usize>)| {
+            let (names, donor) = (self.names_of(&sources), &donor.name);
+            let message = format!(
+                "config.json of {names} differs from that of {donor}, which the output gets: {differences}"
+            );
+            Error::config(message)
+                .hint("a model that was trained with other settings may not work with these: merge models of one family")
+        };
+        let different = self.different_architectures().filter(|_| self.choices.allow_crimes);
+        let hint = "--allow-crimes merges them where names and shapes fit, whether that makes sense or not";
+        different
+            .map(|error| error.hint(hint))
+            .into_iter()
+            .chain(few(groups.into_iter().map(warning).collect()))
+            .collect()
+    }
+
+    /// The architectures and who has which, if there are several.
+    fn different_architectures(&self) -> Option<Error> {
+        const SHOWN_MAX: usize = 4;
+        let mut groups: IndexMap<String, Vec<usize>> = IndexMap::new();
+        for (place, source) in self.sources.iter().enumerate() {
+            let architectures = source.config.get("architectures").and_then(Json::as_array);
+            let names: Vec<&str> = architectures.into_iter().flatten().filter_map(Json::as_str).collect();
+            if !names.is_empty() {
+                groups.entry(names.join("+")).or_default().push(place);
+            }
+        }
+        if groups.len() < 2 {
+            return None;
+        }
+        let has = |(architecture, sources): (&String, &Vec<usize>)| {
+            format!("{} in {}", cut_to(architecture, VALUE_CHARS_MAX), self.names_of(sources))
+        };
+        let mut shown: Vec<String> = groups.iter().take(SHOWN_MAX).map(has).collect();
+        if groups.len() > SHOWN_MAX {
+            shown.push(format!("and {} more", groups.len() - SHOWN_MAX));
+        }
+        Some(Error::config(format!("the models have different architectures: {}", shown.join("; "))))
+    }
+}
+
+/// Whether a model's weights are quantised, by its config and its tensors.
+fn holds_quantised(source: &Source) -> bool {
+    quantisation(&source.config).is_some() && source.tensors().any(|tensor| may_be_packed(tensor.dtype))
+}
+
+/// Whether a tensor of a quantised model is one of its weights: not where it is of floats, or a buffer such as positions.
+fn may_be_packed(dtype: Dtype) -> bool {
+    Float::of(dtype).is_none() && ![Dtype::BOOL, Dtype::F64, Dtype::I64].contains(&dtype)
+}
+
+fn quantised(source: &Source) -> Error {
+    let how = quantisation(&source.config).map_or(String::new(), |how| format!(" ({how})"));
+    Error::config(format!("{} is quantised{how}, and quantised weights cannot be merged", source.name))
+        .hint("give the model that it was made from, or convert it to bfloat16 first")
+}
+
+/// How a config says that its weights are quantised: `gptq, 4 bits`.
+fn quantisation(config: &Map<String, Json>) -> Option<String> {
+    let quantisation = entry(config, "quantization_config")?.as_object()?;
+    let method = quantisation.get("quant_method").and_then(Json::as_str);
+    let loaded = |key: &str| quantisation.get(key).and_then(Json::as_bool) == Some(true);
+    let bits = ["bits", "w_bit"].iter().find_map(|key| quantisation.get(*key)?.as_u64());
+    let bits = bits.or(loaded("load_in_4bit").then_some(4)).or(loaded("load_in_8bit").then_some(8));
+    let method = cut_to(method.unwrap_or("quantization_config"), VALUE_CHARS_MAX);
+    Some(bits.map_or_else(|| method.clone(), |bits| format!("{method}, {bits} bits")))
+}
+
+/// Why a tensor that cannot be merged cannot be copied either.
+pub(super) fn why_not_copied(
+    sources: &[Source],
+    tensor: &str,
+    holders: &[At],
+    dtypes: &[Dtype],
+) -> Option<Error> {
+    use Dtype::{BOOL, F64, I8, I16, I32, I64, U8, U16, U32, U64};
+    let integers = [BOOL, U8, I8, I16, U16, I32, U32, I64, U64];
+    for (at, dtype) in holders.iter().zip(dtypes) {
+        let source = &sources[at.source];
+        if may_be_packed(*dtype) && quantisation(&source.config).is_some() {
+            return Some(quantised(source));
+        }
+        if Float::of(*dtype).is_none() && !integers.contains(dtype) {
+            let message =
+                format!("tensor {tensor}: {} stores it as {dtype:?}, which cannot be merged", source.name);
+            return Some(Error::config(message).hint(match dtype {
+                F64 => "convert the checkpoint to float32 first",
+                _ => "convert the checkpoint to bfloat16 first, with the scales that such types have beside them",
+            }));
+        }
+    }
+    let stored = |dtype: &Dtype| format!("{dtype:?}");
+    dtypes.iter().any(|dtype| *dtype != dtypes[0]).then(|| {
+        let all: Vec<String> = dtypes.iter().map(stored).collect();
+        Error::config(format!("tensor {tensor}: the models store it as {}", all.join(", "))).hint(
+            "integers are copied, never merged: the type must be the same in all models; quantised weights have to be \
+             converted to bfloat16 first",
+        )
+    })
+}
+
+/// An entry of a config that is not null, or of the config of its language model.
+fn entry<'a>(config: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
+    let written = |config: &'a Map<String, Json>| config.get(key).filter(|value| !value.is_null());
+    written(config).or_else(|| written(config.get("text_config")?.as_object()?))
+}
+
+/// What must be alike for models to fit, in an order of its own.
+fn facts(config: &Map<String, Json>) -> Vec<Fact> {
+    let first = |keys: &[&str]| keys.iter().find_map(|key| entry(config, key)).map(plain);
+    let (theta, scaling, by_layer) = rope(config);
+    vec![
+        ("model_type", first(&["model_type"])),
+        ("num_attention_heads", first(&["num_attention_heads", "n_head", "num_heads"])),
+        ("num_key_value_heads", first(&["num_key_value_heads"])),
+        ("head_dim", first(&["head_dim"])),
+        ("rope_theta", theta),
+        ("rope_scaling", scaling),
+        ("rope_parameters", by_layer),
+        ("partial_rotary_factor", first(&["partial_rotary_factor", "rotary_pct"])),
+        ("vocab_size", first(&["vocab_size"])),
+        ("tie_word_embeddings", first(&["tie_word_embeddings"])),
+        ("quantization_config", Some(quantisation(config).map_or(Json::Null, Json::from))),
+    ]
+}
+
+/// The angle and the scaling of positions, in the older form (`rope_theta`, `rope_scaling`) and the newer one
+/// (`rope_parameters`), and what differs from layer to layer.
+fn rope(config: &Map<String, Json>) -> (Option<Json>, Option<Json>, Option<Json>) {
+    let parameters = entry(config, "rope_parameters").and_then(Json::as_object);
+    if let Some(parameters) = parameters.filter(|parameters| parameters.values().any(Json::is_object)) {
+        return (None, None, Some(plain(&Json::Object(parameters.clone()))));
+    }
+    let mut scaling =
+        parameters.or_else(|| entry(config, "rope_scaling")?.as_object()).cloned().unwrap_or_default();
+    let theta = scaling.remove("rope_theta").or_else(|| entry(config, "rope_theta").cloned());
+    // Newer files say both `type` and `rope_type`.
+    if let Some(kind) = scaling.remove("type") {
+        scaling.entry("rope_type").or_insert(kind);
+    }
+    scaling.retain(|key, value| !(value.is_null() || key == "rope_type" && value == "default"));
+    let scaling = if scaling.is_empty() { Json::Null } else { plain(&Json::Object(scaling)) };
+    (theta.as_ref().map(plain), Some(scaling), None)
+}
+
+/// A value in which 10000 and 10000.0 are the same.
+fn plain(value: &Json) -> Json {
+    match value {
+        Json::Number(number) => number.as_f64().map_or(Json::Null, |number| {
+            if number.fract() == 0.0 && number.abs() < 1e15 {
+                Json::from(number as i64)
+            } else {
+                Json::from(number)
+            }
+        }),
+        Json::Array(items) => items.iter().map(plain).collect(),
+        Json::Object(entries) => {
+            Json::Object(entries.iter().map(|(key, value)| (key.clone(), plain(value))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// A key with both values, where both configs have one and they differ.
+fn difference(((name, own), (_, of_donor)): (&Fact, &Fact)) -> Option<String> {
+    let (own, of_donor) = (own.as_ref()?, of_donor.as_ref()?);
+    (own != of_donor).then(|| format!("{name} {} (there {})", shown(own), shown(of_donor)))
+}
+
+fn shown(value: &Json) -> String {
+    match value {
+        Json::Null => "none".into(),
+        Json::String(text) => cut_to(text, VALUE_CHARS_MAX),
+        other => cut_to(&other.to_string(), VALUE_CHARS_MAX),
+    }
+}

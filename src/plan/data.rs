@@ -1,0 +1,206 @@
+//! The plan as data: what a merge reads, and what happens to every tensor. It prints, it counts bytes, and the stream obeys it.
+
+use std::sync::Arc;
+
+use crate::checkpoint::layout::StoredTensor;
+use crate::checkpoint::{ConfigEdits, Layout, Source};
+use crate::dtype::{Dtype, Float};
+use crate::error::Error;
+use crate::input::{self, Input};
+use crate::kernel::{SEGMENT_SPANS_MAX, SPANS_MAX, Widest, tiles};
+use crate::method::{Method, Settings};
+use crate::recipe::{Passes, Segments};
+
+/// Everything that a merge will do.
+#[derive(Debug)]
+pub struct Plan {
+    /// The method that the config names; each merged tensor has its own.
+    pub method: &'static Method,
+    /// The seed of random masks.
+    pub seed: u64,
+    /// The models, as named in the config, in the order of the sources.
+    pub models: Vec<String>,
+    /// Which of them is the base, if the config names one.
+    pub base: Option<usize>,
+    /// Which of them gives config.json and the tokenizer.
+    pub donor: usize,
+    /// What is read: actions refer to it by number.
+    pub inputs: Vec<Input>,
+    /// What happens to every tensor of the output, in the order of writing.
+    pub tensors: Vec<Tensor>,
+    /// Where the output's tensors go.
+    pub layout: Layout,
+    /// What changes in config.json.
+    pub config_edits: ConfigEdits,
+    /// Input tensors that the config's layer ranges leave out.
+    pub left_out: Vec<LeftOut>,
+    /// What a user should know but need not change.
+    pub notes: Vec<String>,
+    /// What a user probably did not mean.
+    pub warnings: Vec<Error>,
+}
+
+/// One tensor of the output.
+#[derive(Debug)]
+pub struct Tensor {
+    /// Its name in the output.
+    pub name: Arc<str>,
+    /// Its dimensions.
+    pub shape: Arc<[usize]>,
+    /// The stored type.
+    pub dtype: Dtype,
+    /// How many elements it has.
+    pub elements: u64,
+    /// How many bytes it has in the output.
+    pub bytes: u64,
+    /// Where it comes from.
+    pub action: Action,
+}
+
+/// Where a tensor of the output comes from.
+#[derive(Debug)]
+pub enum Action {
+    /// One input's values, all holders agreeing.
+    Copy(Copied),
+    /// The method's arithmetic.
+    Merge(Merge),
+}
+
+/// A tensor that is copied.
+#[derive(Debug)]
+pub struct Copied {
+    /// The inputs that must all be equal; the first is copied.
+    pub holders: Vec<usize>,
+    /// The float type it has, if it is one.
+    pub from: Option<Float>,
+    /// The float type it is stored in, if it is one.
+    pub to: Option<Float>,
+}
+
+/// A tensor that is merged.
+#[derive(Debug)]
+pub struct Merge {
+    /// The models' tensors among the plan's inputs, in the order that parameters and recipes count them.
+    pub inputs: Vec<usize>,
+    /// Their element types.
+    pub floats: Vec<Float>,
+    /// The stored type.
+    pub output: Float,
+    /// How it is merged.
+    pub method: &'static Method,
+    /// Every number of the merge.
+    pub settings: Settings,
+    /// What the method makes of them.
+    pub recipe: Passes,
+}
+
+/// A part of a model that the config leaves out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The model, as named in the config.
+    pub model: String,
+    /// Layers or tensors, in words.
+    pub what: String,
+    /// How many tensors that is.
+    pub tensors: usize,
+}
+
+impl Plan {
+    /// Bytes read if every input is read once, and if every recipe needs all of its sweeps.
+    pub fn read_bytes(&self, sources: &[Source]) -> (u64, u64) {
+        (self.read_bytes_holding(sources, u64::MAX), self.read_bytes_holding(sources, 0))
+    }
+
+    /// Bytes read at the most, but for samples, where inputs of so many bytes can be held between the sweeps over a tensor.
+    pub fn read_bytes_holding(&self, sources: &[Source], held_bytes: u64) -> u64 {
+        let bytes = |input: &usize| {
+            let of = input::stored(&self.inputs, *input);
+            sum(of.into_iter().map(|at| sources[at.source].tensor_at(at.tensor).bytes))
+        };
+        let of = |tensor: &Tensor| match &tensor.action {
+            Action::Copy(copy) => sum(copy.holders.iter().map(bytes)),
+            Action::Merge(merge) => {
+                let once = sum(merge.inputs.iter().map(bytes));
+                let sweeps = if once <= held_bytes { 1 } else { u64::from(merge.recipe.sweeps.most) };
+                once.saturating_mul(sweeps)
+            }
+        };
+        sum(self.tensors.iter().map(of))
+    }
+
+    /// How many merged tensors each input is read for.
+    pub fn uses(&self) -> Vec<u32> {
+        let mut uses = vec![0; self.inputs.len()];
+        for tensor in &self.tensors {
+            if let Action::Merge(merge) = &tensor.action {
+                merge.inputs.iter().for_each(|input| uses[*input] += 1);
+            }
+        }
+        uses
+    }
+
+    /// The widest launches: of every number the largest that any tensor needs.
+    pub fn widest(&self) -> Widest {
+        let mut widest = Widest { inputs: 1, tiles: 1, spans: SPANS_MAX, ..Widest::default() };
+        let uses = self.uses();
+        for tensor in &self.tensors {
+            widest.tiles = widest.tiles.max(tiles(tensor.elements));
+            match &tensor.action {
+                Action::Copy(_) => widest.copied_bytes = 16,
+                Action::Merge(merge) => {
+                    let bytes: usize = merge.floats.iter().map(|float| float.bytes()).sum();
+                    widest.inputs = widest.inputs.max(merge.inputs.len());
+                    widest.input_bytes = widest.input_bytes.max(bytes);
+                    widest.output_bytes = widest.output_bytes.max(merge.output.bytes());
+                    let measures = merge.recipe.sweeps.most > 1;
+                    let segments = merge.recipe.by.count(tensor.elements);
+                    if segments > 1 {
+                        let inputs = merge.inputs.len() as u64;
+                        // A sum of each pair in f64, and a coefficient of each input in f32.
+                        let bytes = segments.saturating_mul(8 * (inputs * (inputs + 1) / 2) + 4 * inputs);
+                        widest.segment_bytes = widest.segment_bytes.max(bytes);
+                    }
+                    match merge.recipe.by {
+                        Segments::Whole => {}
+                        Segments::Rows { columns } => {
+                            let shortest = Some(widest.row_elements).filter(|row| *row > 0);
+                            widest.row_elements = shortest.map_or(columns, |row| row.min(columns));
+                            widest.spans = SEGMENT_SPANS_MAX;
+                        }
+                        Segments::Columns { columns } => {
+                            widest.columns = widest.columns.max(columns);
+                            widest.spans = SEGMENT_SPANS_MAX;
+                        }
+                    }
+                    if measures {
+                        widest.measured = widest.measured.max(merge.inputs.len());
+                    }
+                    if measures || merge.inputs.iter().any(|input| uses[*input] > 1) {
+                        let inputs_bytes = tensor.elements.saturating_mul(bytes as u64);
+                        widest.held_bytes = widest.held_bytes.saturating_add(inputs_bytes);
+                    }
+                }
+            }
+        }
+        widest
+    }
+}
+
+impl StoredTensor for Tensor {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+}
+
+/// A sum of bytes to read, which no disk has so many of; it stays at the largest number.
+fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
+    bytes.fold(0, u64::saturating_add)
+}

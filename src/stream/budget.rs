@@ -1,0 +1,86 @@
+//! What a merge may use, and how the work is cut so that it keeps to that.
+
+use crate::backend::Limits;
+use crate::backend::device::{Device, LaneBytes};
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+
+/// What a merge may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Worker threads.
+    pub threads: usize,
+    /// Memory for buffers and, on the CPU, held inputs, in bytes.
+    pub host_bytes: u64,
+    /// Memory of the device for buffers and held inputs, in bytes.
+    pub device_bytes: u64,
+    /// The most tiles in a chunk, rounded up to a power of two: chunks are subtrees of a digest.
+    pub chunk_tiles: u64,
+}
+
+impl Budget {
+    /// Cuts the work so that the buffers of all workers fit, and gives the rest to held inputs.
+    ///
+    /// # Errors
+    /// Not even one worker with chunks of one tile fits.
+    pub fn limits(&self, plan: &Plan, on: &Device) -> Result<Limits> {
+        let widest = plan.widest();
+        // Two tensors may be solved for at a time.
+        let solving = 2 * widest.segment_bytes;
+        let host_bytes = self.host_bytes.saturating_sub(solving);
+        let lane = |chunk_tiles: u64| (on.family.lane_bytes)(&widest, chunk_tiles);
+        let fits = |threads: u64, LaneBytes { host, device, binding }: LaneBytes| {
+            threads * host <= host_bytes
+                && threads * device <= self.device_bytes
+                && binding <= on.binding_bytes
+        };
+        // A chunk beyond the largest tensor would only cost memory.
+        let mut chunk_tiles = self.chunk_tiles.clamp(1, widest.tiles).next_power_of_two();
+        // Many threads with tiny chunks would do more calls than work.
+        let comfortable = lane(chunk_tiles.min(CHUNK_TILES_COMFORTABLE));
+        let affordable = |given: u64, each: u64| given.checked_div(each).unwrap_or(THREADS_MAX);
+        let threads = affordable(host_bytes, comfortable.host)
+            .min(affordable(self.device_bytes, comfortable.device))
+            .clamp(1, THREADS_MAX)
+            .min(self.threads.max(1) as u64);
+        while !fits(threads, lane(chunk_tiles)) {
+            if chunk_tiles == 1 {
+                let LaneBytes { host, .. } = lane(1);
+                return Err(self.too_little_memory(LaneBytes { host: host + solving, ..lane(1) }, on));
+            }
+            chunk_tiles /= 2;
+        }
+        let LaneBytes { host, device, .. } = lane(chunk_tiles);
+        // A device with memory of its own holds inputs there.
+        let hold_bytes = match device {
+            0 => host_bytes - threads * host,
+            device => self.device_bytes - threads * device,
+        };
+        Ok(Limits { threads: threads as usize, chunk_tiles, hold_bytes, widest })
+    }
+
+    fn too_little_memory(&self, needed: LaneBytes, on: &Device) -> Error {
+        if needed.binding > on.binding_bytes {
+            return Error::device(format!(
+                "{}: its kernels can use {} bytes at once, and this merge needs {}",
+                on.id(),
+                on.binding_bytes,
+                needed.binding
+            ))
+            .hint("merge fewer models at a time, or use --device cpu");
+        }
+        let (flag, given, needed) = if self.host_bytes < needed.host {
+            ("--host-memory", self.host_bytes, needed.host)
+        } else {
+            ("--device-memory", self.device_bytes, needed.device)
+        };
+        Error::config(format!("{flag} {given} bytes: this merge needs at least {needed} bytes"))
+            .hint("give it more; the default is a good choice")
+    }
+}
+
+/// Where memory is short, threads are given up before chunks get smaller than this.
+const CHUNK_TILES_COMFORTABLE: u64 = 16;
+
+/// More threads than this only wait for each other.
+const THREADS_MAX: u64 = 256;

@@ -1,0 +1,86 @@
+//! Tensors that are copied: bytes that need no arithmetic, and so no device. Whoever holds them has to agree.
+
+use crate::backend::{OddValues, Output, ReadInputs, SpanResult, Tally};
+use crate::dtype::{Float, decode, encode};
+use crate::error::{Error, Result};
+use crate::kernel::TILE;
+use crate::plan::{Copied, Tensor};
+use crate::timeline::{By, Stage, Timeline};
+
+/// What a worker copies through.
+#[derive(Default)]
+pub(super) struct Copier {
+    first: Vec<u8>,
+    other: Vec<u8>,
+    encoded: Vec<u8>,
+}
+
+impl Copier {
+    /// The bytes to store of a part of a tensor: those of the first holder, after all others were compared with it; converted
+    /// where another type is stored. `name_of` gives the name of a holder's model.
+    ///
+    /// # Errors
+    /// Those of `read`, and holders that differ.
+    pub(super) fn copy(
+        &mut self,
+        (tensor, copied): (&Tensor, &Copied),
+        bytes: usize,
+        read: &mut dyn ReadInputs,
+        name_of: impl Fn(usize) -> String,
+        (timeline, by): (&Timeline, By),
+    ) -> Result<Output<'_>> {
+        self.first.resize(bytes, 0);
+        self.other.resize(bytes, 0);
+        read.read(0, 0, &mut self.first)?;
+        for holder in 1..copied.holders.len() {
+            read.read(0, holder, &mut self.other)?;
+            if self.first != self.other {
+                return Err(differ(tensor, &name_of(copied.holders[0]), &name_of(copied.holders[holder])));
+            }
+        }
+        let mut odd = OddValues::default();
+        let result = timeline.time(Stage::Compute, by, bytes as u64, || {
+            convert(copied, &self.first, &mut self.encoded, &mut odd)
+        });
+        Ok(Output {
+            result: SpanResult::Values(result),
+            tally: Tally { odd, ..Tally::default() },
+            redone: false,
+        })
+    }
+}
+
+/// The units that a copy is cut by, and the bytes of each: elements of the type where it is a float, else bytes.
+pub(super) fn units(tensor: &Tensor, from: Option<Float>) -> (u64, usize) {
+    match from {
+        Some(float) => (tensor.elements, float.bytes()),
+        None => (tensor.bytes, 1),
+    }
+}
+
+/// The bytes to store: as they are when the type stays, else decoded and encoded.
+fn convert<'a>(copied: &Copied, bytes: &'a [u8], encoded: &'a mut Vec<u8>, odd: &mut OddValues) -> &'a [u8] {
+    let (Some(from), Some(to)) = (copied.from, copied.to) else { return bytes };
+    let changes = from != to;
+    let elements = bytes.len() / from.bytes();
+    encoded.resize(elements * to.bytes(), 0);
+    let mut values = [0.0; TILE];
+    for first in (0..elements).step_by(TILE) {
+        let len = TILE.min(elements - first);
+        let values = &mut values[..len];
+        decode(from, &bytes[first * from.bytes()..][..len * from.bytes()], values);
+        odd.count(values);
+        if changes {
+            odd.overflowed += encode(to, values, &mut encoded[first * to.bytes()..][..len * to.bytes()]);
+        }
+    }
+    if changes { encoded } else { bytes }
+}
+
+fn differ(tensor: &Tensor, first: &str, other: &str) -> Error {
+    Error::input(format!(
+        "tensor {}: {first} and {other} hold different values of a tensor that can only be copied",
+        tensor.name
+    ))
+    .hint("such a tensor is copied when all models agree on it; leave out the model that does not")
+}

@@ -1,0 +1,213 @@
+//! Inputs that are made of others, in plans made here: no config reaches them yet. A merge that reads them writes the bytes
+//! of the same merge of a checkpoint that holds what they yield.
+
+use std::path::Path;
+
+use mergeforge::backend::device::Device;
+use mergeforge::backend::devices::{choose, processor};
+use mergeforge::checkpoint::Reads;
+use mergeforge::dtype::Float;
+use mergeforge::input::{Adapted, Floats, Input, Made, Row, Rows, Scaled};
+use mergeforge::plan::{Action, Choices, Plan};
+use mergeforge::{Options, Prepared, merge, prepare};
+use safetensors::Dtype;
+
+use crate::models::{self, PLAIN, Quiet, RUN, Stored, Tensors, stored, tuned, values, weights};
+
+/// Larger than a tile, with rows that end within one; and a rank that is no power of two.
+const ROWS: usize = 70;
+const COLUMNS: usize = 333;
+const RANK: usize = 5;
+const BLOCK: [usize; 2] = [16, 32];
+
+/// What the base has beside the weight that is merged: parts that other inputs are made of.
+fn parts() -> Tensors {
+    let blocks = ROWS.div_ceil(BLOCK[0]) * COLUMNS.div_ceil(BLOCK[1]);
+    let codes = (0..ROWS * COLUMNS).map(|i| (i * 37 % 251) as u8).collect();
+    Tensors::from([
+        ("a".into(), stored(Dtype::BF16, &[RANK, COLUMNS], &weights(RANK * COLUMNS, 11))),
+        ("b".into(), stored(Dtype::F32, &[ROWS, RANK], &weights(ROWS * RANK, 12))),
+        ("codes".into(), Stored { dtype: Dtype::I8, shape: vec![ROWS, COLUMNS], bytes: codes }),
+        ("scales".into(), stored(Dtype::F32, &[blocks], &weights(blocks, 13))),
+        ("more".into(), stored(Dtype::F16, &[9, COLUMNS], &weights(9 * COLUMNS, 14))),
+    ])
+}
+
+/// The number of a tensor that is copied among a plan's inputs.
+fn number(plan: &Plan, name: &str) -> usize {
+    let tensor = plan.tensors.iter().find(|tensor| &*tensor.name == name).unwrap();
+    let Action::Copy(copied) = &tensor.action else { panic!("{name} is copied") };
+    copied.holders[0]
+}
+
+/// The kinds of inputs that stand in for the first model's weight: what each is, and what it yields.
+fn kinds(plan: &Plan, weight: usize, base: &Tensors, own: &[f32]) -> Vec<(Box<dyn Made>, Vec<f32>)> {
+    let floats = |name: &str, float| Floats { input: number(plan, name), float };
+    let of = |name: &str| values(&base[name]);
+    let adapted = Adapted {
+        weight: Floats { input: weight, float: Float::BF16 },
+        a: floats("a", Float::BF16),
+        b: floats("b", Float::F32),
+        columns: COLUMNS as u64,
+        rank: RANK as u64,
+        scale: 1.7,
+    };
+    let (a, b) = (of("a"), of("b"));
+    let element = |i: usize| {
+        let (row, column) = (i / COLUMNS, i % COLUMNS);
+        let sum = (0..RANK).fold(0.0, |sum, k| sum + b[row * RANK + k] * a[k * COLUMNS + column]);
+        own[i] + 1.7 * sum
+    };
+    let with_adapter = (0..ROWS * COLUMNS).map(element).collect();
+
+    let scales = of("scales");
+    let in_blocks = Scaled::new(
+        number(plan, "codes"),
+        Dtype::I8,
+        floats("scales", Float::F32),
+        COLUMNS as u64,
+        BLOCK.map(|side| side as u64),
+    )
+    .unwrap();
+    let dequantised = |i: usize| {
+        let (row, column) = (i / COLUMNS, i % COLUMNS);
+        let block = row / BLOCK[0] * COLUMNS.div_ceil(BLOCK[1]) + column / BLOCK[1];
+        f32::from(base["codes"].bytes[i] as i8) * scales[block]
+    };
+    let dequantised = (0..ROWS * COLUMNS).map(dequantised).collect();
+
+    // Reversed, with rows of another tensor between, averages and zeros.
+    let row = |row: usize| match row % 7 {
+        0 => Row::Zero,
+        1 => Row::Picked { of: 1, row: (row % 9) as u64 },
+        2 => Row::Mean(vec![(0, row as u64), (1, 3), (0, 1)]),
+        _ => Row::Picked { of: 0, row: (ROWS - 1 - row) as u64 },
+    };
+    let more = of("more");
+    let from = |of: usize, row: u64, column: usize| [own, &more][of][row as usize * COLUMNS + column];
+    let picked = |i: usize| match row(i / COLUMNS) {
+        Row::Zero => 0.0,
+        Row::Picked { of, row } => from(of, row, i % COLUMNS),
+        Row::Mean(holders) => {
+            let sum = holders.iter().fold(0.0, |sum, (of, row)| sum + from(*of, *row, i % COLUMNS));
+            sum / holders.len() as f32
+        }
+    };
+    let of = vec![Floats { input: weight, float: Float::BF16 }, floats("more", Float::F16)];
+    let rows = Rows::new(of, COLUMNS as u64, Float::F32, (0..ROWS).map(row));
+    let rearranged = (0..ROWS * COLUMNS).map(picked).collect();
+    vec![(Box::new(adapted), with_adapter), (Box::new(in_blocks), dequantised), (Box::new(rows), rearranged)]
+}
+
+fn config(folder: &Path, method: &str, first: &str) -> Prepared {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let text = format!(
+        "merge_method: {method}\nbase_model: {}\ndtype: float32\n\
+         parameters: {{weight: 0.4, density: 0.6, filter_wise: true, nuslerp_flatten: false, nuslerp_row_wise: true}}\n\
+         models:\n  - model: {}\n  - model: {}\n",
+        path("base"),
+        path(first),
+        path("second")
+    );
+    let file = folder.join("config.yml");
+    std::fs::write(&file, text).unwrap();
+    prepare(&file, &Choices { seed: RUN.seed, shard_bytes: RUN.shard_bytes, allow_crimes: false }).unwrap()
+}
+
+fn merged(folder: &Path, prepared: &Prepared, chunk_tiles: u64, threads: usize) -> Stored {
+    merged_on(&processor(), folder, prepared, chunk_tiles, threads)
+}
+
+fn merged_on(
+    device: &Device,
+    folder: &Path,
+    prepared: &Prepared,
+    chunk_tiles: u64,
+    threads: usize,
+) -> Stored {
+    let out = folder.join("out");
+    let options = Options {
+        out: out.clone(),
+        device: device.clone(),
+        budget: mergeforge::stream::Budget { chunk_tiles, threads, device_bytes: 64 << 20, ..RUN.budget },
+        copy_tokenizer: true,
+        model_card: true,
+        reads: Reads::Mapped,
+        cache: None,
+        recall: false,
+    };
+    merge(prepared, &options, &Quiet).unwrap();
+    let tensor = models::read(&out)["w"].clone();
+    std::fs::remove_dir_all(&out).unwrap();
+    tensor
+}
+
+#[test]
+fn made_inputs_merge_as_the_tensors_they_stand_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, tensors: &Tensors| models::write(&folder.path().join(name), tensors, PLAIN);
+    let weight = |x: &[f32], dtype| ("w".to_string(), stored(dtype, &[ROWS, COLUMNS], x));
+    let of_base = weights(ROWS * COLUMNS, 1);
+    let own = tuned(&of_base, 2);
+    let mut base = parts();
+    base.extend([weight(&of_base, Dtype::BF16)]);
+    write("base", &base);
+    write("first", &Tensors::from([weight(&own, Dtype::BF16)]));
+    write("second", &Tensors::from([weight(&tuned(&of_base, 3), Dtype::BF16)]));
+    // One sweep, several sweeps over what is held, and rows and columns by themselves.
+    for method in ["task_arithmetic", "ties", "model_stock", "nuslerp"] {
+        for kind in 0..3 {
+            let mut prepared = config(folder.path(), method, "first");
+            let plan = &mut prepared.plan;
+            let place = plan.tensors.iter().position(|tensor| &*tensor.name == "w").unwrap();
+            let Action::Merge(merge) = &plan.tensors[place].action else { panic!("w is merged") };
+            let stands_for = merge.inputs[0];
+            let (made, expected) = kinds(plan, stands_for, &base, &own).swap_remove(kind);
+            let told = format!("{method}, {made}");
+            assert!(made.of().iter().all(|of| *of < plan.inputs.len()));
+            let float = made.float();
+            plan.inputs.push(Input::Made(made));
+            let number = plan.inputs.len() - 1;
+            let Action::Merge(merge) = &mut plan.tensors[place].action else { unreachable!() };
+            merge.inputs[0] = number;
+            merge.floats[0] = float;
+
+            write("explicit", &Tensors::from([weight(&expected, Dtype::F32)]));
+            let explicit = config(folder.path(), method, "explicit");
+            let expected = merged(folder.path(), &explicit, 128, 1);
+            for (chunk_tiles, threads) in [(1, 2), (2, 1), (128, 2)] {
+                let found = merged(folder.path(), &prepared, chunk_tiles, threads);
+                assert!(found == expected, "{told}, chunks of {chunk_tiles} tiles");
+            }
+        }
+    }
+}
+
+/// Two outputs of the same inputs: what one has read the other finds, and the bytes are those of a merge of each alone.
+#[test]
+fn outputs_of_the_same_inputs_share_what_is_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = weights(200_000, 1);
+    for (name, seed) in [("base", None), ("first", Some(2)), ("second", Some(3))] {
+        let x = seed.map_or_else(|| base.clone(), |seed| tuned(&base, seed));
+        let tensors = Tensors::from([("w".into(), stored(Dtype::BF16, &[200, 1000], &x))]);
+        models::write(&folder.path().join(name), &tensors, PLAIN);
+    }
+    for method in ["task_arithmetic", "ties"] {
+        let expected = merged(folder.path(), &config(folder.path(), method, "first"), 16, 1);
+        let mut twice = config(folder.path(), method, "first");
+        // Another output with the same name would be another mask; the tensor's own is used by neither method.
+        let mut other = config(folder.path(), method, "first").plan.tensors.remove(0);
+        other.name = "w2".into();
+        twice.plan.tensors.push(other);
+        twice.plan.layout = mergeforge::checkpoint::layout(&twice.plan.tensors, RUN.shard_bytes);
+        assert_eq!(twice.plan.uses(), [2, 2, 2]);
+        // On a GPU too, where what one worker has read is used by another as soon as it is known to be held.
+        for device in [processor(), choose("wgpu:llvmpipe").unwrap().0] {
+            for threads in [1, 2, 2, 2] {
+                let found = merged_on(&device, folder.path(), &twice, 16, threads);
+                assert!(found == expected, "{method}, {}, {threads} threads", device.id());
+            }
+        }
+    }
+}

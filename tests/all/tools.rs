@@ -1,0 +1,29 @@
+//! The other tools that measure, on the smallest models: that they run and fill their tables. `gpu_check.rs` has the one
+//! for GPUs.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::command::ROOT;
+
+/// What a tool in Python prints.
+#[track_caller]
+fn printed(tool: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new("python3");
+    command.arg(Path::new(ROOT).join("tools").join(tool)).args(arguments).env("PYTHONDONTWRITEBYTECODE", "1");
+    let ended = command.output().expect("Python starts");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8(ended.stdout).unwrap()
+}
+
+#[test]
+fn compare_measures_every_merge_beside_the_floor() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, models) = (env!("CARGO_BIN_EXE_mergeforge"), folder.path().to_str().unwrap());
+    let flags = ["--shape", "tiny", "--rounds", "1", "--dir", models, "--mergeforge", program];
+    let page = printed("compare.py", &flags);
+    for merge in ["linear", "slerp", "ties", "dare_ties", "ties_4"] {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {merge} |")));
+        assert!(row.is_some_and(|row| row.contains(" % |")), "{page}");
+    }
+}

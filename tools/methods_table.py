@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The README's table of methods, made from `mergeforge methods --json` between its two marks.
 
-    cargo run --release -- methods --json | python3 tools/methods_table.py README.md            # writes the table
-    cargo run --release -- methods --json | python3 tools/methods_table.py README.md --check    # exit code 1 if it is stale
+    cargo run -- methods --json | python3 tools/methods_table.py README.md            # writes the table
+    cargo run -- methods --json | python3 tools/methods_table.py README.md --check    # exit code 1 if it is stale
 """
 
 import difflib

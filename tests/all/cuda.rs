@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use mergeforge::kernel::KERNELS;
 use safetensors::Dtype;
+use tempfile::TempDir;
 
 use crate::command::{self, Ended, ROOT, assert_nothing_left, mergeforge};
 use crate::cuda_driver::{Driver, Sanitizer};
@@ -70,9 +71,20 @@ fn kernels_stay_within_their_memory_and_have_no_races() {
     }
 }
 
-/// The kernels with one mistake in a file: what stands there, and what takes its place.
+/// The kernels with one mistake in a file: what stands there, and what takes its place. A mistake in the prelude is made in
+/// the one kernel that uses all of it, into which the prelude is written: the others need not be compiled again.
 fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
-    command::mistaken("kernels", file, right, wrong)
+    let folder = command::mistaken("kernels", file, right, wrong);
+    if file == "prelude.cuh" {
+        let (prelude, kernel) = (folder.path().join(file), folder.path().join("consensus.cu"));
+        let text = std::fs::read_to_string(&prelude).unwrap().replace("#pragma once\n", "");
+        std::fs::copy(Path::new(ROOT).join("kernels").join(file), prelude).unwrap();
+        let include = "#include \"prelude.cuh\"\n";
+        let source = std::fs::read_to_string(&kernel).unwrap();
+        assert!(source.contains(include), "consensus.cu includes the prelude");
+        std::fs::write(&kernel, source.replacen(include, &text, 1)).unwrap();
+    }
+    folder
 }
 
 #[test]
@@ -109,6 +121,7 @@ fn mistakes_in_kernels_are_caught() {
             "return group_sum(terms);",
             "return add(add(add(terms[0], terms[1]), terms[2]), terms[3]);",
         ),
+        ("segment_sum.cu", "by_columns ? element % columns", "by_columns ? element / columns"),
         ("levels.cu", "own[i] >= key", "own[i] > key"),
         ("magnitudes.cu", "(own[i] & low_bits) != 0", "(own[i] & low_bits) == 0"),
         ("masked_sums.cu", "v[i] = i < lanes ? absolute(v[i]) : 0.0f;", "v[i] = absolute(v[i]);"),
@@ -181,25 +194,30 @@ fn missing_waits_are_caught() {
     let folder = case("ties", 31);
     let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
     // One worker asks for the waits of a launch in turn: the kernel's for its inputs, and the copy's for the kernel.
-    for kind in ["1", "2", "3"] {
-        assert!((0..8).any(|seed| goes_wrong(&folder, &expected, kind, seed)), "no seed shows waits {kind}");
+    let kernels_early = (134, "cuda_cpu: an access where there is no memory (");
+    let copies_early = (5, "CUDA_ERROR_NOT_READY");
+    for (kind, ways) in
+        [("1", &[kernels_early, copies_early][..]), ("2", &[kernels_early]), ("3", &[copies_early])]
+    {
+        let caught = (0..8).find(|seed| goes_wrong(&folder, &expected, kind, *seed, ways));
+        assert!(caught.is_some(), "no seed shows waits {kind}");
     }
 }
 
-/// Whether a merge without the waits of a kind is noticed.
-fn goes_wrong(folder: &tempfile::TempDir, expected: &Tensors, kind: &str, seed: u32) -> bool {
+/// Whether a merge without the waits of a kind is noticed: by its bytes, by counts that contradict them, or by a failure
+/// of the kind's own. Any other failure fails the test.
+fn goes_wrong(folder: &TempDir, expected: &Tensors, kind: &str, seed: u32, ways: &[(i32, &str)]) -> bool {
     let settings = [("SEED", &*seed.to_string()), ("IGNORE_WAITS", kind)];
-    let output = command_on(driver(), &settings, &["merge"])
-        .args([folder.path().join("config.yml"), folder.path().join("out")])
-        .args(["--device", "cuda", "--threads", "1"])
-        .output();
-    // Whatever the kernels are given then, a panic included, counts as caught.
-    if !output.unwrap().status.success() {
-        return true;
+    let ended = merge(driver(), &settings, folder.path(), &["--device", "cuda", "--threads", "1"]);
+    if ended.code == Some(0) {
+        return merged(ended, folder.path()) != *expected;
     }
-    let found = models::read(&folder.path().join("out"));
-    std::fs::remove_dir_all(folder.path().join("out")).unwrap();
-    found != *expected
+    let mut ways = ways.iter().chain(&[(5, "contradicts itself")]);
+    assert!(
+        ways.any(|(code, says)| ended.code == Some(*code) && ended.stderr.contains(says)),
+        "waits {kind}, seed {seed}: {ended:?}"
+    );
+    true
 }
 
 /// A device that counts wrongly contradicts what it then keeps.

@@ -10,6 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use half::{bf16, f16};
+use multiversion::multiversion;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use tokenizers::Tokenizer;
@@ -20,8 +21,14 @@ const WINDOW_TOKENS: usize = 96;
 /// Windows are independent, so threads share them out.
 const THREADS: usize = 2;
 
-/// Inputs that one pass over a token's outputs adds up: the fewer passes, the fewer loads and stores of sums.
-const STEP_INPUTS: usize = 8;
+/// Outputs that are computed side by side, as vector instructions.
+const PANEL_OUTPUTS: usize = 16;
+
+/// Tokens whose sums stay in registers while a panel's weights pass by: each weight is loaded once for all of them.
+const PANEL_TOKENS: usize = 4;
+
+const _: () =
+    assert!(WINDOW_TOKENS.is_multiple_of(PANEL_TOKENS), "a window is made of whole groups of tokens");
 
 /// Perplexity per token of the checkpoint in `model_dir` on a validation set, `.txt` (a text a line) or `.jsonl` (a
 /// question and its answer a line).
@@ -158,51 +165,58 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     }
 }
 
-/// A weight matrix turned round, input by input, in steps of `STEP_INPUTS` rows padded with zeros: the product then
-/// runs along the outputs, and its inner loop becomes vector instructions.
+/// A weight matrix in panels of `PANEL_OUTPUTS` rows, the last one padded with zeros. A panel lists its weights input by
+/// input, so that the product runs along the outputs, and its inner loop becomes vector instructions.
 struct Matrix {
     inputs: usize,
     outputs: usize,
-    turned: Vec<f32>,
+    panels: Vec<f32>,
 }
 
 impl Matrix {
     fn pack(weights: &[f32], outputs: usize, inputs: usize) -> Self {
-        let mut turned = vec![0.0; inputs.next_multiple_of(STEP_INPUTS) * outputs];
+        let mut panels = vec![0.0; outputs.next_multiple_of(PANEL_OUTPUTS) * inputs];
         for (output, row) in weights.chunks_exact(inputs).enumerate() {
+            let (panel, lane) = (output / PANEL_OUTPUTS, output % PANEL_OUTPUTS);
             for (input, &weight) in row.iter().enumerate() {
-                turned[input * outputs + output] = weight;
+                panels[(panel * inputs + input) * PANEL_OUTPUTS + lane] = weight;
             }
         }
-        Self { inputs, outputs, turned }
+        Self { inputs, outputs, panels }
     }
 
-    /// `x · Wᵀ` for a window of row vectors. Tokens are the inner loop: a step's weights stay in the first-level cache.
+    /// `x · Wᵀ` for a window of row vectors.
     fn apply(&self, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; x.len() / self.inputs * self.outputs];
-        for (step, weights) in self.turned.chunks_exact(STEP_INPUTS * self.outputs).enumerate() {
-            let first = step * STEP_INPUTS;
-            let count = STEP_INPUTS.min(self.inputs - first);
-            for (x, y) in x.chunks_exact(self.inputs).zip(y.chunks_exact_mut(self.outputs)) {
-                let mut scales = [0.0; STEP_INPUTS];
-                scales[..count].copy_from_slice(&x[first..][..count]);
-                add_step(y, scales, weights);
-            }
+        for (panel, weights) in self.panels.chunks_exact(self.inputs * PANEL_OUTPUTS).enumerate() {
+            multiply_panel(x, weights, self.inputs, &mut y, self.outputs, panel * PANEL_OUTPUTS);
         }
         y
     }
 }
 
-/// Adds `STEP_INPUTS` scaled rows of weights to a token's outputs, which are loaded and stored once for all of them.
-fn add_step(y: &mut [f32], scales: [f32; STEP_INPUTS], weights: &[f32]) {
-    let width = y.len();
-    let rows: [&[f32]; STEP_INPUTS] = std::array::from_fn(|input| row(weights, input, width));
-    for (output, y) in y.iter_mut().enumerate() {
-        let mut sum = *y;
-        for (row, scale) in rows.iter().zip(scales) {
-            sum += scale * row[output];
+/// The outputs of a panel for all tokens. Each is added up input by input, whatever the vectors' width, so that newer
+/// instructions give the same bits. Written so that the compiler keeps the sums in registers: it is where the time goes.
+#[multiversion(targets("x86_64+avx2"))]
+fn multiply_panel(x: &[f32], weights: &[f32], inputs: usize, y: &mut [f32], outputs: usize, first: usize) {
+    let width = PANEL_OUTPUTS.min(outputs - first);
+    let weights = weights.as_chunks::<PANEL_OUTPUTS>().0;
+    for (x, y) in x.chunks_exact(PANEL_TOKENS * inputs).zip(y.chunks_exact_mut(PANEL_TOKENS * outputs)) {
+        let (x0, x) = x.split_at(inputs);
+        let (x1, x) = x.split_at(inputs);
+        let (x2, x3) = x.split_at(inputs);
+        let mut sums = [[0.0; PANEL_OUTPUTS]; PANEL_TOKENS];
+        for ((((weights, x0), x1), x2), x3) in weights.iter().zip(x0).zip(x1).zip(x2).zip(x3) {
+            for (lane, weight) in weights.iter().enumerate() {
+                sums[0][lane] += x0 * weight;
+                sums[1][lane] += x1 * weight;
+                sums[2][lane] += x2 * weight;
+                sums[3][lane] += x3 * weight;
+            }
         }
-        *y = sum;
+        for (sums, y) in sums.iter().zip(y.chunks_exact_mut(outputs)) {
+            y[first..][..width].copy_from_slice(&sums[..width]);
+        }
     }
 }
 

@@ -4,12 +4,10 @@ mod allocation;
 mod bench;
 mod cli;
 mod command;
-mod cuda;
 mod cuda_driver;
-mod cuda_engine;
+mod fast;
 mod faults;
 mod geometry;
-mod gpu_check;
 mod hardening;
 mod hostile;
 mod inputs;
@@ -26,4 +24,12 @@ mod thresholds;
 mod tools;
 mod trace;
 mod twins;
-mod wgpu;
+
+/// What takes minutes, or needs g++ or lavapipe: `cargo fast` leaves it out by this name, and CI runs it.
+#[path = "."]
+mod slow {
+    mod cuda;
+    mod cuda_engine;
+    mod gpu_check;
+    mod wgpu;
+}

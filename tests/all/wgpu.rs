@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
+use mergeforge::backend::devices::choose;
 use mergeforge::kernel::KERNELS;
 use safetensors::Dtype;
 use serde_json::Value as Json;
@@ -96,6 +97,7 @@ fn mistakes_in_shaders_are_caught() {
         ("consensus.wgsl", "work.first_tile + tile", "work.first_tile + tile - 1u"),
         ("consensus.wgsl", "(sum.low >= none)", "(sum.low > none)"),
         ("consensus.wgsl", "vote(votes, 1u, sum, v1.v)", "vote(votes, 0u, sum, v1.v)"),
+        ("segment_sum.wgsl", "elements % columns", "elements / columns"),
         // What is kept, counted past the end; of one subgroup alone.
         ("prelude.wgsl", "number_of(both(keep, exist))", "number_of(keep)"),
         ("consensus.wgsl", "speaks_for_neighbours(thread) &&", "thread == 0u &&"),
@@ -167,6 +169,12 @@ fn every_method_gives_the_bytes_of_the_cpu() {
             assert_same(&expected, &found, &format!("{way}, {ways}, {more:?}"));
         }
     }
+}
+
+/// What one worker has read is used by another as soon as it is known to be held.
+#[test]
+fn outputs_of_the_same_inputs_share_what_is_held() {
+    crate::inputs::check_shared_inputs(&choose(DEVICE).unwrap().0);
 }
 
 /// Something done to the values of a model.

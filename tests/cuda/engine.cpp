@@ -11,6 +11,7 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <link.h>
@@ -537,10 +538,36 @@ public:
     }
 };
 
+void find_faults();
+
 // Never destroyed: its OS threads wait until the process ends.
 Engine& engine() {
-    static Engine& engine = *new Engine;
+    static Engine& engine = *[] {
+        find_faults();
+        return new Engine;
+    }();
     return engine;
+}
+
+struct sigaction fault_of_program;
+
+// A kernel that follows an address which is none is named. Other faults are the program's own.
+void on_fault(int signal, siginfo_t*, void*) {
+    if (!engine().has_stack_at(reinterpret_cast<uintptr_t>(__builtin_frame_address(0)))) {
+        // It comes again, as soon as this returns.
+        sigaction(signal, &fault_of_program, nullptr);
+        return;
+    }
+    say("an access where there is no memory (%s)", running_thread().c_str());
+    give_up();
+}
+
+void find_faults() {
+    struct sigaction ours = {};
+    // On the stack of whoever has the fault, by which kernels are told from the program.
+    ours.sa_flags = SA_SIGINFO;
+    ours.sa_sigaction = on_fault;
+    sigaction(SIGSEGV, &ours, &fault_of_program);
 }
 
 }  // namespace

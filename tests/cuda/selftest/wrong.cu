@@ -125,6 +125,13 @@ extern "C" __global__ void read_far_away(unsigned* output) {
 }
 EXPORT_KERNEL(read_far_away)
 
+// Of memory that nothing has been copied to yet.
+extern "C" __global__ void follow_an_address(unsigned* output) {
+    unsigned* const* addresses = reinterpret_cast<unsigned* const*>(output);
+    addresses[threadIdx.x % 2][0] = 1;
+}
+EXPORT_KERNEL(follow_an_address)
+
 extern "C" __global__ void shared_past_the_end(unsigned* output) {
     __shared__ unsigned row[128];
     row[threadIdx.x + blockIdx.x] = 1;

@@ -312,22 +312,27 @@ fn usage(answer: &clap::Error) -> ExitCode {
     }
 }
 
+/// The device to merge on. `auto` gives the CPU where the best device fails its check: who named none is not left without one.
+fn checked_device(args: &MergeArgs, cache: Option<&Path>) -> Result<Device> {
+    let device = args.common.device(!args.quiet)?;
+    if args.common.device == "auto"
+        && let Err(wrong) = check::before_first_use(&device, cache)
+    {
+        if !args.quiet {
+            show::note(&format!("{}: merging on the CPU", wrong.message));
+        }
+        return Ok(processor());
+    }
+    Ok(device)
+}
+
 fn run_merge(args: &MergeArgs) -> Result<()> {
     let progress = Progress::new(args.quiet)?;
     let started = Instant::now();
     args.mergekit.notes.iter().for_each(|note| show::note(note));
     let prepared = prepared(&args.config, &args.common)?;
     let cache = cache_folder();
-    let mut device = args.common.device(!args.quiet)?;
-    // Who named no device is not to be left without one.
-    if args.common.device == "auto"
-        && let Err(wrong) = check::before_first_use(&device, cache.as_deref())
-    {
-        device = processor();
-        if !args.quiet {
-            show::note(&format!("{}: merging on the CPU", wrong.message));
-        }
-    }
+    let device = checked_device(args, cache.as_deref())?;
     let budget = args.common.budget(&device)?;
     let limits = budget.limits(&prepared.plan, &device)?;
     if !args.quiet {

@@ -142,7 +142,7 @@ impl Hash for Kernel {
 pub struct Compiled {
     /// Its text.
     pub text: &'static str,
-    /// Up to so many models have entries of their own (see [`Numbers::models`]); more share one.
+    /// Up to so many models have entries of their own (see `Numbers::models`); more share one.
     pub models: usize,
 }
 

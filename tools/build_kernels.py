@@ -239,7 +239,7 @@ def lowered(tools: Tools, text: str, work: pathlib.Path, name: str) -> tuple[str
 
 
 def block_sizes(text: str) -> dict[str, int]:
-    """The entries, and the most threads of a block that each is compiled for (0: not told)."""
+    """The entries, and the most threads of a block that each is compiled for (0: not reported)."""
     found = {}
     for head in re.finditer(r"^\.visible \.entry (\w+)\((.*?)^\{", text, re.MULTILINE | re.DOTALL):
         limits = re.search(r"^\.maxntid ([\d, ]+)$", head[2], re.MULTILINE)
@@ -424,7 +424,7 @@ def build_folder(tools: Tools, folder: pathlib.Path, check: bool, jobs: int) -> 
 
 # Are faults found?
 
-# Kernels with what must be told of them, each by the name of its entry or of its file.
+# Kernels with what must be known of them, each by the name of its entry or of its file.
 PLANTED = {
     "entries": (
         """
@@ -480,11 +480,11 @@ def self_test(tools: Tools) -> None:
         for name in ("prelude.cuh", "params.cuh"):
             (folder / name).touch()
         _, wrong = build_all(tools, folder, list(PLANTED), 2)
-    told = "\n".join(wrong)
+    reported = "\n".join(wrong)
     expected = [fault for _, faults in PLANTED.values() for fault in faults]
-    missed = [f"a planted fault is not found: {fault}" for fault in expected if not re.search(fault, told)]
-    if missed or "faultless" in told:
-        raise Failure("\n".join([*missed, "what was told, and must not say faultless:", told]))
+    missed = [f"a planted fault is not found: {fault}" for fault in expected if not re.search(fault, reported)]
+    if missed or "faultless" in reported:
+        raise Failure("\n".join([*missed, "the report must not say faultless:", reported]))
     print(f"{len(expected)} planted faults found")
 
 

@@ -88,53 +88,9 @@ impl Table {
     /// # Errors
     /// There is no memory for it.
     pub(super) fn new(dialect: &Dialect, launch: &Launch, places: &[u64]) -> error::Result<Self> {
-        let (inputs, job) = (launch.floats.len(), &*launch.jobs[0]);
-        let blocks: Vec<Vec<TableBlock>> = launch.spans.iter().map(|span| blocks_of(span, launch)).collect();
-        let block_count = blocks.iter().map(Vec::len).sum::<usize>();
-        // The parts in their order; each place follows from the sizes before it.
-        let blocks_at = TableHeader::WORDS;
-        let floats_at = blocks_at + block_count * TableBlock::WORDS;
-        let spans_at = floats_at + inputs;
-        let span_words = packed::TableSpan::WORDS + inputs;
-        let jobs_at = spans_at + launch.spans.len() * span_words;
-        let (jobs, job_places) = pack_jobs(launch, jobs_at);
-        let mut words = Vec::new();
-        reserve(&mut words, jobs_at + jobs.len())?;
-        let header = TableHeader {
-            blocks: blocks_at as u32,
-            floats: floats_at as u32,
-            inputs: inputs as u32,
-            output: float_code(launch.output),
-        };
-        append(&mut words, &header);
-        for (index, blocks) in blocks.iter().enumerate() {
-            let span = (spans_at + index * span_words) as u32;
-            blocks.iter().for_each(|block| append(&mut words, &TableBlock { span, ..*block }));
-        }
-        words.extend(launch.floats.iter().map(|float| float_code(*float)));
-        let results_from = dialect.results_from(launch.spans.len());
-        let mut end = results_from.max(tallies_bytes(launch.spans.len()));
-        let mut spans = Vec::with_capacity(launch.spans.len());
-        for ((index, span), places) in launch.spans.iter().enumerate().zip(places.chunks_exact(inputs)) {
-            let start = end.next_multiple_of(VECTOR_BYTES);
-            let (used, taken) = result_bytes(job.outcome(), launch, span);
-            end = start + taken;
-            spans.push((start as usize, used as usize));
-            append(
-                &mut words,
-                &packed::TableSpan {
-                    job: job_places[index],
-                    first_tile: span.tiles.start as u32,
-                    elements: span.elements as u32,
-                    results: ((start - results_from) / VECTOR_BYTES) as u32,
-                    tally: (index * TALLY_WORDS) as u32,
-                },
-            );
-            words.extend(places.iter().map(|place| (place / VECTOR_BYTES) as u32));
-        }
-        words.extend(jobs);
-        let element_bytes: usize = launch.floats.iter().map(|float| float.bytes()).sum();
-        let elements: usize = launch.spans.iter().map(|span| span.elements).sum();
+        let job = &*launch.jobs[0];
+        let results = Results::of(dialect, launch);
+        let (words, blocks) = pack(launch, places, &results)?;
         let entry = Entry::of(job, &launch.floats, dialect);
         let groups = match job.models() {
             models if entry.kernel.group_words > 0 && entry.models == 0 => {
@@ -142,16 +98,18 @@ impl Table {
             }
             _ => 1,
         };
+        let element_bytes: usize = launch.floats.iter().map(|float| float.bytes()).sum();
+        let elements: usize = launch.spans.iter().map(|span| span.elements).sum();
         Ok(Self {
             words,
             entry,
-            grid: (block_count as u32, groups as u32),
+            grid: (blocks as u32, groups as u32),
             threads: THREADS as u32,
-            result_bytes: end,
+            result_bytes: results.end,
             // Each further group of models reads the base again.
             read_bytes: (elements * (element_bytes + (groups - 1) * launch.floats[0].bytes())) as u64,
-            written_bytes: spans.iter().map(|(_, used)| *used as u64).sum(),
-            spans,
+            written_bytes: results.spans.iter().map(|(_, used)| *used as u64).sum(),
+            spans: results.spans,
         })
     }
 
@@ -162,6 +120,75 @@ impl Table {
             _ => tallies_bytes(launch.spans.len()),
         }
     }
+}
+
+/// The results of a launch's spans in the memory for results.
+struct Results {
+    /// Of each span: the byte that its results begin at, and the bytes that they use.
+    spans: Vec<(usize, usize)>,
+    /// The byte that the kernel counts places from.
+    from: u64,
+    /// Bytes of them all, with what stands before them.
+    end: u64,
+}
+
+impl Results {
+    fn of(dialect: &Dialect, launch: &Launch) -> Self {
+        let count = launch.spans.len();
+        let from = dialect.results_from(count);
+        let mut end = from.max(tallies_bytes(count));
+        let mut spans = Vec::with_capacity(count);
+        for span in &launch.spans {
+            let start = end.next_multiple_of(VECTOR_BYTES);
+            let (used, taken) = result_bytes(launch.jobs[0].outcome(), launch, span);
+            end = start + taken;
+            spans.push((start as usize, used as usize));
+        }
+        Self { spans, from, end }
+    }
+}
+
+/// The words of a launch's table, and the number of its blocks: header, blocks, element types, spans with the places of their
+/// inputs, jobs.
+fn pack(launch: &Launch, places: &[u64], results: &Results) -> error::Result<(Vec<u32>, usize)> {
+    let inputs = launch.floats.len();
+    let blocks: Vec<Vec<TableBlock>> = launch.spans.iter().map(|span| blocks_of(span, launch)).collect();
+    let block_count = blocks.iter().map(Vec::len).sum::<usize>();
+    // The parts in their order; each place follows from the sizes before it.
+    let blocks_at = TableHeader::WORDS;
+    let floats_at = blocks_at + block_count * TableBlock::WORDS;
+    let spans_at = floats_at + inputs;
+    let span_words = packed::TableSpan::WORDS + inputs;
+    let jobs_at = spans_at + launch.spans.len() * span_words;
+    let (jobs, job_places) = pack_jobs(launch, jobs_at);
+    let mut words = Vec::new();
+    reserve(&mut words, jobs_at + jobs.len())?;
+    let header = TableHeader {
+        blocks: blocks_at as u32,
+        floats: floats_at as u32,
+        inputs: inputs as u32,
+        output: float_code(launch.output),
+    };
+    append(&mut words, &header);
+    for (index, blocks) in blocks.iter().enumerate() {
+        let span = (spans_at + index * span_words) as u32;
+        blocks.iter().for_each(|block| append(&mut words, &TableBlock { span, ..*block }));
+    }
+    words.extend(launch.floats.iter().map(|float| float_code(*float)));
+    for ((index, span), places) in launch.spans.iter().enumerate().zip(places.chunks_exact(inputs)) {
+        let (start, _) = results.spans[index];
+        let packed = packed::TableSpan {
+            job: job_places[index],
+            first_tile: span.tiles.start as u32,
+            elements: span.elements as u32,
+            results: ((start as u64 - results.from) / VECTOR_BYTES) as u32,
+            tally: (index * TALLY_WORDS) as u32,
+        };
+        append(&mut words, &packed);
+        words.extend(places.iter().map(|place| (place / VECTOR_BYTES) as u32));
+    }
+    words.extend(jobs);
+    Ok((words, block_count))
 }
 
 /// The words of a launch's jobs, which begin at a place, and where the job of each span is.

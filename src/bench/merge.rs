@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_merge_says_of_its_failure_is_told_with_its_kind() {
+    fn what_a_merge_says_of_its_failure_is_reported_with_its_kind() {
         let error = failure(Some(5), "error: no driver\nhint: --device cpu\n");
         assert_eq!(error, Error::device("no driver").hint("--device cpu"));
         assert!(failure(None, "").message.contains("without a word"));

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn free_space_is_told_for_a_folder_that_is_not_there_yet() {
+    fn free_space_is_reported_for_a_folder_that_is_not_there_yet() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(free_bytes(&dir.path().join("a/b")).is_some(), cfg!(unix));
     }

@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_with_what_is_needed() {
+    fn a_full_disk_is_reported_with_what_is_needed() {
         let dir = tempfile::tempdir().unwrap();
         let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40), Access::ANY).unwrap();
         let full = sink.write_error(&dir.path().join("x"), &io::ErrorKind::StorageFull.into());

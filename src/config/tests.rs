@@ -324,7 +324,7 @@ fn a_config_of_mergekit_moe_is_recognised() {
 }
 
 #[test]
-fn a_parameter_beside_its_place_is_told_where_it_belongs() {
+fn a_parameter_beside_its_place_is_reported_where_it_belongs() {
     let belongs = "(it belongs under `parameters:`) is ignored";
     for method in crate::method::METHODS {
         for name in method.parameters.iter().map(|parameter| parameter.name) {

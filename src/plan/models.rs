@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_models_are_told_apart_at_once() {
+    fn thousands_of_models_are_reported_apart_at_once() {
         let config = Config::parse("c.yaml", &many(39_000)).unwrap();
         let begun = std::time::Instant::now();
         assert_eq!([0; 20].map(|_| references(&config).len()), [39_000; 20]);

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn few_problems_are_told_one_by_one_and_many_by_kind() {
+    fn few_problems_are_reported_one_by_one_and_many_by_kind() {
         let few = message(&[("a", "do x"), ("b", "do x"), ("a", "do x")]);
         assert_eq!(few, ("a\nb".into(), Some("do x".into())));
         let many = message(&[("a", "do x"), ("b", "do x"), ("c", "do y"), ("d", ""), ("e", "do x")]);

@@ -264,7 +264,7 @@ fn many_warnings_of_one_kind_are_one() {
 
 /// A gradient gives a model as many values as it has layers.
 #[test]
-fn a_senseless_value_is_told_once_a_model() {
+fn a_senseless_value_is_reported_once_a_model() {
     let models = Models::new();
     models.add("a", names(0..50, |i| format!("a.{i}.w"))).add("b", names(0..50, |i| format!("a.{i}.w")));
     let config = "merge_method: ties\nbase_model: DIR/a\nparameters: {weight: 1, density: [2, 3]}\nmodels: [{model: DIR/b}]";
@@ -287,7 +287,7 @@ fn a_senseless_value_is_told_once_a_model() {
 }
 
 #[test]
-fn a_slip_is_told_with_what_is_missing_for_it_among_many_unknown_parameters() {
+fn a_slip_is_reported_with_what_is_missing_for_it_among_many_unknown_parameters() {
     let models = Models::new();
     models.add("a", names(0..2000, |i| format!("w{i}"))).add("b", names(0..2000, |i| format!("w{i}")));
     let unknown = text(0..20_000, |i| format!("  x{i}: 1\n"));
@@ -338,7 +338,7 @@ fn what_all_models_share_is_asked_for_where_it_is_read() {
 }
 
 #[test]
-fn configs_that_differ_from_the_one_that_the_output_gets_are_told_with_keys_and_values() {
+fn configs_that_differ_from_the_one_that_the_output_gets_are_reported_with_keys_and_values() {
     let models = Models::new();
     let config = |changes: Json| {
         let mut config = json!({
@@ -430,7 +430,7 @@ fn quantised_weights_are_called_by_their_method() {
             .iter()
             .for_each(|model| fs::write(models.0.path().join(model).join("config.json"), &config).unwrap());
     };
-    for (config, told) in [
+    for (config, reported) in [
         (json!({ "quant_method": "gptq", "bits": 4 }), "gptq, 4 bits"),
         (json!({ "quant_method": "awq", "w_bit": 4 }), "awq, 4 bits"),
         (json!({ "quant_method": "bitsandbytes", "load_in_8bit": true }), "bitsandbytes, 8 bits"),
@@ -440,7 +440,7 @@ fn quantised_weights_are_called_by_their_method() {
         quantised(config);
         let error = models.refused(LINEAR);
         let of = |model: &str| {
-            format!("DIR/{model} is quantised ({told}), and quantised weights cannot be merged")
+            format!("DIR/{model} is quantised ({reported}), and quantised weights cannot be merged")
         };
         assert_eq!(error.message, format!("{}\n{}", of("a"), of("b")));
         assert!(error.hint.unwrap().contains("the model that it was made from"));

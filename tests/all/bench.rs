@@ -162,7 +162,7 @@ fn what_cannot_be_measured_is_refused_before_anything_is_made() {
 }
 
 #[test]
-fn a_merge_that_fails_is_told_in_its_own_words() {
+fn a_merge_that_fails_is_reported_in_its_own_words() {
     let dir = tempfile::tempdir().unwrap();
     bench(dir.path(), &["--host-memory", "1kB"]).failed(2, &["--host-memory 1000 bytes", "give it more"]);
     let work: Vec<String> = below(dir.path()).into_iter().filter(|path| path.contains("work")).collect();

@@ -264,8 +264,8 @@ fn a_plan_is_printed_as_json() {
 #[test]
 fn a_verbose_plan_names_every_tensor() {
     let models = Models::new();
-    let told = models.plan(LINEAR, &["-v"]).succeeded().stdout;
-    SHAPES.iter().for_each(|(name, _)| assert!(told.contains(&format!("{name}\n")), "{told}"));
+    let reported = models.plan(LINEAR, &["-v"]).succeeded().stdout;
+    SHAPES.iter().for_each(|(name, _)| assert!(reported.contains(&format!("{name}\n")), "{reported}"));
 }
 
 #[test]
@@ -448,7 +448,7 @@ const WRONG: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn what_is_wrong_with_a_config_is_told_with_the_way_out() {
+fn what_is_wrong_with_a_config_is_reported_with_the_way_out() {
     let models = Models::new();
     misfits(&models);
     let mut all = String::new();
@@ -460,8 +460,8 @@ fn what_is_wrong_with_a_config_is_told_with_the_way_out() {
         assert_nothing_left(models.path());
         all += &format!("-- {what}\n{}", merged.stderr);
     }
-    let told = all.replace(models.path().to_str().unwrap(), "DIR");
-    assert_snapshot!(told, @r#"
+    let reported = all.replace(models.path().to_str().unwrap(), "DIR");
+    assert_snapshot!(reported, @r#"
     -- unknown method
     error: DIR/config.yml:1:15: there is no merge method `tise`
     hint: did you mean `ties`?
@@ -536,7 +536,7 @@ fn what_is_wrong_with_a_config_is_told_with_the_way_out() {
 }
 
 #[test]
-fn a_config_that_is_not_there_or_no_text_is_told() {
+fn a_config_that_is_not_there_or_no_text_is_reported() {
     let models = Models::new();
     let ended = run(["plan", "no/such.yml"]);
     assert!(ended.stderr.contains("cannot read no/such.yml: No such file"), "{}", ended.stderr);
@@ -551,16 +551,16 @@ fn a_config_that_is_not_there_or_no_text_is_told() {
 fn a_slip_of_a_key_is_a_warning_and_strictly_an_error() {
     let models = Models::new();
     let slip = format!("{LINEAR}dtpye: bfloat16\n");
-    let told = ["config.yml:5:1: ", "unknown key `dtpye` (did you mean `dtype`?) is ignored"];
+    let reported = ["config.yml:5:1: ", "unknown key `dtpye` (did you mean `dtype`?) is ignored"];
     for more in [&[][..], &["-q"]] {
         let ended = models.merge(&slip, more).succeeded();
         assert!(ended.stderr.contains("warning: "), "{}", ended.stderr);
-        told.iter().for_each(|part| assert!(ended.stderr.contains(part), "{}", ended.stderr));
+        reported.iter().for_each(|part| assert!(ended.stderr.contains(part), "{}", ended.stderr));
         fs::remove_dir_all(models.out()).unwrap();
     }
-    models.merge(&slip, &["--strict"]).failed(2, &told).failed(2, &["--strict makes warnings errors"]);
+    models.merge(&slip, &["--strict"]).failed(2, &reported).failed(2, &["--strict makes warnings errors"]);
     assert_nothing_left(models.path());
-    models.plan(&slip, &["--strict"]).failed(2, &told);
+    models.plan(&slip, &["--strict"]).failed(2, &reported);
     models.plan(LINEAR, &["--strict"]).succeeded();
 }
 
@@ -568,12 +568,12 @@ fn a_slip_of_a_key_is_a_warning_and_strictly_an_error() {
 fn models_of_other_architectures_are_a_crime_that_can_be_allowed() {
     let models = Models::new();
     models.edit_config("b", |config| config["architectures"] = json!(["MistralForCausalLM"]));
-    let told = "the models have different architectures: LlamaForCausalLM in ";
-    models.plan(LINEAR, &[]).failed(2, &["error: ", told, "hint: ", "--allow-crimes"]);
-    models.merge(LINEAR, &["--no-allow-crimes"]).failed(2, &["error: ", told]);
+    let reported = "the models have different architectures: LlamaForCausalLM in ";
+    models.plan(LINEAR, &[]).failed(2, &["error: ", reported, "hint: ", "--allow-crimes"]);
+    models.merge(LINEAR, &["--no-allow-crimes"]).failed(2, &["error: ", reported]);
     assert_nothing_left(models.path());
     let allowed = models.merge(LINEAR, &["--allow-crimes"]).succeeded();
-    assert!(allowed.stderr.contains(&format!("warning: {told}")), "{}", allowed.stderr);
+    assert!(allowed.stderr.contains(&format!("warning: {reported}")), "{}", allowed.stderr);
     models.plan(LINEAR, &["--allow-crimes", "--strict"]).failed(2, &["--strict makes warnings errors"]);
 }
 
@@ -599,7 +599,7 @@ fn a_parameter_that_is_not_read_is_a_warning() {
 }
 
 #[test]
-fn bad_flags_are_told() {
+fn bad_flags_are_reported() {
     let models = Models::new();
     for size in ["5X", "0", "-1", "GB", "1e999"] {
         let flag = format!("--out-shard-size={size}");
@@ -614,9 +614,9 @@ fn bad_flags_are_told() {
     models.merge(LINEAR, &["--host-memory", "512B"]).failed(2, &["--host-memory 512 bytes: "]);
     for (device, maker) in [("mps", "Apple"), ("xpu", "Intel"), ("xpu:0", "Intel")] {
         let hint = format!("hint: --device wgpu computes on GPUs of {maker}");
-        let told = [&format!("--device {device}: there is no such device")[..], &hint];
-        models.merge(LINEAR, &["--device", device]).failed(2, &told);
-        run(["check", "--device", device]).failed(2, &told);
+        let reported = [&format!("--device {device}: there is no such device")[..], &hint];
+        models.merge(LINEAR, &["--device", device]).failed(2, &reported);
+        run(["check", "--device", device]).failed(2, &reported);
     }
     models.merge(LINEAR, &["--random-seed=-1"]).failed(2, &["--random-seed <N>"]);
     models.merge(LINEAR, &["--threads=many"]).failed(2, &["--threads <N>"]);
@@ -646,19 +646,19 @@ fn folders_that_are_made_on_the_way_to_the_output_are_noted() {
         let out = models.path().join(out);
         run([Path::new("merge"), &config, &out, Path::new(more)]).succeeded().stderr
     };
-    let told = merge("new/deep/out", "--no-cache");
+    let reported = merge("new/deep/out", "--no-cache");
     let shown = models.path().display();
     assert!(
-        told.contains(&format!(
+        reported.contains(&format!(
             "note: {shown}/new does not exist: {shown}/new/deep is made for the output\n"
         )),
-        "{told}"
+        "{reported}"
     );
     assert!(!merge("new/deep/other", "--no-cache").contains("does not exist"));
-    let told = merge("other/out", "--no-cache");
+    let reported = merge("other/out", "--no-cache");
     assert!(
-        told.contains(&format!("note: {shown}/other does not exist: it is made for the output\n")),
-        "{told}"
+        reported.contains(&format!("note: {shown}/other does not exist: it is made for the output\n")),
+        "{reported}"
     );
     assert_eq!(merge("newer/out", "--quiet"), "");
 }
@@ -694,9 +694,9 @@ fn messages_are_objects_under_json() {
             .collect()
     };
     let warned = models.merge(&format!("{LINEAR}dtpye: x\n"), &["--json", "--cuda"]).succeeded();
-    let told = lines(&warned);
-    let levels: Vec<&str> = told.iter().map(|line| line["level"].as_str().unwrap()).collect();
-    let of = |level: &str| told.iter().find(|line| line["level"] == level).unwrap();
+    let reported = lines(&warned);
+    let levels: Vec<&str> = reported.iter().map(|line| line["level"].as_str().unwrap()).collect();
+    let of = |level: &str| reported.iter().find(|line| line["level"] == level).unwrap();
     assert!(levels.contains(&"info") && !levels.contains(&"error"), "{levels:?}");
     assert!(of("warning")["message"].as_str().unwrap().contains("unknown key `dtpye`"));
     assert!(of("note")["message"].as_str().unwrap().starts_with("--cuda: "));
@@ -709,14 +709,14 @@ fn messages_are_objects_under_json() {
         (models.merge(LINEAR, &["--json", "--device=cuda:99"]), "device", 5),
     ] {
         let ended = ended.failed(code, &[]);
-        let told = lines(&ended);
-        let error = told.last().unwrap();
+        let reported = lines(&ended);
+        let error = reported.last().unwrap();
         assert_eq!(
             (&error["level"], &error["kind"], &error["exit_code"]),
             (&json!("error"), &json!(kind), &json!(code))
         );
         assert!(!error["message"].as_str().unwrap().starts_with("error"), "{error}");
-        assert_eq!(told.iter().filter(|line| line["level"] == "error").count(), 1);
+        assert_eq!(reported.iter().filter(|line| line["level"] == "error").count(), 1);
     }
     let missing = LINEAR.replace("DIR/a", "some/model").replace("DIR/b", "./nowhere");
     let hints = lines(&models.plan(&missing, &["--json"]))[0]["hint"].as_str().unwrap().to_string();
@@ -811,16 +811,19 @@ fn every_flag_of_mergekit_is_taken_in_both_forms() {
         fs::remove_dir_all(models.out()).unwrap();
         ended.stderr
     };
-    let told = merge(&[&off, &on]);
+    let reported = merge(&[&off, &on]);
     for flag in
         ["multi-gpu", "read-to-gpu", "unsafe-truncate-embeddings", "lora-merge-dtype", "write-threads"]
     {
-        assert_eq!(told.matches(&format!("note: --{flag}: ")).count(), 1, "{flag} in {told}");
+        assert_eq!(reported.matches(&format!("note: --{flag}: ")).count(), 1, "{flag} in {reported}");
     }
-    assert!(!told.contains(" written to"), "--quiet came last: {told}");
-    let told = merge(&[&on, &off]);
-    assert!(told.contains("note: --no-cuda: ") && told.contains("note: --no-safe-serialization: "), "{told}");
-    assert!(!told.contains("--multi-gpu") && told.contains(" written to"), "{told}");
+    assert!(!reported.contains(" written to"), "--quiet came last: {reported}");
+    let reported = merge(&[&on, &off]);
+    assert!(
+        reported.contains("note: --no-cuda: ") && reported.contains("note: --no-safe-serialization: "),
+        "{reported}"
+    );
+    assert!(!reported.contains("--multi-gpu") && reported.contains(" written to"), "{reported}");
 }
 
 #[test]
@@ -959,8 +962,8 @@ slices:
 fn layers_that_a_config_leaves_out_are_named() {
     let models = Models::new();
     let one = "merge_method: passthrough\nslices:\n  - sources: [{model: DIR/a, layer_range: [0, 1]}]\n";
-    let told = models.plan(one, &[]).succeeded().stdout;
-    assert!(told.contains("left out ") && told.contains("a: layer 1\n"), "{told}");
+    let reported = models.plan(one, &[]).succeeded().stdout;
+    assert!(reported.contains("left out ") && reported.contains("a: layer 1\n"), "{reported}");
 }
 
 #[test]
@@ -1063,10 +1066,10 @@ fn a_card_names_a_repository_once_links_to_it_and_lists_licences_that_differ() {
     );
     assert!(alone.contains(&links), "{alone}");
     fs::write(models.path().join("b/README.md"), card("apache-2.0")).unwrap();
-    let told = merged();
+    let reported = merged();
     let licences = format!(
         "- `some/model`: `llama3`\n- `some/model@main`: `llama3`\n- `{}/b`: `apache-2.0`\n",
         models.path().display()
     );
-    assert!(told.contains("## Licences\n") && told.contains(&licences), "{told}");
+    assert!(reported.contains("## Licences\n") && reported.contains(&licences), "{reported}");
 }

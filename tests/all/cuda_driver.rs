@@ -14,7 +14,7 @@ use std::thread;
 
 use crate::command::ROOT;
 
-/// What watches the kernels while they run. A finding is told on stderr, and ends the process with code 134.
+/// What watches the kernels while they run. A finding is reported on stderr, and ends the process with code 134.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sanitizer {
     /// Accesses outside of device memory and of shared variables, and indices outside of arrays.

@@ -1,4 +1,4 @@
-//! `cargo fast` leaves out what is slow or needs tools, and nothing else.
+//! `cargo fast` leaves out what needs g++ or lavapipe, and nothing else.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,17 +9,17 @@ use crate::command::ROOT;
 const SAYS: [&str; 2] = ["use crate::cuda_driver::", "wgpu:llvm"];
 
 /// The module that holds them, as `main.rs` has it and as `.cargo/config.toml` names it.
-const SLOW: &str = "\nmod slow {\n";
+const LEFT_OUT: &str = "\nmod accelerators {\n";
 
 #[test]
 fn fast_tests_need_neither_gpp_nor_lavapipe() {
     let read = |path: &str| std::fs::read_to_string(Path::new(ROOT).join(path)).unwrap();
     let alias = read(".cargo/config.toml");
-    assert!(alias.contains("\nfast = \"test --lib --test all -- --skip slow::\"\n"), "{alias}");
+    assert!(alias.contains("\nfast = \"test --lib --test all -- --skip accelerators::\"\n"), "{alias}");
     let main = read("tests/all/main.rs");
-    let (_, slow) = main.split_once(SLOW).expect("main.rs has the module");
-    let (slow, _) = slow.split_once("\n}").unwrap();
-    let slow: BTreeSet<String> = slow
+    let (_, left_out) = main.split_once(LEFT_OUT).expect("main.rs has the module");
+    let (left_out, _) = left_out.split_once("\n}").unwrap();
+    let left_out: BTreeSet<String> = left_out
         .lines()
         .map(|line| line.trim().strip_prefix("mod ").and_then(|rest| rest.strip_suffix(';')).unwrap().into())
         .collect();
@@ -33,5 +33,5 @@ fn fast_tests_need_neither_gpp_nor_lavapipe() {
             }
         }
     }
-    assert_eq!(slow, needy);
+    assert_eq!(left_out, needy);
 }

@@ -117,7 +117,7 @@ fn inputs_stay_as_they_are() {
 }
 
 #[test]
-fn a_truncated_file_is_told() {
+fn a_truncated_file_is_reported() {
     let case = Case::new();
     let whole = fs::read(case.file(SINGLE)).unwrap();
     let data_start = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
@@ -150,7 +150,7 @@ fn entry(name: &str, dtype: &str, shape: &str, offsets: (u64, u64)) -> String {
 }
 
 #[test]
-fn a_header_that_lies_is_told() {
+fn a_header_that_lies_is_reported() {
     let two = |a, b| format!("{{{},{}}}", entry("t", "BF16", "[4]", a), entry("u", "BF16", "[4]", b));
     let one = |dtype, shape, offsets| format!("{{{}}}", entry("t", dtype, shape, offsets));
     let cases = [
@@ -372,9 +372,9 @@ fn a_file_that_is_truncated_under_its_map_is_an_error() {
         let error = merge_trapped(&config, &case.path().join("out"), Step::Write, cut);
         assert_nothing_left(case.path());
         assert_eq!(error.kind, Kind::Input, "{error}");
-        let told =
+        let reported =
             format!("{model_cut}/model.safetensors was truncated while it was read, or its disk fails");
-        assert!(error.message.contains(&told), "{error}");
+        assert!(error.message.contains(&reported), "{error}");
     }
 }
 
@@ -386,15 +386,16 @@ fn a_file_that_is_truncated_while_it_is_read_is_an_error() {
         case.fails_when(|| OpenOptions::new().write(true).open(&file).unwrap().set_len(3000).unwrap());
     assert_eq!(error.kind, Kind::Input, "{error}");
     // A truncation that comes before the file's first read is noticed when it is opened.
-    let told = ["was truncated while it was read (tensor \"model.layers.0.w\")", "changed while it was read"];
+    let reported =
+        ["was truncated while it was read (tensor \"model.layers.0.w\")", "changed while it was read"];
     assert!(error.message.contains("b/model.safetensors"), "{error}");
-    assert!(told.iter().any(|part| error.message.contains(part)), "{error}");
+    assert!(reported.iter().any(|part| error.message.contains(part)), "{error}");
     let file = case.path().join("a").join(SINGLE);
     fs::copy(&file, case.file(SINGLE)).unwrap();
     let error =
         case.fails_when(|| OpenOptions::new().write(true).open(&file).unwrap().set_len(3000).unwrap());
     assert_eq!(error.kind, Kind::Input);
-    assert!(error.message.contains("a/model.safetensors") && error.message.contains(told[0]), "{error}");
+    assert!(error.message.contains("a/model.safetensors") && error.message.contains(reported[0]), "{error}");
 }
 
 #[test]
@@ -439,7 +440,7 @@ fn odd(elements: usize, seed: u64, nan: usize, infinite: usize, large: usize) ->
 }
 
 #[test]
-fn odd_values_are_counted_and_told_by_tensor() {
+fn odd_values_are_counted_and_reported_by_tensor() {
     let model = |seed: u64, nan, infinite, large| -> Tensors {
         let tensor = |name: &str, values: &[f32]| (name.to_string(), stored(Dtype::F32, &[3000], values));
         [
@@ -471,12 +472,12 @@ fn odd_values_are_counted_and_told_by_tensor() {
             "large": { "nan": 0, "infinite": 0, "overflowed": 10 },
         });
         assert_eq!(manifest["odd_values"], expected);
-        for told in [
+        for reported in [
             "tensor nan: 5 NaN read",
             "tensor both: 5 NaN read, 6 infinities read",
             "tensor large: 10 results overflowed",
         ] {
-            assert!(ended.stderr.contains(&format!("warning: {told}\n")), "{}", ended.stderr);
+            assert!(ended.stderr.contains(&format!("warning: {reported}\n")), "{}", ended.stderr);
         }
         assert!(!ended.stderr.contains("clean"));
         fs::remove_dir_all(case.path().join("out")).unwrap();
@@ -558,10 +559,10 @@ fn on_a_disk(case: &Case, trap: &str, disk: &Path, shell: &str) -> Output {
 
 #[track_caller]
 fn assert_passed(output: &Output) {
-    let told = String::from_utf8_lossy(&output.stdout);
+    let reported = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && told.contains("1 passed"),
-        "{told}{}",
+        output.status.success() && reported.contains("1 passed"),
+        "{reported}{}",
         String::from_utf8_lossy(&output.stderr)
     );
 }
@@ -579,9 +580,9 @@ fn inside_merge_while_the_disk_fills() {
         _ => limit_files(),
     });
     assert_eq!(error.kind, Kind::Output, "{error}");
-    let told = if trap.to_str() == Some("full") { "disk full: cannot write " } else { "File too large" };
+    let reported = if trap.to_str() == Some("full") { "disk full: cannot write " } else { "File too large" };
     assert!(
-        error.message.contains(told) && error.message.contains("out.partial/model.safetensors"),
+        error.message.contains(reported) && error.message.contains("out.partial/model.safetensors"),
         "{error}"
     );
     assert!(error.hint.is_some());
@@ -609,7 +610,7 @@ fn a_write_that_fails_in_the_middle_leaves_nothing() {
 }
 
 #[test]
-fn a_disk_that_fills_during_the_merge_is_told() {
+fn a_disk_that_fills_during_the_merge_is_reported() {
     if !Command::new("unshare").args(["-rm", "true"]).status().is_ok_and(|status| status.success()) {
         return eprintln!("not run: this system gives no mount namespace");
     }
@@ -620,7 +621,7 @@ fn a_disk_that_fills_during_the_merge_is_told() {
 }
 
 #[test]
-fn a_disk_that_is_too_small_is_told_by_the_plan() {
+fn a_disk_that_is_too_small_is_reported_by_the_plan() {
     if !Command::new("unshare").args(["-rm", "true"]).status().is_ok_and(|status| status.success()) {
         return eprintln!("not run: this system gives no mount namespace");
     }

@@ -16,7 +16,7 @@ use crate::oracle::{self, Expected};
 
 type Values = Vec<(&'static str, Value)>;
 
-/// One way to merge: a method with what it is told.
+/// One way to merge: a method with its settings.
 struct Way {
     method: &'static str,
     /// As in a config.
@@ -322,8 +322,8 @@ fn coefficients_give_what_the_formulas_give() {
                 let scale = x.iter().flatten().fold(0.0f64, |most, x| most.max(x.abs())) / way.steadiness(&x);
                 for (place, exact) in places.iter().zip(way.formula(&x)) {
                     let error = (found.exact[*place] - exact).abs();
-                    let told = (way.method, way.shared, way.with_base);
-                    assert!(error <= 3e-5 * scale, "{told:?} {shape:?} far {far}: {exact}, off by {error:e}");
+                    let what = (way.method, way.shared, way.with_base);
+                    assert!(error <= 3e-5 * scale, "{what:?} {shape:?} far {far}: {exact}, off by {error:e}");
                 }
             }
         }
@@ -370,7 +370,7 @@ fn merged_values_are_within_the_bound_of_their_coefficients() {
     }
 }
 
-/// A way with two elements a vector, whose result can be told by hand.
+/// A way with two elements a vector, whose result can be worked out by hand.
 fn by_hand(method: &str, shared: Values, base: bool, weights: Option<&[f64]>, x: &[[f32; 2]]) -> Vec<f64> {
     let inputs: Vec<Vec<f32>> = x.iter().map(|x| x.to_vec()).collect();
     let of_models = |i: usize| weights.map_or(Vec::new(), |w| vec![("weight", NUMBER(w[i]))]);
@@ -396,7 +396,7 @@ fn assert_close(found: &[f64], expected: [f64; 2]) {
 }
 
 #[test]
-fn what_has_no_direction_and_what_is_opposite_is_told_by_hand() {
+fn what_has_no_direction_and_what_is_opposite_is_worked_out_by_hand() {
     let stock = || vec![("filter_wise", Value::Flag(false))];
     // 1 and −1 make an angle whose cosine takes t far out; two opposite ones keep the base.
     let out = by_hand("model_stock", stock(), true, None, &[[0.0, 0.0], [1.0, 0.0], [-1.0, 1.0]]);
@@ -460,11 +460,11 @@ fn odd_values_spread_and_are_not_taken_for_nothing() {
             let found = combined(&reads, &job, &inputs).exact;
             // Every element of the vector that has the odd one, which is all of the tensor, a row or a column.
             for places in way.vectors(shape).iter().filter(|places| places.contains(&7)) {
-                let told = (way.method, way.shared, way.with_base, odd);
+                let what = (way.method, way.shared, way.with_base, odd);
                 let lost = places.iter().filter(|place| found[**place] == 0.0).count();
-                assert_eq!(lost, 0, "{told:?}: zeros");
+                assert_eq!(lost, 0, "{what:?}: zeros");
                 if odd.is_nan() {
-                    assert!(places.iter().all(|place| found[*place].is_nan()), "{told:?}: {found:?}");
+                    assert!(places.iter().all(|place| found[*place].is_nan()), "{what:?}: {found:?}");
                 }
             }
         }

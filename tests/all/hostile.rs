@@ -368,9 +368,9 @@ fn alone(test: &str, body: impl FnOnce()) {
     let path = format!("hostile::{test}");
     let mut command = Command::new(std::env::current_exe().unwrap());
     let output = command.args(["--exact", &path, "--nocapture"]).env(ALONE, "1").output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    println!("{told}");
-    let passed = output.status.success() && told.contains("1 passed");
+    let reported = String::from_utf8_lossy(&output.stdout);
+    println!("{reported}");
+    let passed = output.status.success() && reported.contains("1 passed");
     assert!(passed, "{}", String::from_utf8_lossy(&output.stderr));
 }
 

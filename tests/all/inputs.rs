@@ -163,7 +163,7 @@ fn made_inputs_merge_as_the_tensors_they_stand_for() {
             let Action::Merge(merge) = &plan.tensors[place].action else { panic!("w is merged") };
             let stands_for = merge.inputs[0];
             let (made, expected) = kinds(plan, stands_for, &base, &own).swap_remove(kind);
-            let told = format!("{method}, {made}");
+            let what = format!("{method}, {made}");
             assert!(made.of().iter().all(|of| *of < plan.inputs.len()));
             let float = made.float();
             plan.inputs.push(Input::Made(made));
@@ -177,7 +177,7 @@ fn made_inputs_merge_as_the_tensors_they_stand_for() {
             let expected = merged(folder.path(), &explicit, 128, 1);
             for (chunk_tiles, threads) in [(1, 2), (2, 1), (128, 2)] {
                 let found = merged(folder.path(), &prepared, chunk_tiles, threads);
-                assert!(found == expected, "{told}, chunks of {chunk_tiles} tiles");
+                assert!(found == expected, "{what}, chunks of {chunk_tiles} tiles");
             }
         }
     }

@@ -181,12 +181,12 @@ fn altered_sources_are_found() {
         },
     ];
     for altered in altered {
-        let told = problems(&altered, &ptx);
+        let reported = problems(&altered, &ptx);
         let expected = format!("kernels/ptx/{}.ptx was built from other sources: {WAY_OUT}", altered.name);
-        assert_eq!(told, [expected]);
+        assert_eq!(reported, [expected]);
     }
-    let told = problems(&sources, &ptx.replace("// recipe: nvcc", "// recipe: nvcc --use_fast_math"));
-    assert_eq!(told, [format!("kernels/ptx/copy.ptx was built from other sources: {WAY_OUT}")]);
+    let reported = problems(&sources, &ptx.replace("// recipe: nvcc", "// recipe: nvcc --use_fast_math"));
+    assert_eq!(reported, [format!("kernels/ptx/copy.ptx was built from other sources: {WAY_OUT}")]);
 }
 
 #[test]
@@ -207,8 +207,8 @@ fn planted_faults_of_the_text_are_found() {
         ("mul.rn.f32", "ex2.approx.f32", &format!("{rounds} ex2.approx.f32")),
     ];
     for (from, to, expected) in cases {
-        let told = problems(&sources, &ptx.replace(from, to));
-        assert!(told.len() == 1 && told[0].starts_with(expected), "{from} made {to}: {told:?}");
+        let reported = problems(&sources, &ptx.replace(from, to));
+        assert!(reported.len() == 1 && reported[0].starts_with(expected), "{from} made {to}: {reported:?}");
     }
 }
 

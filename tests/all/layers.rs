@@ -346,7 +346,7 @@ fn planted_unsafe_code_is_found() {
 }
 
 /// What the checker says of a file with this text.
-fn told(path: &str, text: &str) -> Vec<String> {
+fn reported(path: &str, text: &str) -> Vec<String> {
     violations(&File { path: path.into(), text: text.into() })
 }
 
@@ -373,12 +373,12 @@ fn planted_violations_are_found() {
         ("extra.rs", "", "src/extra.rs: the layer extra is not in the table"),
     ];
     for (path, text, expected) in cases {
-        assert_eq!(told(path, text), [expected], "{path}: {text}");
+        assert_eq!(reported(path, text), [expected], "{path}: {text}");
     }
 }
 
 #[test]
-fn what_is_allowed_is_not_told() {
+fn what_is_allowed_is_not_reported() {
     let cases = [
         ("kernel/gram.rs", "use crate::dtype::Float;\nuse super::{Inputs, TILE};\nuse crate::error::Result;"),
         ("plan/wanted.rs", "use super::{At, names};\nuse crate::config::{Inputs, Slice};"),
@@ -393,7 +393,7 @@ fn what_is_allowed_is_not_told() {
         ("error.rs", "pub fn eprintln_less() { mycrate::plan(); }"),
     ];
     for (path, text) in cases {
-        assert_eq!(told(path, text), [""; 0], "{path}: {text}");
+        assert_eq!(reported(path, text), [""; 0], "{path}: {text}");
     }
 }
 
@@ -528,21 +528,24 @@ fn planted_circles_are_found() {
     let files = |texts: &[(&str, &str)]| -> Vec<File> {
         texts.iter().map(|(path, text)| File { path: (*path).into(), text: (*text).into() }).collect()
     };
-    let told = |texts: &[(&str, &str)]| circles(&files(texts));
+    let reported = |texts: &[(&str, &str)]| circles(&files(texts));
     let both = "src/a/b.rs and src/a/c.rs import each other";
-    assert_eq!(told(&[("a/b.rs", "use super::c::C;"), ("a/c.rs", "use crate::a::{b::{B, D}, x};")]), [both]);
+    assert_eq!(
+        reported(&[("a/b.rs", "use super::c::C;"), ("a/c.rs", "use crate::a::{b::{B, D}, x};")]),
+        [both]
+    );
     // Around a corner, and by a name that the folder's file gives out.
     let corner = [
         ("a.rs", "mod b;\npub use b::{Deep, B};"),
         ("a/b.rs", "use crate::e::E;"),
         ("e.rs", "use crate::a::B;"),
     ];
-    assert_eq!(told(&corner), ["src/a/b.rs and src/e.rs import each other"]);
+    assert_eq!(reported(&corner), ["src/a/b.rs and src/e.rs import each other"]);
     for fine in [
         &[("a/b.rs", "use super::c::C;"), ("a/c.rs", "use super::Shared;"), ("a.rs", "use b::B;")][..],
         &[("backend/cuda/x.rs", "use super::y::Y;"), ("backend/cuda/y.rs", "use super::x::X;")],
         &[("a/b.rs", "use super::c::C;"), ("a/c.rs", "// use super::b::B;\nlet x = \"super::b::B\";")],
     ] {
-        assert_eq!(told(fine), [""; 0]);
+        assert_eq!(reported(fine), [""; 0]);
     }
 }

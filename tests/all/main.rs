@@ -1,5 +1,15 @@
 //! Everything that is tested from outside, in one binary: it links once.
 
+/// Kernels of GPUs, on the CPU: they take minutes, and need g++ or lavapipe. Tests begin in the order of the alphabet, and the
+/// longest should be among the first. `cargo fast` leaves them out by this name.
+#[path = "."]
+mod accelerators {
+    mod cuda;
+    mod cuda_engine;
+    mod gpu_check;
+    mod wgpu;
+}
+
 mod allocation;
 mod bench;
 mod cli;
@@ -24,12 +34,3 @@ mod thresholds;
 mod tools;
 mod trace;
 mod twins;
-
-/// What takes minutes, or needs g++ or lavapipe: `cargo fast` leaves it out by this name, and CI runs it.
-#[path = "."]
-mod slow {
-    mod cuda;
-    mod cuda_engine;
-    mod gpu_check;
-    mod wgpu;
-}

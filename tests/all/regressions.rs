@@ -43,15 +43,15 @@ fn talk_that_nobody_hears_is_no_failure() {
 fn names_of_tensors_cannot_steer_the_terminal() {
     let folder = tempfile::tempdir().unwrap();
     let config = models_of(folder.path(), "\x1b[2Jt\u{7}", 10);
-    let told = plan(folder.path(), &config, &["-v"]).succeeded();
-    assert!(!told.stdout.contains(['\x1b', '\x07']), "{:?}", told.stdout);
+    let reported = plan(folder.path(), &config, &["-v"]).succeeded();
+    assert!(!reported.stdout.contains(['\x1b', '\x07']), "{:?}", reported.stdout);
     models::write(
         &folder.path().join("b"),
         &Tensors::from([("\x1b[2Jt\u{7}".into(), stored(Dtype::BF16, &[1], &[1.0]))]),
         PLAIN,
     );
-    let told = merge(folder.path(), &config, &[]).failed(2, &["it is [10] in "]);
-    assert!(!told.stderr.contains(['\x1b', '\x07']), "{:?}", told.stderr);
+    let reported = merge(folder.path(), &config, &[]).failed(2, &["it is [10] in "]);
+    assert!(!reported.stderr.contains(['\x1b', '\x07']), "{:?}", reported.stderr);
 }
 
 /// The Hub refuses a model card that links to `name@revision`.
@@ -101,7 +101,7 @@ fn no_file_is_too_long_to_read() {
 
 /// A frankenmerge of models of different widths loads nowhere: the plan warns, and strictly refuses.
 #[test]
-fn stacked_layers_of_different_widths_are_told() {
+fn stacked_layers_of_different_widths_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     for (name, width) in [("a", 4), ("b", 6)] {
         let tensor = |i: usize| {
@@ -116,18 +116,18 @@ fn stacked_layers_of_different_widths_are_told() {
         model("a"),
         model("b")
     );
-    let told = plan(folder.path(), &config, &[]).succeeded();
+    let reported = plan(folder.path(), &config, &[]).succeeded();
     assert!(
-        told.stderr.contains("model.layers.0.w is [4, 4] and model.layers.1.w is [6, 6]"),
+        reported.stderr.contains("model.layers.0.w is [4, 4] and model.layers.1.w is [6, 6]"),
         "{}",
-        told.stderr
+        reported.stderr
     );
     plan(folder.path(), &config, &["--strict"]).failed(2, &["layers of different models"]);
 }
 
 /// `density: 50` was meant as per cent; a base's own weight changes nothing; della is known but not here.
 #[test]
-fn what_makes_no_sense_is_told() {
+fn what_makes_no_sense_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     models_of(folder.path(), "t", 10);
     let (a, b) =
@@ -135,9 +135,12 @@ fn what_makes_no_sense_is_told() {
     let config = format!(
         "merge_method: ties\nbase_model: {a}\nmodels:\n  - {{model: {a}, parameters: {{weight: 2}}}}\n  - {{model: {b}, parameters: {{weight: 1, density: 50}}}}\n"
     );
-    let told = merge(folder.path(), &config, &[]).succeeded().stderr;
-    assert!(told.contains("density 50 of ") && told.contains("is not from 0 to 1"), "{told}");
-    assert!(told.contains("note: weight of ") && told.contains("is not read: it is the base"), "{told}");
+    let reported = merge(folder.path(), &config, &[]).succeeded().stderr;
+    assert!(reported.contains("density 50 of ") && reported.contains("is not from 0 to 1"), "{reported}");
+    assert!(
+        reported.contains("note: weight of ") && reported.contains("is not read: it is the base"),
+        "{reported}"
+    );
     plan(folder.path(), &config.replace("ties", "della"), &[]).failed(2, &["`della` is not supported yet"]);
 }
 

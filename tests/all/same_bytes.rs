@@ -225,11 +225,11 @@ fn files_of(folder: &Path) -> Files {
 /// Chunks are hashed apart, so the digests depend on the cut if anything does.
 fn check_digests(tensors: &Tensors, manifest: &[u8]) {
     let manifest: serde_json::Value = serde_json::from_slice(manifest).unwrap();
-    let told = manifest["tensors"].as_object().unwrap();
-    assert_eq!(told.len(), tensors.len());
+    let reported = manifest["tensors"].as_object().unwrap();
+    assert_eq!(reported.len(), tensors.len());
     for (name, tensor) in tensors {
         let digest = blake3::hash(&tensor.bytes).to_hex();
-        assert_eq!(told[name]["blake3"], digest.as_str(), "{name}");
+        assert_eq!(reported[name]["blake3"], digest.as_str(), "{name}");
     }
 }
 
@@ -253,23 +253,27 @@ fn check(method: &str, seed: u64, cuts: &[Cut]) {
     }
 }
 
-/// Every combination of what a user can choose.
-fn grid() -> Vec<Cut> {
+/// Every combination of what a user can choose, in three shares. Each share has every pair of choices.
+fn grid() -> Vec<(usize, Cut)> {
     let mut cuts = Vec::new();
-    for shard_bytes in SHARD_BYTES {
-        for memory in MEMORY {
-            for chunk_tiles in CHUNK_TILES {
-                cuts.extend(THREADS.map(|threads| Cut { threads, chunk_tiles, memory, shard_bytes }));
+    for (i, shard_bytes) in SHARD_BYTES.into_iter().enumerate() {
+        for (j, memory) in MEMORY.into_iter().enumerate() {
+            for (k, chunk_tiles) in CHUNK_TILES.into_iter().enumerate() {
+                for (l, threads) in THREADS.into_iter().enumerate() {
+                    cuts.push(((i + j + k + l) % 3, Cut { threads, chunk_tiles, memory, shard_bytes }));
+                }
             }
         }
     }
     cuts
 }
 
+/// All cuts for the method that counts, holds and samples; for each of the others a share, in turn.
 #[test]
 fn every_cut_of_one_case_gives_the_same_bytes() {
-    for way in ways() {
-        check(way, 20, &grid());
+    for (number, way) in ways().into_iter().enumerate() {
+        let cuts = grid().into_iter().filter(|(share, _)| way == "ties" || *share == number % 3);
+        check(way, 20, &cuts.map(|(_, cut)| cut).collect::<Vec<_>>());
     }
 }
 

@@ -169,7 +169,7 @@ impl<'a> Shader<'a> {
             }
         }
         for (handle, expression) in function.expressions.iter() {
-            let told = match expression {
+            let reported = match expression {
                 Expression::Binary { op: Add | Subtract | Multiply, .. } if is_float(handle) => {
                     // Whether anything but a pin uses the result.
                     let others = info[handle].ref_count > pinned.get(&handle).copied().unwrap_or(0);
@@ -181,7 +181,7 @@ impl<'a> Shader<'a> {
                 }
                 _ => None,
             };
-            found.extend(told.map(|told| format!("{told}: {}", text(handle))));
+            found.extend(reported.map(|reported| format!("{reported}: {}", text(handle))));
         }
         found
     }
@@ -208,11 +208,11 @@ impl<'a> Shader<'a> {
     /// The same for all that it is compiled for.
     fn variants(&self) -> Vec<String> {
         let variants = models_of(self.name).flat_map(|models| FLOATS.map(move |float| (float, models)));
-        let told = |(float, models)| {
-            let told = self.variant(float, models).err()?;
-            Some(format!("{told} (FLOAT {float}, MODELS {models})"))
+        let reported = |(float, models)| {
+            let reported = self.variant(float, models).err()?;
+            Some(format!("{reported} (FLOAT {float}, MODELS {models})"))
         };
-        variants.filter_map(told).collect()
+        variants.filter_map(reported).collect()
     }
 }
 
@@ -272,22 +272,24 @@ fn shaders_run_everywhere_and_round_as_the_cpu() {
     for kernel in KERNELS {
         let name = kernel.name;
         for (subgroups, with) in [(true, "with"), (false, "without")] {
-            let told = problems(name, &source(kernel, subgroups), subgroups);
-            found.extend(told.iter().map(|told| format!("shaders/{name}.wgsl {with} subgroups {told}")));
+            let reported = problems(name, &source(kernel, subgroups), subgroups);
+            found.extend(
+                reported.iter().map(|reported| format!("shaders/{name}.wgsl {with} subgroups {reported}")),
+            );
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
-/// Plants faults in a shader: what is replaced, by what, and what all that is told begins with.
+/// Plants faults in a shader: what is replaced, by what, and what all that is reported begins with.
 fn plant(name: &str, subgroups: bool, faults: &[(&str, &str, &str)]) {
     let text = source(kernel(name), subgroups);
     assert_eq!(problems(name, &text, subgroups), [""; 0]);
     for (from, to, expected) in faults {
         assert!(text.contains(from), "{name} has no {from}");
-        let told = problems(name, &text.replace(from, to), subgroups);
-        let all = told.iter().all(|told| told.starts_with(expected));
-        assert!(all && !told.is_empty(), "{from} made {to}: {told:#?}");
+        let reported = problems(name, &text.replace(from, to), subgroups);
+        let all = reported.iter().all(|reported| reported.starts_with(expected));
+        assert!(all && !reported.is_empty(), "{from} made {to}: {reported:#?}");
     }
 }
 

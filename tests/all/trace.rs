@@ -117,17 +117,17 @@ fn a_trace_has_every_piece_of_work_in_the_lane_of_its_worker() {
 fn manifest_and_summary_tell_the_shares() {
     let case = Case::new();
     let ended = case.merge(&[]).succeeded();
-    let told = ended.stderr.lines().find(|line| line.starts_with("stages: ")).expect("a line of stages");
+    let reported = ended.stderr.lines().find(|line| line.starts_with("stages: ")).expect("a line of stages");
     let manifest = case.manifest();
     let stages = manifest["stages"].as_array().unwrap();
     let names: Vec<&str> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
     assert_eq!(names, ["read", "compute", "hash", "write"]);
-    names.iter().for_each(|name| assert!(told.contains(&format!("{name} ")), "{told}"));
+    names.iter().for_each(|name| assert!(reported.contains(&format!("{name} ")), "{reported}"));
     let held_back = match manifest["bottleneck"].as_str() {
         Some(stage) => format!("; {stage} holds it back"),
         None => "; nothing is busy most of the time".into(),
     };
-    assert!(told.contains("waiting ") && told.ends_with(&held_back), "{told}");
+    assert!(reported.contains("waiting ") && reported.ends_with(&held_back), "{reported}");
     assert!(manifest["bottleneck"].is_null() || names.iter().any(|name| manifest["bottleneck"] == *name));
     let number = |stage: &Json, key: &str| stage[key].as_f64().unwrap();
     let all: f64 = stages.iter().map(|stage| number(stage, "share")).sum();
@@ -201,8 +201,8 @@ fn a_merge_that_fails_writes_no_trace() {
 fn a_trace_that_cannot_be_written_leaves_the_merge_complete() {
     let case = Case::new();
     let full = Path::new("/dev/full");
-    let told = [r#""message":"the merge is complete, but cannot write the trace /dev/full: "#];
-    case.merge_tracing(full, &["--json"]).failed(4, &told);
+    let reported = [r#""message":"the merge is complete, but cannot write the trace /dev/full: "#];
+    case.merge_tracing(full, &["--json"]).failed(4, &reported);
     assert!(full.exists(), "what is no file is not removed");
     assert_eq!(models::read(&case.at("out"))["w.weight"].shape, [ELEMENTS]);
 }

@@ -10,7 +10,7 @@
 // Two accesses of different threads, of which one writes, are a race unless both are atomic, or a barrier of
 // the block or a
 // __syncwarp of the two lanes lies between them. Other operations of a warp order nothing, by CUDA's rules.
-// Blocks of a launch are never ordered. Fences are not looked at: hand-made synchronisation would be told as
+// Blocks of a launch are never ordered. Fences are not looked at: hand-made synchronisation would be reported as
 // a race. Not seen: what the compiler keeps in registers, and arrays of a thread's own (but for their
 // indices).
 #include "engine.h"

@@ -153,7 +153,7 @@ template <class Body> int call(Body body) {
 }
 
 // A call that needs a device that works, and a context on this host thread. What the device suffered
-// meanwhile is told by the call that waited for it.
+// meanwhile is reported by the call that waited for it.
 template <class Body> int call_in_context(Body body) {
     return call([&]() -> int {
         Device* device = driver().current();

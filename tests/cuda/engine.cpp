@@ -564,7 +564,7 @@ void on_fault(int signal, siginfo_t*, void*) {
 
 void find_faults() {
     struct sigaction ours = {};
-    // On the stack of whoever has the fault, by which kernels are told from the program.
+    // On the stack of whoever has the fault, by which kernels are known from the program.
     ours.sa_flags = SA_SIGINFO;
     ours.sa_sigaction = on_fault;
     sigaction(SIGSEGV, &ours, &fault_of_program);

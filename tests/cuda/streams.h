@@ -1,7 +1,7 @@
 // Streams as queues whose work is done as late and in as strange an order as CUDA allows.
 //
 // Work is done when somebody waits for it, or at whim. What comes next is drawn from the seed; held to are
-// the order within a stream, events that a stream was told to wait for, and the old default stream. So a wait
+// the order within a stream, events that a stream was made to wait for, and the old default stream. So a wait
 // that is missing gives wrong bytes under some seed, as it would on some machine.
 //
 // One piece of work is done at a time, by the host thread that waits, and other host threads may enqueue

@@ -196,26 +196,9 @@ fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
 
 /// The names that follow a path's `::`: one, or the first of each branch of `{a::b, c}`.
 fn heads(after: &str) -> Vec<String> {
-    let name = |text: &str| {
-        text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
-    };
-    let Some(inside) = after.trim_start().strip_prefix('{') else { return vec![name(after)] };
-    let (mut depth, mut start, mut found) = (0, 0, Vec::new());
-    for (at, c) in inside.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth > 0 => depth -= 1,
-            ',' | '}' if depth == 0 => {
-                found.push(name(&inside[start..at]));
-                start = at + 1;
-                if c == '}' {
-                    break;
-                }
-            }
-            _ => {}
-        }
-    }
-    found.retain(|name| !name.is_empty());
+    let mut found: Vec<String> =
+        tree(after.trim_start()).into_iter().map(|mut path| path.swap_remove(0)).collect();
+    found.dedup();
     found
 }
 

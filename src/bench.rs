@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use self::synth::values::{base_values, tuned_values};
 use crate::backend::device::Device;
 use crate::backend::{Backend, Lane, Launch, Limits, Segment, Span, SpanInput};
-use crate::check::data::{base_weights, tuned_weights};
 use crate::dtype::{Float, decode};
 use crate::error::Result;
 use crate::kernel::thinning::BENCH_DENSITY;
@@ -102,15 +102,16 @@ pub fn kernels(device: &Device, elements: u64, repeat: usize) -> Result<KernelTi
 
 /// What every job of [`jobs`] finds its inputs in: the bfloat16 weights of a base and of the models tuned from it, as bits.
 pub fn tensors(elements: usize) -> Vec<Vec<u16>> {
-    let base = base_weights(elements, 1);
+    let base = base_values(elements, 1);
+    let bits = |values: &[f32]| values.iter().map(|value| (value.to_bits() >> 16) as u16).collect();
     let (tuned, next) = ([const { OnceLock::new() }; INPUTS - 1], AtomicUsize::new(0));
     threads::share(tuned.len(), |_| {
         while let Some((model, seed)) = tuned.iter().zip(2..).nth(next.fetch_add(1, Ordering::Relaxed)) {
-            model.get_or_init(|| tuned_weights(&base, seed));
+            model.get_or_init(|| bits(&tuned_values(&base, seed)));
         }
     });
     let tuned = tuned.into_iter().map(|model| model.into_inner().expect("every model was made"));
-    std::iter::once(base).chain(tuned).collect()
+    std::iter::once(bits(&base)).chain(tuned).collect()
 }
 
 struct KernelBench<'a> {

@@ -27,6 +27,7 @@ pub use widest::{
 
 use crate::dtype::Element;
 use packed::Struct;
+use philox::TileMask;
 use thinning::{Keep, Mask, Trim};
 
 /// Elements in a tile: the unit of sums, of tables and of scheduling. Tiles start anew with each segment.
@@ -184,6 +185,11 @@ trait Numbers {
         0
     }
 
+    /// The random masks of the models; `None` where no chance is in it. The fast path wants them drawn.
+    fn masks(&self) -> Vec<Option<Mask>> {
+        Vec::new()
+    }
+
     /// The numbers that values of a part of the tensor are multiplied with, by its flat indices.
     fn factors(&self, _part: &Range<u64>) -> Vec<f32> {
         Vec::new()
@@ -303,6 +309,11 @@ impl Job {
         self.numbers().models()
     }
 
+    /// The random masks of the models; `None` where no chance is in it.
+    pub fn masks(&self) -> Vec<Option<Mask>> {
+        self.numbers().masks()
+    }
+
     /// The numbers that values of a part of the tensor are multiplied with, by its flat indices.
     pub fn factors(&self, part: &Range<u64>) -> Vec<f32> {
         self.numbers().factors(part)
@@ -345,6 +356,10 @@ pub struct TileInputs<'a, E = f32> {
     pub first: usize,
     /// How many elements of the tile exist: [`TILE`] but at the segment's end.
     pub len: usize,
+    /// Of each model with a random mask, what it keeps: tile after tile of the chunk.
+    pub masks: &'a [Vec<TileMask>],
+    /// Which tile of the chunk this is.
+    pub ordinal: usize,
 }
 
 impl<'a, E> TileInputs<'a, E> {
@@ -352,6 +367,12 @@ impl<'a, E> TileInputs<'a, E> {
     #[inline(always)]
     pub fn of(&self, input: usize) -> &'a [E] {
         &self.chunks[input][self.first..][..self.len]
+    }
+
+    /// What a model's random mask keeps of the tile.
+    #[inline(always)]
+    fn mask(&self, model: usize) -> &'a TileMask {
+        &self.masks[model][self.ordinal]
     }
 
     /// The elements of the first `N` inputs from number `from` on.

@@ -3,16 +3,19 @@
 //! A worker takes a span of tiles from read to result while it stays in its core's cache. Inputs that will be used again stay
 //! in memory up to a budget: where they lie anyway, or copied.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::{Device, Family, LaneBytes};
 use super::gpu::gathered;
 use super::held::Held;
 use super::memory::lengthen;
-use super::spans::Room;
+use super::spans::{Room, SpanMasks, drawn};
 use super::{Backend, Lane, Launch, Output, ReadInputs, Span, Tally};
 use crate::error::Result;
-use crate::kernel::{Needs, Outcome, RECORDS_MAX, TILE, Widest};
+use crate::kernel::philox::TileMask;
+use crate::kernel::thinning::Mask;
+use crate::kernel::{Job, Needs, Outcome, RECORDS_MAX, TILE, Widest};
 use crate::timeline::{By, Stage, Timeline};
 
 /// The processor.
@@ -72,6 +75,7 @@ pub(super) fn device() -> Device {
 #[derive(Debug)]
 pub struct Cpu {
     held: Held<HeldChunk>,
+    masks: Mutex<HashMap<(Mask, u64), HeldMask>>,
     budget: Arc<Mutex<HoldBudget>>,
 }
 
@@ -79,7 +83,7 @@ impl Cpu {
     /// A CPU that holds at most `hold_bytes` of inputs between their uses.
     pub fn new(hold_bytes: u64) -> Self {
         let budget = HoldBudget { spare: Vec::new(), left_bytes: hold_bytes };
-        Self { held: Held::default(), budget: Arc::new(Mutex::new(budget)) }
+        Self { held: Held::default(), masks: Mutex::default(), budget: Arc::new(Mutex::new(budget)) }
     }
 
     /// A slot of so many bytes to hold, while the budget lasts.
@@ -88,15 +92,46 @@ impl Cpu {
         Some(HeldChunk { bytes: Bytes::Copied(buffer), budget: Arc::clone(&self.budget) })
     }
 
-    /// The same for bytes that lie elsewhere in memory.
+    /// Room for bytes that lie elsewhere in memory, in the same budget.
     fn slot_elsewhere(&self, bytes: usize) -> Option<HeldChunk> {
         let reserved = lock(&self.budget).reserve(bytes);
         reserved.then(|| HeldChunk { bytes: Bytes::Brought(bytes), budget: Arc::clone(&self.budget) })
     }
+
+    /// The random masks of a span: those that an earlier sweep has drawn, where they were held, else drawn now.
+    fn masks(&self, job: &Job, span: &Span) -> Result<SpanMasks> {
+        let mask = |mask: Option<Mask>| {
+            let Some(mask) = mask else { return Ok(Vec::new()) };
+            let held = lock(&self.masks).remove(&(mask, span.tiles.start));
+            let tiles = (span.tiles.end - span.tiles.start) as usize;
+            let whole = held.filter(|held| held.tiles.len() == tiles);
+            whole.map_or_else(|| drawn(mask, span), |held| Ok(held.tiles))
+        };
+        job.masks().into_iter().map(mask).collect()
+    }
+
+    /// Holds the masks of a span for the sweep that combines, while the budget lasts: drawing them takes longer than reading
+    /// the models does.
+    fn keep(&self, job: &Job, span: &Span, masks: SpanMasks) {
+        for (mask, tiles) in job.masks().into_iter().zip(masks) {
+            if let Some(mask) = mask
+                && let Some(room) = self.slot_elsewhere(size_of_val(tiles.as_slice()))
+            {
+                lock(&self.masks).insert((mask, span.tiles.start), HeldMask { tiles, _room: room });
+            }
+        }
+    }
 }
 
-fn lock(budget: &Mutex<HoldBudget>) -> MutexGuard<'_, HoldBudget> {
-    budget.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a random mask keeps of a chunk, in the budget for what is held.
+#[derive(Debug)]
+struct HeldMask {
+    tiles: Vec<TileMask>,
+    _room: HeldChunk,
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backend for Cpu {
@@ -217,7 +252,15 @@ impl Lane for CpuLane<'_> {
                 .collect();
             let written = if outcome == Outcome::Values { span.elements * launch.output.bytes() } else { 0 };
             let moved = written + bytes.iter().map(|bytes| bytes.len()).sum::<usize>();
-            let run = || self.room.run(&launch, span, &bytes);
+            let run = || {
+                let job = &launch.jobs[span.job];
+                let masks = self.cpu.masks(job, span)?;
+                let tally = self.room.run(&launch, span, &bytes, &masks)?;
+                if outcome != Outcome::Values {
+                    self.cpu.keep(job, span, masks);
+                }
+                Ok(tally)
+            };
             let tally = self.timeline.time(Stage::Compute, By::Worker(self.worker), moved as u64, run)?;
             ends.push((self.room.len(outcome), tally));
         }
@@ -286,4 +329,76 @@ impl CpuLane<'_> {
 /// The bytes of a span in one input.
 fn bytes_of(launch: &Launch, span: &Span, place: usize) -> usize {
     span.elements * launch.floats[place].bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Segment, SpanInput, SpanResult};
+    use crate::dtype::Float;
+    use crate::kernel::thinning::{Keep, Model};
+    use crate::kernel::{consensus, masked_sums};
+
+    const MASK: Mask = Mask { keep: 1 << 31, key: [1, 2] };
+
+    const BUDGET: u64 = 1000;
+
+    /// Runs a job of a base and a model over three tiles; what is merged.
+    fn run(cpu: &Cpu, job: impl Into<Job>) -> Vec<u8> {
+        let timeline = Timeline::new();
+        let mut lane = cpu.lane(0, &timeline).unwrap();
+        let launch = Launch {
+            jobs: vec![Arc::new(job.into())],
+            spans: vec![Span {
+                job: 0,
+                inputs: (0..2).map(|input| SpanInput { input, again: false }).collect(),
+                segment: Segment::WHOLE,
+                tiles: 3..6,
+                elements: 2 * TILE + 5,
+            }],
+            floats: vec![Float::F32; 2],
+            output: Float::F32,
+            hold: false,
+            record_tiles: u64::MAX,
+        };
+        let mut read = |_: usize, input: usize, into: &mut [u8]| {
+            let value = |i: usize| ((i * input) as f32).to_ne_bytes();
+            into.chunks_exact_mut(4).enumerate().for_each(|(i, stored)| stored.copy_from_slice(&value(i)));
+            Ok(())
+        };
+        lane.submit(launch, &mut read).unwrap();
+        let mut merged = Vec::new();
+        let mut take = |_: usize, output: Output<'_>| {
+            if let SpanResult::Values(values) = output.result {
+                merged = values.to_vec();
+            }
+            Ok(())
+        };
+        lane.collect(&mut take).unwrap();
+        merged
+    }
+
+    fn combine() -> consensus::Job {
+        let model = Model { coefficient: 1.5, keep: Keep::Random(MASK) };
+        consensus::Job { models: vec![model], scale: Vec::new() }
+    }
+
+    #[test]
+    fn a_mask_is_held_from_the_sweep_that_measures_to_the_one_that_combines() {
+        let cpu = Cpu::new(BUDGET);
+        run(&cpu, masked_sums::Job { models: vec![Keep::Random(MASK)] });
+        let held_bytes = 3 * size_of::<TileMask>() as u64;
+        assert_eq!(lock(&cpu.budget).left_bytes, BUDGET - held_bytes);
+        let merged = run(&cpu, combine());
+        assert_eq!(lock(&cpu.budget).left_bytes, BUDGET, "it is given up as it is used");
+        assert_eq!(merged, run(&Cpu::new(0), combine()));
+
+        // What is held is what is used, if it is of the same tiles.
+        for (tiles, used) in [(3, true), (2, false)] {
+            let room = cpu.slot_elsewhere(held_bytes as usize).unwrap();
+            let nothing = HeldMask { tiles: vec![TileMask::default(); tiles], _room: room };
+            lock(&cpu.masks).insert((MASK, 3), nothing);
+            assert_eq!(run(&cpu, combine()) != merged, used);
+        }
+    }
 }

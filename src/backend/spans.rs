@@ -11,6 +11,8 @@ use super::memory::{lengthen, reserve};
 use super::{Launch, OddValues, Span, SpanResult, Tally};
 use crate::dtype::{Float, StoredBf16, decode, encode_all, finite_max};
 use crate::error::Result;
+use crate::kernel::philox::TileMask;
+use crate::kernel::thinning::Mask;
 use crate::kernel::{Job, Outcome, TILE, Target, TileInputs};
 
 /// Where spans are computed, and where their results stay until they are looked at, span after span.
@@ -37,14 +39,21 @@ impl Room {
         self.words.clear();
     }
 
-    /// Runs a span of a launch; `inputs` are its elements, as stored. The results stand behind those of the spans before it.
+    /// Runs a span of a launch; `inputs` are its elements, as stored, and `masks` what was drawn for it. The results stand
+    /// behind those of the spans before it.
     ///
     /// # Errors
     /// There is no memory for the results.
-    pub(super) fn run(&mut self, launch: &Launch, span: &Span, inputs: &[&[u8]]) -> Result<Tally> {
+    pub(super) fn run(
+        &mut self,
+        launch: &Launch,
+        span: &Span,
+        inputs: &[&[u8]],
+        masks: &SpanMasks,
+    ) -> Result<Tally> {
         let job = &*launch.jobs[span.job];
         self.reserve(job.outcome(), span, launch)?;
-        let elements = StoredElements::new(inputs, &launch.floats);
+        let elements = Elements { stored: Stored::new(inputs, &launch.floats), masks };
         match job.outcome() {
             Outcome::Values => return Ok(self.merge(job, launch.output, span, &elements)),
             Outcome::Sums { words } => self.sum(job, words, span, &elements),
@@ -56,7 +65,7 @@ impl Room {
     }
 
     /// Merges tile by tile, and encodes while the values are at hand.
-    fn merge(&mut self, job: &Job, output: Float, span: &Span, elements: &StoredElements<'_>) -> Tally {
+    fn merge(&mut self, job: &Job, output: Float, span: &Span, elements: &Elements<'_>) -> Tally {
         let mut tally = Tally::default();
         let mut merged = [0.0; TILE];
         for (tile, part) in tiles_of(span) {
@@ -65,7 +74,7 @@ impl Room {
             let encoded = self.values.room_for(part.len() * output.bytes());
             // An input that is not finite makes its result so: only where there is one, inputs are looked at.
             if encode_tile(output, merged, encoded) > finite_max(output) {
-                let mut odd = elements.odd(&part, &mut [0.0; TILE]);
+                let mut odd = elements.stored.odd(&part, &mut [0.0; TILE]);
                 odd.count_overflow(merged, finite_max(output));
                 tally.odd += odd;
             }
@@ -73,7 +82,7 @@ impl Room {
         tally
     }
 
-    fn sum(&mut self, job: &Job, words: usize, span: &Span, elements: &StoredElements<'_>) {
+    fn sum(&mut self, job: &Job, words: usize, span: &Span, elements: &Elements<'_>) {
         for (tile, part) in tiles_of(span) {
             let end = self.sums.len();
             self.sums.resize(end + words, 0.0);
@@ -81,14 +90,7 @@ impl Room {
         }
     }
 
-    fn count(
-        &mut self,
-        job: &Job,
-        words: usize,
-        record_tiles: u64,
-        span: &Span,
-        elements: &StoredElements<'_>,
-    ) {
+    fn count(&mut self, job: &Job, words: usize, record_tiles: u64, span: &Span, elements: &Elements<'_>) {
         let mut counters = self.words.len();
         for (tile, part) in tiles_of(span) {
             if (tile - span.tiles.start).is_multiple_of(record_tiles) {
@@ -99,7 +101,7 @@ impl Room {
         }
     }
 
-    fn keep_words(&mut self, job: &Job, words: usize, span: &Span, elements: &StoredElements<'_>) {
+    fn keep_words(&mut self, job: &Job, words: usize, span: &Span, elements: &Elements<'_>) {
         for (tile, part) in tiles_of(span) {
             let end = self.words.len();
             self.words.resize(end + words * part.len(), 0);
@@ -165,6 +167,13 @@ macro_rules! for_each_instruction_set {
 }
 
 for_each_instruction_set! {
+    /// Draws a random mask for the tiles from number `first` on.
+    fn draw(mask: Mask, first: u64, drawn: &mut [TileMask]) {
+        for (tile, drawn) in (first..).zip(drawn) {
+            *drawn = mask.draw(tile);
+        }
+    }
+
     /// Runs a job on a tile of decoded inputs.
     fn run_tile(job: &Job, tile: u64, inputs: &TileInputs<'_>, scratch: &mut Vec<f32>, target: Target<'_>) {
         job.tile(tile, inputs, scratch, target);
@@ -192,23 +201,35 @@ for_each_instruction_set! {
     }
 }
 
-/// The inputs of a span, as kernels read them.
-enum StoredElements<'a> {
-    /// All of them bfloat16, in which models are stored: not decoded before they are in a register.
-    Bf16(Vec<&'a [StoredBf16]>),
-    /// Of any types: decoded tile by tile.
-    Any { inputs: &'a [&'a [u8]], floats: &'a [Float] },
+/// What the random masks of a span keep, model by model: tile after tile, nothing where no chance is in it.
+pub(super) type SpanMasks = Vec<Vec<TileMask>>;
+
+/// Draws the random mask of a model for a span.
+///
+/// # Errors
+/// There is no memory for it.
+pub(super) fn drawn(mask: Mask, span: &Span) -> Result<Vec<TileMask>> {
+    let mut drawn = Vec::new();
+    lengthen(&mut drawn, (span.tiles.end - span.tiles.start) as usize)?;
+    draw(mask, span.tiles.start, &mut drawn);
+    Ok(drawn)
 }
 
-impl<'a> StoredElements<'a> {
-    fn new(inputs: &'a [&'a [u8]], floats: &'a [Float]) -> Self {
-        if floats.iter().all(|float| *float == Float::BF16) {
-            Self::Bf16(inputs.iter().map(|input| bytemuck::cast_slice(input)).collect())
-        } else {
-            Self::Any { inputs, floats }
-        }
-    }
+/// Draws all random masks of a span.
+///
+/// # Errors
+/// There is no memory for them.
+pub(super) fn draw_all(job: &Job, span: &Span) -> Result<SpanMasks> {
+    job.masks().into_iter().map(|mask| mask.map_or(Ok(Vec::new()), |mask| drawn(mask, span))).collect()
+}
 
+/// What kernels read of a span.
+struct Elements<'a> {
+    stored: Stored<'a>,
+    masks: &'a SpanMasks,
+}
+
+impl Elements<'_> {
     /// Runs a job on tile number `tile` of the tensor, which is this part of the span.
     fn run(
         &self,
@@ -218,20 +239,39 @@ impl<'a> StoredElements<'a> {
         Own { decoded, scratch }: &mut Own,
         target: Target<'_>,
     ) {
-        let len = part.len();
-        match self {
-            Self::Bf16(inputs) => {
-                let tile_of = TileInputs { chunks: inputs, first: part.start, len };
+        let (len, masks, ordinal) = (part.len(), self.masks.as_slice(), part.start / TILE);
+        match &self.stored {
+            Stored::Bf16(inputs) => {
+                let tile_of = TileInputs { chunks: inputs, first: part.start, len, masks, ordinal };
                 run_tile_of_bf16(job, tile, &tile_of, scratch, target);
             }
-            Self::Any { floats, .. } => {
+            Stored::Any { floats, .. } => {
                 decoded.resize(decoded.len().max(floats.len() * TILE), 0.0);
                 for (input, decoded) in (0..floats.len()).zip(decoded.chunks_exact_mut(TILE)) {
-                    self.decode(input, part, decoded);
+                    self.stored.decode(input, part, decoded);
                 }
                 let chunks: Vec<&[f32]> = decoded.chunks_exact(TILE).collect();
-                run_tile(job, tile, &TileInputs { chunks: &chunks, first: 0, len }, scratch, target);
+                let tile_of = TileInputs { chunks: &chunks, first: 0, len, masks, ordinal };
+                run_tile(job, tile, &tile_of, scratch, target);
             }
+        }
+    }
+}
+
+/// The inputs of a span.
+enum Stored<'a> {
+    /// All of them bfloat16, in which models are stored: not decoded before they are in a register.
+    Bf16(Vec<&'a [StoredBf16]>),
+    /// Of any types: decoded tile by tile.
+    Any { inputs: &'a [&'a [u8]], floats: &'a [Float] },
+}
+
+impl<'a> Stored<'a> {
+    fn new(inputs: &'a [&'a [u8]], floats: &'a [Float]) -> Self {
+        if floats.iter().all(|float| *float == Float::BF16) {
+            Self::Bf16(inputs.iter().map(|input| bytemuck::cast_slice(input)).collect())
+        } else {
+            Self::Any { inputs, floats }
         }
     }
 

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use super::device::{Device, Family, LaneBytes};
 use super::gpu::{self, ALIGNMENT, CHUNK_TILES, DEPTH, HOST_BYTES, Slot, SlotBytes, Spares, lock};
 use super::held::{Gathered, Held, padded};
-use super::spans::Room;
+use super::spans::{self, Room};
 use super::table::{Dialect, Table};
 use super::{Backend, Lane, Launch, Limits, Output, ReadInputs};
 use crate::error::Result;
@@ -500,7 +500,8 @@ impl Redo {
             let parts: Vec<&[u8]> = parts.into_iter().map(|part| &all[part]).collect();
             let moved = parts.iter().map(|part| part.len() as u64).sum::<u64>() + result_bytes;
             self.room.clear();
-            let run = || self.room.run(launch, span, &parts);
+            let masks = || spans::draw_all(&launch.jobs[span.job], span);
+            let run = || self.room.run(launch, span, &parts, &masks()?);
             let tally = timeline.time(Stage::Compute, by, moved, run)?;
             let outcome = launch.jobs[span.job].outcome();
             let result = self.room.result(outcome, 0..self.room.len(outcome));

@@ -8,7 +8,7 @@
 //! The bytes are the same for any number of threads. A folder that is complete is left as it is, so a bench may call this
 //! first each time.
 
-mod values;
+pub mod values;
 
 use std::fs::{self, File};
 use std::io;

@@ -1,4 +1,4 @@
-//! Numbers for checks and benches: repeatable from a seed, and like those of real models.
+//! Numbers for checks: repeatable from a seed.
 
 /// A small, fast and repeatable source of numbers (`SplitMix64`: Steele, Lea and Flood, OOPSLA 2014).
 #[derive(Debug, Clone)]
@@ -24,39 +24,4 @@ impl Random {
     pub fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
     }
-
-    /// Roughly normal with deviation 1, from the bits of a single draw: for many numbers.
-    fn quick_normal(&mut self) -> f32 {
-        let bits = self.next();
-        let sum: u32 = (0..4).map(|i| (bits >> (16 * i)) as u32 & 0xffff).sum();
-        // Four uniform numbers have the mean 2 and the variance 1/3.
-        (sum as f32 / 65_536.0 - 2.0) * 1.732
-    }
-}
-
-/// bfloat16 weights of a base model, as bits.
-pub fn base_weights(elements: usize, seed: u64) -> Vec<u16> {
-    let mut random = Random(seed);
-    (0..elements).map(|_| ((random.quick_normal() * 0.02).to_bits() >> 16) as u16).collect()
-}
-
-/// A fine-tuned model's weights: half of them unmoved, most of the others by a few units in the last place, a few by a
-/// lot. So the magnitudes of their differences take few values, many of them equal, as those of real models do.
-pub fn tuned_weights(base: &[u16], seed: u64) -> Vec<u16> {
-    let mut random = Random(seed);
-    let tuned = |base: &u16| {
-        // Nobody's zeros become the smallest of numbers.
-        if base << 1 == 0 {
-            return *base;
-        }
-        let draw = random.next() % 100;
-        let units = match draw {
-            0..50 => 0,
-            50..98 => (random.quick_normal() * 2.0) as i32,
-            _ => (random.quick_normal() * 40.0) as i32,
-        };
-        let magnitude = (i32::from(base & 0x7fff) + units).clamp(0, 0x7f00) as u16;
-        magnitude | (base & 0x8000)
-    };
-    base.iter().map(tuned).collect()
 }

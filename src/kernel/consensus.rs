@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use super::packed::{append, append_floats};
-use super::thinning::{Keep, Model, PackedModel, Trim, bench_mask, factors};
+use super::thinning::{Keep, Mask, Model, PackedModel, Trim, bench_mask, factors};
 use super::{CaseNumbers, Compiled, KEY_MAX, Kept, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, VOTERS_MAX, Widest};
 use crate::dtype::{Element, magnitude_bits};
 
@@ -82,6 +82,10 @@ impl Numbers for Job {
 
     fn models(&self) -> usize {
         self.models.len()
+    }
+
+    fn masks(&self) -> Vec<Option<Mask>> {
+        self.models.iter().map(|model| model.keep.mask()).collect()
     }
 
     fn factors(&self, _: &Range<u64>) -> Vec<f32> {
@@ -169,7 +173,7 @@ fn few<const N: usize, E: Element>(
     if models.iter().any(|model| matches!(model.keep, Keep::Random(_))) {
         let scratch: &mut [[f32; TILE]; N] = scratch.first_chunk_mut().expect("room for N tiles");
         for (m, model) in models.iter().enumerate() {
-            kept[m] += factors(model, tile, merge.x[m], merge.base, &mut scratch[m]) as u64;
+            kept[m] += factors(model, m, tile, inputs, &mut scratch[m]) as u64;
         }
         let known: [&[f32]; N] = std::array::from_fn(|m| &scratch[m][..inputs.len]);
         return merge.part(0..inputs.len, out, known);
@@ -337,7 +341,7 @@ fn many<E: Element>(
     let mut sum = [0.0; TILE];
     for (i, (model, v)) in job.models.iter().zip(v.iter_mut()).enumerate() {
         let x = inputs.of(i + 1);
-        let of_model = factors(model, tile, x, base, v);
+        let of_model = factors(model, i, tile, inputs, v);
         for (((v, sum), x), base) in v.iter_mut().zip(&mut sum).zip(x).zip(base) {
             *v *= x.value() - base.value();
             *sum += *v;

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::packed::append;
 use super::sums::{fold_tile, tile_sum};
-use super::thinning::{Keep, Model, PackedModel, bench_mask, factors};
+use super::thinning::{Keep, Mask, Model, PackedModel, bench_mask, factors};
 use super::{CaseNumbers, Compiled, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, Widest};
 use crate::dtype::Element;
 
@@ -52,6 +52,10 @@ impl Numbers for Job {
         Outcome::Sums { words: 2 * self.models.len() }
     }
 
+    fn masks(&self) -> Vec<Option<Mask>> {
+        self.models.iter().map(Keep::mask).collect()
+    }
+
     /// The models, with coefficient 1.
     fn pack(&self, _: &Range<u64>, words: &mut Vec<u32>) {
         let model = |keep: &Keep| PackedModel::from(Model { coefficient: 1.0, keep: *keep });
@@ -89,7 +93,7 @@ fn fast<E: Element>(
     let (base, len) = (inputs.of(0), inputs.len);
     for (model, (keep, sums)) in job.models.iter().zip(sums.chunks_exact_mut(2)).enumerate() {
         let x = inputs.of(model + 1);
-        factors(&Model { coefficient: 1.0, keep: *keep }, tile, x, base, kept);
+        factors(&Model { coefficient: 1.0, keep: *keep }, model, tile, inputs, kept);
         for (((all, kept), x), base) in all.iter_mut().zip(kept.iter_mut()).zip(x).zip(base) {
             let delta = x.value() - base.value();
             (*all, *kept) = (delta.abs(), (*kept * delta).abs());

@@ -68,29 +68,37 @@ fn halves(draws: &Draws) -> &[u16; TILE] {
     bytemuck::cast_ref(draws)
 }
 
-/// The same for a tile whose first counter is `first_block`: `coefficient` for elements that are kept, else 0. The second
-/// call is made only where a draw equals the upper half of `keep`.
+/// The elements of a tile that are kept: bit `i / 32` of word `i % 32` is element `i`, so that neighbours have the same bit of
+/// neighbouring words, as vectors want them.
+pub type TileMask = [u32; TILE / 32];
+
+/// The same for a tile whose first counter is `first_block`. The second call is made only where a draw equals the upper half
+/// of `keep`.
 #[inline(always)]
-pub fn choose(first_block: u64, key: [u32; 2], keep: u32, coefficient: f32, mask: &mut [f32; TILE]) {
+pub fn choose(first_block: u64, key: [u32; 2], keep: u32) -> TileMask {
     let (upper, lower) = ((keep >> 16) as u16, keep as u16);
     let mut first = [[0; 2]; BLOCKS];
     draw(first_block, 0, key, &mut first);
-    let mut undecided = 0u16;
-    for (lane, draw) in mask.iter_mut().zip(halves(&first)) {
-        let draw = u16::from_le(*draw);
-        *lane = if draw < upper { coefficient } else { 0.0 };
-        undecided |= u16::from(draw == upper);
+    let mut mask = [0; TILE / 32];
+    // Bits move into place with the rounds: the compiler makes better vectors of it than of places that differ by round.
+    for draws in halves(&first).chunks_exact(mask.len()) {
+        for (word, draw) in mask.iter_mut().zip(draws) {
+            *word = *word >> 1 | u32::from(u16::from_le(*draw) < upper) << 31;
+        }
     }
+    let undecided = halves(&first).iter().fold(0, |any, draw| any | u16::from(u16::from_le(*draw) == upper));
     // Rare: one tile in 64.
     if undecided != 0 {
         let mut second = [[0; 2]; BLOCKS];
         draw(first_block, 1, key, &mut second);
-        for ((lane, first), second) in mask.iter_mut().zip(halves(&first)).zip(halves(&second)) {
+        for (i, (first, second)) in halves(&first).iter().zip(halves(&second)).enumerate() {
             if u16::from_le(*first) == upper {
-                *lane = if u16::from_le(*second) < lower { coefficient } else { 0.0 };
+                let keeps = u16::from_le(*second) < lower;
+                mask[i % mask.len()] |= u32::from(keeps) << (i / mask.len());
             }
         }
     }
+    mask
 }
 
 #[cfg(test)]
@@ -114,10 +122,9 @@ mod tests {
     }
 
     fn kept(tiles: u64, key: [u32; 2], keep: u32) -> u64 {
-        let mut mask = [0.0; TILE];
         let one = |tile: u64| {
-            choose(tile * BLOCKS as u64, key, keep, 1.0, &mut mask);
-            mask.iter().filter(|m| **m == 1.0).count() as u64
+            let mask = choose(tile * BLOCKS as u64, key, keep);
+            mask.iter().map(|word| u64::from(word.count_ones())).sum::<u64>()
         };
         (0..tiles).map(one).sum()
     }

@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 
 use super::packed::packed;
-use super::{TILE, key, philox};
+use super::philox::TileMask;
+use super::{TILE, TileInputs, key, philox};
 use crate::dtype::Element;
 
 /// One model's part in the merge.
@@ -40,7 +41,7 @@ pub struct Trim {
 
 /// Keeps each element with probability `keep / 2^32`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Mask {
     /// The probability in units of 2^-32.
     pub keep: u32,
@@ -60,6 +61,14 @@ impl Keep {
         }
     }
 
+    /// The mask of a random choice.
+    pub(super) fn mask(&self) -> Option<Mask> {
+        match self {
+            Self::Random(mask) => Some(*mask),
+            _ => None,
+        }
+    }
+
     /// Whether what is kept is counted: not what a random choice keeps.
     pub(super) fn counts(&self) -> bool {
         !matches!(self, Self::Random(_))
@@ -67,10 +76,10 @@ impl Keep {
 }
 
 impl Mask {
-    /// Writes `coefficient` for kept elements of the tile and 0 for the others.
+    /// What it keeps of a tile.
     #[inline(always)]
-    pub fn write(&self, tile: u64, coefficient: f32, mask: &mut [f32; TILE]) {
-        philox::choose(tile * philox::BLOCKS as u64, self.key, self.keep, coefficient, mask);
+    pub fn draw(&self, tile: u64) -> TileMask {
+        philox::choose(tile * philox::BLOCKS as u64, self.key, self.keep)
     }
 }
 
@@ -96,24 +105,30 @@ impl Trim {
     }
 }
 
-/// Writes what each element of one model is multiplied with: the coefficient where it is kept, else 0. How many were kept,
-/// where magnitudes decide.
+/// Writes what each element of non-base model `m` is multiplied with: the coefficient where it is kept, else 0. How many were
+/// kept, where magnitudes decide.
 #[inline(always)]
 pub(super) fn factors<E: Element>(
     model: &Model,
+    m: usize,
     tile: u64,
-    x: &[E],
-    base: &[E],
+    inputs: &TileInputs<'_, E>,
     factors: &mut [f32; TILE],
 ) -> usize {
-    let c = model.coefficient;
+    let (c, base, x) = (model.coefficient, inputs.of(0), inputs.of(m + 1));
     match model.keep {
         Keep::All => {
             factors.fill(c);
             x.len()
         }
-        Keep::Random(mask) => {
-            mask.write(tile, c, factors);
+        Keep::Random(_) => {
+            let mut mask = *inputs.mask(m);
+            for factors in factors.chunks_exact_mut(mask.len()) {
+                for (factor, word) in factors.iter_mut().zip(&mut mask) {
+                    *factor = f32::from_bits(c.to_bits() & (*word & 1).wrapping_neg());
+                    *word >>= 1;
+                }
+            }
             0
         }
         Keep::Trim(trim) => {

@@ -102,7 +102,8 @@ impl Way {
         (0..elements).collect::<Vec<_>>().chunks(last).map(<[usize]>::to_vec).collect()
     }
 
-    /// How steady the result is: opposite vectors have no way between them, so near it small changes turn it around.
+    /// How steady the result is: opposite vectors have no way between them, so near it small changes turn it around. And without
+    /// a base the second vector is measured by its difference to the first, which leaves few digits of one that is far shorter.
     fn steadiness(&self, x: &[Vec<f64>]) -> f64 {
         if self.method != "nuslerp" {
             return 1.0;
@@ -113,7 +114,9 @@ impl Way {
             [x[0].clone(), x[1].clone()]
         };
         let cosine = dot(&a, &b) / (length(&a) * length(&b));
-        if cosine < 0.0 { (1.0 - cosine * cosine).max(1e-12) } else { 1.0 }
+        let turn = if cosine < 0.0 { (1.0 - cosine * cosine).max(1e-12) } else { 1.0 };
+        let shorter = if self.with_base { 1.0 } else { (length(&b) / length(&a)).clamp(1e-6, 1.0) };
+        turn * shorter * shorter
     }
 
     /// What the formulas give for vectors in f64.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mergeforge::backend::cpu::CHUNK_TILES;
 use mergeforge::backend::devices::processor;
+pub use mergeforge::bench::synth::values::{base_values as weights, tuned_values as tuned};
 pub use mergeforge::check::data::Random;
 use mergeforge::checkpoint::Reads;
 use mergeforge::error::Result;
@@ -180,26 +181,4 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
         recall: false,
     };
     merge(&prepared, &options, &Quiet)
-}
-
-/// Weights of a base model: rounded to bfloat16, so that every type holds them nearly or exactly.
-pub fn weights(elements: usize, seed: u64) -> Vec<f32> {
-    let mut random = Random(seed);
-    (0..elements).map(|_| half::bf16::from_f32((random.normal() * 0.02) as f32).to_f32()).collect()
-}
-
-/// A fine-tuned model's weights: about half of them unmoved, the others by a few bfloat16 ulps, a few by a lot.
-pub fn tuned(base: &[f32], seed: u64) -> Vec<f32> {
-    let mut random = Random(seed);
-    let moved = |b: &f32| {
-        let ulps = match random.next() % 100 {
-            0..50 => 0,
-            50..98 => (random.normal() * 2.0) as i32,
-            _ => (random.normal() * 40.0) as i32,
-        };
-        let bits = i32::from(half::bf16::from_f32(*b).to_bits() & 0x7fff);
-        let magnitude = half::bf16::from_bits((bits + ulps).clamp(0, 0x7f00) as u16).to_f32();
-        magnitude.copysign(*b)
-    };
-    base.iter().map(moved).collect()
 }

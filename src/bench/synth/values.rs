@@ -1,6 +1,8 @@
 //! Values like those of a base and of models trained from it. Each is a hash of (seed, model, tensor, position): any
 //! thread can make any part.
 
+use std::sync::LazyLock;
+
 use crate::checkpoint::OutTensor;
 use crate::dtype::{Float, decode, encode};
 
@@ -122,21 +124,53 @@ impl<'a> Maker<'a> {
     fn make_moved(&mut self, tensor: &OutTensor, first: usize, model: usize) {
         self.moved.resize(self.base.len(), 0.0);
         let key = stream_key(self.seed, model, &tensor.name);
-        fill(&mut self.moved, key, first, &self.tables.steps, STEP_DRAW_BITS);
         let columns = columns(tensor);
-        for channel in outlier_channels(self.seed, columns) {
-            let in_tile = (channel + columns - first % columns) % columns;
-            for step in self.moved.iter_mut().skip(in_tile).step_by(columns) {
-                *step *= OUTLIER_SCALE;
-            }
-        }
-        let kind_scale = if is_norm(tensor) { NORM_STEP } else { 1.0 };
-        let spread = f32::from(hash(key ^ 1, 0) as u16) / 32_768.0 - 1.0;
-        let scale = kind_scale * libm::powf(STEP_SPREAD, spread);
-        for (step, base) in self.moved.iter_mut().zip(&self.base) {
-            *step = base + scale * *step;
-        }
+        let outliers = outlier_channels(self.seed, columns)
+            .map(|channel| ((channel + columns - first % columns) % columns, columns));
+        let scale = if is_norm(tensor) { NORM_STEP } else { 1.0 };
+        make_moved(&mut self.moved, &self.base, self.tables, key, first, outliers, scale);
     }
+}
+
+/// Moves a part of a tensor that begins at element `first`; outliers are every so many of its elements from one on.
+fn make_moved(
+    moved: &mut [f32],
+    base: &[f32],
+    tables: &Tables,
+    key: u64,
+    first: usize,
+    outliers: impl Iterator<Item = (usize, usize)>,
+    scale: f32,
+) {
+    fill(moved, key, first, &tables.steps, STEP_DRAW_BITS);
+    for (from, every) in outliers {
+        moved.iter_mut().skip(from).step_by(every).for_each(|step| *step *= OUTLIER_SCALE);
+    }
+    let spread = f32::from(hash(key ^ 1, 0) as u16) / 32_768.0 - 1.0;
+    let scale = scale * libm::powf(STEP_SPREAD, spread);
+    for (step, base) in moved.iter_mut().zip(base) {
+        *step = base + scale * *step;
+    }
+}
+
+static BF16_TABLES: LazyLock<Tables> = LazyLock::new(|| Tables::new(Float::BF16));
+
+/// Values of a matrix of a base, of bfloat16.
+pub fn base_values(elements: usize, seed: u64) -> Vec<f32> {
+    let mut values = vec![0.0; elements];
+    fill(&mut values, hash(seed, 0), 0, &BF16_TABLES.weights, WEIGHT_DRAW_BITS);
+    values
+}
+
+/// The same of a model trained from that base, rounded to bfloat16.
+pub fn tuned_values(base: &[f32], seed: u64) -> Vec<f32> {
+    let mut values = vec![0.0; base.len()];
+    let outliers = std::iter::once((hash(seed, 0) as usize % OUTLIER_EVERY, OUTLIER_EVERY));
+    make_moved(&mut values, base, &BF16_TABLES, hash(seed, 1), 0, outliers, 1.0);
+    let mut bytes = vec![0; base.len() * Float::BF16.bytes()];
+    encode(Float::BF16, &values, &mut bytes);
+    decode(Float::BF16, &bytes, &mut values);
+    values
 }
 
 pub(super) fn elements(tensor: &OutTensor) -> usize {

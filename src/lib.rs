@@ -173,7 +173,8 @@ pub fn merge_recording(
     let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
     // Opening a device takes a moment, in which no stage could be busy.
     let timeline = timeline.begun_now();
-    let work = Work { plan, sources, recalled: &recalled, reads: options.reads, idle: false };
+    let guess = options.device.family.reads_again;
+    let work = Work { plan, sources, recalled: &recalled, reads: options.reads, idle: false, guess };
     let merged = stream::run(work, &*backend, &sink, &limits, watch, &timeline);
     // Inputs that change can look like a device that contradicts itself: they are then the error.
     if merged.as_ref().map_or_else(|failure| failure.kind == error::Kind::Device, |_| true) {
@@ -205,7 +206,7 @@ pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Resul
     let backend = options.device.open(&limits)?;
     let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
     let timeline = Timeline::new();
-    let work = Work { plan, sources, recalled: &[], reads: options.reads, idle: true };
+    let work = Work { plan, sources, recalled: &[], reads: options.reads, idle: true, guess: false };
     let Streamed { workers, .. } = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let wall = timeline.origin().elapsed();
     Ok((wall, timeline.shares(wall, workers)))

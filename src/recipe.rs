@@ -74,7 +74,8 @@ impl fmt::Debug for Passes {
 pub struct Sweeps {
     /// On ordinary data.
     pub usual: u32,
-    /// On any data; a try with thresholds of an earlier merge, which turn out to be wrong, is not counted.
+    /// On any data; a try with thresholds that were guessed or are those of an earlier merge, and turn out to be wrong, is not
+    /// counted.
     pub most: u32,
 }
 
@@ -89,6 +90,9 @@ pub trait Machine: Send + Sync {
     fn fresh(&self) -> Box<dyn Machine>;
     /// Before the first pass: what earlier merges found. It may be wrong, and is proven or given up.
     fn recall(&mut self, _thresholds: &[Threshold]) {}
+    /// Before the first pass: parts of the inputs can be read again at little cost. A good guess, and mending what it got
+    /// wrong, then takes less time than making sure before.
+    fn guess(&mut self) {}
     /// After the last pass: thresholds that are proven.
     fn thresholds(&self) -> Vec<Threshold> {
         Vec::new()
@@ -144,6 +148,15 @@ pub enum Pass {
         /// The kernel and its numbers.
         job: Job,
     },
+    /// The output of some tiles once more. What was combined before is right everywhere else.
+    Mend {
+        /// Which inputs the job reads, in the job's order.
+        reads: Vec<usize>,
+        /// The kernel and its numbers.
+        job: Job,
+        /// Which tiles, in order and apart from each other; more of them may be combined again.
+        over: Vec<Range<u64>>,
+    },
 }
 
 /// The parts of a tensor that are measured each by itself.
@@ -194,7 +207,7 @@ pub enum Measured {
     Counts(Vec<TileCounts>),
     /// Words per tile, in order.
     Words(Vec<u32>),
-    /// Of a combining pass: how much was kept of each model of its job.
+    /// Of a pass that combines or mends: how much of each model of its job is kept in the whole output.
     Kept(Kept),
 }
 

@@ -71,6 +71,7 @@ impl Report {
             "bottleneck": shares.bottleneck().stage().map(Stage::name),
             "inputs": prepared.sources.iter().map(Source::identity).collect::<Vec<_>>(),
             "chunks_by_cpu": merged.iter().map(|merged| merged.redone).sum::<u64>(),
+            "chunks_mended": merged.iter().map(|merged| merged.mended).sum::<u64>(),
             "odd_values": odd,
             "tensors": tensors,
         });

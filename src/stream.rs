@@ -53,6 +53,7 @@ struct Stream<'a> {
     recalled: &'a [Vec<Threshold>],
     reads: Reads,
     idle: bool,
+    guess: bool,
     sizes: Sizes,
     /// Of each input, how many tensors are still to be merged from it.
     uses: Vec<AtomicU32>,
@@ -88,6 +89,8 @@ pub struct Work<'a> {
     pub reads: Reads,
     /// Whether nothing is computed: every input is read once and what is written means nothing. The floor of a merge.
     pub idle: bool,
+    /// Whether inputs can be read again at little cost: see [`crate::recipe::Machine::guess`].
+    pub guess: bool,
 }
 
 /// The result of a stream.
@@ -114,7 +117,7 @@ pub fn run(
     watch: &dyn Watch,
     timeline: &Timeline,
 ) -> Result<Streamed> {
-    let Work { plan, sources, recalled, reads, idle } = work;
+    let Work { plan, sources, recalled, reads, idle, guess } = work;
     let queue = Queue {
         ready: VecDeque::new(),
         next: 0,
@@ -133,6 +136,7 @@ pub fn run(
         recalled,
         reads,
         idle,
+        guess,
         sizes: Sizes { chunk_tiles: limits.chunk_tiles, spans: limits.widest.spans },
         uses: plan.uses().into_iter().map(AtomicU32::new).collect(),
         groups: group::plan_groups(plan, limits.chunk_tiles),
@@ -212,7 +216,7 @@ impl Stream<'_> {
             self.timeline.time(Stage::Write, by, bytes.len() as u64, write)?;
             self.watch.moved(0, bytes.len() as u64);
         }
-        group.take(to, self.plan.tensors[to.tensor].bytes, output, self.timeline, by);
+        group.take(to, self, output, by);
         Ok(())
     }
 

@@ -29,6 +29,7 @@ pub(super) const FAMILY: Family = Family {
     // Leaves room for the program itself under 1 GiB.
     host_bytes: 768 << 20,
     device_bytes: |_, _| Ok(0),
+    reads_again: true,
     devices: || Ok(vec![device()]),
     free_bytes: |_| Ok(None),
     open: |_, limits| Ok(Box::new(Cpu::new(limits.hold_bytes))),

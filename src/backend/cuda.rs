@@ -46,6 +46,7 @@ pub(super) const FAMILY: Family = Family {
         const DEFAULT: u64 = 7 << 30;
         Ok(DEFAULT.min(free_bytes(device.index)? / 10 * 9))
     },
+    reads_again: false,
     devices,
     free_bytes: |device| free_bytes(device.index).map(Some),
     open: |device, limits| Ok(Box::new(Cuda::new(device, limits)?)),

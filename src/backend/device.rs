@@ -24,6 +24,8 @@ pub struct Family {
     /// # Errors
     /// Kind `Device`: it cannot be used.
     pub device_bytes: fn(&Device, u64) -> Result<u64>,
+    /// Whether reading parts of an input again costs little, so that it pays to guess and to mend what was wrong.
+    pub reads_again: bool,
     /// The devices of this machine.
     ///
     /// # Errors

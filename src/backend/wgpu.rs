@@ -48,6 +48,7 @@ pub(super) const FAMILY: Family = Family {
         const UNKNOWN: u64 = 2 << 30;
         Ok(UNKNOWN.min(physical_bytes / 4))
     },
+    reads_again: false,
     devices: driver::devices,
     free_bytes: |_| Ok(None),
     open: |device, limits| Ok(Box::new(Wgpu::new(device, limits)?)),

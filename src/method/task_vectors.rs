@@ -4,12 +4,14 @@
 //! at random) and whether a sign vote decides which of them are averaged, element by element. Here too is
 //! `task_arithmetic` itself, the member that does neither.
 
+use std::ops::Range;
+
 use super::top_k::{self, COUNTING_SWEEPS_MAX, TopK};
 use super::{Base, Method, Paper, Parameter, Scope, Settings, divisor, masks};
 use crate::error::{Error, Result};
 use crate::kernel::consensus;
 use crate::kernel::thinning::{Keep, Mask, Model, Trim};
-use crate::kernel::{Job, KEY_MAX, Kept, masked_sums, weighted_sum};
+use crate::kernel::{Job, KEY_MAX, Kept, TILE, masked_sums, tiles, weighted_sum};
 use crate::recipe::{Machine, Measured, Pass, Recipe, Segments, Sweeps, Threshold, everything};
 
 pub(super) const TASK_ARITHMETIC: Method = Method {
@@ -75,8 +77,9 @@ pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Res
 }
 
 /// The merge of one tensor: select thresholds, measure norms, combine; steps not needed are left out. Thresholds are
-/// proven by what combining kept: those of an earlier merge may therefore be tried first.
-#[expect(clippy::struct_excessive_bools, reason = "each is a parameter of its own, but for the last")]
+/// proven by what combining kept: guesses and those of an earlier merge may therefore be tried first. What a guess got right
+/// of the output stays.
+#[expect(clippy::struct_excessive_bools, reason = "each is a parameter of its own, but for the last two")]
 #[derive(Clone)]
 struct FamilyMerge {
     elements: u64,
@@ -91,6 +94,10 @@ struct FamilyMerge {
     stage: Step,
     /// Whether the thresholds are those of an earlier merge.
     recalled: bool,
+    /// Whether thresholds may be guessed.
+    guesses: bool,
+    /// What the output was made with, where the guess was wrong.
+    guessed: Vec<Trim>,
 }
 
 /// What the pass under way is for.
@@ -100,6 +107,8 @@ enum Step {
     Selecting(TopK),
     Norms,
     Combining,
+    /// Combining with thresholds that are guessed.
+    Guessing(TopK),
     Done,
 }
 
@@ -153,6 +162,8 @@ impl FamilyMerge {
             rescale: thinned && settings.flag("rescale"),
             stage: Step::Beginning,
             recalled: false,
+            guesses: false,
+            guessed: Vec::new(),
             models,
         }
     }
@@ -185,14 +196,39 @@ impl FamilyMerge {
         for (member, trim) in trimmed.zip(selection.trims()) {
             member.keep = Keep::Trim(trim);
         }
-        self.measure_norms()
+        if selection.is_guess() {
+            let pass = self.combine();
+            self.stage = Step::Guessing(selection);
+            return pass;
+        }
+        self.mend().unwrap_or_else(|| self.measure_norms())
+    }
+
+    /// The stretches between guessed cuts and true ones, if it is cuts alone that the guess got wrong.
+    fn mend(&mut self) -> Option<Pass> {
+        let guessed = std::mem::take(&mut self.guessed);
+        let found = self.trimmed().filter_map(|(_, member, _)| member.trim());
+        let over = stretches(guessed.into_iter().zip(found))?;
+        let Pass::Combine { reads, job } = self.combine() else { unreachable!("that is what it is") };
+        Some(Pass::Mend { reads, job, over })
+    }
+
+    /// Takes in what guessed thresholds kept.
+    fn prove(&mut self, mut selection: TopK, kept: &Kept) -> Option<Pass> {
+        self.refuted(kept)?;
+        self.guessed = selection.trims().collect();
+        selection.prove(self.trimmed().map(|(place, ..)| kept[place]));
+        Some(self.select(selection, Measured::Nothing))
     }
 
     /// Selects from the beginning.
     fn select_anew(&mut self) -> Pass {
         self.recalled = false;
         let wanted: Vec<(usize, u64)> = self.trimmed().map(|(_, m, kept)| (m.input, kept)).collect();
-        self.select(TopK::new(self.elements, self.base, wanted.into_iter()), Measured::Nothing)
+        let selection = TopK::new(self.elements, self.base, wanted.into_iter());
+        // Norms are measured with the true thresholds.
+        let guesses = self.guesses && !self.rescale;
+        self.select(if guesses { selection.guessing() } else { selection }, Measured::Nothing)
     }
 
     /// Goes on with the norms, if they are needed.
@@ -275,6 +311,7 @@ impl Machine for FamilyMerge {
                 self.take_norms(&measured.sums());
                 self.combine()
             }
+            Step::Guessing(selection) => return Ok(self.prove(selection, &measured.kept())),
             Step::Done => return Ok(None),
             Step::Combining => match self.refuted(&measured.kept()) {
                 None => return Ok(None),
@@ -282,6 +319,10 @@ impl Machine for FamilyMerge {
                 Some((input, kept, k)) => return Err(contradiction(input, kept, k)),
             },
         }))
+    }
+
+    fn guess(&mut self) {
+        self.guesses = true;
     }
 
     fn recall(&mut self, thresholds: &[Threshold]) {
@@ -310,6 +351,24 @@ impl Machine for FamilyMerge {
         };
         self.trimmed().filter_map(threshold).collect()
     }
+}
+
+/// The tiles on which pairs of cuts differ; `None` where there are no pairs, or thresholds that differ.
+fn stretches(pairs: impl Iterator<Item = (Trim, Trim)>) -> Option<Vec<Range<u64>>> {
+    let between = |(a, b): (Trim, Trim)| {
+        let (first, last) = (a.cut().min(b.cut()), a.cut().max(b.cut()));
+        (a.threshold == b.threshold).then(|| first / TILE as u64..tiles(last))
+    };
+    let mut parts = pairs.map(between).collect::<Option<Vec<_>>>()?;
+    parts.sort_unstable_by_key(|part| part.start);
+    let mut apart: Vec<Range<u64>> = Vec::new();
+    for part in parts.into_iter().filter(|part| !part.is_empty()) {
+        match apart.last_mut() {
+            Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
+            _ => apart.push(part),
+        }
+    }
+    (!apart.is_empty()).then_some(apart)
 }
 
 /// What a device counted does not fit what it then kept.

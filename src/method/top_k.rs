@@ -6,6 +6,11 @@
 //! stretch that holds it, and the next sweep goes on; after a guess that missed, a larger sample from other places
 //! makes a better one. Samples decide how many sweeps it takes, never the result. Where equal keys have to be cut, only
 //! the stretch with the cut is scanned again.
+//!
+//! Where the sample leaves little doubt about the key itself, the merge may be made with that key and a guessed cut before
+//! anything is counted. How much it kept shows on which side of the guess the cut is, and how many equal keys away:
+//! the stretch between the two is scanned, and merged once more. If there are too few equal keys, the key was wrong, and the
+//! counting begins.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -22,6 +27,9 @@ const SAMPLED_OF: u64 = 64;
 /// Tiles of a first sample; tensors up to the least of them are selected from their keys directly.
 const SAMPLE_TILES: RangeInclusive<u64> = 32..=128;
 
+/// A key is likely the threshold if so many standard deviations to either side are the same key.
+const LIKELY: f64 = 1.5;
+
 /// Counting sweeps at most: two guesses that miss, then three of 2^11 bins for the 31 bits of a key.
 pub(super) const COUNTING_SWEEPS_MAX: u32 = 5;
 
@@ -36,6 +44,16 @@ pub(super) struct TopK {
     asked: Asked,
     samples: u32,
     counted: u32,
+    guess: Guess,
+}
+
+/// Whether thresholds may be guessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Guess {
+    No,
+    Allowed,
+    /// They are guessed, and what they keep is not known yet.
+    Made,
 }
 
 /// What the pass under way measures.
@@ -64,7 +82,19 @@ struct Search {
     bracket: Bracket,
     /// Keys of which one is likely to be the key, ascending; none: the bracket is to be counted.
     levels: Vec<u32>,
+    /// The key and cut that a sample makes very likely.
+    likely: Option<Likely>,
     found: Option<Selected>,
+}
+
+/// A guess by a sample.
+#[derive(Debug, Clone, Copy)]
+struct Likely {
+    threshold: u32,
+    /// The tile before which equal keys are kept.
+    cut_tile: u64,
+    /// The share of equal keys among all.
+    share: f64,
 }
 
 /// A threshold, and where to cut among the keys equal to it.
@@ -80,6 +110,8 @@ enum TieCut {
     At(u64),
     /// The last key to keep is the `keep`-th equal one of these tiles.
     Within { tiles: Range<u64>, keep: u64 },
+    /// So many equal keys more than the tiles before this one have are to be kept; less, where it is negative.
+    Away { tile: u64, missing: i64 },
 }
 
 /// Where the k-th magnitude is 0, no zero is kept: weighted it would be 0 all the same, and what is kept is at most k.
@@ -108,10 +140,38 @@ impl TopK {
             missed: false,
             bracket: bracket(&(0..KEY_MAX + 1)),
             levels: Vec::new(),
+            likely: None,
             found: None,
         };
-        let searches = inputs.map(search).collect();
-        Self { elements, base, searches, measuring: Vec::new(), asked: Asked::Sample, samples: 0, counted: 0 }
+        Self {
+            elements,
+            base,
+            searches: inputs.map(search).collect(),
+            measuring: Vec::new(),
+            asked: Asked::Sample,
+            samples: 0,
+            counted: 0,
+            guess: Guess::No,
+        }
+    }
+
+    /// The same selection, which may answer with guesses.
+    pub(super) fn guessing(self) -> Self {
+        Self { guess: Guess::Allowed, ..self }
+    }
+
+    /// Whether the thresholds are guesses, to be proven by what they keep.
+    pub(super) fn is_guess(&self) -> bool {
+        self.guess == Guess::Made
+    }
+
+    /// Takes in how much the guessed thresholds keep, in the order of the inputs given. The selection then goes on from there.
+    pub(super) fn prove(&mut self, kept: impl Iterator<Item = u64>) {
+        self.guess = Guess::No;
+        let all = tiles(self.elements);
+        for (search, kept) in self.searches.iter_mut().zip(kept) {
+            search.take_kept(kept, all);
+        }
     }
 
     /// Takes in what the last pass measured; the next pass, or none when every threshold is known.
@@ -122,7 +182,7 @@ impl TopK {
             (Asked::Counts, measured) => self.take_counts(&measured.counts()),
             (Asked::TieCut, measured) => self.take_cut(&measured.words()),
         }
-        if self.searches.is_empty() || self.elements == 0 {
+        if self.searches.is_empty() || self.elements == 0 || self.takes_likely() {
             return None;
         }
         self.sampling_pass().or_else(|| self.counting_pass()).or_else(|| self.cutting_pass())
@@ -135,6 +195,20 @@ impl TopK {
             // An empty tensor: there is nothing to keep.
             _ => Trim::new(0, ZEROS_KEPT),
         })
+    }
+
+    /// Takes what the first sample makes likely for the truth, if guesses are allowed and there is one for every model.
+    fn takes_likely(&mut self) -> bool {
+        let known = |search: &Search| search.likely.is_some();
+        if self.guess != Guess::Allowed || self.samples == 0 || !self.searches.iter().all(known) {
+            return false;
+        }
+        for search in &mut self.searches {
+            let Likely { threshold, cut_tile, .. } = search.likely.expect("every search has one");
+            search.found = Some(Selected { threshold, cut: TieCut::At(cut_tile * TILE as u64) });
+        }
+        self.guess = Guess::Made;
+        true
     }
 
     /// A first sample for every model, and a second one for those whose next sweep would miss again.
@@ -179,7 +253,7 @@ impl TopK {
             if whole {
                 search.found = Some(select(&keys, search.k));
             } else {
-                search.guess(&keys);
+                search.guess(&keys, self.elements);
             }
         }
     }
@@ -191,9 +265,9 @@ impl TopK {
                 search.found = Some(Selected { threshold: KEY_MAX, cut: TieCut::At(0) });
             }
         }
-        self.counted += 1;
         self.measuring =
             (0..self.searches.len()).filter(|search| self.searches[*search].found.is_none()).collect();
+        self.counted += u32::from(!self.measuring.is_empty());
         // All models are counted by the same kernel: one that needs bins gives them to all.
         let measuring = || self.measuring.iter().map(|search| &self.searches[*search]);
         let job = if measuring().all(|search| !search.levels.is_empty()) {
@@ -220,14 +294,20 @@ impl TopK {
 
     /// A pass over the stretch that holds some model's cut: counted if it is long, else looked through.
     fn cutting_pass(&mut self) -> Option<Pass> {
-        let (search, threshold, tiles) = self.searches.iter().enumerate().find_map(|(i, search)| {
-            let found = search.found.as_ref()?;
-            let TieCut::Within { tiles, .. } = &found.cut else { return None };
-            Some((i, found.threshold, tiles.clone()))
-        })?;
+        let all = tiles(self.elements);
+        let (search, threshold, tiles, counted) =
+            self.searches.iter().enumerate().find_map(|(i, search)| {
+                let found = search.found.as_ref()?;
+                let (tiles, counted) = match &found.cut {
+                    TieCut::At(_) => return None,
+                    TieCut::Within { tiles, .. } => (tiles.clone(), true),
+                    TieCut::Away { tile, missing } => (search.stretch(*tile, *missing, all), false),
+                };
+                Some((i, found.threshold, tiles, counted))
+            })?;
         self.measuring = vec![search];
         let length = tiles.end - tiles.start;
-        if length <= WORDS_TILES_MAX {
+        if counted && length <= WORDS_TILES_MAX {
             self.asked = Asked::TieCut;
             return Some(self.pass(Job::Keys(keys::Job { models: 1 }), vec![tiles]));
         }
@@ -254,8 +334,15 @@ impl TopK {
 impl Search {
     /// Takes in the counters of this model: of the cut where the key is found, else of the levels or bins asked for.
     fn narrow(&mut self, records: &[TileCounts], elements: u64) {
-        if let Some(Selected { cut: TieCut::Within { keep, .. }, threshold }) = self.found {
-            self.found = Some(Selected { threshold, cut: cut_within(records, 1, keep) });
+        if let Some(Selected { cut, threshold }) = &self.found {
+            let threshold = *threshold;
+            match *cut {
+                TieCut::At(_) => unreachable!("a cut that is known is not looked for"),
+                TieCut::Within { keep, .. } => {
+                    self.found = Some(Selected { threshold, cut: cut_within(records, 1, keep) });
+                }
+                TieCut::Away { missing, .. } => self.approach(threshold, missing, records, tiles(elements)),
+            }
         } else if self.levels.is_empty() {
             self.narrow_bins(records, elements);
         } else {
@@ -315,8 +402,61 @@ impl Search {
         self.found = Some(Selected { threshold, cut });
     }
 
-    /// Chooses what to count from a sample of keys.
-    fn guess(&mut self, keys: &[u32]) {
+    /// Takes in how much a guess has kept.
+    fn take_kept(&mut self, kept: u64, all_tiles: u64) {
+        let Some(Likely { threshold, cut_tile, .. }) = self.likely else { return };
+        if !proves(kept, self.k, Trim::new(threshold, cut_tile * TILE as u64)) {
+            self.turn_to(threshold, cut_tile, self.k as i64 - kept as i64, all_tiles);
+        }
+    }
+
+    /// Goes on looking for the cut from a tile on, where so many equal keys are missing, or too many. Where no tile is left,
+    /// the threshold was wrong.
+    fn turn_to(&mut self, threshold: u32, tile: u64, missing: i64, all_tiles: u64) {
+        let counted = (self.k as i64 - missing) as u64;
+        match missing {
+            // So many are at or above the threshold.
+            1.. if tile == all_tiles => (self.interval.end, self.from_end) = (threshold, counted),
+            // So many are above it.
+            ..0 if tile == 0 => (self.interval.start, self.from_start) = (threshold + 1, counted),
+            0 => {
+                self.found = Some(Selected { threshold, cut: TieCut::At(tile * TILE as u64) });
+                return;
+            }
+            _ => {
+                self.found = Some(Selected { threshold, cut: TieCut::Away { tile, missing } });
+                return;
+            }
+        }
+        self.found = None;
+    }
+
+    /// The tiles that are likely to have the keys which are missing, after a tile or before it.
+    fn stretch(&self, tile: u64, missing: i64, all_tiles: u64) -> Range<u64> {
+        let in_a_tile = self.likely.map_or(1.0, |likely| likely.share) * TILE as f64;
+        // A little further than on average: two short passes take longer than one.
+        let length = (1.25 * missing.unsigned_abs() as f64 / in_a_tile) as u64 + 16;
+        if missing > 0 { tile..(tile + length).min(all_tiles) } else { tile.saturating_sub(length)..tile }
+    }
+
+    /// Takes in the equal keys of a stretch beside a guessed cut.
+    fn approach(&mut self, threshold: u32, missing: i64, records: &[TileCounts], all_tiles: u64) {
+        let (start, end) = (records[0].tiles.start, records[records.len() - 1].tiles.end);
+        let equal = total(records, 1);
+        let cut = match missing {
+            0.. if equal >= missing as u64 => cut_within(records, 1, missing as u64),
+            0.. => return self.turn_to(threshold, end, missing - equal as i64, all_tiles),
+            _ => match equal.checked_sub(missing.unsigned_abs()) {
+                None => return self.turn_to(threshold, start, missing + equal as i64, all_tiles),
+                Some(0) => TieCut::At(start * TILE as u64),
+                Some(keep) => cut_within(records, 1, keep),
+            },
+        };
+        self.found = Some(Selected { threshold, cut });
+    }
+
+    /// Chooses what to count from a sample of keys, and notes what is likely.
+    fn guess(&mut self, keys: &[u32], elements: u64) {
         let mut sample = keys.to_vec();
         sample.retain(|key| self.interval.contains(key));
         if sample.is_empty() {
@@ -329,7 +469,8 @@ impl Search {
         let place = |rank: f64| rank.clamp(0.0, count - 1.0) as usize;
         // One guess in some hundred misses, which costs a sweep; a wider margin would cost every sweep more.
         let (_, likeliest, _) = sample.select_nth_unstable(place(rank));
-        let margin = 3.0 * self.deviation(keys, *likeliest, density) + 8.0;
+        let (likeliest, deviation) = (*likeliest, self.deviation(keys, *likeliest, density));
+        let margin = 3.0 * deviation + 8.0;
         let (first, last) = (place(rank - margin), place(rank + margin));
         // Only the keys between are put in order: they are few.
         sample.select_nth_unstable(first);
@@ -337,6 +478,13 @@ impl Search {
         rest.select_nth_unstable(last - first);
         let (likely, above) = rest.split_at_mut(last - first + 1);
         likely.sort_unstable();
+        let near = |rank: f64| likely[place(rank) - first];
+        let sure = LIKELY * deviation + 8.0;
+        self.likely = (near(rank - sure) == near(rank + sure)).then(|| {
+            let wanted =
+                density * count - above.iter().chain(&*likely).filter(|key| **key > likeliest).count() as f64;
+            likely_cut(keys, likeliest, wanted, tiles(elements))
+        });
         self.levels = common_levels(likely);
         // The true key may be the next one that occurs, on either side.
         let (low, high) = (likely[0], likely[likely.len() - 1]);
@@ -367,6 +515,25 @@ impl Search {
         self.missed = true;
         self.bracket = bracket(&self.interval);
     }
+}
+
+/// A guess with the cut where as many of a sample's equal keys are before it as are wanted. The sample's tiles lie evenly
+/// spread.
+fn likely_cut(sample: &[u32], threshold: u32, wanted: f64, all_tiles: u64) -> Likely {
+    let equal = |tile: &[u32]| tile.iter().filter(|key| **key == threshold).count() as f64;
+    let counts: Vec<f64> = sample.chunks(TILE).map(equal).collect();
+    let share = counts.iter().sum::<f64>() / sample.len() as f64;
+    let (mut left, mut before) = (wanted, 0.0);
+    for count in &counts {
+        // A part of what the tile stands for.
+        before += if left >= *count { 1.0 } else { (left / count).max(0.0) };
+        left = (left - count).max(0.0);
+        if left == 0.0 {
+            break;
+        }
+    }
+    let cut_tile = if threshold == 0 { 0 } else { (before / counts.len() as f64 * all_tiles as f64) as u64 };
+    Likely { threshold, cut_tile: cut_tile.min(all_tiles), share }
 }
 
 /// The finest bracket that covers an interval of keys.
@@ -435,6 +602,7 @@ fn keys_of(words: &[u32], model: usize, models: usize) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{Outcome, Target};
 
     /// Inputs that change under a merge can make counts contradict what was seen before. The selection then ends all the same,
     /// with a threshold that what is kept will refute.
@@ -456,6 +624,83 @@ mod tests {
                 };
                 sweeps += 1;
                 assert!(sweeps < 20, "count {count}: no end");
+            }
+        }
+    }
+
+    /// Carries out a pass on the keys of one model.
+    fn measured(pass: Pass, all: &[f32]) -> Measured {
+        let Pass::Measure { job, over, .. } = pass else { panic!("a selection measures") };
+        let zeros = vec![0.0; all.len()];
+        let part = |tiles: &Range<u64>| tiles.start as usize * TILE..all.len().min(tiles.end as usize * TILE);
+        let (mut records, mut words) = (Vec::new(), Vec::new());
+        for tile in over.into_iter().flatten().map(|tile| tile..tile + 1) {
+            let x = [&zeros[part(&tile)], &all[part(&tile)]];
+            match job.outcome() {
+                Outcome::Counts { words } => {
+                    let mut counts = vec![0; words];
+                    job.plain(tile.start, &x, Target::Words(&mut counts));
+                    records.push(TileCounts { tiles: tile, counts });
+                }
+                _ => {
+                    let start = words.len();
+                    words.resize(start + x[0].len(), 0);
+                    job.plain(tile.start, &x, Target::Words(&mut words[start..]));
+                }
+            }
+        }
+        if words.is_empty() { Measured::Counts(records) } else { Measured::Words(words) }
+    }
+
+    /// Whatever threshold is guessed, and wherever the cut, the selection ends with the true ones.
+    #[test]
+    fn any_guess_ends_at_the_truth() {
+        const TILES: usize = 40;
+        // Neighbouring keys: one of each in all tiles, and one that only the last tiles have.
+        let key = |i: usize| match i / TILE {
+            tile @ 37.. => 1000 + tile as u32 % 37 + 3,
+            _ => 1000 + (i as u32 + 2) % 3,
+        };
+        let keys: Vec<u32> = (0..TILES * TILE - 5).map(key).collect();
+        let deltas: Vec<f32> = keys.iter().map(|key| f32::from_bits(*key)).collect();
+        let elements = keys.len() as u64;
+        let equal = |key: u32| keys.iter().filter(|other| **other == key).count() as u64;
+        let above: u64 = (1003..1006).map(equal).sum();
+        for k in [1, above - 1, above, above + 1, above + 500, above + equal(1002), elements - 7, elements] {
+            let Selected { threshold, cut: TieCut::At(cut) } = select(&keys, k) else {
+                panic!("it is known")
+            };
+            let truth = Trim::new(threshold, cut);
+            for (threshold, cut_tile) in
+                (998..1008).flat_map(|key| [0, 1, 16, 39, 40].map(|tile| (key, tile)))
+            {
+                let mut selection = TopK::new(elements, 0, std::iter::once((1, k))).guessing();
+                let pass = selection.next(Measured::Nothing).unwrap();
+                let Measured::Words(sample) = measured(pass, &deltas) else { panic!("a sample has keys") };
+                selection.searches[0].guess(&sample, elements);
+                selection.searches[0].likely = Some(Likely { threshold, cut_tile, share: 0.3 });
+                assert!(selection.takes_likely() && selection.is_guess());
+                let before_cut = cut_tile as usize * TILE;
+                let keeps =
+                    |(i, key): &(usize, &u32)| **key > threshold || (**key == threshold && *i < before_cut);
+                let kept = keys.iter().enumerate().filter(keeps).count() as u64;
+                selection.prove(std::iter::once(kept));
+                let mut found = Measured::Nothing;
+                while let Some(pass) = selection.next(found) {
+                    found = measured(pass, &deltas);
+                }
+                let trim = selection.trims().next().unwrap();
+                assert!(!selection.is_guess());
+                let keeps = |trim: Trim| {
+                    let keeps = |(i, key): (usize, &u32)| {
+                        *key > trim.threshold || (*key == trim.threshold && (i as u64) < trim.cut())
+                    };
+                    keys.iter().enumerate().map(keeps).collect::<Vec<_>>()
+                };
+                assert!(
+                    keeps(trim) == keeps(truth),
+                    "{k} of {elements}, guessed {threshold} at {cut_tile}: {trim:?}, not {truth:?}"
+                );
             }
         }
     }

@@ -90,18 +90,23 @@ impl Cut {
         }
     }
 
-    /// A pass of a merge; `shared` says of an input whether other tensors are still to be merged from it.
+    /// A pass of a merge; `shared` says of an input whether other tensors are still to be merged from it. What is mended is
+    /// mended in whole chunks, because digests and odd values are known by chunk.
     pub(super) fn merge(
         member: usize,
         index: usize,
         tensor: &Tensor,
         merge: &Merge,
         pass: Pass,
+        chunk_tiles: u64,
         shared: impl Fn(usize) -> bool,
     ) -> Self {
         let all = everything(tensor.elements);
         let (last, reads, job, by, over) = match pass {
             Pass::Combine { reads, job } => (true, reads, job, Segments::Whole, all.clone()),
+            Pass::Mend { reads, job, over } => {
+                (true, reads, job, Segments::Whole, whole_chunks(&over, chunk_tiles, tiles(tensor.elements)))
+            }
             Pass::Measure { reads, job, by, over } => (false, reads, job, by, over),
         };
         debug_assert_eq!(reads.len(), job.inputs(), "{} reads what it names", job.kernel());
@@ -244,6 +249,20 @@ pub(super) fn next_unit(left: &mut VecDeque<Cut>, sizes: Sizes) -> Option<Unit> 
         left.pop_front();
     }
     Some(Unit::Launch { launch, destinations })
+}
+
+/// The chunks that have some of these tiles, neighbours as one.
+fn whole_chunks(over: &[Range<u64>], chunk_tiles: u64, all: u64) -> Vec<Range<u64>> {
+    let mut chunks: Vec<Range<u64>> = Vec::with_capacity(over.len());
+    for part in over {
+        let start = part.start / chunk_tiles * chunk_tiles;
+        let end = part.end.next_multiple_of(chunk_tiles).min(all);
+        match chunks.last_mut() {
+            Some(last) if start <= last.end => last.end = last.end.max(end),
+            _ => chunks.push(start..end),
+        }
+    }
+    chunks
 }
 
 /// What of a pass is not cut yet.

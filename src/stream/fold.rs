@@ -15,8 +15,8 @@ use crate::recipe::{Measured, TileCounts};
 pub(super) enum Fold {
     /// No pass is under way.
     Nothing,
-    /// How much a combining pass kept of each model.
-    Kept(Kept),
+    /// Values are written: what was kept is known by chunk.
+    Values,
     /// f32 sums per tile, so many words each, added in f64 and in tile order, of each segment by itself.
     Sums { words: usize, totals: Vec<f64>, order: InOrder<(u64, Vec<f32>)> },
     /// Counters, added up per record: so many come in, and neighbours are put together where that is too many.
@@ -30,7 +30,7 @@ impl Fold {
     /// it counts.
     pub(super) fn new(outcome: Outcome, segments: u64, incoming: usize, record_tiles: u64) -> Self {
         match outcome {
-            Outcome::Values | Outcome::Room => Self::Kept(Kept::default()),
+            Outcome::Values | Outcome::Room => Self::Values,
             Outcome::Sums { words } => {
                 let totals = vec![0.0; words * segments as usize];
                 Self::Sums { words, totals, order: InOrder::default() }
@@ -48,9 +48,7 @@ impl Fold {
     pub(super) fn add(&mut self, of: &Destination, output: &Output<'_>) {
         let Destination { ordinal, first_record, segment, tiles, .. } = of;
         match (self, &output.result) {
-            (Self::Kept(total), SpanResult::Values(_)) => {
-                total.iter_mut().zip(output.tally.kept).for_each(|(total, kept)| *total += kept);
-            }
+            (Self::Values, SpanResult::Values(_)) => {}
             (Self::Sums { words, totals, order }, SpanResult::Sums(sums)) => {
                 order.push(*ordinal, (*segment, sums.to_vec()), |(segment, sums)| {
                     let totals = &mut totals[segment as usize * *words..][..*words];
@@ -76,11 +74,11 @@ impl Fold {
         }
     }
 
-    /// What the pass measured.
-    pub(super) fn finish(self) -> Measured {
+    /// What the pass measured; `kept` is what all chunks have kept.
+    pub(super) fn finish(self, kept: impl FnOnce() -> Kept) -> Measured {
         match self {
             Self::Nothing => Measured::Nothing,
-            Self::Kept(kept) => Measured::Kept(kept),
+            Self::Values => Measured::Kept(kept()),
             Self::Sums { totals, .. } => Measured::Sums(totals),
             Self::Counts { records, .. } => Measured::Counts(records),
             Self::Words { all, .. } => Measured::Words(all),
@@ -156,11 +154,11 @@ impl Digest {
         Subtree::Part(hasher.finalize_non_root())
     }
 
-    /// Takes in the digest of chunk number `chunk`.
-    pub(super) fn add(&mut self, chunk: usize, subtree: Subtree) {
+    /// Takes in the digest of chunk number `chunk`, in place of an earlier one; whether there was one.
+    pub(super) fn add(&mut self, chunk: usize, subtree: Subtree) -> bool {
         match subtree {
-            Subtree::Whole(hash) => self.whole = Some(hash),
-            Subtree::Part(value) => self.subtrees[chunk] = Some(value),
+            Subtree::Whole(hash) => self.whole.replace(hash).is_some(),
+            Subtree::Part(value) => self.subtrees[chunk].replace(value).is_some(),
         }
     }
 
@@ -213,7 +211,7 @@ mod tests {
         {
             fold.add(&of(ordinal, 0, segment, 0..1), &output(SpanResult::Sums(&sums)));
         }
-        assert_eq!(fold.finish(), Measured::Sums(vec![111.0, 222.0, 5.0, 7.0]));
+        assert_eq!(fold.finish(Kept::default), Measured::Sums(vec![111.0, 222.0, 5.0, 7.0]));
     }
 
     #[test]
@@ -239,7 +237,7 @@ mod tests {
         let counts: Vec<u32> = (1..=100).collect();
         fold.add(&of(1, 40, 0, 120..299), &output(SpanResult::Counts(&counts[40..])));
         fold.add(&of(0, 0, 0, 0..120), &output(SpanResult::Counts(&counts[..40])));
-        let records = fold.finish().counts();
+        let records = fold.finish(Kept::default).counts();
         assert_eq!(records.len(), 64);
         assert_eq!((records[0].tiles.clone(), records[0].counts[0]), (0..6, 1 + 2));
         assert_eq!(records[63].tiles.end, 299);
@@ -254,6 +252,6 @@ mod tests {
         for (ordinal, sum) in [(2, 1.0f32), (1, -1e30), (0, 1e30)] {
             fold.add(&of(ordinal, 0, 0, 0..1), &output(SpanResult::Sums(&[sum])));
         }
-        assert_eq!(fold.finish(), Measured::Sums(vec![1.0]));
+        assert_eq!(fold.finish(Kept::default), Measured::Sums(vec![1.0]));
     }
 }

@@ -8,12 +8,12 @@ use super::Stream;
 use super::copies::units;
 use super::cut::{Cut, Destination, Sizes, Unit, next_unit};
 use super::fold::{Digest, Fold};
-use crate::backend::{OddValues, Output, SpanResult};
+use crate::backend::{OddValues, Output, SpanResult, Tally};
 use crate::error::{Error, Result};
 use crate::kernel::{stream, tiles};
 use crate::plan::{Action, Plan, Tensor};
 use crate::recipe::{Machine, Passes, Threshold};
-use crate::timeline::{By, Stage, Timeline};
+use crate::timeline::{By, Stage};
 
 /// The result of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Merged {
     pub odd: OddValues,
     /// Spans that the CPU computed, because the device makes no promises about some of their values.
     pub redone: u64,
+    /// Chunks that were written once more, because a guess was wrong there.
+    pub mended: u64,
     /// Thresholds that were found for its inputs, or found right.
     pub thresholds: Vec<Threshold>,
 }
@@ -47,8 +49,10 @@ struct TensorWork {
     way: Remaining,
     fold: Fold,
     digest: Digest,
-    odd: OddValues,
+    /// What combining each chunk has counted, with the numbers that it was combined with last.
+    tallies: Vec<Tally>,
     redone: u64,
+    mended: u64,
 }
 
 /// What is still to be done for a tensor.
@@ -105,29 +109,26 @@ impl Group {
     }
 
     /// Takes in the result of one span.
-    pub(super) fn take(
-        &self,
-        to: &Destination,
-        bytes: u64,
-        output: &Output<'_>,
-        timeline: &Timeline,
-        by: By,
-    ) {
+    pub(super) fn take(&self, to: &Destination, stream: &Stream<'_>, output: &Output<'_>, by: By) {
+        let bytes = stream.plan.tensors[to.tensor].bytes;
         // Hashed before the lock is taken: this is the expensive part.
         let subtree = match output.result {
-            SpanResult::Values(values) => Some(
-                timeline
-                    .time(Stage::Hash, by, values.len() as u64, || Digest::subtree(bytes, to.offset, values)),
-            ),
+            SpanResult::Values(values) => Some(stream.timeline.time(
+                Stage::Hash,
+                by,
+                values.len() as u64,
+                || Digest::subtree(bytes, to.offset, values),
+            )),
             _ => None,
         };
         let mut state = self.state();
         let member = &mut state.members[to.member];
-        member.odd += output.tally.odd;
         member.redone += u64::from(output.redone);
         member.fold.add(to, output);
         if let Some(subtree) = subtree {
-            member.digest.add(to.ordinal, subtree);
+            let chunk = (to.tiles.start / stream.sizes.chunk_tiles) as usize;
+            member.tallies[chunk] = output.tally;
+            member.mended += u64::from(member.digest.add(chunk, subtree));
         }
     }
 
@@ -165,7 +166,8 @@ impl Group {
         let merged = |member: &mut TensorWork| {
             let Remaining::Done(thresholds) = &mut member.way else { unreachable!("the group is done") };
             let (digest, thresholds) = (member.digest.finish(), std::mem::take(thresholds));
-            (member.tensor, Merged { digest, odd: member.odd, redone: member.redone, thresholds })
+            let (odd, redone, mended) = (member.tally().odd, member.redone, member.mended);
+            (member.tensor, Merged { digest, odd, redone, mended, thresholds })
         };
         state.members.iter_mut().map(merged).collect()
     }
@@ -180,6 +182,9 @@ impl TensorWork {
             Action::Merge(merge) => {
                 let mut machine =
                     if stream.idle { idle(merge.inputs.len()).begin() } else { merge.recipe.begin() };
+                if stream.guess {
+                    machine.guess();
+                }
                 machine.recall(stream.recalled.get(tensor).map_or(&[], Vec::as_slice));
                 (Remaining::Merge(machine), planned.elements)
             }
@@ -190,15 +195,23 @@ impl TensorWork {
             way: if elements == 0 { Remaining::Done(Vec::new()) } else { way },
             fold: Fold::Nothing,
             digest: Digest::new(planned.bytes, chunks),
-            odd: OddValues::default(),
+            tallies: vec![Tally::default(); chunks],
             redone: 0,
+            mended: 0,
         }
+    }
+
+    /// What combining all of the tensor has counted.
+    fn tally(&self) -> Tally {
+        let mut all = Tally::default();
+        self.tallies.iter().for_each(|tally| all += *tally);
+        all
     }
 
     /// Starts the tensor's next pass, if there is one.
     fn next_pass(&mut self, stream: &Stream<'_>, index: usize) -> Result<Option<Cut>> {
         let tensor = &stream.plan.tensors[self.tensor];
-        let measured = std::mem::replace(&mut self.fold, Fold::Nothing).finish();
+        let measured = std::mem::replace(&mut self.fold, Fold::Nothing).finish(|| self.tally().kept);
         let cut = match (&tensor.action, &mut self.way) {
             (Action::Copy(copied), Remaining::Copy) => {
                 self.way = Remaining::Done(Vec::new());
@@ -213,9 +226,8 @@ impl TensorWork {
                     self.way = Remaining::Done(machine.thresholds());
                     return Ok(None);
                 };
-                // A pass that turned out to be wrong is taken back by the next one.
-                self.odd = OddValues::default();
-                Cut::merge(index, self.tensor, tensor, merge, pass, |input| stream.is_shared(input))
+                let shared = |input| stream.is_shared(input);
+                Cut::merge(index, self.tensor, tensor, merge, pass, stream.sizes.chunk_tiles, shared)
             }
             _ => return Ok(None),
         };

@@ -239,6 +239,7 @@ fn solve(
     loop {
         match machine.next(measured)?.expect("the last pass combines") {
             Pass::Combine { reads, job } => return Ok((reads, job)),
+            Pass::Mend { .. } => unreachable!("what was not guessed is not mended"),
             Pass::Measure { reads, job, by, .. } => {
                 let x: Vec<&Vec<f32>> = reads.iter().map(|read| &inputs[*read]).collect();
                 measured = Measured::Sums(sums(&job, &x, by));

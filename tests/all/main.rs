@@ -18,6 +18,7 @@ mod cuda_driver;
 mod fast;
 mod faults;
 mod geometry;
+mod guesses;
 mod hardening;
 mod hostile;
 mod inputs;

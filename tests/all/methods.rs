@@ -23,6 +23,7 @@ fn solve(settings: &Settings, name: &str, inputs: &[&[f32]]) -> (Vec<usize>, Job
     loop {
         match machine.next(measured).unwrap().expect("the last pass combines") {
             Pass::Combine { reads, job } => return (reads, job),
+            Pass::Mend { .. } => unreachable!("what was not guessed is not mended"),
             Pass::Measure { reads, job, over, .. } => {
                 let inputs: Vec<&[f32]> = reads.iter().map(|i| inputs[*i]).collect();
                 measured = measure(&job, &inputs, over.into_iter().flatten());

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use crate::dtype::{Float, INFINITY_BITS, magnitude_bits};
 use crate::error::Result;
-use crate::kernel::{Job, Kept, TILE, Widest};
+use crate::kernel::{Job, Kept, Kernel, TILE, Widest};
 use crate::timeline::Timeline;
 
 /// A device that runs kernels.
@@ -37,6 +37,14 @@ pub trait Backend: Sync {
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>>;
     /// Frees what is held of an input that will not be used again.
     fn forget(&self, input: usize);
+    /// Compiles what launches like these run, so that no lane has to wait for it; calls `slow` if that takes a while. Other
+    /// launches may come, and wait.
+    ///
+    /// # Errors
+    /// Kind `Device`: a kernel cannot be compiled.
+    fn prepare(&self, _launches: &[LaunchKind], _slow: &(dyn Fn() + Sync)) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// How the work is cut and spread. None of it changes a byte of the output.
@@ -109,6 +117,24 @@ pub struct Launch {
     pub hold: bool,
     /// Of kernels that count: each span has counters for every so many of its tiles, and for what is left of them.
     pub record_tiles: u64,
+}
+
+/// What there is to know of a launch before its numbers are: it decides what is compiled for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchKind {
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// The number of models that decides which entry of the kernel runs; 0 for the one that takes any.
+    pub models: usize,
+    /// The element types of the inputs, in the jobs' order.
+    pub floats: Vec<Float>,
+}
+
+impl LaunchKind {
+    /// A launch of such jobs over such inputs.
+    pub fn of(job: &Job, floats: Vec<Float>) -> Self {
+        Self { kernel: job.kernel(), models: job.models(), floats }
+    }
 }
 
 /// A part of one segment of a tensor: whole tiles, but for the segment's end.

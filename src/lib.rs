@@ -171,10 +171,11 @@ pub fn merge_recording(
     let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
     let cache = options.cache.as_deref().filter(|_| options.recall);
     let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
-    // Opening a device takes a moment, in which no stage could be busy.
-    let timeline = timeline.begun_now();
     let guess = options.device.family.reads_again;
     let work = Work { plan, sources, recalled: &recalled, reads: options.reads, idle: false, guess };
+    stream::prepare(&work, &*backend, watch)?;
+    // Opening a device and compiling kernels take a moment, in which no stage could be busy.
+    let timeline = timeline.begun_now();
     let merged = stream::run(work, &*backend, &sink, &limits, watch, &timeline);
     // Inputs that change can look like a device that contradicts itself: they are then the error.
     if merged.as_ref().map_or_else(|failure| failure.kind == error::Kind::Device, |_| true) {
@@ -205,8 +206,9 @@ pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Resul
     let limits = options.budget.limits(plan, &options.device)?;
     let backend = options.device.open(&limits)?;
     let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
-    let timeline = Timeline::new();
     let work = Work { plan, sources, recalled: &[], reads: options.reads, idle: true, guess: false };
+    stream::prepare(&work, &*backend, watch)?;
+    let timeline = Timeline::new();
     let Streamed { workers, .. } = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let wall = timeline.origin().elapsed();
     Ok((wall, timeline.shares(wall, workers)))

@@ -37,8 +37,10 @@ impl Passes {
 
     /// A single pass that combines.
     pub fn combine(reads: Vec<usize>, job: impl Into<Job>) -> Self {
-        let mut pass = Some(Pass::Combine { reads, job: job.into() });
-        let machine = Box::new(Steps(move |_: Measured| Ok(pass.take())));
+        let job = job.into();
+        let foreseen = vec![Foreseen::new(&reads, job.clone())];
+        let mut pass = Some(Pass::Combine { reads, job });
+        let machine = Box::new(Steps { next: move |_: Measured| Ok(pass.take()), foreseen });
         Self { sweeps: Sweeps { usual: 1, most: 1 }, by: Segments::Whole, machine }
     }
 }
@@ -49,12 +51,12 @@ impl Recipe {
         Self::Passes(Passes { sweeps, by, machine: Box::new(machine) })
     }
 
-    /// A recipe of passes that a function gives, one after the other.
-    pub fn steps<F>(sweeps: Sweeps, by: Segments, next: F) -> Self
+    /// A recipe of passes that a function gives, one after the other; `foreseen` are those that it may give.
+    pub fn steps<F>(sweeps: Sweeps, by: Segments, foreseen: Vec<Foreseen>, next: F) -> Self
     where
         F: FnMut(Measured) -> Result<Option<Pass>> + Clone + Send + Sync + 'static,
     {
-        Self::passes(sweeps, by, Steps(next))
+        Self::passes(sweeps, by, Steps { next, foreseen })
     }
 
     /// A recipe that combines at once.
@@ -88,6 +90,8 @@ pub trait Machine: Send + Sync {
     fn next(&mut self, measured: Measured) -> Result<Option<Pass>>;
     /// The same state once more.
     fn fresh(&self) -> Box<dyn Machine>;
+    /// Before the first pass: the passes that are likely to be asked for. Others may be, on unusual data.
+    fn foreseen(&self) -> Vec<Foreseen>;
     /// Before the first pass: what earlier merges found. It may be wrong, and is proven or given up.
     fn recall(&mut self, _thresholds: &[Threshold]) {}
     /// Before the first pass: parts of the inputs can be read again at little cost. A good guess, and mending what it got
@@ -99,20 +103,43 @@ pub trait Machine: Send + Sync {
     }
 }
 
+/// A pass that a recipe is likely to ask for. It says which kernel will run on what; its numbers are not known yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Foreseen {
+    /// Which inputs the job reads, in the job's order.
+    pub reads: Vec<usize>,
+    /// The kernel, of so many models, with any numbers.
+    pub job: Job,
+}
+
+impl Foreseen {
+    /// A pass that reads these inputs.
+    pub fn new(reads: &[usize], job: impl Into<Job>) -> Self {
+        Self { reads: reads.to_vec(), job: job.into() }
+    }
+}
+
 /// A function that gives pass after pass.
 #[derive(Clone)]
-struct Steps<F>(F);
+struct Steps<F> {
+    next: F,
+    foreseen: Vec<Foreseen>,
+}
 
 impl<F> Machine for Steps<F>
 where
     F: FnMut(Measured) -> Result<Option<Pass>> + Clone + Send + Sync + 'static,
 {
     fn next(&mut self, measured: Measured) -> Result<Option<Pass>> {
-        self.0(measured)
+        (self.next)(measured)
     }
 
     fn fresh(&self) -> Box<dyn Machine> {
         Box::new(self.clone())
+    }
+
+    fn foreseen(&self) -> Vec<Foreseen> {
+        self.foreseen.clone()
     }
 }
 

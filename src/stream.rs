@@ -17,12 +17,13 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::{Backend, Lane, Launch, Limits, Output, Span, SpanResult};
+use crate::backend::{Backend, Lane, Launch, LaunchKind, Limits, Output, Span, SpanResult};
 use crate::checkpoint::{Reads, Sink, Source};
 use crate::error::{Error, Result};
 use crate::input::{self, Input};
-use crate::plan::{Action, Plan};
-use crate::recipe::Threshold;
+use crate::kernel;
+use crate::plan::{Action, Merge, Plan};
+use crate::recipe::{Foreseen, Machine, Passes, Threshold};
 use crate::threads;
 use crate::timeline::{By, Stage, Timeline};
 use copies::{Copier, units};
@@ -39,6 +40,8 @@ pub trait Watch: Sync {
     fn moved(&self, read: u64, written: u64);
     /// Whether the merge should stop.
     fn stop(&self) -> bool;
+    /// Before the first bytes: the device's driver compiles kernels, and that takes a while.
+    fn compiling(&self);
 }
 
 /// Everything the workers share.
@@ -49,11 +52,8 @@ struct Stream<'a> {
     sink: &'a Sink,
     watch: &'a dyn Watch,
     timeline: &'a Timeline,
-    /// See [`Work::recalled`].
-    recalled: &'a [Vec<Threshold>],
+    work: Work<'a>,
     reads: Reads,
-    idle: bool,
-    guess: bool,
     sizes: Sizes,
     /// Of each input, how many tensors are still to be merged from it.
     uses: Vec<AtomicU32>,
@@ -93,6 +93,23 @@ pub struct Work<'a> {
     pub guess: bool,
 }
 
+impl Work<'_> {
+    /// What asks for the passes over a tensor. In a merge that is idle, every tensor is read once and written.
+    fn machine(&self, tensor: usize, merge: &Merge) -> Box<dyn Machine> {
+        let mut machine = if self.idle { idle(merge.inputs.len()).begin() } else { merge.recipe.begin() };
+        if self.guess {
+            machine.guess();
+        }
+        machine.recall(self.recalled.get(tensor).map_or(&[], Vec::as_slice));
+        machine
+    }
+}
+
+/// One pass that reads every input and computes nothing: what any merge of them has to do at least.
+fn idle(inputs: usize) -> Passes {
+    Passes::combine((0..inputs).collect(), kernel::stream::Job { inputs, touched: 0, writes: false })
+}
+
 /// The result of a stream.
 #[derive(Debug)]
 pub struct Streamed {
@@ -100,6 +117,24 @@ pub struct Streamed {
     pub merged: Vec<Merged>,
     /// The worker threads that there were.
     pub workers: usize,
+}
+
+/// Has the device compile what a plan is likely to launch, before any worker waits for it.
+///
+/// # Errors
+/// Kind `Device`: a kernel cannot be compiled.
+pub fn prepare(work: &Work<'_>, backend: &dyn Backend, watch: &dyn Watch) -> Result<()> {
+    let mut kinds: Vec<LaunchKind> = Vec::new();
+    for (tensor, planned) in work.plan.tensors.iter().enumerate() {
+        let Action::Merge(merge) = &planned.action else { continue };
+        for Foreseen { reads, job } in work.machine(tensor, merge).foreseen() {
+            let kind = LaunchKind::of(&job, reads.iter().map(|read| merge.floats[*read]).collect());
+            if planned.elements > 0 && !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+    }
+    backend.prepare(&kinds, &|| watch.compiling())
 }
 
 /// Carries out a plan: reads from the sources, computes on `backend`, writes to `sink`.
@@ -117,7 +152,7 @@ pub fn run(
     watch: &dyn Watch,
     timeline: &Timeline,
 ) -> Result<Streamed> {
-    let Work { plan, sources, recalled, reads, idle, guess } = work;
+    let Work { plan, sources, reads, .. } = work;
     let queue = Queue {
         ready: VecDeque::new(),
         next: 0,
@@ -133,10 +168,8 @@ pub fn run(
         sink,
         watch,
         timeline,
-        recalled,
+        work,
         reads,
-        idle,
-        guess,
         sizes: Sizes { chunk_tiles: limits.chunk_tiles, spans: limits.widest.spans },
         uses: plan.uses().into_iter().map(AtomicU32::new).collect(),
         groups: group::plan_groups(plan, limits.chunk_tiles),

@@ -8,10 +8,15 @@ The compilers are wheels with exact versions, in a virtual environment of their 
     python3 tools/build_kernels.py                # builds, checks, and writes what has changed
     python3 tools/build_kernels.py --check        # builds and checks; exit code 1 if kernels/ptx is not what was built
     python3 tools/build_kernels.py --self-test    # are planted faults found?
+    python3 tools/build_kernels.py --cuts DIR     # writes what drivers get for some methods; needs no compiler
 
 Checks: every PTX assembles for every GPU below, with the assemblers of CUDA 13.0 and 12.0; for the measured GPUs
 no entry spills or has a stack; the machine code of sm_90 has no fused multiply-add; every entry states its block size. The
-table shows the resources of each entry, and the time of the assembler, which the user's driver takes at the first use.
+table shows the resources of each entry, and the time of the assembler.
+
+A driver does not get a whole file: each entry is cut out of it (see `cut`), and it compiles the entries that a merge needs
+when the merge is the first of its kind on a device. Every cut assembles, and what the first merges of some methods need is
+assembled in at most half a second of one processor.
 
 A PTX begins with the hash of its sources, which `cargo test` computes again (`tests/all/kernel_files.rs`), and the recipe:
 
@@ -28,6 +33,7 @@ import dataclasses
 import importlib
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -75,6 +81,18 @@ STACK_ALLOWED: dict[str, int] = {}
 # Entries that may hold fused multiply-adds, with how many. Only the assembler's own sequences for exact division and
 # square roots are a reason: they round as the CPU does.
 FUSED_ALLOWED: dict[str, int] = {}
+
+# The entries that the program has compiled before a merge of a base and two models in bfloat16 (slerp: one model) begins.
+# `tests/all/first_use.rs` compares this with what it asks of a driver.
+FIRST_USE = {
+    "ties": ["keys_bfloat16", "levels_bfloat16", "magnitudes_2_bfloat16", "consensus_2_bfloat16"],
+    "dare_ties": ["masked_sums_bfloat16", "consensus_2_bfloat16"],
+    "linear": ["weighted_sum_bfloat16"],
+    "slerp": ["gram_bfloat16", "weighted_sum_bfloat16"],
+}
+# Of a processor's time, which other programs cannot take away; the least of so many runs.
+FIRST_USE_SECONDS_MAX = 0.5
+FIRST_USE_RUNS = 5
 
 STACK_HINT = (
     "What a called function gets the address of, and arrays that are not indexed by constants, have to be on a stack. "
@@ -250,6 +268,126 @@ def block_sizes(text: str) -> dict[str, int]:
     return found
 
 
+# What a driver gets.
+
+
+@dataclasses.dataclass
+class Part:
+    """An entry, a function, or something else at the top of a PTX file."""
+
+    kind: str
+    name: str
+    text: str
+
+
+def parts(text: str) -> tuple[str, list[Part]]:
+    """The head of a file (`.version`, `.target`, `.address_size`), and its parts: each begins with a directive at the beginning of
+    a line, and ends with a line `}` or, as long as there was no line `{`, with a line that ends with `;`."""
+    lines = text.splitlines(keepends=True)
+    behind = next(i for i, line in enumerate(lines) if line.startswith(".address_size")) + 1
+    found, part = [], []
+    for line in lines[behind:]:
+        if not part and not line.startswith("."):
+            continue
+        part.append(line)
+        if line == "}\n" or ("{\n" not in part and line.endswith(";\n")):
+            words = part[0].split()
+            kind = next((kind for kind in (".entry", ".func") if kind in words), "")
+            name = re.search(r"([\w$]*)\W*$", part[0].rpartition("(")[0])
+            found.append(Part(kind, name[1] if name else "", "".join(part)))
+            part = []
+    return "".join(line for line in lines[:behind] if line.startswith(".")), found
+
+
+def cut(text: str, entry: str) -> str:
+    """The text that a driver gets for an entry: the head, the entry, the functions that a part of the text mentions, and
+    every part that is neither. `src/backend/cuda/ptx.rs` cuts by the same rule."""
+    head, all_parts = parts(text)
+    wanted = [part.kind == "" or (part.kind, part.name) == (".entry", entry) for part in all_parts]
+    while True:
+        so_far = "".join(part.text for part, is_wanted in zip(all_parts, wanted, strict=True) if is_wanted)
+        more = [
+            i
+            for i, part in enumerate(all_parts)
+            if not wanted[i] and part.kind == ".func" and re.search(rf"(?<![\w$]){re.escape(part.name)}(?![\w$])", so_far)
+        ]
+        if not more:
+            break
+        for i in more:
+            wanted[i] = True
+    return head + "".join("\n" + part.text for part, is_wanted in zip(all_parts, wanted, strict=True) if is_wanted)
+
+
+def write_cuts(ptx: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes what a driver gets for the first merges: METHOD/ENTRY.ptx."""
+    for method, entries in FIRST_USE.items():
+        (folder / method).mkdir(parents=True)
+        for entry in entries:
+            text = (ptx / f"{kernel_of(entry)}.ptx").read_text(encoding="utf-8")
+            (folder / method / f"{entry}.ptx").write_text(cut(text, entry), encoding="utf-8")
+
+
+def kernel_of(entry: str) -> str:
+    """The kernel of an entry: its name without the number of models and the type."""
+    return re.sub(r"(_\d+)?_[a-z0-9]+$", "", entry)
+
+
+def assemble_cut(tools: Tools, kernel: Kernel, entry: str) -> None:
+    """Assembles the text of an entry, which must have no other."""
+    with tempfile.TemporaryDirectory() as temporary:
+        ptx = pathlib.Path(temporary) / "cut.ptx"
+        ptx.write_text(cut(kernel.text, entry), encoding="utf-8")
+        ended = run([tools.ptxas, "-v", "-O0", f"-arch={GPU_READ}", ptx, "-o", ptx.with_suffix(".cubin")])
+        if ended.returncode:
+            raise Failure(talk(ended))
+        if (has := list(usage(talk(ended)))) != [entry]:
+            raise Failure(f"the text has the entries {has}")
+
+
+def first_use_seconds(tools: Tools, kernels: list[Kernel], methods: dict[str, list[str]]) -> dict[str, float]:
+    """The time that assembling each entry takes of a processor. No other process of this one may run meanwhile."""
+    texts = {entry: kernel.text for kernel in kernels for entry in kernel.block}
+    seconds = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        ptx = pathlib.Path(temporary) / "cut.ptx"
+        for entry in sorted({entry for entries in methods.values() for entry in entries} & set(texts)):
+            ptx.write_text(cut(texts[entry], entry), encoding="utf-8")
+            seconds[entry] = min(assembling_seconds(tools, ptx) for _ in range(FIRST_USE_RUNS))
+    return seconds
+
+
+def assembling_seconds(tools: Tools, ptx: pathlib.Path) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = run([tools.ptxas, f"-arch={GPU_READ}", ptx, "-o", ptx.with_suffix(".cubin")])
+    if ended.returncode:
+        raise Failure(talk(ended))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def first_use_faults(seconds: dict[str, float], methods: dict[str, list[str]]) -> list[str]:
+    found = []
+    for method, entries in methods.items():
+        missing = [entry for entry in entries if entry not in seconds]
+        if missing:
+            found.append(f"the first {method} needs {', '.join(missing)}, which no kernel has: correct FIRST_USE")
+            continue
+        total = sum(seconds[entry] for entry in entries)
+        if total > FIRST_USE_SECONDS_MAX:
+            each = ", ".join(f"{entry} {seconds[entry]:.2f}" for entry in entries)
+            found.append(
+                f"the first {method} waits for {total:.2f} s of assembling, and {FIRST_USE_SECONDS_MAX} s is the most: {each}"
+            )
+    return found
+
+
+def show_first_use(seconds: dict[str, float]) -> None:
+    print(f"first merge in bfloat16: what is compiled before, in ms of a processor for {GPU_READ}, the least of {FIRST_USE_RUNS}")
+    for method, entries in FIRST_USE.items():
+        each = ", ".join(f"{entry} {1e3 * seconds[entry]:.0f}" for entry in entries if entry in seconds)
+        print(f"{method:10}{1e3 * sum(seconds.get(entry, 0) for entry in entries):>5.0f}: {each}")
+
+
 # What the assemblers say.
 
 
@@ -354,6 +492,12 @@ def build_all(tools: Tools, folder: pathlib.Path, names: list[str], workers: int
                 continue
             for entry, used in entries.items() if assembly.measured else []:
                 kernel.usage.setdefault(entry, {})[assembly.gpu] = used
+        cuts = [(kernel, entry) for kernel in built for entry in kernel.block]
+        for (kernel, entry), future in [(job, pool.submit(assemble_cut, tools, *job)) for job in cuts]:
+            try:
+                future.result()
+            except Failure as failure:
+                wrong.append(f"{entry}, cut out of {kernel.name}.ptx, is refused: {failure}")
     wrong += [f"{folder / kernel.name}.cu: {fault}" for kernel in built for fault in faults(kernel)]
     return built, wrong
 
@@ -384,10 +528,14 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--check", action="store_true", help="write nothing, fail if kernels/ptx is not what was built")
     arguments.add_argument("--self-test", action="store_true", help="build planted faults, fail if one is not found")
+    arguments.add_argument("--cuts", type=pathlib.Path, metavar="DIR", help="write what drivers get for some methods")
     arguments.add_argument("--kernels", type=pathlib.Path, default=ROOT / "kernels", metavar="DIR")
     arguments.add_argument("--venv", type=pathlib.Path, default=ROOT / "target" / "kernels-venv", metavar="DIR")
     arguments.add_argument("--jobs", type=int, default=2, metavar="N", help="compilers and assemblers at once (2)")
     given = arguments.parse_args()
+    if given.cuts:
+        write_cuts(given.kernels / "ptx", given.cuts)
+        return
     tools = prepare(given.venv.absolute())
     if given.self_test:
         self_test(tools)
@@ -404,6 +552,9 @@ def build_folder(tools: Tools, folder: pathlib.Path, check: bool, jobs: int) -> 
         raise Failure(f"{folder} holds no .cu files: --kernels DIR names the folder of the kernels")
     kernels, wrong = build_all(tools, folder, names, jobs)
     show(kernels)
+    seconds = first_use_seconds(tools, kernels, FIRST_USE)
+    show_first_use(seconds)
+    wrong += first_use_faults(seconds, FIRST_USE)
     if wrong:
         raise Failure("\n".join(wrong))
     changed, stale = changes(kernels, folder / "ptx")
@@ -458,6 +609,22 @@ extern "C" __global__ void unbounded(ARGUMENTS) { OUT(0) = X(0); }
             "unbounded must have __launch_bounds__ of 1 to 1024 threads, and has 0",
         ],
     ),
+    "drags": (
+        """
+#define ENTRY(name) extern "C" __global__ void __launch_bounds__(256) name(const float* in, float* out)
+#define ONCE sum = in[++i] > sum ? sum * in[i + 1] : sum - in[i / 2];
+#define TENFOLD(step) step step step step step step step step step step
+__device__ __noinline__ float long_way(const float* in) {
+    float sum = 0.0f;
+    int i = 0;
+    TENFOLD(TENFOLD(TENFOLD(ONCE) ONCE ONCE ONCE ONCE ONCE))
+    return sum;
+}
+ENTRY(light) { out[0] = in[0] * in[1]; }
+ENTRY(dragging) { out[0] = in[0] > 0.0f ? long_way(in) : in[1]; }
+""",
+        [],
+    ),
     "undefined": ("__device__ int f() { return x; }\n", [r'undefined\.cu does not compile:\n.*identifier "x" is undefined']),
     "warned": ("__device__ void f() { int unused; }\n", [r"warned\.cu does not compile:\n.*was declared but never referenced"]),
     "empty": ("__device__ int f() { return 1; }\n", [r"empty\.cu: there is no entry"]),
@@ -479,9 +646,12 @@ def self_test(tools: Tools) -> None:
             (folder / f"{name}.cu").write_text(source, encoding="utf-8")
         for name in ("prelude.cuh", "params.cuh"):
             (folder / name).touch()
-        _, wrong = build_all(tools, folder, list(PLANTED), 2)
+        built, wrong = build_all(tools, folder, list(PLANTED), 2)
+    methods = {"faultless merge": ["faultless", "light"], "dragging merge": ["dragging", "light"], "lost merge": ["nowhere"]}
+    wrong += first_use_faults(first_use_seconds(tools, built, methods), methods)
     reported = "\n".join(wrong)
     expected = [fault for _, faults in PLANTED.values() for fault in faults]
+    expected += ["the first dragging merge waits for .*: dragging .*, light 0\\.0", "the first lost merge needs nowhere"]
     missed = [f"a planted fault is not found: {fault}" for fault in expected if not re.search(fault, reported)]
     if missed or "faultless" in reported:
         raise Failure("\n".join([*missed, "the report must not say faultless:", reported]))

@@ -14,6 +14,7 @@
 
 mod driver;
 mod kernels;
+mod ptx;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -22,8 +23,8 @@ use std::time::{Duration, Instant};
 use super::device::{Device, Family};
 use super::gpu::{self, CHUNK_TILES, DEPTH, HOST_BYTES, Slot, SlotBytes, Spares, lock};
 use super::held::{Gathered, Held};
-use super::table::{self, Dialect, Table};
-use super::{Backend, Lane, Launch, Limits, Output, ReadInputs};
+use super::table::{self, Dialect, Entry, Table};
+use super::{Backend, Lane, Launch, LaunchKind, Limits, Output, ReadInputs};
 use crate::error::{Error, Result};
 use crate::kernel::Outcome;
 use crate::kernel::packed::GROUP_MODELS;
@@ -198,6 +199,16 @@ impl Backend for Cuda {
 
     fn forget(&self, input: usize) {
         self.held.forget(input);
+    }
+
+    fn prepare(&self, launches: &[LaunchKind], slow: &(dyn Fn() + Sync)) -> Result<()> {
+        let mut entries: Vec<Entry> = Vec::new();
+        for entry in launches.iter().map(|launch| Entry::of(launch, &DIALECT)) {
+            if !entries.contains(&entry) {
+                entries.push(entry);
+            }
+        }
+        self.kernels.prepare(entries, &self.context, slow)
     }
 }
 

@@ -1,14 +1,14 @@
 //! A launch in the form that a GPU's kernels read: header, element types, blocks, spans with the places of inputs, jobs.
 
 use super::memory::reserve;
-use super::{Launch, OddValues, Span, SpanResult, Tally};
+use super::{Launch, LaunchKind, OddValues, Span, SpanResult, Tally};
 use crate::dtype::Float;
 use crate::error;
 use crate::kernel::packed::{
     self, TALLY_INFINITE, TALLY_KEPT, TALLY_NAN, TALLY_OVERFLOWED, TALLY_WORDS, THREADS, TableBlock,
     TableHeader, append, float_code,
 };
-use crate::kernel::{Compiled, Job, Kernel, Outcome, RECORD_TILES_MIN, TILE, Widest};
+use crate::kernel::{Compiled, Kernel, Outcome, RECORD_TILES_MIN, TILE, Widest};
 
 /// Tiles that a block works through: enough to make up for finding out what to do.
 const BLOCK_TILES: u64 = 4;
@@ -74,9 +74,9 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    fn of(job: &Job, floats: &[Float], dialect: &Dialect) -> Self {
-        let kernel = job.kernel();
-        let models = Some(job.models()).filter(|models| *models <= (dialect.compiled)(kernel).models);
+    /// The entry for a kind of launch.
+    pub(super) fn of(LaunchKind { kernel, models, floats }: &LaunchKind, dialect: &Dialect) -> Self {
+        let models = Some(*models).filter(|models| *models <= (dialect.compiled)(kernel).models);
         let alike = floats.iter().all(|float| *float == floats[0]);
         Self { kernel, models: models.unwrap_or(0), float: alike.then_some(floats[0]) }
     }
@@ -91,7 +91,7 @@ impl Table {
         let job = &*launch.jobs[0];
         let results = Results::of(dialect, launch);
         let (words, blocks) = pack(launch, places, &results)?;
-        let entry = Entry::of(job, &launch.floats, dialect);
+        let entry = Entry::of(&LaunchKind::of(job, launch.floats.clone()), dialect);
         let groups = match job.models() {
             models if entry.kernel.group_words > 0 && entry.models == 0 => {
                 models.div_ceil(dialect.group_models)

@@ -23,6 +23,7 @@ pub(super) struct Progress {
     read: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    quiet: bool,
 }
 
 impl Progress {
@@ -36,7 +37,7 @@ impl Progress {
         let target = if drawn { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
         let lines = (!terminal && !quiet).then(Lines::default);
-        Ok(Self { bar, lines, read: Arc::default(), written: Arc::default(), stop })
+        Ok(Self { bar, lines, read: Arc::default(), written: Arc::default(), stop, quiet })
     }
 
     /// How many bytes will be written.
@@ -89,6 +90,14 @@ impl Watch for Progress {
 
     fn stop(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    fn compiling(&self) {
+        if !self.quiet {
+            let note =
+                "the GPU's driver compiles the kernels of this merge, and remembers them for the next one";
+            self.bar.suspend(|| show::note(note));
+        }
     }
 }
 

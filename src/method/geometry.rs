@@ -14,7 +14,7 @@ use super::Settings;
 use crate::error::{Error, Result};
 use crate::kernel::segment_sum::Per;
 use crate::kernel::{gram, segment_sum, weighted_sum};
-use crate::recipe::{Measured, Pass, Recipe, Segments, Sweeps, everything};
+use crate::recipe::{Foreseen, Measured, Pass, Recipe, Segments, Sweeps, everything};
 
 /// The most models of such a method, the base included: it measures the inner products of all pairs.
 pub(super) const MODELS_MAX: usize = 64;
@@ -151,7 +151,8 @@ where
     F: Fn(&Space<'_>) -> Result<Vector> + Clone + Send + Sync + 'static,
 {
     let over = everything(by.elements(settings.elements));
-    Recipe::steps(Sweeps { usual: 2, most: 2 }, by, move |measured: Measured| {
+    let foreseen = foreseen(&inputs, by);
+    Recipe::steps(Sweeps { usual: 2, most: 2 }, by, foreseen, move |measured: Measured| {
         let vectors = inputs.len();
         Ok(match measured {
             Measured::Nothing => {
@@ -169,6 +170,28 @@ where
             }
         })
     })
+}
+
+/// The measuring pass, and those that may add up: of a whole tensor, the first coefficient may turn out to be 0.
+fn foreseen(inputs: &[usize], by: Segments) -> Vec<Foreseen> {
+    let count = inputs.len();
+    let segment_sum = segment_sum::Job { inputs: count, by: per(by), coefficients: Vec::new().into() };
+    let mut foreseen =
+        vec![Foreseen::new(inputs, gram::Job { inputs: count }), Foreseen::new(inputs, segment_sum)];
+    if by == Segments::Whole {
+        let weighted_sum = weighted_sum::Job { anchored: true, coefficients: vec![0.0; count] };
+        foreseen.push(Foreseen::new(inputs, weighted_sum));
+    }
+    foreseen
+}
+
+/// What has coefficients of its own, as the kernel says it.
+fn per(by: Segments) -> Per {
+    match by {
+        Segments::Whole => Per::Whole,
+        Segments::Rows { columns } => Per::Rows(columns),
+        Segments::Columns { columns } => Per::Columns(columns),
+    }
 }
 
 /// What was solved for: coefficients as the kernel takes them.
@@ -202,12 +225,7 @@ impl Solved {
             let (reads, coefficients) = std::iter::once(0).chain(used).map(of).unzip();
             return Pass::Combine { reads, job: weighted_sum::Job { anchored: true, coefficients }.into() };
         }
-        let per = match by {
-            Segments::Whole => Per::Whole,
-            Segments::Rows { columns } => Per::Rows(columns),
-            Segments::Columns { columns } => Per::Columns(columns),
-        };
-        let job = segment_sum::Job::new(inputs.len(), per, self.coefficients.into());
+        let job = segment_sum::Job::new(inputs.len(), per(by), self.coefficients.into());
         Pass::Combine { reads: inputs.to_vec(), job: job.into() }
     }
 }

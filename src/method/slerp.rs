@@ -11,7 +11,7 @@
 use super::{Base, Method, Paper, Parameter, Scope, Settings};
 use crate::error::Result;
 use crate::kernel::{Job, gram, weighted_sum};
-use crate::recipe::{Measured, Pass, Recipe, Segments, Sweeps, everything};
+use crate::recipe::{Foreseen, Measured, Pass, Recipe, Segments, Sweeps, everything};
 
 pub(super) const SLERP: Method = Method {
     name: "slerp",
@@ -42,7 +42,11 @@ fn recipe(settings: &Settings) -> Result<Recipe> {
     let base = settings.base_input();
     let inputs: Vec<usize> = std::iter::once(base).chain(settings.non_base()).collect();
     let over = everything(settings.elements);
-    Ok(Recipe::steps(Sweeps { usual: 2, most: 2 }, Segments::Whole, move |measured: Measured| {
+    let foreseen = vec![
+        Foreseen::new(&inputs, gram::Job { inputs: 2 }),
+        Foreseen::new(&inputs, weighted_sum::Job { anchored: false, coefficients: vec![0.0; 2] }),
+    ];
+    Ok(Recipe::steps(Sweeps { usual: 2, most: 2 }, Segments::Whole, foreseen, move |measured: Measured| {
         Ok(match measured {
             Measured::Nothing => Some(Pass::Measure {
                 reads: inputs.clone(),

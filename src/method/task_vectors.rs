@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::kernel::consensus;
 use crate::kernel::thinning::{Keep, Mask, Model, Trim};
 use crate::kernel::{Job, KEY_MAX, Kept, TILE, masked_sums, tiles, weighted_sum};
-use crate::recipe::{Machine, Measured, Pass, Recipe, Segments, Sweeps, Threshold, everything};
+use crate::recipe::{Foreseen, Machine, Measured, Pass, Recipe, Segments, Sweeps, Threshold, everything};
 
 pub(super) const TASK_ARITHMETIC: Method = Method {
     name: "task_arithmetic",
@@ -186,6 +186,12 @@ impl FamilyMerge {
         models.filter_map(|(place, member)| Some((place, member, member.trimmed_to?)))
     }
 
+    /// How many elements are to be kept of which inputs.
+    fn selection(&self) -> TopK {
+        let wanted: Vec<(usize, u64)> = self.trimmed().map(|(_, m, kept)| (m.input, kept)).collect();
+        TopK::new(self.elements, self.base, wanted.into_iter())
+    }
+
     /// Goes on selecting.
     fn select(&mut self, mut selection: TopK, measured: Measured) -> Pass {
         if let Some(pass) = selection.next(measured) {
@@ -224,10 +230,9 @@ impl FamilyMerge {
     /// Selects from the beginning.
     fn select_anew(&mut self) -> Pass {
         self.recalled = false;
-        let wanted: Vec<(usize, u64)> = self.trimmed().map(|(_, m, kept)| (m.input, kept)).collect();
-        let selection = TopK::new(self.elements, self.base, wanted.into_iter());
         // Norms are measured with the true thresholds.
         let guesses = self.guesses && !self.rescale;
+        let selection = self.selection();
         self.select(if guesses { selection.guessing() } else { selection }, Measured::Nothing)
     }
 
@@ -300,6 +305,20 @@ impl TaskVector {
 impl Machine for FamilyMerge {
     fn fresh(&self) -> Box<dyn Machine> {
         Box::new(self.clone())
+    }
+
+    fn foreseen(&self) -> Vec<Foreseen> {
+        let selects = !self.recalled && self.trimmed().next().is_some();
+        let mut foreseen = if selects { self.selection().foreseen() } else { Vec::new() };
+        let reads = self.reads();
+        if self.rescale {
+            let models = self.models.iter().map(|m| m.keep).collect();
+            foreseen.push(Foreseen::new(&reads, masked_sums::Job { models }));
+        }
+        let model = |m: &TaskVector| Model { coefficient: 0.0, keep: m.keep };
+        let models = self.models.iter().map(model).collect();
+        foreseen.push(Foreseen::new(&reads, consensus::Job { models, scale: Vec::new() }));
+        foreseen
     }
 
     fn next(&mut self, measured: Measured) -> Result<Option<Pass>> {

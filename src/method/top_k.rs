@@ -18,7 +18,7 @@ use crate::kernel::levels::{self, LEVELS_MAX};
 use crate::kernel::magnitudes::{self, ABOVE, BINS, Bracket, UNEVEN};
 use crate::kernel::thinning::Trim;
 use crate::kernel::{Job, KEY_MAX, RECORDS_MAX, TILE, WORDS_TILES_MAX, keys, tiles};
-use crate::recipe::{Measured, Pass, Segments, TileCounts, everything};
+use crate::recipe::{Foreseen, Measured, Pass, Segments, TileCounts, everything};
 
 /// A sample is one of so many tiles, spread over the tensor: the more there is to count, the better a guess pays. One that is
 /// taken because the first was misleading is twice as large.
@@ -186,6 +186,20 @@ impl TopK {
             return None;
         }
         self.sampling_pass().or_else(|| self.counting_pass()).or_else(|| self.cutting_pass())
+    }
+
+    /// The passes that are likely: a sample, which settles small tensors, and a sweep that counts, in whichever way.
+    pub(super) fn foreseen(&self) -> Vec<Foreseen> {
+        let models = self.searches.len();
+        let inputs = self.searches.iter().map(|search| search.input);
+        let reads: Vec<usize> = std::iter::once(self.base).chain(inputs).collect();
+        let mut foreseen = vec![Foreseen::new(&reads, keys::Job { models })];
+        if tiles(self.elements) > *SAMPLE_TILES.start() {
+            let brackets = self.searches.iter().map(|search| search.bracket).collect();
+            foreseen.push(Foreseen::new(&reads, levels::Job { models: vec![Vec::new(); models] }));
+            foreseen.push(Foreseen::new(&reads, magnitudes::Job { models: brackets }));
+        }
+        foreseen
     }
 
     /// The thresholds, in the order of the inputs given.

@@ -10,9 +10,9 @@ use super::cut::{Cut, Destination, Sizes, Unit, next_unit};
 use super::fold::{Digest, Fold};
 use crate::backend::{OddValues, Output, SpanResult, Tally};
 use crate::error::{Error, Result};
-use crate::kernel::{stream, tiles};
+use crate::kernel::tiles;
 use crate::plan::{Action, Plan, Tensor};
-use crate::recipe::{Machine, Passes, Threshold};
+use crate::recipe::{Machine, Threshold};
 use crate::timeline::{By, Stage};
 
 /// The result of one tensor.
@@ -174,20 +174,11 @@ impl Group {
 }
 
 impl TensorWork {
-    /// In a merge that is idle, every tensor is read once and written.
     fn new(stream: &Stream<'_>, tensor: usize) -> Self {
         let planned = &stream.plan.tensors[tensor];
         let (way, elements) = match &planned.action {
             Action::Copy(copy) => (Remaining::Copy, units(planned, copy.from).0),
-            Action::Merge(merge) => {
-                let mut machine =
-                    if stream.idle { idle(merge.inputs.len()).begin() } else { merge.recipe.begin() };
-                if stream.guess {
-                    machine.guess();
-                }
-                machine.recall(stream.recalled.get(tensor).map_or(&[], Vec::as_slice));
-                (Remaining::Merge(machine), planned.elements)
-            }
+            Action::Merge(merge) => (Remaining::Merge(stream.work.machine(tensor, merge)), planned.elements),
         };
         let chunks = tiles(elements).div_ceil(stream.sizes.chunk_tiles) as usize;
         Self {
@@ -235,9 +226,4 @@ impl TensorWork {
         self.fold = Fold::new(outcome, cut.segments(), records, record_tiles);
         Ok(Some(cut))
     }
-}
-
-/// One pass that reads every input and computes nothing: what any merge of them has to do at least.
-fn idle(inputs: usize) -> Passes {
-    Passes::combine((0..inputs).collect(), stream::Job { inputs, touched: 0, writes: false })
 }

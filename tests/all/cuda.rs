@@ -38,7 +38,7 @@ fn command_on(driver: &Driver, settings: &[(&str, &str)], arguments: &[&str]) ->
 }
 
 /// Merges `folder/config.yml` into `folder/out`.
-fn merge(driver: &Driver, settings: &[(&str, &str)], folder: &Path, more: &[&str]) -> Ended {
+pub fn merge(driver: &Driver, settings: &[(&str, &str)], folder: &Path, more: &[&str]) -> Ended {
     let (config, out) = (folder.join("config.yml"), folder.join("out"));
     let paths = ["merge", config.to_str().unwrap(), out.to_str().unwrap()];
     on(driver, settings, &[&paths[..], more].concat())
@@ -233,15 +233,20 @@ fn wrong_counts_are_found_out_by_the_merge() {
 }
 
 /// A base and models whose deltas take few values, as bfloat16 weights have them.
-fn bfloat16_case(models: usize, elements: usize, method: &str) -> tempfile::TempDir {
+pub fn bfloat16_case(models: usize, elements: usize, method: &str) -> tempfile::TempDir {
     bfloat16_case_with(models, elements, method, &|_| {})
 }
 
 /// What is done to the values of every model but the base.
-type Change<'a> = &'a dyn Fn(&mut [f32]);
+pub type Change<'a> = &'a dyn Fn(&mut [f32]);
 
 /// The same, with something done to the models.
-fn bfloat16_case_with(models: usize, elements: usize, method: &str, change: Change<'_>) -> tempfile::TempDir {
+pub fn bfloat16_case_with(
+    models: usize,
+    elements: usize,
+    method: &str,
+    change: Change<'_>,
+) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let base = weights(elements, 5);
     let mut config =

@@ -323,6 +323,8 @@ impl<F: Fn() + Sync> Watch for Trap<F> {
     fn stop(&self) -> bool {
         false
     }
+
+    fn compiling(&self) {}
 }
 
 /// Merges a config through the library, in the smallest steps, and does something when the first of a kind has been taken.

@@ -35,7 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["plan", "input", "recipe", "checkpoint", "backend", "kernel", "dtype", "timeline", "threads"],
     ),
     ("plan", &["config", "input", "method", "recipe", "checkpoint", "kernel", "dtype"]),
-    ("backend", &["kernel", "dtype", "timeline"]),
+    ("backend", &["kernel", "dtype", "timeline", "threads"]),
     ("method", &["recipe", "kernel"]),
     ("recipe", &["kernel"]),
     ("input", &["dtype"]),

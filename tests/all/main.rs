@@ -6,6 +6,7 @@
 mod accelerators {
     mod cuda;
     mod cuda_engine;
+    mod first_use;
     mod gpu_check;
     mod wgpu;
 }

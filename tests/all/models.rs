@@ -162,6 +162,7 @@ impl Watch for Quiet {
     fn stop(&self) -> bool {
         false
     }
+    fn compiling(&self) {}
 }
 
 /// Writes the config and merges as it says.

@@ -8,7 +8,7 @@ use crate::command::ROOT;
 
 /// What a tool in Python prints.
 #[track_caller]
-fn printed(tool: &str, arguments: &[&str]) -> String {
+pub fn printed(tool: &str, arguments: &[&str]) -> String {
     let mut command = Command::new("python3");
     command.arg(Path::new(ROOT).join("tools").join(tool)).args(arguments).env("PYTHONDONTWRITEBYTECODE", "1");
     let ended = command.output().expect("Python starts");

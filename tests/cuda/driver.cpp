@@ -12,12 +12,15 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <pthread.h>
 #include <set>
 #include <string>
+#include <thread>
 
 #define API extern "C" __attribute__((visibility("default"))) int
 
@@ -35,6 +38,7 @@ enum Result : int {
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
     INVALID_CONTEXT = 201,
+    INVALID_PTX = 218,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     NOT_READY = 600,
@@ -58,7 +62,7 @@ constexpr ErrorText ERRORS[] = {
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {209, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
-    {218, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
+    {INVALID_PTX, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
     {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
      "the provided PTX was compiled with an unsupported toolchain."},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
@@ -98,7 +102,8 @@ public:
 };
 
 struct Module {
-    const void* image;
+    std::string image;
+    bool has(const std::string& entry) const { return image.find(".entry " + entry + "(") != image.npos; }
 };
 
 constexpr int DEVICES_MAX = 8;
@@ -661,18 +666,50 @@ API cuEventElapsedTime_v2(float* milliseconds, Event* from, Event* to) {
     return elapsed(milliseconds, from, to);
 }
 
-// ---- modules and kernels: whatever the image, the kernels are those that were compiled in
+// ---- modules and kernels: an image says which kernels a module has, and what they do was compiled in
 
-static int load_module(Module** module, const void* image) {
-    return call_in_context([&](Device&) {
+static void keep_image(const std::string& image) {
+    const std::string& folder = settings().images;
+    if (folder.empty()) return;
+    static std::atomic<int> images{0};
+    std::string path = folder + "/" + std::to_string(++images) + ".ptx";
+    FILE* file = std::fopen(path.c_str(), "w");
+    if (!file || std::fwrite(image.data(), 1, image.size(), file) != image.size() || std::fclose(file)) {
+        say("FAKE_CUDA_IMAGES: cannot write %s", path.c_str());
+        give_up();
+    }
+}
+
+// Where a compiler writes what is wrong.
+struct Log {
+    char* text = nullptr;
+    size_t bytes = 0;
+
+    Log(unsigned count, const int* options, void* const* values) {
+        constexpr int ERROR_LOG_BUFFER = 5, ERROR_LOG_BUFFER_SIZE_BYTES = 6;
+        for (unsigned i = 0; i < count; i++) {
+            if (options[i] == ERROR_LOG_BUFFER) text = static_cast<char*>(values[i]);
+            if (options[i] == ERROR_LOG_BUFFER_SIZE_BYTES) bytes = reinterpret_cast<size_t>(values[i]);
+        }
+    }
+};
+
+static int load_module(Module** module, const char* image, const Log& log) {
+    return call_in_context([&](Device&) -> int {
         if (!image) return INVALID_VALUE;
-        *module = driver().modules.add(new Module{image});
-        return SUCCESS;
+        auto loaded = std::make_unique<Module>(Module{image});
+        keep_image(loaded->image);
+        std::this_thread::sleep_for(std::chrono::milliseconds(settings().load_ms));
+        if (!settings().refused.empty() && loaded->has(settings().refused)) {
+            if (log.text) std::snprintf(log.text, log.bytes, "ptxas application ptx input, line 5; fatal\n");
+            return INVALID_PTX;
+        }
+        return *module = driver().modules.add(loaded.release()), SUCCESS;
     });
 }
-API cuModuleLoadData(Module** module, const void* image) { return load_module(module, image); }
-API cuModuleLoadDataEx(Module** module, const void* image, unsigned, int*, void**) {
-    return load_module(module, image);
+API cuModuleLoadData(Module** module, const char* image) { return load_module(module, image, {0, {}, {}}); }
+API cuModuleLoadDataEx(Module** module, const char* image, unsigned count, int* options, void** values) {
+    return load_module(module, image, {count, options, values});
 }
 
 API cuModuleUnload(Module* module) {
@@ -686,7 +723,7 @@ API cuModuleUnload(Module* module) {
 API cuModuleGetFunction(const Kernel** function, Module* module, const char* name) {
     return call_in_context([&](Device&) {
         if (!driver().modules.has(module)) return INVALID_HANDLE;
-        *function = find_kernel(name);
+        *function = module->has(name) ? find_kernel(name) : nullptr;
         return *function ? SUCCESS : NOT_FOUND;
     });
 }

@@ -5,7 +5,7 @@
 //! device's memory are [`Region`]s, which lie within it. What the driver does with memory it does later, when no borrow
 //! holds it any more: functions that start such work are `unsafe` and say what has to be kept until when.
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +13,8 @@ use cudarc::driver::DriverError;
 use cudarc::driver::result as cu;
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdevice_attribute as Attribute, CUdeviceptr, CUevent, CUevent_flags,
-    CUevent_wait_flags, CUfunction, CUmodule, CUresult, CUstream, is_culib_present,
+    CUevent_wait_flags, CUfunction, CUjit_option as Jit, CUmodule, CUresult, CUstream, cuModuleLoadDataEx,
+    is_culib_present,
 };
 
 use crate::error::{Error, Result};
@@ -400,7 +401,7 @@ impl Drop for Pinned {
     }
 }
 
-/// Kernels of one file, compiled for the device by the driver.
+/// Kernels of one text, compiled for the device by the driver.
 #[derive(Debug)]
 pub(super) struct Module(CUmodule);
 
@@ -415,12 +416,33 @@ pub(super) struct Function(CUfunction);
 unsafe impl Send for Function {}
 
 impl Module {
-    /// Compiles PTX.
+    /// Compiles the PTX of a kernel, which errors name.
     pub(super) fn new(name: &str, ptx: &str) -> Result<Self> {
         let text = CString::new(ptx).expect("PTX has no zero bytes");
-        // SAFETY: the text ends with a zero byte and is read before the call returns.
-        let module = unsafe { cu::module::load_data(text.as_ptr().cast()) };
-        module.map(Self).map_err(failed(&format!("load the kernel {name}")))
+        let mut log = [0u8; 1024];
+        let mut options = [Jit::CU_JIT_ERROR_LOG_BUFFER, Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        // The size is a value in the place of a pointer, which the driver writes the length of the log to.
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(log.len())];
+        let (count, mut module) = (options.len() as u32, std::ptr::null_mut());
+        // SAFETY: the text ends with a zero byte; it, the options and the log are used before the call returns.
+        let loaded = unsafe {
+            cuModuleLoadDataEx(
+                &raw mut module,
+                text.as_ptr().cast(),
+                count,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+            .result()
+        };
+        loaded.map(|()| Self(module)).map_err(|code| {
+            let error = failed(&format!("load the kernel {name}"))(code);
+            let log = CStr::from_bytes_until_nul(&log).map_or("".into(), CStr::to_string_lossy);
+            match log.lines().map(str::trim).find(|line| !line.is_empty()) {
+                Some(line) => Error { message: Error::device(format!("{error}: {line}")).message, ..error },
+                None => error,
+            }
+        })
     }
 
     /// The kernel of this entry.

@@ -64,14 +64,11 @@ void expect(bool right, const char* what) {
     std::exit(1);
 }
 
-void* module = nullptr;
-
 void open_device() {
     void* context;
     CHECK(cuInit(0));
     CHECK(cuDevicePrimaryCtxRetain(&context, 0));
     CHECK(cuCtxSetCurrent(context));
-    CHECK(cuModuleLoadData(&module, "any image"));
 }
 
 struct Buffer {
@@ -92,7 +89,9 @@ struct Buffer {
 
 template <class... A>
 void launch(const char* name, unsigned grid, unsigned block, void* stream, A... arguments) {
-    void* function;
+    void *module, *function;
+    std::string image = std::string(".visible .entry ") + name + "(\n";
+    CHECK(cuModuleLoadData(&module, image.c_str()));
     CHECK(cuModuleGetFunction(&function, module, name));
     void* pointers[] = {&arguments..., nullptr};
     CHECK(cuLaunchKernel(function, grid, 1, 1, block, 1, 1, 0, stream, pointers, nullptr));

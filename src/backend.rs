@@ -38,7 +38,7 @@ pub trait Backend: Sync {
     /// Frees what is held of an input that will not be used again.
     fn forget(&self, input: usize);
     /// Compiles what launches like these run, so that no lane has to wait for it; calls `slow` if that takes a while. Other
-    /// launches may come, and wait.
+    /// launches may come, and wait. A device that compiles nothing, or only what is launched, leaves this out.
     ///
     /// # Errors
     /// Kind `Device`: a kernel cannot be compiled.

@@ -9,7 +9,7 @@ mod first_use;
 use std::sync::Arc;
 
 use crate::backend::{
-    Backend, Launch, Limits, OddValues, Output, Segment, Span, SpanInput, SpanResult, Tally,
+    Backend, Launch, LaunchKind, Limits, OddValues, Output, Segment, Span, SpanInput, SpanResult, Tally,
 };
 use crate::dtype::{Float, decode, encode};
 use crate::error::{Error, Result};
@@ -134,6 +134,7 @@ impl Depth {
 /// # Errors
 /// The device fails. Results that differ are no error of this function: rows report them.
 pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) -> Result<Vec<CheckRow>> {
+    device.prepare(&kinds(depth), &|| {})?;
     let mut random = Random(77);
     let mut rows: Vec<CheckRow> = Vec::new();
     for types in Types::ALL {
@@ -154,6 +155,19 @@ pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) 
         rows.iter().filter(|row| row.types == types).for_each(&mut seen);
     }
     Ok(rows)
+}
+
+/// The launches of a check, which are of the same kinds whatever numbers are drawn.
+fn kinds(depth: Depth) -> Vec<LaunchKind> {
+    let mut random = Random(0);
+    let mut kinds = Vec::new();
+    for models in depth.models() {
+        let floats = Types::ALL.map(|types| types.floats(models + 1));
+        for job in jobs(*models, &mut random) {
+            kinds.extend(floats.iter().map(|floats| LaunchKind::of(&job, floats.clone())));
+        }
+    }
+    kinds
 }
 
 /// How a launch uses its inputs.

@@ -1,5 +1,5 @@
-//! The other tools that measure, on the smallest models: that they run and fill their tables. `gpu_check.rs` has the one
-//! for GPUs.
+//! The other tools that measure and count: that they run, on the smallest models, and fill their tables. `gpu_check.rs` has the
+//! one for GPUs.
 
 use std::path::Path;
 use std::process::Command;
@@ -26,4 +26,9 @@ fn compare_measures_every_merge_beside_the_floor() {
         let row = page.lines().find(|line| line.starts_with(&format!("| {merge} |")));
         assert!(row.is_some_and(|row| row.contains(" % |")), "{page}");
     }
+}
+
+#[test]
+fn instructions_of_planted_code_are_counted() {
+    assert_eq!(printed("kernel_cost.py", &["--self-test"]), "planted changes found\n");
 }

@@ -11,7 +11,11 @@ pub mod merge;
 pub mod page;
 pub mod shapes;
 pub mod synth;
+pub mod writes;
 
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -28,6 +32,24 @@ use crate::timeline::{Stage, Timeline};
 
 /// The base and four models.
 const INPUTS: usize = 5;
+
+/// Fills so much memory of the page cache, or of a file system in memory, and frees it again, by writing `file` and removing it: what
+/// is written next does not wait for pages that a virtual machine has to ask its host for.
+///
+/// # Errors
+/// It cannot be written.
+fn at_hand(file: &Path, bytes: u64) -> io::Result<()> {
+    const PIECE_BYTES: u64 = 1 << 20;
+    let piece = vec![1; PIECE_BYTES as usize];
+    let write = || {
+        let mut touched = fs::File::create(file)?;
+        (0..bytes.div_ceil(PIECE_BYTES)).try_for_each(|_| touched.write_all(&piece))
+    };
+    let written = write();
+    // What was not made cannot be removed; a failure to make it is reported.
+    let _ = fs::remove_file(file);
+    written
+}
 
 /// What was measured on a device.
 #[derive(Debug)]

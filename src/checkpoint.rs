@@ -14,6 +14,7 @@ mod limits;
 pub mod locate;
 mod mapped;
 mod model_config;
+mod out_file;
 mod out_folder;
 mod partial;
 pub mod sidecars;
@@ -30,7 +31,9 @@ pub use layout::{Layout, OutTensor, Place, Shard, layout};
 pub use licence::licence;
 pub use limits::TOKENIZER_BYTES_MAX;
 pub use locate::locate;
+pub(crate) use mapped::WritableMap;
 pub use model_config::{ConfigEdits, config_json, per_layer_lists};
+pub use out_file::OutFile;
 pub use out_folder::{check_out, free_bytes};
 pub use sidecars::{
     CARD, Content, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, Sidecar, check_companions, companion_files,

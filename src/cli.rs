@@ -11,6 +11,7 @@ mod mergekit;
 mod progress;
 mod show;
 mod signals;
+mod writes;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -96,6 +97,8 @@ enum BenchCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Time writing to files: by one thread and by many, into one file and into several, in every way that the system has
+    Writes(writes::BenchWritesArgs),
     /// Time every kernel against a copy and a plain stream of the same bytes, measured in the same run
     Kernels {
         /// The device
@@ -283,6 +286,7 @@ pub fn main() -> ExitCode {
             devices::check(device.as_deref(), depth, json)
         }
         Command::Bench(BenchCommand::Merge(args)) => bench::merge(&args),
+        Command::Bench(BenchCommand::Writes(args)) => writes::measure(&args),
         Command::Bench(BenchCommand::Floor { config, out, common, json }) => {
             run_floor(&config, out, &common, json)
         }

@@ -2,9 +2,9 @@
 //!
 //! Consecutive tensors of the plan form groups: many small ones, or one large one. A group's recipes go pass
 //! by pass; a pass is cut into units of at most a chunk of tiles, and workers take units, those of open groups
-//! first. A worker with nothing to do opens the next group of the plan. An open group holds only small
-//! numbers while it waits (buffers belong to lanes, held inputs to the device), so groups never wait for
-//! each other's memory and nothing can deadlock, whatever the order of tensors in the files.
+//! first. A worker with nothing to do opens the next group of the plan; so does one that would only meet others at a file, since one
+//! thread at a time writes to it. An open group holds only small numbers while it waits (buffers belong to lanes, held inputs to the
+//! device), so groups never wait for each other's memory and nothing can deadlock, whatever the order of tensors in the files.
 
 mod budget;
 mod copies;
@@ -14,8 +14,9 @@ mod group;
 mod reader;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::backend::{Backend, Lane, Launch, LaunchKind, Limits, Output, Span, SpanResult};
 use crate::checkpoint::{Reads, Sink, Source};
@@ -28,7 +29,7 @@ use crate::threads;
 use crate::timeline::{By, Stage, Timeline};
 use copies::{Copier, units};
 use cut::{Destination, Sizes, Unit};
-use group::Group;
+use group::{Group, Planned};
 use reader::Reader;
 
 pub use budget::Budget;
@@ -57,7 +58,11 @@ struct Stream<'a> {
     sizes: Sizes,
     /// Of each input, how many tensors are still to be merged from it.
     uses: Vec<AtomicU32>,
-    groups: Vec<std::ops::Range<usize>>,
+    groups: Vec<Planned>,
+    /// Of each file of the output, the units under way that go to it.
+    busy: Vec<AtomicUsize>,
+    /// Bytes of inputs that the device can hold.
+    hold_bytes: u64,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -70,6 +75,8 @@ struct Queue {
     next: usize,
     /// Groups opened and not finished.
     open: usize,
+    /// Bytes of inputs that are worth holding for them.
+    held_bytes: u128,
     failure: Option<Error>,
     stopped: bool,
     merged: Vec<Option<Merged>>,
@@ -157,6 +164,7 @@ pub fn run(
         ready: VecDeque::new(),
         next: 0,
         open: 0,
+        held_bytes: 0,
         failure: None,
         stopped: false,
         merged: vec![None; plan.tensors.len()],
@@ -173,6 +181,8 @@ pub fn run(
         sizes: Sizes { chunk_tiles: limits.chunk_tiles, spans: limits.widest.spans },
         uses: plan.uses().into_iter().map(AtomicU32::new).collect(),
         groups: group::plan_groups(plan, limits.chunk_tiles),
+        busy: plan.layout.shards.iter().map(|_| AtomicUsize::new(0)).collect(),
+        hold_bytes: limits.hold_bytes,
         queue: Mutex::new(queue),
         changed: Condvar::new(),
     };
@@ -245,11 +255,21 @@ impl Stream<'_> {
     /// Takes in one span's result: values are written, measurements folded.
     fn deliver(&self, by: By, group: &Group, to: &Destination, output: &Output<'_>) -> Result<()> {
         if let SpanResult::Values(bytes) = output.result {
-            let write = || self.sink.write_at(to.tensor, to.offset, bytes);
-            self.timeline.time(Stage::Write, by, bytes.len() as u64, write)?;
-            self.watch.moved(0, bytes.len() as u64);
+            self.write(by, to, bytes)?;
         }
         group.take(to, self, output, by);
+        Ok(())
+    }
+
+    fn write(&self, by: By, to: &Destination, bytes: &[u8]) -> Result<()> {
+        let asked = Instant::now();
+        let delayed = self.sink.write_at(to.tensor, to.offset, bytes)?;
+        let (began, written) = (delayed.unwrap_or(asked), bytes.len() as u64);
+        if delayed.is_some() {
+            self.timeline.record(Stage::WriteWait, by, asked, began, 0);
+        }
+        self.timeline.record(Stage::Write, by, began, Instant::now(), written);
+        self.watch.moved(0, written);
         Ok(())
     }
 
@@ -282,25 +302,26 @@ impl Stream<'_> {
             if queue.stopped {
                 return Ok(None);
             }
-            while let Some(group) = queue.ready.front() {
-                if let Some((unit, last)) = group.next_unit(self.sizes) {
-                    let group = Arc::clone(group);
-                    // Its next pass is solved for under the group's own lock, which must not be waited for here.
-                    if last {
-                        queue.ready.pop_front();
-                    }
-                    return Ok(Some((group, unit)));
-                }
-                queue.ready.pop_front();
-            }
-            if let Some(range) = self.groups.get(queue.next).cloned() {
+            let place = self.least_busy(&queue);
+            if let Some(planned) = self.next_to_open(&queue, place).cloned() {
                 queue.next += 1;
                 queue.open += 1;
+                queue.held_bytes += u128::from(planned.held_bytes);
                 drop(queue);
-                let group = Arc::new(Group::new(self, range));
+                let group = Arc::new(Group::new(self, planned));
                 self.advance(&group)?;
                 queue = self.queue();
                 continue;
+            }
+            if let Some(place) = place {
+                let group = Arc::clone(&queue.ready[place]);
+                let (unit, last) = group.next_unit(self.sizes).expect("a group that is ready has units left");
+                // Its next pass is solved for under the group's own lock, which must not be waited for here.
+                if last {
+                    queue.ready.remove(place);
+                }
+                self.busy[group.shard].fetch_add(1, Ordering::Relaxed);
+                return Ok(Some((group, unit)));
             }
             if queue.open == 0 || !wait {
                 return Ok(None);
@@ -309,8 +330,26 @@ impl Stream<'_> {
         }
     }
 
+    /// The open group whose file the fewest workers are busy with; the first among equals.
+    fn least_busy(&self, queue: &Queue) -> Option<usize> {
+        let busy = |place: &usize| self.busy[queue.ready[*place].shard].load(Ordering::Relaxed);
+        (0..queue.ready.len()).min_by_key(busy)
+    }
+
+    /// The next group of the plan, if it is time to open it: where no group is ready, or where the worker would meet others at the
+    /// files of those that are (`place` is the best one) and not at this one's, and the device can hold its inputs too.
+    fn next_to_open(&self, queue: &Queue, place: Option<usize>) -> Option<&Planned> {
+        let next = self.groups.get(queue.next)?;
+        let is_idle = |shard: usize| self.busy[shard].load(Ordering::Relaxed) == 0;
+        let fits = || queue.held_bytes + u128::from(next.held_bytes) <= u128::from(self.hold_bytes);
+        let opens =
+            place.is_none_or(|place| !is_idle(queue.ready[place].shard) && is_idle(next.shard) && fits());
+        opens.then_some(next)
+    }
+
     /// Notes that one of the group's units is done; the last one of a pass starts the next pass.
     fn finish_unit(&self, group: &Arc<Group>) -> Result<()> {
+        self.busy[group.shard].fetch_sub(1, Ordering::Relaxed);
         if group.finish_unit() { self.advance(group) } else { Ok(()) }
     }
 
@@ -329,6 +368,7 @@ impl Stream<'_> {
                 queue.merged[tensor] = Some(merged);
             }
             queue.open -= 1;
+            queue.held_bytes -= u128::from(group.held_bytes);
         }
         drop(queue);
         self.changed.notify_all();

@@ -34,6 +34,8 @@ pub enum Stage {
     CopyOut,
     /// Digests of the output, on a worker's thread.
     Hash,
+    /// Waiting until another worker has written to the same file.
+    WriteWait,
     /// Writing the output, on a worker's thread.
     Write,
 }
@@ -43,8 +45,8 @@ const STAGES: usize = Stage::ALL.len();
 
 impl Stage {
     /// All of them, in the order that a chunk takes.
-    pub const ALL: [Self; 6] =
-        [Self::Read, Self::CopyIn, Self::Compute, Self::CopyOut, Self::Hash, Self::Write];
+    pub const ALL: [Self; 7] =
+        [Self::Read, Self::CopyIn, Self::Compute, Self::CopyOut, Self::Hash, Self::WriteWait, Self::Write];
 
     /// The name in reports.
     pub fn name(self) -> &'static str {
@@ -54,6 +56,7 @@ impl Stage {
             Self::Compute => "compute",
             Self::CopyOut => "copy out",
             Self::Hash => "hash",
+            Self::WriteWait => "write wait",
             Self::Write => "write",
         }
     }

@@ -539,11 +539,12 @@ def files(bench: Bench) -> Json:
     for _ in range(2):
         for size in sizes:
             runs[size].append(bench.merge(config, device, "--no-cache", "--out-shard-size", size, look=file_names))
-    rows = [["shards of at most", "files", "s", "write, busy"]]
+    rows = [["shards of at most", "files", "s", "write, busy", "write wait"]]
     for size, both in runs.items():
         best = min(both, key=lambda one: one["seconds"])
-        share = next((stage["share"] for stage in best["stages"] if stage["stage"] == "write"), 0)
-        rows.append([size, str(len(best["seen"])), f"{best['seconds']:.2f}", f"{share:.0%}"])
+        shares = {stage["stage"]: stage["share"] for stage in best["stages"] if stage["by"] != "device"}
+        busy = [f"{shares.get(stage, 0):.0%}" for stage in ("write", "write wait")]
+        rows.append([size, str(len(best["seen"])), f"{best['seconds']:.2f}", *busy])
     seconds = {size: [one["seconds"] for one in both] for size, both in runs.items()}
     return {"seconds": seconds, "tables": {"One file against many, the faster of two runs": rows}}
 

@@ -3,7 +3,8 @@
 //!
 //! Threads read every input by position into buffers of 1 MiB, reused so that they stay in cache, while they write the
 //! output's size. Each MiB read is followed by its share of the output, so that reading and writing overlap as they do
-//! in a merge. Inputs are read side by side, a MiB of each in turn.
+//! in a merge. Inputs are read side by side, a MiB of each in turn. The output has the files of the merge's, written in the way in
+//! which a merge writes them, and at the same pace, so that threads seldom meet at one.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -13,7 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::{read_exact_at, write_all_at};
+use crate::checkpoint::{OutFile, read_exact_at};
 use crate::error::{Error, Result};
 use crate::threads::share;
 
@@ -28,20 +29,22 @@ const PAGE_BYTES: u64 = 4096;
 pub struct Floor {
     inputs: Vec<FloorInput>,
     blocks: Vec<Block>,
-    written_bytes: u64,
+    /// Bytes of each file of the output.
+    shards: Vec<u64>,
+    parts: Vec<Part>,
 }
 
 impl Floor {
-    /// All `*.safetensors` in these folders, and an output of `written_bytes`: as large as the first input if `None`.
+    /// All `*.safetensors` in these folders, and the sizes of the output's files.
     ///
     /// # Errors
     /// Kind `Input`: a folder that cannot be read, or has no such file.
-    pub fn new(dirs: &[PathBuf], written_bytes: Option<u64>) -> Result<Self> {
+    pub fn new(dirs: &[PathBuf], shards: Vec<u64>) -> Result<Self> {
         let open = |dir: &PathBuf| FloorInput::open(dir).map_err(|cause| Error::reading(dir, &cause));
         let inputs = dirs.iter().map(open).collect::<Result<Vec<_>>>()?;
         let blocks = blocks(&inputs);
-        let written_bytes = written_bytes.or(inputs.first().map(FloorInput::bytes)).unwrap_or(0);
-        Ok(Self { inputs, blocks, written_bytes })
+        let parts = parts(&shards, blocks.len());
+        Ok(Self { inputs, blocks, shards, parts })
     }
 
     /// Bytes that a run reads.
@@ -51,10 +54,10 @@ impl Floor {
 
     /// Bytes that a run writes.
     pub fn written_bytes(&self) -> u64 {
-        self.written_bytes
+        self.shards.iter().sum()
     }
 
-    /// The time from creating the file `output` to its last byte written (with `fsync`: stored). The file is removed
+    /// The time from creating the folder `output` to its last byte written (with `fsync`: stored). The folder is removed
     /// after that. `stop` is asked now and then.
     ///
     /// # Errors
@@ -89,26 +92,31 @@ impl Floor {
         threads: usize,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> io::Result<usize> {
-        let file = File::create(output)?;
-        file.set_len(self.written_bytes)?;
+        fs::create_dir(output)?;
+        let file = |(shard, bytes): (usize, &u64)| {
+            let path = output.join(shard.to_string());
+            let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+            OutFile::new(path, file, *bytes)
+        };
+        let files = self.shards.iter().enumerate().map(file).collect::<io::Result<Vec<_>>>()?;
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let working = share(threads, |_| {
-            if let Err(cause) = self.pump(&next, &file, stop) {
+            if let Err(cause) = self.pump(&next, &files, stop) {
                 failure.lock().expect("no worker panics").get_or_insert(cause);
             }
         });
         failure.into_inner().expect("no worker panicked").map_or(Ok(()), Err)?;
         if fsync {
-            file.sync_all()?;
+            files.iter().try_for_each(OutFile::sync)?;
             #[cfg(unix)]
-            File::open(output.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+            File::open(output)?.sync_all()?;
         }
         Ok(working)
     }
 
     /// One thread: takes blocks until none is left, and writes each one's share of the output.
-    fn pump(&self, next: &AtomicUsize, output: &File, stop: &dyn Fn() -> bool) -> io::Result<()> {
+    fn pump(&self, next: &AtomicUsize, files: &[OutFile], stop: &dyn Fn() -> bool) -> io::Result<()> {
         let mut buffer = vec![0; BLOCK_BYTES as usize];
         loop {
             let turn = next.fetch_add(1, Ordering::Relaxed);
@@ -118,11 +126,11 @@ impl Floor {
             }
             let (file, _) = &self.inputs[block.input].0[block.file];
             read_exact_at(file, &mut buffer[..block.bytes as usize], block.offset)?;
-            let (mut at, end) = part(turn, self.blocks.len(), self.written_bytes);
-            while at < end {
-                let bytes = BLOCK_BYTES.min(end - at);
-                write_all_at(output, &buffer[..bytes as usize], at)?;
-                at += bytes;
+            for Part { shard, offset, bytes } in share_of(&self.parts, turn, self.blocks.len()) {
+                for at in (0..*bytes).step_by(BLOCK_BYTES as usize) {
+                    let written = BLOCK_BYTES.min(bytes - at);
+                    files[*shard].write_at(&buffer[..written as usize], offset + at)?;
+                }
             }
         }
     }
@@ -156,7 +164,7 @@ struct Removed<'a>(&'a Path);
 impl Drop for Removed<'_> {
     fn drop(&mut self) {
         // What was never created cannot be removed; a failure to create it is reported.
-        let _ = fs::remove_file(self.0);
+        let _ = fs::remove_dir_all(self.0);
     }
 }
 
@@ -212,14 +220,32 @@ fn blocks(inputs: &[FloorInput]) -> Vec<Block> {
     ordered.into_iter().map(|(_, block)| block).collect()
 }
 
-/// The part of the output that belongs to a block: equal shares, together all of it, cut between pages so that no two
-/// threads write one page.
-fn part(turn: usize, blocks: usize, written_bytes: u64) -> (u64, u64) {
-    let edge = |turn: usize| match (u128::from(written_bytes) * turn as u128 / blocks as u128) as u64 {
-        edge if edge == written_bytes => edge,
-        edge => edge / PAGE_BYTES * PAGE_BYTES,
+/// A write: into which file of the output, and where.
+#[derive(Debug, PartialEq)]
+struct Part {
+    shard: usize,
+    offset: u64,
+    bytes: u64,
+}
+
+/// The output in about as many equal parts as there are blocks, cut between pages so that no two threads write one page. All
+/// files are written at the same pace.
+fn parts(shards: &[u64], blocks: usize) -> Vec<Part> {
+    let whole: u64 = shards.iter().sum();
+    let step = whole.div_ceil(blocks.max(1) as u64).next_multiple_of(PAGE_BYTES).max(PAGE_BYTES);
+    let of_shard = |(shard, &size): (usize, &u64)| {
+        let part = move |offset| Part { shard, offset, bytes: step.min(size - offset) };
+        (0..size).step_by(step as usize).map(part)
     };
-    (edge(turn), edge(turn + 1))
+    let mut parts: Vec<Part> = shards.iter().enumerate().flat_map(of_shard).collect();
+    parts.sort_by_key(|part| (part.offset, part.shard));
+    parts
+}
+
+/// Those that belong to a block: equal shares, together all of them.
+fn share_of(parts: &[Part], turn: usize, blocks: usize) -> &[Part] {
+    let edge = |turn: usize| (parts.len() as u128 * turn as u128 / blocks as u128) as usize;
+    &parts[edge(turn)..edge(turn + 1)]
 }
 
 /// Times `repeat` plain copies of `bytes` from one buffer to another by each thread. No merge on this machine can stream
@@ -269,11 +295,30 @@ mod tests {
     }
 
     #[test]
-    fn shares_make_up_the_output() {
-        for (blocks, bytes) in [(7, 100), (7, 3), (1, 5), (3, 0), (5000, u64::from(u32::MAX) * 4)] {
-            let shares: Vec<_> = (0..blocks).map(|turn| part(turn, blocks, bytes)).collect();
-            assert!(shares.windows(2).all(|pair| pair[0].1 == pair[1].0));
-            assert_eq!((shares[0].0, shares[blocks - 1].1), (0, bytes));
+    fn shares_make_up_the_output_and_neighbours_go_to_different_files() {
+        let large = u64::from(u32::MAX) * 4;
+        let cases: [(usize, &[u64]); 6] = [
+            (7, &[100]),
+            (7, &[3, 0, 9000]),
+            (1, &[5, 5]),
+            (3, &[]),
+            (5000, &[large]),
+            (64, &[1 << 20, 1 << 20]),
+        ];
+        for (blocks, shards) in cases {
+            let parts = parts(shards, blocks);
+            let shares: Vec<&Part> = (0..blocks).flat_map(|turn| share_of(&parts, turn, blocks)).collect();
+            for (shard, &bytes) in shards.iter().enumerate() {
+                let mut end = 0;
+                for part in shares.iter().filter(|part| part.shard == shard) {
+                    assert_eq!(part.offset, end, "{blocks} blocks, {shards:?}");
+                    end += part.bytes;
+                }
+                assert_eq!(end, bytes, "{blocks} blocks, {shards:?}");
+            }
+            if shards == [1 << 20, 1 << 20] {
+                assert!(shares.windows(2).all(|pair| pair[0].shard != pair[1].shard));
+            }
         }
     }
 
@@ -281,7 +326,7 @@ mod tests {
     fn a_run_leaves_nothing_behind() {
         let (a, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         input(a.path(), &[3 << 20]);
-        let floor = Floor::new(&[a.path().into()], Some(5 << 20)).unwrap();
+        let floor = Floor::new(&[a.path().into()], vec![2 << 20, 3 << 20]).unwrap();
         assert_eq!((floor.read_bytes(), floor.written_bytes()), (3 << 20, 5 << 20));
         floor.run(&out.path().join("floor"), true, 2, &|| false).unwrap();
         floor.run(&out.path().join("floor"), false, 2, &|| true).unwrap_err();
@@ -291,7 +336,7 @@ mod tests {
     #[test]
     fn a_folder_without_weights_is_named() {
         let empty = tempfile::tempdir().unwrap();
-        let error = Floor::new(&[empty.path().into()], None).unwrap_err();
+        let error = Floor::new(&[empty.path().into()], Vec::new()).unwrap_err();
         assert!(error.message.contains(&*empty.path().display().to_string()), "{error}");
     }
 }

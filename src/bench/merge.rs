@@ -1,7 +1,8 @@
 //! Whole merges beside the floor of the machine, on synthetic checkpoints: what `mergeforge bench merge` measures.
 //!
 //! A round is a floor and a merge, which take turns in going first, so that both meet the same machine; medians of the
-//! rounds count, after one that does not. Each merge is a process of its own: its peak memory and its time are those of a
+//! rounds count, after one that does not, and the fastest stands beside them. Before each run the memory that it will write into
+//! is at hand: on a virtual machine whose host takes free memory back, whoever came first would wait for it. Each merge is a process of its own: its peak memory and its time are those of a
 //! merge and not of the bench. On a disk the floor is measured twice, and the one that ends when the output is stored is
 //! what a whole merge is held against; the other one is for the part before that.
 
@@ -16,12 +17,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::at_hand;
 use super::floor::{Floor, copies};
 use super::synth::{self, Spec};
 use crate::error::{Error, Kind, Result};
 use crate::stream::Watch;
-use place::{HeldFolder, in_memory};
+use place::in_memory;
 
+pub(super) use place::HeldFolder;
 pub use place::{choose, folder_name};
 pub use round::{Round, Strip, StripRow, places, round};
 
@@ -170,7 +173,7 @@ pub fn run(setup: &Setup, child: &Child, watch: &dyn Watch) -> Result<MergeTimes
     fs::write(&config, setup.config()).map_err(|cause| Error::writing(&config, &cause))?;
     let folders: Vec<PathBuf> =
         setup.inputs().iter().map(|&model| synth::folder(&setup.dir, model)).collect();
-    let floor = Floor::new(&folders, Some(setup.spec.model_bytes()))?;
+    let floor = Floor::new(&folders, setup.spec.file_bytes())?;
     let on_disk = !in_memory(&setup.dir);
     let bench = Bench { setup, child, held: &held, floor, on_disk, watch };
     let mut turns = Vec::new();
@@ -220,8 +223,10 @@ impl Bench<'_> {
         Ok((run(false)?, self.on_disk.then(|| run(true)).transpose()?))
     }
 
-    /// What earlier runs left to be written must not be waited for by the next one.
+    /// What earlier runs left to be written must not be waited for by the next one, nor the memory that it will write into.
     fn settle(&self) -> Result<()> {
+        let touched = self.held.work.join("touched");
+        at_hand(&touched, self.floor.written_bytes()).map_err(|cause| Error::writing(&touched, &cause))?;
         if self.on_disk {
             #[cfg(unix)]
             rustix::fs::sync();
@@ -293,6 +298,11 @@ impl MergeTimes {
     /// The median of a figure.
     pub fn median(&self, figure: impl Fn(&Turn) -> f64) -> f64 {
         median(self.turns.iter().map(figure))
+    }
+
+    /// The smallest of a figure.
+    pub fn fastest(&self, figure: impl Fn(&Turn) -> f64) -> f64 {
+        self.turns.iter().map(figure).fold(f64::INFINITY, f64::min)
     }
 
     /// Seconds of the floor that ends when the output is stored; `None` in memory.

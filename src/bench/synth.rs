@@ -58,7 +58,13 @@ impl Spec {
 
     /// Bytes of one model's files.
     pub fn model_bytes(&self) -> u64 {
-        layout(&self.shape.tensors(self.float), self.shard_bytes).file_bytes
+        self.file_bytes().iter().sum()
+    }
+
+    /// Bytes of each of a model's files.
+    pub fn file_bytes(&self) -> Vec<u64> {
+        let layout = layout(&self.shape.tensors(self.float), self.shard_bytes);
+        layout.shards.iter().map(|shard| shard.bytes).collect()
     }
 
     /// Which of these models are not yet complete in their folders.

@@ -64,6 +64,56 @@ impl Mapped {
     }
 }
 
+/// A file in memory that is written to past its lock, for `bench writes`: merges write by position.
+#[derive(Debug)]
+pub struct WritableMap(#[cfg(target_os = "linux")] memmap2::MmapRaw);
+
+#[cfg(target_os = "linux")]
+impl WritableMap {
+    /// Maps all of a file that was opened for reading and writing, and that nobody else has.
+    ///
+    /// # Errors
+    /// It cannot be mapped.
+    pub fn new(file: &File) -> io::Result<Self> {
+        memmap2::MmapRaw::map_raw(file).map(Self)
+    }
+
+    /// Puts `bytes` into the file from `offset` on. The system is asked for the pages first: a full disk is an error then, and no signal.
+    ///
+    /// # Errors
+    /// The system does not give the pages, or cannot be asked (before Linux 5.14).
+    ///
+    /// # Panics
+    /// When the bytes do not fit into the file.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let offset = offset as usize;
+        assert!(
+            bytes.len() <= self.0.len() && offset <= self.0.len() - bytes.len(),
+            "a write inside the file"
+        );
+        self.0.advise_range(memmap2::Advice::PopulateWrite, offset, bytes.len())?;
+        // SAFETY: the range is inside the map, whose memory nobody borrows: it is only written to, and only here. Threads that
+        // wrote the same bytes at once would leave those of either, as they would by position.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(offset), bytes.len())
+        };
+        Ok(())
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl WritableMap {
+    /// Maps nothing here.
+    pub fn new(_file: &File) -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Nothing is mapped.
+    pub fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::ffi::{c_int, c_void};
@@ -281,6 +331,17 @@ mod tests {
         drop((mapped, other));
         file.set_len(100_000).unwrap();
         assert!(!Mapped::new(&file, 100_000).unwrap().broken(), "a place taken again is whole");
+    }
+
+    #[test]
+    fn what_is_written_into_pages_is_in_the_file() {
+        let (_folder, file) = file(&[7; 10_000]);
+        let map = WritableMap::new(&file).unwrap();
+        map.write_at(&[1; 5000], 4000).unwrap();
+        let mut read = vec![0; 10_000];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut read, 0).unwrap();
+        let expected = [&[7; 4000][..], &[1; 5000], &[7; 1000]].concat();
+        assert!(read == expected);
     }
 
     #[test]

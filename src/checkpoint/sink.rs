@@ -4,10 +4,12 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use super::file::{Access, raise_open_file_limit, with_limit_hint, write_all_at};
+use super::file::{Access, raise_open_file_limit, with_limit_hint};
 use super::folder::InputFile;
 use super::layout::{INDEX, Layout, Place};
+use super::out_file::OutFile;
 use super::out_folder::free_bytes;
 use super::partial::Partial;
 use super::sidecars::{Content, MODEL_CONFIG, Sidecar, companion_bytes_max};
@@ -28,12 +30,6 @@ pub struct Sink {
     partial: Partial,
 }
 
-#[derive(Debug)]
-struct OutFile {
-    path: PathBuf,
-    file: File,
-}
-
 impl Sink {
     /// Makes `OUT.partial` beside `out` and in it every shard at its size, headers written. No file will be more readable than
     /// `access` says.
@@ -51,31 +47,28 @@ impl Sink {
             partial: Partial::create(out, access)?,
         };
         for shard in &layout.shards {
-            let out_file = sink.create_file(&shard.file, access)?;
-            let written = out_file
-                .file
-                .set_len(shard.bytes)
-                .and_then(|()| write_all_at(&out_file.file, &shard.header, 0));
-            written.map_err(|e| sink.write_error(&out_file.path, &e))?;
-            sink.shards.push(out_file);
+            let (path, file) = sink.create_file(&shard.file, access)?;
+            let made = OutFile::new(path.clone(), file, shard.bytes)
+                .and_then(|made| made.write_at(&shard.header, 0).map(|_| made));
+            sink.shards.push(made.map_err(|e| sink.write_error(&path, &e))?);
         }
         Ok(sink)
     }
 
     /// Writes `bytes` into a tensor (its position in the layout) from byte `offset` of it on. Any thread may
-    /// call it.
+    /// call it. Returns when that began, if it had to wait for another thread's write before.
     ///
     /// # Errors
     /// Kind `Output`: the disk is full or fails.
     ///
     /// # Panics
     /// When the bytes do not fit into the tensor.
-    pub fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<Option<Instant>> {
         let place = self.places[tensor];
         let end = offset.checked_add(bytes.len() as u64);
         assert!(end.is_some_and(|end| end <= place.bytes), "write inside the tensor {tensor}");
-        let OutFile { path, file } = &self.shards[place.shard];
-        write_all_at(file, bytes, place.offset + offset).map_err(|e| self.write_error(path, &e))
+        let shard = &self.shards[place.shard];
+        shard.write_at(bytes, place.offset + offset).map_err(|e| self.write_error(&shard.path, &e))
     }
 
     /// Writes the sidecars and the index, puts everything on the disk, and gives the folder its name.
@@ -90,9 +83,9 @@ impl Sink {
             self.index.take().map(|index| Sidecar { file: INDEX.into(), content: Content::Bytes(index) });
         let (last, first): (Vec<_>, Vec<_>) =
             sidecars.iter().partition(|sidecar| sidecar.file == MODEL_CONFIG);
-        for OutFile { path, file } in &self.shards {
+        for shard in &self.shards {
             go_on()?;
-            file.sync_all().map_err(|e| self.write_error(path, &e))?;
+            shard.sync().map_err(|e| self.write_error(&shard.path, &e))?;
         }
         for sidecar in first.into_iter().chain(&index).chain(last) {
             self.write_sidecar(sidecar)?;
@@ -103,18 +96,18 @@ impl Sink {
         partial.publish()
     }
 
-    fn create_file(&self, name: &str, access: Access) -> Result<OutFile> {
+    fn create_file(&self, name: &str, access: Access) -> Result<(PathBuf, File)> {
         let path = self.partial.path().join(name);
         let file = self.partial.create_file(name, access).map_err(|e| self.write_error(&path, &e))?;
-        Ok(OutFile { path, file })
+        Ok((path, file))
     }
 
     fn write_sidecar(&self, sidecar: &Sidecar) -> Result<()> {
-        let OutFile { path, file } = match &sidecar.content {
+        let (path, file) = match &sidecar.content {
             Content::Bytes(bytes) => {
-                let mut made = self.create_file(&sidecar.file, self.access)?;
-                made.file.write_all(bytes).map_err(|e| self.write_error(&made.path, &e))?;
-                made
+                let (path, mut file) = self.create_file(&sidecar.file, self.access)?;
+                file.write_all(bytes).map_err(|e| self.write_error(&path, &e))?;
+                (path, file)
             }
             Content::CopyOf(original) => self.copy(original, &sidecar.file)?,
         };
@@ -122,19 +115,19 @@ impl Sink {
     }
 
     /// Copies the bytes, and of the mode who may read them.
-    fn copy(&self, original: &InputFile, name: &str) -> Result<OutFile> {
+    fn copy(&self, original: &InputFile, name: &str) -> Result<(PathBuf, File)> {
         let (mut from, metadata) = original.open()?;
-        let mut made = self.create_file(name, self.access.and_file(&metadata))?;
+        let (path, mut made) = self.create_file(name, self.access.and_file(&metadata))?;
         let mut buffer = vec![0; COPY_BYTES];
         let mut copied = 0;
         loop {
             match from.read(&mut buffer) {
-                Ok(0) => return Ok(made),
+                Ok(0) => return Ok((path, made)),
                 Ok(count) => {
                     // It may grow while it is copied.
                     copied += count as u64;
                     original.check_size(copied, companion_bytes_max(name))?;
-                    made.file.write_all(&buffer[..count]).map_err(|e| self.write_error(&made.path, &e))?;
+                    made.write_all(&buffer[..count]).map_err(|e| self.write_error(&path, &e))?;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(Error::reading(&original.path(), &e)),

@@ -195,7 +195,7 @@ fn where_it_lies(measured: &MergeTimes) -> &'static str {
 fn table(measured: &MergeTimes) {
     let (setup, round) = (&measured.setup, &measured.typical().round);
     show::line(&format!(
-        "{} of {} models, {} ({} layers) in {}, on {} ({} threads); {}; medians of {}",
+        "{} of {} models, {} ({} layers) in {}, on {} ({} threads); {}; medians of {}, and the fastest",
         setup.method,
         setup.models,
         setup.spec.shape.name,
@@ -207,20 +207,24 @@ fn table(measured: &MergeTimes) {
         setup.repeat
     ));
     show::line(&format!("  {} in, {} out", bytes(round.input_bytes), bytes(round.output_bytes)));
-    show::line(&format!("  {:<32} {:>9} {:>9} {:>15}", "", "seconds", "GB/s", "share of floor"));
+    show::line(&format!(
+        "  {:<32} {:>9} {:>9} {:>9} {:>15}",
+        "", "seconds", "fastest", "GB/s", "share of floor"
+    ));
     let gb = measured.bytes() as f64 / 1e9;
-    let timed = |what: &str, seconds: f64, share: Option<f64>| {
+    let timed = |what: &str, figure: &dyn Fn(&merge::Turn) -> f64, share: Option<f64>| {
         let share = share.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share));
-        show::line(&format!("  {what:<32} {seconds:>9.3} {:>9.2} {share:>15}", gb / seconds));
+        let (seconds, fastest) = (measured.median(figure), measured.fastest(figure));
+        show::line(&format!("  {what:<32} {seconds:>9.3} {fastest:>9.3} {:>9.2} {share:>15}", gb / seconds));
     };
-    show::line(&format!("  {:<32} {:>9} {:>9.2}", "copy in memory", "", measured.copy_rate / 1e9));
-    timed("floor", measured.median(|turn| turn.floor), None);
-    if let Some(stored) = measured.stored() {
-        timed("floor, stored", stored, None);
+    show::line(&format!("  {:<32} {:>9} {:>9} {:>9.2}", "copy in memory", "", "", measured.copy_rate / 1e9));
+    timed("floor", &|turn| turn.floor, None);
+    if !measured.in_memory {
+        timed("floor, stored", &|turn| turn.stored.unwrap_or(turn.floor), None);
     }
-    timed("merge", measured.median(|turn| turn.wall), Some(measured.share_of_floor()));
-    let streaming = measured.median(|turn| turn.round.streaming_seconds);
-    timed("  from first read to last write", streaming, Some(measured.streaming_share()));
+    timed("merge", &|turn| turn.wall, Some(measured.share_of_floor()));
+    let streaming = |turn: &merge::Turn| turn.round.streaming_seconds;
+    timed("  from first read to last write", &streaming, Some(measured.streaming_share()));
     let percent = |stage: &Json| {
         let by = if stage["by"] == "device" { "device " } else { "" };
         let share = stage["share"].as_f64().unwrap_or(0.0);
@@ -241,8 +245,15 @@ fn measured_json(measured: &MergeTimes) -> Json {
     let (setup, round) = (&measured.setup, &measured.typical().round);
     let gb = measured.bytes() as f64 / 1e9;
     let all = |figure: &dyn Fn(&merge::Turn) -> f64| measured.turns.iter().map(figure).collect::<Vec<f64>>();
-    let floor = |median: f64, all: Vec<f64>| json!({ "seconds": median, "seconds_all": all, "gb_per_s": gb / median });
-    let stored = |seconds: f64| floor(seconds, all(&|turn| turn.stored.unwrap_or(turn.floor)));
+    let floor = |figure: &dyn Fn(&merge::Turn) -> f64| {
+        let median = measured.median(figure);
+        json!({
+            "seconds": median,
+            "seconds_fastest": measured.fastest(figure),
+            "seconds_all": all(figure),
+            "gb_per_s": gb / median,
+        })
+    };
     let wall = measured.median(|turn| turn.wall);
     json!({
         "mergeforge": env!("CARGO_PKG_VERSION"),
@@ -264,12 +275,14 @@ fn measured_json(measured: &MergeTimes) -> Json {
         "input_bytes": round.input_bytes,
         "output_bytes": round.output_bytes,
         "seconds": wall,
+        "seconds_fastest": measured.fastest(|turn| turn.wall),
         "seconds_all": all(&|turn| turn.wall),
         "gb_per_s": gb / wall,
         "streaming_seconds": measured.median(|turn| turn.round.streaming_seconds),
         "finishing_seconds": measured.median(|turn| turn.round.finishing_seconds),
-        "floor": floor(measured.median(|turn| turn.floor), all(&|turn| turn.floor)),
-        "floor_stored": measured.stored().map(stored),
+        "memory_at_hand": true,
+        "floor": floor(&|turn| turn.floor),
+        "floor_stored": (!measured.in_memory).then(|| floor(&|turn| turn.stored.unwrap_or(turn.floor))),
         "share_of_floor": measured.share_of_floor(),
         "streaming_share_of_floor": measured.streaming_share(),
         "copy_gb_per_s": measured.copy_rate / 1e9,

@@ -1,6 +1,6 @@
 //! Tensors that go through their passes together.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -32,7 +32,22 @@ pub struct Merged {
 
 /// Tensors that go through their passes together.
 pub(super) struct Group {
+    /// The output's file that they go to.
+    pub(super) shard: usize,
+    /// Bytes of the inputs that are worth holding while the group is open.
+    pub(super) held_bytes: u64,
     state: Mutex<State>,
+}
+
+/// A group that is not open yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Planned {
+    /// Places of its tensors in the plan.
+    pub(super) tensors: Range<usize>,
+    /// As of the group.
+    pub(super) shard: usize,
+    /// As of the group; what a group of rows or columns keeps of its segments is more than fits beside another one's.
+    pub(super) held_bytes: u64,
 }
 
 struct State {
@@ -62,32 +77,61 @@ enum Remaining {
     Done(Vec<Threshold>),
 }
 
-/// Cuts the plan into groups: runs of small tensors that are merged alike, and every other tensor alone.
+/// Cuts the plan into groups: runs of small tensors that are merged alike and go to one file, and every other tensor alone.
 ///
-/// Copies whose holders have to agree go first, so that a merge that must fail fails early. Of the others, those that read the
-/// same inputs are neighbours, so that what is held for the next one is held for a short time.
-pub(super) fn plan_groups(plan: &Plan, chunk_tiles: u64) -> Vec<Range<usize>> {
-    let mut groups: Vec<Range<usize>> = Vec::new();
+/// Copies whose holders have to agree go first, so that a merge that must fail fails early. The others go through all files of the
+/// output at the same pace, so that workers that take neighbours write to different files. Of those, groups that read the same
+/// inputs are neighbours, so that what is held for the next one is held for a short time.
+pub(super) fn plan_groups(plan: &Plan, chunk_tiles: u64) -> Vec<Planned> {
+    let mut groups: Vec<Planned> = Vec::new();
     let mut group_tiles = 0;
+    let uses = plan.uses();
     for (i, tensor) in plan.tensors.iter().enumerate() {
         let own_tiles = tiles(tensor.elements);
+        let (shard, held_bytes) = (plan.layout.places[i].shard, held_bytes(tensor, &uses));
         let joins = group_tiles + own_tiles <= chunk_tiles
-            && groups.last().is_some_and(|group| merged_alike(&plan.tensors[group.start], tensor));
+            && groups.last().is_some_and(|group| {
+                group.shard == shard && merged_alike(&plan.tensors[group.tensors.start], tensor)
+            });
         match groups.last_mut() {
-            Some(group) if joins => group.end = i + 1,
+            Some(group) if joins => {
+                group.tensors.end = i + 1;
+                group.held_bytes = group.held_bytes.saturating_add(held_bytes);
+            }
             _ => {
-                groups.push(i..i + 1);
+                groups.push(Planned { tensors: i..i + 1, shard, held_bytes });
                 group_tiles = 0;
             }
         }
         group_tiles += own_tiles;
     }
-    // Inputs are numbered in the order in which tensors first read them.
-    groups.sort_by_key(|group| match &plan.tensors[group.start].action {
+    // The first input, and whether holders need not agree.
+    let reads = |group: &Planned| match &plan.tensors[group.tensors.start].action {
         Action::Copy(copy) => (copy.holders.len() < 2, copy.holders[0]),
         Action::Merge(merge) => (true, merge.inputs[0]),
+    };
+    let mut first_place = HashMap::new();
+    for group in &groups {
+        let place = plan.layout.places[group.tensors.start];
+        let header_bytes = plan.layout.shards[place.shard].header.len() as u64;
+        first_place.entry(reads(group).1).or_insert((place.offset - header_bytes, place.shard));
+    }
+    groups.sort_by_key(|group| {
+        let (agreed, input) = reads(group);
+        (agreed, first_place[&input], input)
     });
     groups
+}
+
+/// Bytes of the inputs that a tensor reads several times, or shares with others.
+fn held_bytes(tensor: &Tensor, uses: &[u32]) -> u64 {
+    let Action::Merge(merge) = &tensor.action else { return 0 };
+    if merge.recipe.by.count(tensor.elements) > 1 {
+        return u64::MAX;
+    }
+    let again = merge.recipe.sweeps.most > 1 || merge.inputs.iter().any(|input| uses[*input] > 1);
+    let element_bytes: usize = merge.floats.iter().map(|float| float.bytes()).sum();
+    if again { tensor.elements.saturating_mul(element_bytes as u64) } else { 0 }
 }
 
 /// Whether two tensors can share launches.
@@ -99,9 +143,11 @@ fn merged_alike(a: &Tensor, b: &Tensor) -> bool {
 }
 
 impl Group {
-    pub(super) fn new(stream: &Stream<'_>, tensors: Range<usize>) -> Self {
+    pub(super) fn new(stream: &Stream<'_>, planned: Planned) -> Self {
+        let Planned { tensors, shard, held_bytes } = planned;
         let members = tensors.map(|tensor| TensorWork::new(stream, tensor)).collect();
-        Self { state: Mutex::new(State { members, left: VecDeque::new(), pending: 0 }) }
+        let state = Mutex::new(State { members, left: VecDeque::new(), pending: 0 });
+        Self { shard, held_bytes, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

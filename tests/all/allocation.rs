@@ -115,7 +115,7 @@ fn inside_benches_without_threads() {
     let weights = |folder: &Path| fs::read(folder.join("base/model.safetensors")).unwrap();
     assert!(weights(&one) == weights(&three), "fewer threads gave other bytes");
 
-    let floor = Floor::new(&[one.join("base")], None).unwrap();
+    let floor = Floor::new(&[one.join("base")], spec.file_bytes()).unwrap();
     let output = folder.path().join("floor");
     floor.run(&output, false, 1, &|| false).unwrap();
     let error = floor.run(&output, false, 3, &|| false).unwrap_err();

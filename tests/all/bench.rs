@@ -64,7 +64,13 @@ fn sane(json: &Json, inputs: u64) {
     }
     assert!(number(json, "streaming_seconds") + number(json, "finishing_seconds") < number(json, "seconds"));
     assert_eq!(json["seconds_all"].as_array().unwrap().len(), 1);
-    assert!(number(&json["floor"], "seconds") > 0.0);
+    for timed in [json, &json["floor"]] {
+        let fastest = number(timed, "seconds_fastest");
+        assert!(fastest > 0.0 && fastest <= number(timed, "seconds"), "{timed}");
+        let all = timed["seconds_all"].as_array().unwrap();
+        assert!(all.iter().all(|seconds| seconds.as_f64().unwrap() >= fastest), "{timed}");
+    }
+    assert_eq!(json["memory_at_hand"], true);
     assert_eq!(json["floor_stored"].is_null(), json["place"] == "memory");
     let stored = if json["floor_stored"].is_null() { &json["floor"] } else { &json["floor_stored"] };
     let share = number(stored, "seconds") / number(json, "seconds");
@@ -122,9 +128,16 @@ fn checkpoints_stay_and_are_used_again_and_nothing_else_stays() {
 fn a_table_tells_the_figures_and_cut_shapes_have_a_folder_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let ended = bench(dir.path(), &["--layers", "2", "--dtype", "f16"]).succeeded();
-    for part in
-        ["copy in memory", "floor", "merge", "share of floor", "compute", "waiting", "tiny (2 layers)"]
-    {
+    for part in [
+        "copy in memory",
+        "fastest",
+        "floor",
+        "merge",
+        "share of floor",
+        "compute",
+        "waiting",
+        "tiny (2 layers)",
+    ] {
         assert!(ended.stdout.contains(part), "no `{part}` in\n{}", ended.stdout);
     }
     assert!(ended.stderr.contains("making 3 checkpoints"), "{}", ended.stderr);

@@ -36,3 +36,4 @@ mod thresholds;
 mod tools;
 mod trace;
 mod twins;
+mod writes;

@@ -121,7 +121,9 @@ fn manifest_and_summary_tell_the_shares() {
     let manifest = case.manifest();
     let stages = manifest["stages"].as_array().unwrap();
     let names: Vec<&str> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
-    assert_eq!(names, ["read", "compute", "hash", "write"]);
+    // Two workers may meet at the one file, or not.
+    let others: Vec<&str> = names.iter().copied().filter(|name| *name != "write wait").collect();
+    assert_eq!(others, ["read", "compute", "hash", "write"]);
     names.iter().for_each(|name| assert!(reported.contains(&format!("{name} ")), "{reported}"));
     let held_back = match manifest["bottleneck"].as_str() {
         Some(stage) => format!("; {stage} holds it back"),

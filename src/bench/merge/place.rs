@@ -102,7 +102,7 @@ pub(super) fn in_memory(dir: &Path) -> bool {
 
 /// A set's folder while a bench uses it, with a folder for what is not to stay.
 #[derive(Debug)]
-pub(super) struct HeldFolder {
+pub(in crate::bench) struct HeldFolder {
     dir: PathBuf,
     pub work: PathBuf,
     /// Locked until it is closed: benches side by side would measure each other.

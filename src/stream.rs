@@ -22,7 +22,7 @@ use crate::backend::{Backend, Lane, Launch, LaunchKind, Limits, Output, Span, Sp
 use crate::checkpoint::{Reads, Sink, Source};
 use crate::error::{Error, Result};
 use crate::input::{self, Input};
-use crate::kernel;
+use crate::kernel::{self, tiles};
 use crate::plan::{Action, Merge, Plan};
 use crate::recipe::{Foreseen, Machine, Passes, Threshold};
 use crate::threads;
@@ -104,13 +104,16 @@ impl Work<'_> {
     /// What asks for the passes over a tensor. In a merge that is idle, every tensor is read once and written.
     fn machine(&self, tensor: usize, merge: &Merge) -> Box<dyn Machine> {
         let mut machine = if self.idle { idle(merge.inputs.len()).begin() } else { merge.recipe.begin() };
-        if self.guess {
+        if self.guess && tiles(self.plan.tensors[tensor].elements) >= GUESSED_TILES {
             machine.guess();
         }
         machine.recall(self.recalled.get(tensor).map_or(&[], Vec::as_slice));
         machine
     }
 }
+
+/// The least tensor whose merge may guess: of a smaller one, the chunks that have to be mended are a large part.
+const GUESSED_TILES: u64 = 1024;
 
 /// One pass that reads every input and computes nothing: what any merge of them has to do at least.
 fn idle(inputs: usize) -> Passes {

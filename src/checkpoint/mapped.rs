@@ -95,7 +95,7 @@ impl WritableMap {
         // SAFETY: the range is inside the map, whose memory nobody borrows: it is only written to, and only here. Threads that
         // wrote the same bytes at once would leave those of either, as they would by position.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(offset), bytes.len())
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(offset), bytes.len());
         };
         Ok(())
     }

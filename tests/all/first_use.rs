@@ -109,6 +109,8 @@ fn what_was_not_foreseen_is_compiled_once_when_it_is_launched() {
     let misleading = |values: &mut [f32]| {
         models.set(models.get() + 1);
         if models.get() == 1 {
+            // So many magnitudes that no few of them are likely.
+            values.iter_mut().enumerate().for_each(|(i, value)| *value *= 1.0 + (i % 1009) as f32 / 1009.0);
             for tile in (0..ELEMENTS / 1024).step_by(ELEMENTS / 1024 / 32) {
                 values[tile * 1024..][..1024].iter_mut().for_each(|value| *value += 0.5);
             }

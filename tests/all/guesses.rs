@@ -8,7 +8,7 @@ use mergeforge::checkpoint::Reads;
 use mergeforge::kernel::{Job, Kept, Outcome, TILE, Target};
 use mergeforge::method::{self, Settings, Value};
 use mergeforge::plan::Choices;
-use mergeforge::recipe::{Measured, Pass, Recipe, TileCounts};
+use mergeforge::recipe::{Measured, Pass, Recipe, TileCounts, everything};
 use mergeforge::report::Report;
 use mergeforge::{merge, prepare};
 use proptest::prelude::*;
@@ -42,14 +42,14 @@ fn carried_out(settings: &Settings, guess: bool, inputs: &[Vec<f32>]) -> (Vec<u3
     while let Some(pass) = machine.next(measured).unwrap() {
         let (reads, job, over) = match pass {
             Pass::Measure { reads, job, over, .. } => (reads, job, over),
-            Pass::Combine { reads, job } => (reads, job, vec![0..all]),
+            Pass::Combine { reads, job } => (reads, job, everything(settings.elements)),
             Pass::Mend { reads, job, over } => {
                 course.mended += over.iter().map(|tiles| tiles.end - tiles.start).sum::<u64>() as usize;
                 (reads, job, over)
             }
         };
         assert!(over.windows(2).all(|pair| pair[0].end <= pair[1].start), "in order and apart: {over:?}");
-        course.sweeps += usize::from(over == [0..all]);
+        course.sweeps += usize::from(over == everything(settings.elements));
         let (mut records, mut words) = (Vec::new(), Vec::new());
         for tile in over.into_iter().flatten() {
             let part = tile as usize * TILE..out.len().min((tile as usize + 1) * TILE);
@@ -219,7 +219,7 @@ fn a_mended_merge_is_the_merge_of_known_thresholds() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let base = weights(ELEMENTS, 1);
-    let mut models = vec![base.clone(), tuned(&base, 2), tuned(&base, 3)];
+    let mut models = [base.clone(), tuned(&base, 2), tuned(&base, 3)];
     // Odd values in every chunk, those that are mended included.
     models[1].iter_mut().step_by(10_000).for_each(|value| *value = f32::NAN);
     for (i, values) in models.iter().enumerate() {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use safetensors::Dtype;
 
@@ -25,7 +26,11 @@ fn write_models(folder: &Path, seed: u64) {
             let values = if model == 0 { base.clone() } else { tuned(base, 10 * seed + model) };
             tensors.insert(name.to_string(), stored(Dtype::BF16, &[values.len()], &values));
         }
-        models::write(&folder.join(format!("m{model}")), &tensors, PLAIN);
+        let folder = folder.join(format!("m{model}"));
+        models::write(&folder, &tensors, PLAIN);
+        // Files of one size are told apart by their times, of which a fast machine gives out few.
+        let file = fs::File::options().append(true).open(folder.join("model.safetensors")).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(10 * seed + model)).unwrap();
     }
 }
 

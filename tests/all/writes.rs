@@ -80,7 +80,7 @@ struct MeetingState {
 impl Meeting {
     fn wait(&self, state: MutexGuard<'_, MeetingState>, until: impl Fn(&MeetingState) -> bool) {
         let (_state, waited) =
-            self.changed.wait_timeout_while(state, Duration::from_secs(60), |state| !until(state)).unwrap();
+            self.changed.wait_timeout_while(state, Duration::from_mins(1), |state| !until(state)).unwrap();
         assert!(!waited.timed_out(), "both workers have work");
     }
 
@@ -91,6 +91,8 @@ impl Meeting {
 }
 
 impl Watch for Meeting {
+    fn compiling(&self) {}
+
     fn moved(&self, _read: u64, written: u64) {
         let own = thread::current().id();
         let mut state = self.state.lock().unwrap();

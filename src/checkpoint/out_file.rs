@@ -7,10 +7,13 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::file::write_all_at;
+
+/// The time in which a chunk is written to memory.
+const AWAKE: Duration = Duration::from_micros(100);
 
 /// A file that has its size from the start, while it is written.
 #[derive(Debug)]
@@ -40,10 +43,22 @@ impl OutFile {
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<Option<Instant>> {
         let (_turn, began) = match self.turn.try_lock() {
             Ok(turn) => (turn, None),
-            Err(_) => (self.turn.lock().unwrap_or_else(PoisonError::into_inner), Some(Instant::now())),
+            Err(_) => (self.wait(), Some(Instant::now())),
         };
         write_all_at(&self.file, bytes, offset)?;
         Ok(began)
+    }
+
+    /// Waits for the turn. A write takes little longer than falling asleep and being woken, so the thread first stays awake.
+    fn wait(&self) -> MutexGuard<'_, ()> {
+        let asked = Instant::now();
+        while asked.elapsed() < AWAKE {
+            if let Ok(turn) = self.turn.try_lock() {
+                return turn;
+            }
+            std::hint::spin_loop();
+        }
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until all of it is stored. Failures of earlier writes, which the system notices when it stores them, come out here.

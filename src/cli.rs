@@ -338,9 +338,9 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
     let cache = cache_folder();
     let device = checked_device(args, cache.as_deref())?;
     let budget = args.common.budget(&device)?;
-    let limits = budget.limits(&prepared.plan, &device)?;
+    budget.limits(&prepared.plan, &device)?;
     if !args.quiet {
-        show::summary(&prepared, &limits);
+        show::summary(&prepared);
         show::folders_to_make(&args.out);
     }
     let options = Options {

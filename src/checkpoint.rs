@@ -33,7 +33,7 @@ pub use limits::TOKENIZER_BYTES_MAX;
 pub use locate::locate;
 pub(crate) use mapped::WritableMap;
 pub use model_config::{ConfigEdits, config_json, per_layer_lists};
-pub use out_file::OutFile;
+pub use out_file::{OutFile, Storing};
 pub use out_folder::{check_out, free_bytes};
 pub use sidecars::{
     CARD, Content, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, Sidecar, check_companions, companion_files,

@@ -182,9 +182,10 @@ struct CommonArgs {
     allow_crimes: bool,
     #[arg(long, hide = true)]
     no_allow_crimes: bool,
-    /// The most tensor data in a shard, like 5GB or mergekit's 5B
-    #[arg(long, value_name = "SIZE", value_parser = shard_size, default_value = "5GB")]
-    out_shard_size: u64,
+    /// The most tensor data in a shard, like 5GB or mergekit's 5B [default: an eighth of all, from 1GB to 5GB: a file takes
+    /// one writer at a time]
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    out_shard_size: Option<u64>,
     /// The seed of random masks (DARE)
     #[arg(long, visible_alias = "seed", value_name = "N", default_value_t = 0)]
     random_seed: u64,

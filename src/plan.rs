@@ -37,8 +37,8 @@ use warnings::PartlyHeld;
 pub struct Choices {
     /// The seed of random masks.
     pub seed: u64,
-    /// The largest shard, in bytes.
-    pub shard_bytes: u64,
+    /// The most data in a shard, in bytes; none: [`crate::checkpoint::layout::usual_shard_bytes`].
+    pub shard_bytes: Option<u64>,
     /// Whether models of different architectures are merged all the same.
     pub allow_crimes: bool,
 }

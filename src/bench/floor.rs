@@ -10,12 +10,12 @@ use std::fs::{self, File};
 use std::hint::black_box;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::too_few_threads;
-use crate::checkpoint::{OutFile, read_exact_at};
+use crate::checkpoint::{OutFile, Storing, read_exact_at};
 use crate::error::{Error, Result};
 use crate::threads::share;
 
@@ -98,7 +98,8 @@ impl Floor {
             let file = File::options().read(true).write(true).create_new(true).open(&path)?;
             OutFile::new(path, file, *bytes)
         };
-        let files = self.shards.iter().enumerate().map(file).collect::<io::Result<Vec<_>>>()?;
+        let files = Arc::new(self.shards.iter().enumerate().map(file).collect::<io::Result<Vec<_>>>()?);
+        let storing = fsync.then(|| Storing::begin(&files));
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let working = share(threads, |_| {
@@ -107,6 +108,7 @@ impl Floor {
             }
         });
         failure.into_inner().expect("no worker panicked").map_or(Ok(()), Err)?;
+        drop(storing);
         if fsync {
             files.iter().try_for_each(OutFile::sync)?;
             #[cfg(unix)]

@@ -349,7 +349,7 @@ mod tests {
 
     fn setup(method: &str, models: usize) -> Setup {
         let shape = Shape::find("tiny", None).unwrap();
-        let spec = Spec { shape, float: Float::BF16, seed: 1, shard_bytes: 1 << 30 };
+        let spec = Spec { shape, float: Float::BF16, seed: 1, shard_bytes: None };
         let (method, dir) = (method.into(), PathBuf::from("somewhere"));
         Setup { spec, method, models, density: 0.5, dir, cold: false, repeat: 1, threads: 1, strip: false }
     }

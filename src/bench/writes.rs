@@ -209,7 +209,7 @@ impl Run<'_> {
             ),
             Way::Direct => Handle::Direct(open_direct(&path)?),
         };
-        Ok(Target { out: OutFile::new(path, made, self.file_bytes())?, by })
+        Ok(Target { out: OutFile::as_it_is(path, made), by })
     }
 
     /// One thread: takes pieces until none is left.

@@ -3,17 +3,29 @@
 //! Systems let one thread at a time write to a file; the others wait for the file's lock. Here they wait for a lock of our own, so
 //! that this time is seen and reported. The scheduler keeps threads to different files as far as it can; ways around the lock are
 //! slower (`mergeforge bench writes` measures them).
+//!
+//! On a disk, a file's space is taken before anything is written: it then lies in few pieces, however many threads write, and a full
+//! disk is noticed at the start. What is written is put on the disk while more is made ([`Storing`]), so that little is left to be
+//! waited for in the end.
 
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::file::write_all_at;
 
 /// The time in which a CPU's chunk is written to memory. A GPU's takes longer: the thread then falls asleep, as it should.
 const AWAKE: Duration = Duration::from_micros(100);
+
+/// So many bytes of a file are put on the disk together.
+const STORED_BYTES: u64 = 64 << 20;
+
+/// How often it is seen whether there are so many.
+const LOOKED_AFTER: Duration = Duration::from_millis(5);
 
 /// A file that has its size from the start, while it is written.
 #[derive(Debug)]
@@ -23,16 +35,27 @@ pub struct OutFile {
     file: File,
     /// Held by the thread that writes.
     turn: Mutex<()>,
+    /// Bytes that were written since it was stored last.
+    unstored: AtomicU64,
+    /// The first failure to store it: the system reports each only once.
+    failure: Mutex<Option<io::Error>>,
 }
 
 impl OutFile {
-    /// A new file, opened for reading and writing, which gets its size.
+    /// A new file, opened for reading and writing, which gets its size and, on a disk, its space.
     ///
     /// # Errors
-    /// The system refuses such a size.
+    /// The system refuses such a size. The disk is full.
     pub fn new(path: PathBuf, file: File, bytes: u64) -> io::Result<Self> {
+        take_space(&file, bytes)?;
         file.set_len(bytes)?;
-        Ok(Self { path, file, turn: Mutex::default() })
+        Ok(Self::as_it_is(path, file))
+    }
+
+    /// A file that has its size.
+    pub fn as_it_is(path: PathBuf, file: File) -> Self {
+        let (turn, unstored, failure) = Default::default();
+        Self { path, file, turn, unstored, failure }
     }
 
     /// Writes all of `bytes` from `offset` on, from any thread. Returns when that began, if the thread had to wait for another
@@ -48,6 +71,7 @@ impl OutFile {
             Err(TryLockError::WouldBlock) => (self.wait(), Some(Instant::now())),
         };
         write_all_at(&self.file, bytes, offset)?;
+        self.unstored.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(began)
     }
 
@@ -68,8 +92,75 @@ impl OutFile {
     /// # Errors
     /// The disk is full or fails.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_all()
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failure.map_or_else(|| self.file.sync_all(), Err)
     }
+
+    /// Puts on the disk what was written so far.
+    fn store(&self) {
+        self.unstored.store(0, Ordering::Relaxed);
+        if let Err(cause) = self.file.sync_data() {
+            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
+        }
+    }
+}
+
+/// A thread that puts files on the disk while they are written, until this is dropped.
+#[derive(Debug)]
+pub struct Storing {
+    ended: Arc<AtomicBool>,
+    /// None where it could not be started: then all is stored in the end.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Storing {
+    /// Starts it.
+    pub fn begin(files: &Arc<Vec<OutFile>>) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let (files, asked) = (Arc::clone(files), Arc::clone(&ended));
+        let run = move || {
+            while !asked.load(Ordering::Relaxed) {
+                let unstored = |file: &&OutFile| file.unstored.load(Ordering::Relaxed);
+                match files.iter().max_by_key(unstored).filter(|file| unstored(file) >= STORED_BYTES) {
+                    Some(file) => file.store(),
+                    None => thread::park_timeout(LOOKED_AFTER),
+                }
+            }
+        };
+        Self { ended, thread: thread::Builder::new().spawn(run).ok() }
+    }
+}
+
+impl Drop for Storing {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It has no way to panic that would not be one here too.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Takes space for a file on a disk. A file system in memory would fill it with zeros, which costs as much as writing it.
+#[cfg(target_os = "linux")]
+fn take_space(file: &File, bytes: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate, fstatfs};
+    use rustix::io::Errno;
+    const IN_MEMORY: [i128; 2] = [0x0102_1994, 0x8584_58f6]; // tmpfs, ramfs
+    if bytes == 0 || fstatfs(file).is_ok_and(|of| IN_MEMORY.contains(&i128::from(of.f_type))) {
+        return Ok(());
+    }
+    match fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        // Not every file system can, and none has to.
+        Err(full @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(full.into()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn take_space(_file: &File, _bytes: u64) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(test)]
@@ -103,6 +194,62 @@ mod tests {
         assert_eq!(bytes.len(), 400 * PIECE);
         for (piece, part) in bytes.chunks_exact(PIECE).enumerate() {
             assert!(part.iter().all(|byte| *byte == piece as u8), "piece {piece}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_stored_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Arc::new(vec![new_file(&folder, 2 * STORED_BYTES)]);
+        let storing = Storing::begin(&files);
+        let piece = vec![1; 1 << 20];
+        for at in (0..STORED_BYTES).step_by(piece.len()) {
+            files[0].write_at(&piece, at).unwrap();
+        }
+        let began = Instant::now();
+        while files[0].unstored.load(Ordering::Relaxed) > 0 {
+            assert!(began.elapsed() < Duration::from_mins(1), "nothing is stored");
+            thread::sleep(LOOKED_AFTER);
+        }
+        // Less is left for later.
+        files[0].write_at(&piece, STORED_BYTES).unwrap();
+        thread::sleep(10 * LOOKED_AFTER);
+        drop(storing);
+        assert_eq!(files[0].unstored.load(Ordering::Relaxed), piece.len() as u64);
+        files[0].sync().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_failure_to_store_is_not_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        // What is opened for reading and writing syncs; a pipe does not.
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let broken = OutFile::as_it_is(folder.path().into(), std::os::fd::OwnedFd::from(writer).into());
+        broken.store();
+        assert!(broken.failure.lock().unwrap().is_some());
+        assert!(broken.sync().is_err());
+        let whole = new_file(&folder, 8);
+        whole.store();
+        whole.sync().unwrap();
+        *whole.failure.lock().unwrap() = Some(io::ErrorKind::StorageFull.into());
+        assert_eq!(whole.sync().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn space_is_taken_where_a_file_system_gives_it() {
+        use std::os::unix::fs::MetadataExt;
+        const BYTES: u64 = 1 << 20;
+        for dir in [std::env::temp_dir(), "/dev/shm".into()] {
+            let Ok(folder) = tempfile::tempdir_in(dir) else { continue };
+            let file = new_file(&folder, BYTES);
+            let metadata = file.file.metadata().unwrap();
+            let in_memory = rustix::fs::fstatfs(&file.file).unwrap().f_type == 0x0102_1994;
+            let probe = tempfile::tempfile_in(&folder).unwrap();
+            let can = rustix::fs::fallocate(&probe, rustix::fs::FallocateFlags::empty(), 0, BYTES).is_ok();
+            assert_eq!(metadata.blocks() * 512 >= BYTES, can && !in_memory, "{}", folder.path().display());
+            assert_eq!(metadata.len(), BYTES);
         }
     }
 

@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::file::{Access, raise_open_file_limit, with_limit_hint};
 use super::folder::InputFile;
 use super::layout::{INDEX, Layout, Place};
-use super::out_file::OutFile;
+use super::out_file::{OutFile, Storing};
 use super::out_folder::free_bytes;
 use super::partial::Partial;
 use super::sidecars::{Content, MODEL_CONFIG, Sidecar, companion_bytes_max};
@@ -21,8 +22,10 @@ const COPY_BYTES: usize = 1 << 20;
 /// An output checkpoint in the making. Dropped unfinished, it leaves nothing in its place.
 #[derive(Debug)]
 pub struct Sink {
-    // The order matters: files are closed before the folder that holds them is removed.
-    shards: Vec<OutFile>,
+    // The order matters: the thread that stores files ends before they are closed, and they are closed before the folder that holds
+    // them is removed.
+    storing: Option<Storing>,
+    shards: Arc<Vec<OutFile>>,
     places: Vec<Place>,
     index: Option<Vec<u8>>,
     file_bytes: u64,
@@ -39,19 +42,23 @@ impl Sink {
     pub fn create(out: &Path, layout: &Layout, access: Access) -> Result<Self> {
         raise_open_file_limit();
         let mut sink = Self {
-            shards: Vec::with_capacity(layout.shards.len()),
+            storing: None,
+            shards: Arc::default(),
             places: layout.places.clone(),
             index: layout.index.clone(),
             file_bytes: layout.file_bytes,
             access,
             partial: Partial::create(out, access)?,
         };
+        let mut shards = Vec::with_capacity(layout.shards.len());
         for shard in &layout.shards {
             let (path, file) = sink.create_file(&shard.file, access)?;
             let made = OutFile::new(path.clone(), file, shard.bytes)
                 .and_then(|made| made.write_at(&shard.header, 0).map(|_| made));
-            sink.shards.push(made.map_err(|e| sink.write_error(&path, &e))?);
+            shards.push(made.map_err(|e| sink.write_error(&path, &e))?);
         }
+        sink.shards = Arc::new(shards);
+        sink.storing = Some(Storing::begin(&sink.shards));
         Ok(sink)
     }
 
@@ -83,7 +90,9 @@ impl Sink {
             self.index.take().map(|index| Sidecar { file: INDEX.into(), content: Content::Bytes(index) });
         let (last, first): (Vec<_>, Vec<_>) =
             sidecars.iter().partition(|sidecar| sidecar.file == MODEL_CONFIG);
-        for shard in &self.shards {
+        // A failure that its thread is told of must not be missed here.
+        self.storing = None;
+        for shard in self.shards.iter() {
             go_on()?;
             shard.sync().map_err(|e| self.write_error(&shard.path, &e))?;
         }

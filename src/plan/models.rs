@@ -135,7 +135,8 @@ mod tests {
     /// What a config whose models are nowhere is refused for.
     fn refusal(config: &str) -> Error {
         let config = Config::parse("c.yaml", config).unwrap();
-        crate::prepare_config(config, &Choices { seed: 0, shard_bytes: 1, allow_crimes: false }).unwrap_err()
+        crate::prepare_config(config, &Choices { seed: 0, shard_bytes: Some(1), allow_crimes: false })
+            .unwrap_err()
     }
 
     fn refused(config: &str) -> String {

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::checkpoint::{OutTensor, locate};
 
-const CHOICES: Choices = Choices { seed: 0, shard_bytes: 5_000_000_000, allow_crimes: false };
+const CHOICES: Choices = Choices { seed: 0, shard_bytes: Some(5_000_000_000), allow_crimes: false };
 
 /// A folder of checkpoints without data.
 struct Models(TempDir);

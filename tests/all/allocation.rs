@@ -108,7 +108,7 @@ fn inside_benches_without_threads() {
     let folder = tempfile::tempdir().unwrap();
     let (one, three) = (folder.path().join("one"), folder.path().join("three"));
     let shape = Shape::find("tiny", None).unwrap();
-    let spec = Spec { shape, float: Float::BF16, seed: 1, shard_bytes: 5_000_000_000 };
+    let spec = Spec { shape, float: Float::BF16, seed: 1, shard_bytes: Some(5_000_000_000) };
     for (folder, threads) in [(&one, 1), (&three, 3)] {
         write(&spec, folder, &[0], threads, &|| false).unwrap();
     }

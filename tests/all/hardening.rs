@@ -610,7 +610,8 @@ fn a_trace_does_not_replace_an_input() {
     // One that becomes a link during the merge: what is opened at the end is looked at again.
     let config = command::config(case.path(), &case.config());
     let prepared =
-        prepare(&config, &Choices { seed: 0, shard_bytes: 5_000_000_000, allow_crimes: false }).unwrap();
+        prepare(&config, &Choices { seed: 0, shard_bytes: Some(5_000_000_000), allow_crimes: false })
+            .unwrap();
     let report = models::run(case.path(), &case.config(), "out", RUN).unwrap();
     let error = report.write_trace(&at("hard.json"), &prepared).unwrap_err();
     assert!(error.message.starts_with("the merge is complete, but cannot write the trace "), "{error}");

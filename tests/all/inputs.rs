@@ -111,7 +111,8 @@ fn config(folder: &Path, method: &str, first: &str) -> Prepared {
     );
     let file = folder.join("config.yml");
     std::fs::write(&file, text).unwrap();
-    prepare(&file, &Choices { seed: RUN.seed, shard_bytes: RUN.shard_bytes, allow_crimes: false }).unwrap()
+    prepare(&file, &Choices { seed: RUN.seed, shard_bytes: Some(RUN.shard_bytes), allow_crimes: false })
+        .unwrap()
 }
 
 fn merged(folder: &Path, prepared: &Prepared, chunk_tiles: u64, threads: usize) -> Stored {

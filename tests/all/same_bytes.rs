@@ -185,7 +185,11 @@ impl Case {
         let file = folder.path().join("config.yml");
         std::fs::write(&file, config(folder.path(), method)).unwrap();
         let plan = |shard_bytes| {
-            (shard_bytes, prepare(&file, &Choices { seed, shard_bytes, allow_crimes: false }).unwrap())
+            (
+                shard_bytes,
+                prepare(&file, &Choices { seed, shard_bytes: Some(shard_bytes), allow_crimes: false })
+                    .unwrap(),
+            )
         };
         Self { prepared: SHARD_BYTES.map(plan).into(), folder }
     }

@@ -47,7 +47,8 @@ fn merge_two(folder: &Path, out: PathBuf, threads: usize, shard_bytes: u64, watc
         name("b")
     );
     let config = command::config(folder, &text);
-    let prepared = prepare(&config, &Choices { seed: 0, shard_bytes, allow_crimes: false }).unwrap();
+    let prepared =
+        prepare(&config, &Choices { seed: 0, shard_bytes: Some(shard_bytes), allow_crimes: false }).unwrap();
     let options = Options {
         out,
         device: processor(),

@@ -171,7 +171,7 @@ mod tests {
 
     fn spec(name: &str, layers: Option<usize>) -> Spec {
         let shape = Shape::find(name, layers).unwrap();
-        Spec { shape, float: Float::BF16, seed: 7, shard_bytes: 1 << 30 }
+        Spec { shape, float: Float::BF16, seed: 7, shard_bytes: None }
     }
 
     #[test]

@@ -208,7 +208,7 @@ pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Resul
     let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
     let work = Work { plan, sources, recalled: &[], reads: options.reads, idle: true, guess: false };
     stream::prepare(&work, &*backend, watch)?;
-    let timeline = Timeline::new();
+    let timeline = Timeline::timing();
     let Streamed { workers, .. } = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let wall = timeline.origin().elapsed();
     Ok((wall, timeline.shares(wall, workers)))

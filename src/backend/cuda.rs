@@ -1,32 +1,31 @@
 //! NVIDIA GPUs, through CUDA: reads land in pinned slots, and copies in, kernels and copies out overlap.
 //!
 //! ```text
-//! worker's thread     read ──> pinned slot                                    pinned slot ──> hash, write
-//! stream copy in                   └──> device slot ──┐                            ▲
-//! stream compute                                      └──> kernel ──> results ──┐  │
-//! stream copy out                                                               └──┘
+//! worker's thread     read ──> pinned slot                                        pinned slot ──> hash, write
+//! a flight's stream                └──> device slot ──> kernel ──> results ──────────┘
 //! ```
 //!
-//! A lane has some flights, each with slots of its own for a launch: so whoever has read can always go on, in
-//! whatever order the launches of all lanes come, and nothing can deadlock. Events tie the three streams together.
+//! A lane has some flights, each with slots and a stream of its own for a launch: so whoever has read can always go on, in
+//! whatever order the launches of all lanes come, and nothing can deadlock. Streams do not wait for each other, so the
+//! device copies in, computes and copies out at the same time.
 //! Inputs that a later sweep needs again stay in device memory: such a launch goes to a spare slot, which is free again
-//! when the last chunk in it has been used.
+//! when the last chunk in it has been used. Others find them there when the launch has been collected, and so need not
+//! wait for its stream.
 
 mod driver;
 mod kernels;
 mod ptx;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::device::{Device, Family};
-use super::gpu::{self, CHUNK_TILES, DEPTH, HOST_BYTES, Slot, SlotBytes, Spares, lock};
-use super::held::{Gathered, Held};
+use super::gpu::{self, CHUNK_TILES, DEPTH, HOST_BYTES, Slot, SlotBytes, Spares};
+use super::held::{FoundInput, Gathered, Held};
 use super::table::{self, Dialect, Entry, Table};
 use super::{Backend, Lane, Launch, LaunchKind, Limits, Output, ReadInputs};
 use crate::error::{Error, Result};
-use crate::kernel::Outcome;
 use crate::kernel::packed::GROUP_MODELS;
 use crate::timeline::{By, Stage, Timeline};
 use driver::{Context, CopyWay, CudaStream, DeviceMemory, Event, Pinned};
@@ -102,11 +101,6 @@ fn free_bytes(index: usize) -> Result<u64> {
 struct Cuda {
     name: String,
     kernels: LoadedKernels,
-    /// Each is locked while the parts of one launch are put in, so that the times of its events are its own.
-    copy_in: Mutex<CudaStream>,
-    compute: Mutex<CudaStream>,
-    copy_out: Mutex<CudaStream>,
-    origin: Origin,
     slots: SlotBytes,
     spares: Arc<Spares<u64>>,
     held: Held<InputSlot>,
@@ -119,6 +113,15 @@ struct Cuda {
 struct Origin {
     event: Event,
     instant: Instant,
+}
+
+impl Origin {
+    fn new() -> Result<Self> {
+        let (event, stream) = (Event::timed()?, CudaStream::new()?);
+        event.record(&stream)?;
+        event.synchronize()?;
+        Ok(Self { event, instant: Instant::now() })
+    }
 }
 
 /// A slot for inputs: bytes from the start of the device's memory.
@@ -146,17 +149,9 @@ impl Cuda {
         }
         let memory = DeviceMemory::new(flights_bytes + spares * input_bytes)?;
         let free = (0..spares).rev().map(|i| flights_bytes + i * input_bytes).collect();
-        let compute = CudaStream::new()?;
-        let event = Event::new()?;
-        event.record(&compute)?;
-        event.synchronize()?;
         Ok(Self {
             name: format!("{} {}", device.id(), device.name),
             kernels: LoadedKernels::default(),
-            copy_in: Mutex::new(CudaStream::new()?),
-            compute: Mutex::new(compute),
-            copy_out: Mutex::new(CudaStream::new()?),
-            origin: Origin { event, instant: Instant::now() },
             slots,
             spares: Spares::new(free),
             held: Held::default(),
@@ -167,10 +162,8 @@ impl Cuda {
 
     /// Waits for all that is under way. Where that fails the device has failed, and does nothing any more.
     fn drain(&self) {
-        for stream in [&self.copy_in, &self.compute, &self.copy_out] {
-            // The failure that may have brought us here is the one to report.
-            let _ = lock(stream).synchronize();
-        }
+        // The failure that may have brought us here is the one to report.
+        let _ = self.context.synchronize();
     }
 
     /// A slot to hold inputs in, while there are any.
@@ -194,7 +187,15 @@ impl Backend for Cuda {
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>> {
         self.context.bind()?;
         let flights = (0..DEPTH).map(|i| Flight::new(self, worker * DEPTH + i)).collect::<Result<_>>()?;
-        Ok(Box::new(CudaLane { cuda: self, timeline, ready: flights, flying: VecDeque::new() }))
+        let origin = if timeline.times_device() { Some(Origin::new()?) } else { None };
+        Ok(Box::new(CudaLane {
+            cuda: self,
+            worker,
+            timeline,
+            origin,
+            ready: flights,
+            flying: VecDeque::new(),
+        }))
     }
 
     fn forget(&self, input: usize) {
@@ -218,21 +219,39 @@ struct Flight {
     results: Pinned,
     slot: Arc<InputSlot>,
     result_place: u64,
-    /// Beginning and end of copy in, kernel and copy out.
-    events: [Event; 6],
+    stream: CudaStream,
+    done: Event,
+    moments: Option<Moments>,
+}
+
+/// When the stages of a launch began and ended, by the device's clock.
+#[derive(Debug)]
+struct Moments {
+    copy_in: [Event; 2],
+    kernel: [Event; 2],
+    /// The copy out begins when the kernel ends.
+    copied_out: Event,
+}
+
+impl Moments {
+    fn new() -> Result<Self> {
+        let pair = || Ok([Event::timed()?, Event::timed()?]);
+        Ok(Self { copy_in: pair()?, kernel: pair()?, copied_out: Event::timed()? })
+    }
 }
 
 impl Flight {
     fn new(cuda: &Cuda, number: usize) -> Result<Self> {
         let place = number as u64 * cuda.slots.all();
         let SlotBytes { inputs, table, results } = cuda.slots;
-        let event = || Event::new();
         Ok(Self {
             pinned: Pinned::new((inputs + table) as usize, CopyWay::In)?,
             results: Pinned::new(results as usize, CopyWay::Out)?,
             slot: Slot::of_flight(place),
             result_place: place + inputs + table,
-            events: [event()?, event()?, event()?, event()?, event()?, event()?],
+            stream: CudaStream::new()?,
+            done: Event::new()?,
+            moments: None,
         })
     }
 }
@@ -240,7 +259,10 @@ impl Flight {
 /// One worker's way through the device.
 struct CudaLane<'a> {
     cuda: &'a Cuda,
+    worker: usize,
     timeline: &'a Timeline,
+    /// Where the device's stages are timed.
+    origin: Option<Origin>,
     ready: Vec<Flight>,
     flying: VecDeque<Flying>,
 }
@@ -248,9 +270,12 @@ struct CudaLane<'a> {
 /// A launch under way.
 struct Flying {
     flight: Flight,
-    /// Slots that its kernel reads: they must not be used again before it is done.
-    _slots: Vec<Arc<InputSlot>>,
-    outcome: Outcome,
+    launch: Launch,
+    found: Vec<FoundInput<InputSlot>>,
+    /// The slot that it was read into. Like those in `found` it must not be used again before the kernel is done.
+    target: Arc<InputSlot>,
+    /// Whether what was read is to be held.
+    holds: bool,
     /// Of each span, where its results are in the flight's, and how many bytes.
     spans: Vec<(usize, usize)>,
     bytes: Moved,
@@ -277,10 +302,8 @@ impl Lane for CudaLane<'_> {
         let Gathered { found, read_bytes } =
             self.cuda.held.gather(&launch, flight.pinned.bytes_mut(), read)?;
         let spare = if gpu::holds(&launch) && read_bytes > 0 { self.cuda.spare_slot() } else { None };
-        // The slot that a launch is read into is kept by the launch too, though none of it may be held.
-        let target = spare.clone().unwrap_or_else(|| Arc::clone(&flight.slot));
-        let mut slots = vec![Arc::clone(&target)];
-        slots.extend(found.iter().filter_map(|input| input.held.clone()));
+        let holds = spare.is_some();
+        let target = spare.unwrap_or_else(|| Arc::clone(&flight.slot));
         let places: Vec<u64> =
             found.iter().map(|input| input.held.as_ref().unwrap_or(&target).place + input.offset).collect();
         let table = Table::new(&DIALECT, &launch, &places)?;
@@ -293,29 +316,33 @@ impl Lane for CudaLane<'_> {
             copied_out: table.result_bytes + GUARD_BYTES,
             used: table.result_bytes,
         };
+        if self.origin.is_some() && flight.moments.is_none() {
+            flight.moments = Some(Moments::new()?);
+        }
         // SAFETY: flight and slots stay in `flying` until the launch is collected; who drops a lane before that, or ends
-        // here, waits for the streams first.
+        // here, waits for the device first.
         unsafe { self.start(&mut flight, &launch, &table, target.place, read_bytes, bytes) }
             .map_err(|failure| self.drain(failure))?;
-        let outcome = launch.jobs[0].outcome();
-        self.flying.push_back(Flying { flight, _slots: slots, outcome, spans: table.spans, bytes });
-        if let Some(spare) = spare {
-            self.cuda.held.keep_read(&launch, &found, &spare);
-        }
+        self.flying.push_back(Flying { flight, launch, found, target, holds, spans: table.spans, bytes });
         Ok(())
     }
 
     fn collect(&mut self, take: &mut dyn FnMut(usize, Output<'_>) -> Result<()>) -> Result<()> {
         let flying = self.flying.pop_front().expect("collect follows submit");
-        let done = flying.flight.events[5].synchronize().and_then(|()| self.record(&flying));
-        done.map_err(|failure| self.drain(failure))?;
+        let done = || flying.flight.done.synchronize();
+        let waited = self.timeline.time(Stage::DeviceWait, By::Worker(self.worker), 0, done);
+        waited.and_then(|()| self.record(&flying)).map_err(|failure| self.drain(failure))?;
+        if flying.holds {
+            self.cuda.held.keep_read(&flying.launch, &flying.found, &flying.target);
+        }
         let bytes = flying.flight.results.bytes();
         let guard = &bytes[flying.bytes.used as usize..flying.bytes.copied_out as usize];
         if guard.iter().any(|byte| *byte != GUARD) {
             return Err(Error::device(format!("{}: a kernel wrote behind its results", self.cuda.name))
                 .hint("`mergeforge check --device cuda` tests the device; please report this"));
         }
-        for (index, (output, _)) in gpu::outputs(flying.outcome, &flying.spans, bytes).enumerate() {
+        let outcome = flying.launch.jobs[0].outcome();
+        for (index, (output, _)) in gpu::outputs(outcome, &flying.spans, bytes).enumerate() {
             take(index, output)?;
         }
         self.ready.push(flying.flight);
@@ -324,11 +351,11 @@ impl Lane for CudaLane<'_> {
 }
 
 impl CudaLane<'_> {
-    /// Puts a launch into the three streams.
+    /// Puts a launch into its flight's stream.
     ///
     /// # Safety
     /// The table is the launch's, and its inputs are in slots of this device, `target` among them. Until the launch is
-    /// collected or, after a failure, until the streams have been waited for, the flight is neither changed nor dropped, and
+    /// collected or, after a failure, until the device has been waited for, the flight is neither changed nor dropped, and
     /// the slots are not given to others.
     unsafe fn start(
         &self,
@@ -339,7 +366,7 @@ impl CudaLane<'_> {
         table_offset: u64,
         bytes: Moved,
     ) -> Result<()> {
-        let Cuda { kernels, memory, copy_in, compute, copy_out, .. } = self.cuda;
+        let Cuda { kernels, memory, .. } = self.cuda;
         let kernel = kernels.get(&table.entry)?;
         let slots = self.cuda.slots;
         let fits = bytes.copied_in <= slots.inputs + slots.table && bytes.copied_out <= slots.results;
@@ -350,34 +377,29 @@ impl CudaLane<'_> {
         let cleared = memory.region(flight.result_place, table.cleared_bytes(launch));
         let guard = memory.region(flight.result_place + bytes.used, GUARD_BYTES);
         // From here on nothing panics, which would free what is in use: all of it has been seen to fit.
-        let [in_from, in_to, kernel_from, kernel_to, out_from, out_to] = &flight.events;
-        {
-            let stream = lock(copy_in);
-            in_from.record(&stream)?;
-            // SAFETY: the caller keeps the flight; the device's memory is dropped after all streams were waited for.
-            unsafe { stream.copy_in(&flight.pinned, inputs) }?;
-            in_to.record(&stream)?;
-        }
-        {
-            let stream = lock(compute);
-            stream.wait(in_to)?;
-            kernel_from.record(&stream)?;
-            // SAFETY: as above.
-            unsafe { stream.fill(cleared, 0) }?;
-            // SAFETY: as above.
-            unsafe { stream.fill(guard, GUARD) }?;
-            let parameters = [memory.all(), packed, results];
-            // SAFETY: kernel, grid and threads are the table's, which has been copied when the stream goes on; it names
-            // slots that the caller keeps, and places in `results`. Modules are dropped as late as the memory.
-            unsafe { stream.launch(&kernel, table.grid, table.threads, parameters) }?;
-            kernel_to.record(&stream)?;
-        }
-        let stream = lock(copy_out);
-        stream.wait(kernel_to)?;
-        out_from.record(&stream)?;
+        let Flight { pinned, results: results_pinned, stream, done, moments, .. } = flight;
+        let note = |event: fn(&Moments) -> &Event| {
+            moments.as_ref().map_or(Ok(()), |moments| event(moments).record(stream))
+        };
+        note(|moments| &moments.copy_in[0])?;
+        // SAFETY: the caller keeps the flight; the device's memory is dropped after all work was waited for.
+        unsafe { stream.copy_in(pinned, inputs) }?;
+        note(|moments| &moments.copy_in[1])?;
         // SAFETY: as above.
-        unsafe { stream.copy_out(results, &mut flight.results) }?;
-        out_to.record(&stream)
+        unsafe { stream.fill(cleared, 0) }?;
+        // SAFETY: as above.
+        unsafe { stream.fill(guard, GUARD) }?;
+        let parameters = [memory.all(), packed, results];
+        // Behind the fills, which are no part of a kernel.
+        note(|moments| &moments.kernel[0])?;
+        // SAFETY: kernel, grid and threads are the table's, which has been copied when the stream goes on; it names
+        // slots that the caller keeps, and places in `results`. Modules are dropped as late as the memory.
+        unsafe { stream.launch(&kernel, table.grid, table.threads, parameters) }?;
+        note(|moments| &moments.kernel[1])?;
+        // SAFETY: as above.
+        unsafe { stream.copy_out(results, results_pinned) }?;
+        note(|moments| &moments.copied_out)?;
+        done.record(stream)
     }
 
     /// After a failure: waits for what is under way, which uses slots that are about to be freed.
@@ -388,14 +410,19 @@ impl CudaLane<'_> {
 
     /// Puts the device's stages on the timeline.
     fn record(&self, flying: &Flying) -> Result<()> {
-        let events = &flying.flight.events;
         let Moved { copied_in, computed, copied_out, .. } = flying.bytes;
-        let stages = [(Stage::CopyIn, copied_in), (Stage::Compute, computed), (Stage::CopyOut, copied_out)];
-        for ((stage, bytes), pair) in stages.into_iter().zip(events.chunks_exact(2)) {
-            // The device's clock counts in f32: what is long ago is coarse, so durations are asked for themselves.
-            let from =
-                self.cuda.origin.instant + milliseconds(pair[0].milliseconds_since(&self.cuda.origin.event)?);
-            let to = from + milliseconds(pair[1].milliseconds_since(&pair[0])?);
+        let bytes = [(Stage::CopyIn, copied_in), (Stage::Compute, computed), (Stage::CopyOut, copied_out)];
+        let (Some(origin), Some(moments)) = (&self.origin, &flying.flight.moments) else {
+            bytes.into_iter().for_each(|(stage, bytes)| self.timeline.record_untimed(stage, bytes));
+            return Ok(());
+        };
+        let Moments { copy_in, kernel, copied_out } = moments;
+        let stages = [[&copy_in[0], &copy_in[1]], [&kernel[0], &kernel[1]], [&kernel[1], copied_out]];
+        // The device's clock counts in f32: what is long ago is coarse, so what is near is counted from the launch's beginning.
+        let begun = origin.instant + milliseconds(copy_in[0].milliseconds_since(&origin.event)?);
+        for ((stage, bytes), [from, to]) in bytes.into_iter().zip(stages) {
+            let from = begun + milliseconds(from.milliseconds_since(&copy_in[0])?);
+            let to = begun + milliseconds(to.milliseconds_since(&copy_in[0])?);
             self.timeline.record(stage, By::Device, from, to, bytes);
         }
         Ok(())

@@ -433,7 +433,7 @@ impl Lane for WgpuLane<'_> {
             self.flying.pop_front().expect("collect follows submit");
         let Self { wgpu, worker, timeline, redo, .. } = self;
         let device = &*wgpu.gpu;
-        device.wait(index)?;
+        timeline.time(Stage::DeviceWait, By::Worker(*worker), 0, || device.wait(index))?;
         let done = Instant::now();
         flight.upload.take_back(device)?;
         let outcome = launch.jobs[0].outcome();

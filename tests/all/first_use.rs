@@ -38,7 +38,7 @@ fn compiled(folder: &Path, settings: &[(&str, &str)], more: &[&str]) -> Images {
 }
 
 /// A config of the method over the models of `bfloat16_case`.
-fn method_config(folder: &Path, method: &str) {
+pub fn method_config(folder: &Path, method: &str) {
     let at = |model: &str| folder.join(model).display().to_string();
     let (base, first, second) = (at("m0"), at("m1"), at("m2"));
     let rest = match method {

@@ -133,7 +133,9 @@ fn the_time_that_workers_wait_for_each_others_writes_is_a_stage() {
         let waited = report.shares.stages.iter().find(|stage| stage.stage == Stage::WriteWait);
         let written = report.shares.stages.iter().find(|stage| stage.stage == Stage::Write).unwrap();
         assert_eq!(written.bytes, 2 * (FEW + 2 * ELEMENTS) as u64);
-        waited.is_some_and(|waited| waited.busy > Duration::ZERO && waited.bytes == 0)
+        waited.is_some_and(|waited| {
+            waited.times.is_some_and(|times| times.busy > Duration::ZERO) && waited.bytes == 0
+        })
     };
     // Threads may happen to take turns, but not every time.
     assert!((0..100).any(waits), "eight workers write to one file");

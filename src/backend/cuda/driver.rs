@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::DriverError;
 use cudarc::driver::result as cu;
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdevice_attribute as Attribute, CUdeviceptr, CUevent, CUevent_flags,
-    CUevent_wait_flags, CUfunction, CUjit_option as Jit, CUmodule, CUresult, CUstream, cuModuleLoadDataEx,
-    is_culib_present,
+    CUcontext, CUdevice, CUdevice_attribute as Attribute, CUdeviceptr, CUevent, CUevent_flags, CUfunction,
+    CUjit_option as Jit, CUmodule, CUresult, CUstream, cuEventCreate, cuModuleLoadDataEx, is_culib_present,
 };
 
 use crate::error::{Error, Result};
@@ -158,6 +157,12 @@ impl Context {
         unsafe { cu::ctx::set_current(self.context) }.map_err(failed("use the device"))
     }
 
+    /// Waits until the device has done all that it was asked for, by whatever thread.
+    pub(super) fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        cu::ctx::synchronize().map_err(failed("finish its work"))
+    }
+
     /// The free bytes of the device's memory.
     pub(super) fn free_bytes(&self) -> Result<u64> {
         self.bind()?;
@@ -185,19 +190,6 @@ unsafe impl Sync for CudaStream {}
 impl CudaStream {
     pub(super) fn new() -> Result<Self> {
         cu::stream::create(cu::stream::StreamKind::NonBlocking).map(Self).map_err(failed("make a stream"))
-    }
-
-    /// What is put in from now on waits for the event.
-    pub(super) fn wait(&self, event: &Event) -> Result<()> {
-        // SAFETY: both handles live.
-        unsafe { cu::stream::wait_event(self.0, event.0, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
-            .map_err(failed("let a stream wait"))
-    }
-
-    /// Waits until all that was put in is done.
-    pub(super) fn synchronize(&self) -> Result<()> {
-        // SAFETY: the stream lives.
-        unsafe { cu::stream::synchronize(self.0) }.map_err(failed("finish its work"))
     }
 
     /// Fills a region from the beginning of `from`, later.
@@ -266,7 +258,7 @@ impl Drop for CudaStream {
     }
 }
 
-/// A point in a stream that can be waited for and that knows its time.
+/// A point in a stream that can be waited for.
 #[derive(Debug)]
 pub(super) struct Event(CUevent);
 
@@ -277,8 +269,22 @@ unsafe impl Sync for Event {}
 
 impl Event {
     pub(super) fn new() -> Result<Self> {
+        Self::with(CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that knows its time, which costs the device a moment.
+    pub(super) fn timed() -> Result<Self> {
+        Self::with(CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(flags: CUevent_flags) -> Result<Self> {
         // Threads that wait sleep: there are more of them than cores have time for.
-        cu::event::create(CUevent_flags::CU_EVENT_BLOCKING_SYNC).map(Self).map_err(failed("make an event"))
+        let flags = flags as u32 | CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the pointer is to a live handle.
+        unsafe { cuEventCreate(&raw mut event, flags).result() }
+            .map(|()| Self(event))
+            .map_err(failed("make an event"))
     }
 
     pub(super) fn record(&self, stream: &CudaStream) -> Result<()> {
@@ -292,7 +298,7 @@ impl Event {
         unsafe { cu::event::synchronize(self.0) }.map_err(failed("finish its work"))
     }
 
-    /// Milliseconds since another event; both must have been waited for.
+    /// Milliseconds since another event; both must be timed, and have been waited for.
     pub(super) fn milliseconds_since(&self, earlier: &Self) -> Result<f32> {
         // SAFETY: both events live.
         unsafe { cu::event::elapsed(earlier.0, self.0) }.map_err(failed("read the time"))

@@ -13,6 +13,7 @@
 //! wait for its stream.
 
 mod driver;
+mod flights;
 mod kernels;
 mod ptx;
 
@@ -28,7 +29,8 @@ use super::{Backend, Lane, Launch, LaunchKind, Limits, Output, ReadInputs};
 use crate::error::{Error, Result};
 use crate::kernel::packed::GROUP_MODELS;
 use crate::timeline::{By, Stage, Timeline};
-use driver::{Context, CopyWay, CudaStream, DeviceMemory, Event, Pinned};
+use driver::{Context, CudaStream, DeviceMemory, Event};
+use flights::{Flight, Flights, Moments};
 use kernels::LoadedKernels;
 
 /// NVIDIA's GPUs.
@@ -102,9 +104,10 @@ struct Cuda {
     name: String,
     kernels: LoadedKernels,
     slots: SlotBytes,
+    flights: Flights,
     spares: Arc<Spares<u64>>,
     held: Held<InputSlot>,
-    memory: Arc<DeviceMemory>,
+    memory: DeviceMemory,
     context: Arc<Context>,
 }
 
@@ -153,9 +156,10 @@ impl Cuda {
             name: format!("{} {}", device.id(), device.name),
             kernels: LoadedKernels::default(),
             slots,
+            flights: Flights::new(&context, flights, slots),
             spares: Spares::new(free),
             held: Held::default(),
-            memory: Arc::new(memory),
+            memory,
             context,
         })
     }
@@ -186,16 +190,9 @@ impl Backend for Cuda {
 
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>> {
         self.context.bind()?;
-        let flights = (0..DEPTH).map(|i| Flight::new(self, worker * DEPTH + i)).collect::<Result<_>>()?;
         let origin = if timeline.times_device() { Some(Origin::new()?) } else { None };
-        Ok(Box::new(CudaLane {
-            cuda: self,
-            worker,
-            timeline,
-            origin,
-            ready: flights,
-            flying: VecDeque::new(),
-        }))
+        let (ready, flying) = (Vec::new(), VecDeque::new());
+        Ok(Box::new(CudaLane { cuda: self, worker, timeline, origin, ready, flying }))
     }
 
     fn forget(&self, input: usize) {
@@ -210,49 +207,6 @@ impl Backend for Cuda {
             }
         }
         self.kernels.prepare(entries, &self.context, slow)
-    }
-}
-
-/// Everything that one launch needs while it is under way.
-struct Flight {
-    pinned: Pinned,
-    results: Pinned,
-    slot: Arc<InputSlot>,
-    result_place: u64,
-    stream: CudaStream,
-    done: Event,
-    moments: Option<Moments>,
-}
-
-/// When the stages of a launch began and ended, by the device's clock.
-#[derive(Debug)]
-struct Moments {
-    copy_in: [Event; 2],
-    kernel: [Event; 2],
-    /// The copy out begins when the kernel ends.
-    copied_out: Event,
-}
-
-impl Moments {
-    fn new() -> Result<Self> {
-        let pair = || Ok([Event::timed()?, Event::timed()?]);
-        Ok(Self { copy_in: pair()?, kernel: pair()?, copied_out: Event::timed()? })
-    }
-}
-
-impl Flight {
-    fn new(cuda: &Cuda, number: usize) -> Result<Self> {
-        let place = number as u64 * cuda.slots.all();
-        let SlotBytes { inputs, table, results } = cuda.slots;
-        Ok(Self {
-            pinned: Pinned::new((inputs + table) as usize, CopyWay::In)?,
-            results: Pinned::new(results as usize, CopyWay::Out)?,
-            slot: Slot::of_flight(place),
-            result_place: place + inputs + table,
-            stream: CudaStream::new()?,
-            done: Event::new()?,
-            moments: None,
-        })
     }
 }
 
@@ -298,7 +252,8 @@ impl Lane for CudaLane<'_> {
     }
 
     fn submit(&mut self, launch: Launch, read: &mut dyn ReadInputs) -> Result<()> {
-        let mut flight = self.ready.pop().expect("no more launches than the lane is deep");
+        // A lane takes its flights one by one, so that its first launch does not wait for the second one's.
+        let mut flight = self.ready.pop().map_or_else(|| self.cuda.flights.take(), Ok)?;
         let Gathered { found, read_bytes } =
             self.cuda.held.gather(&launch, flight.pinned.bytes_mut(), read)?;
         let spare = if gpu::holds(&launch) && read_bytes > 0 { self.cuda.spare_slot() } else { None };
@@ -435,6 +390,8 @@ impl Drop for CudaLane<'_> {
         if !self.flying.is_empty() {
             self.cuda.drain();
         }
+        let flying = self.flying.drain(..).map(|flying| flying.flight);
+        self.cuda.flights.give_back(flying.chain(self.ready.drain(..)));
     }
 }
 

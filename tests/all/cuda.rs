@@ -237,6 +237,55 @@ fn what_is_held_for_other_outputs_is_there() {
     }
 }
 
+/// What a run asks the driver for, call by call: the number of a thread, and the function.
+fn calls(run: impl FnOnce(&(&str, &str))) -> Vec<(usize, String)> {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    run(&("CALL_LOG", log.path().to_str().unwrap()));
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    let call = |line: &str| {
+        let (thread, function) = line.split_once(' ').unwrap();
+        (thread.parse().unwrap(), function.to_string())
+    };
+    text.lines().map(call).collect()
+}
+
+/// Memory is pinned by a thread that has nothing else to do, from when the device is open; not for a plan, nor for a merge that
+/// is refused.
+#[test]
+fn memory_is_pinned_beside_what_comes_before_the_first_launch() {
+    const THREADS: usize = 3;
+    let folder = bfloat16_case(2, 1 << 18, "ties");
+    let arguments = ["--device", "cuda", "--threads", &THREADS.to_string(), "--chunk-tiles", "16"];
+    let merged = calls(|log| {
+        merge(driver(), &[*log, ("LOAD_MS", "300")], folder.path(), &arguments).succeeded();
+    });
+    let by_function = |name: &str| {
+        let of = merged.iter().enumerate().filter(|(_, (_, function))| function == name);
+        of.map(|(at, (thread, _))| (at, *thread)).collect::<Vec<_>>()
+    };
+    let (pinned, launched) = (by_function("cuMemHostAlloc"), by_function("cuLaunchKernel"));
+    // Two flights a worker, each with inputs and results.
+    assert_eq!(pinned.len(), 4 * THREADS);
+    assert!(pinned.iter().all(|(_, thread)| *thread == pinned[0].1), "{pinned:?}");
+    assert!(launched.iter().all(|(_, thread)| *thread != pinned[0].1), "{pinned:?}, {launched:?}");
+    // The kernels are found when they have been compiled, which takes long here.
+    let compiled = by_function("cuModuleGetFunction");
+    assert!(pinned.iter().all(|(at, _)| *at < compiled[0].0), "{pinned:?}, {compiled:?}");
+
+    let pins =
+        |calls: Vec<(usize, String)>| calls.iter().filter(|(_, name)| name == "cuMemHostAlloc").count();
+    let config = folder.path().join("config.yml");
+    let planned = calls(|log| {
+        on(driver(), &[*log], &["plan", config.to_str().unwrap(), "--device", "cuda"]).succeeded();
+    });
+    assert_eq!(pins(planned), 0);
+    // The output is there already.
+    let refused = calls(|log| {
+        merge(driver(), &[*log], folder.path(), &arguments).failed(2, &["out", "not empty"]);
+    });
+    assert_eq!(pins(refused), 0);
+}
+
 /// All calls of the driver that grow with the number of launches: copies, fills, the launch, and how its end is waited for.
 #[test]
 fn a_launch_takes_few_driver_calls() {
@@ -479,9 +528,9 @@ fn a_lost_device_is_a_clear_error() {
 fn too_little_memory_is_a_clear_error() {
     let folder = bfloat16_case(2, 1 << 20, "ties");
     let arguments = ["--device", "cuda", "--device-memory", "200MB"];
-    for memory in ["MEMORY", "HOST_MEMORY"] {
-        let ended = merge(driver(), &[(memory, "10000000")], folder.path(), &arguments);
-        ended.failed(5, &["cannot", "--device-memory"]);
+    for (memory, says) in [("MEMORY", "of the device's memory"), ("HOST_MEMORY", "of host memory")] {
+        let ended = merge(driver(), &[(memory, "100000")], folder.path(), &arguments);
+        ended.failed(5, &["cannot", says, "--device-memory"]);
         assert_nothing_left(folder.path());
     }
     // Less than one chunk of one tile is refused before anything is read.

@@ -16,9 +16,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <pthread.h>
 #include <set>
+#include <source_location>
 #include <string>
 #include <thread>
 
@@ -136,10 +138,30 @@ Driver& driver() {
 std::atomic<bool> initialized{false};
 std::atomic<uint64_t> call_count{0};
 
+using Where = std::source_location;
+
+// A line for a call: the number of the host thread, and the function.
+void log_call(const Where& where) {
+    const std::string& path = settings().call_log;
+    if (path.empty()) return;
+    // `int cuInit(unsigned int)`
+    std::string function = where.function_name();
+    function.erase(function.find('('));
+    function.erase(0, function.rfind(' ') + 1);
+    std::lock_guard lock(driver().log);
+    static std::map<pthread_t, size_t> threads;
+    size_t thread = threads.try_emplace(pthread_self(), threads.size()).first->second;
+    if (FILE* file = std::fopen(path.c_str(), "a")) {
+        std::fprintf(file, "%zu %s\n", thread, function.c_str());
+        std::fclose(file);
+    }
+}
+
 // The failure that the settings ask for at this call; 0 for none.
-int planned_failure() {
+int planned_failure(const Where& where) {
     const Settings& wanted = settings();
     uint64_t call = ++call_count;
+    log_call(where);
     if (call == wanted.at_call && std::system(wanted.command.c_str()) != 0) {
         say("FAKE_CUDA_COMMAND failed: %s", wanted.command.c_str());
         give_up();
@@ -151,36 +173,39 @@ int planned_failure() {
     return SUCCESS;
 }
 
-template <class Body> int call(Body body) {
+template <class Body> int call(Body body, Where where = Where::current()) {
     if (!initialized) return NOT_INITIALIZED;
-    if (int failure = planned_failure()) return failure;
+    if (int failure = planned_failure(where)) return failure;
     return body();
 }
 
 // A call that needs a device that works, and a context on this host thread. What the device suffered
 // meanwhile is reported by the call that waited for it.
-template <class Body> int call_in_context(Body body) {
-    return call([&]() -> int {
+template <class Body> int call_in_context(Body body, Where where = Where::current()) {
+    auto in_context = [&]() -> int {
         Device* device = driver().current();
         if (!device) return INVALID_CONTEXT;
         if (int lost = driver().streams.lost()) return lost;
         int code = body(*device);
         if (int lost = driver().streams.lost()) return lost;
         return code;
-    });
+    };
+    return call(in_context, where);
 }
 
-template <class Body> int call_with_stream(void* handle, Body body) {
-    return call_in_context([&](Device&) -> int {
+template <class Body> int call_with_stream(void* handle, Body body, Where where = Where::current()) {
+    auto with_stream = [&](Device&) -> int {
         Stream* stream = driver().streams.find(handle);
         return stream ? body(*stream) : static_cast<int>(INVALID_HANDLE);
-    });
+    };
+    return call_in_context(with_stream, where);
 }
 
-template <class Body> int call_with_event(Event* event, Body body) {
-    return call_in_context([&](Device&) -> int {
+template <class Body> int call_with_event(Event* event, Body body, Where where = Where::current()) {
+    auto with_event = [&](Device&) -> int {
         return driver().events.has(event) ? body(*event) : static_cast<int>(INVALID_HANDLE);
-    });
+    };
+    return call_in_context(with_event, where);
 }
 
 int device_count() { return std::min(settings().devices, DEVICES_MAX); }
@@ -343,7 +368,7 @@ API cuInit(unsigned flags) {
 // The one call that may come before cuInit; then it is not counted.
 API cuDriverGetVersion(int* version) {
     if (initialized) {
-        if (int failure = planned_failure()) return failure;
+        if (int failure = planned_failure(Where::current())) return failure;
     }
     *version = settings().version;
     return SUCCESS;

@@ -21,6 +21,7 @@ struct Settings {
     uint64_t ignore_waits;       // FAKE_CUDA_IGNORE_WAITS: cuStreamWaitEvent does nothing, ever (1), or every
                                  // second time, from the first (2) or the second (3) on; or cuEventSynchronize (4)
     std::string count_file;      // FAKE_CUDA_COUNT_FILE: gets the number of calls when the process ends
+    std::string call_log;        // FAKE_CUDA_CALL_LOG: gets a line for each call, with the number of its thread
     std::string launch_log;      // FAKE_CUDA_LAUNCH_LOG: gets a line for each launch
     std::string images;          // FAKE_CUDA_IMAGES: a folder that gets the image of each module, 1.ptx, 2.ptx, …
     std::string refused;         // FAKE_CUDA_REFUSED: an image with this entry cannot be compiled

@@ -357,7 +357,8 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Host memory that the device copies from or to by itself.
+/// Host memory that the device copies from or to by itself. It is cached like any other: inputs are copied into it out of the page
+/// cache, and write-combined memory takes such copies slowly on some machines.
 #[derive(Debug)]
 pub(super) struct Pinned {
     start: *mut u8,
@@ -367,30 +368,17 @@ pub(super) struct Pinned {
 // SAFETY: it is plain memory with one owner.
 unsafe impl Send for Pinned {}
 
-/// What pinned memory is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CopyWay {
-    /// Written by the CPU, read by the device: write-combined, as the caches have no use for it.
-    In,
-    /// Written by the device, read by the CPU.
-    Out,
-}
-
 impl Pinned {
-    pub(super) fn new(bytes: usize, way: CopyWay) -> Result<Self> {
-        const WRITE_COMBINED: u32 = 4;
-        let flags = if way == CopyWay::In { WRITE_COMBINED } else { 0 };
+    pub(super) fn new(bytes: usize) -> Result<Self> {
         // SAFETY: freed once, on drop.
-        let start = unsafe { cu::malloc_host(bytes, flags) }
-            .map_err(failed(&format!("pin {:.1} MB of host memory", bytes as f64 / 1e6)))?
-            .cast::<u8>();
-        // SAFETY: the driver gave so many bytes; zeros make them values.
-        unsafe { start.write_bytes(0, bytes) };
-        Ok(Self { start, bytes })
+        let start = unsafe { cu::malloc_host(bytes, 0) };
+        let start = start.map_err(failed(&format!("pin {:.1} MB of host memory", bytes as f64 / 1e6)))?;
+        Ok(Self { start: start.cast(), bytes })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: so many bytes are ours, and they were written in `new`.
+        // SAFETY: so many bytes are ours. They are pages of the system, which come with values: to pin them, the driver has had
+        // all of them brought into memory.
         unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
     }
 

@@ -31,7 +31,6 @@ pub(super) const FAMILY: Family = Family {
     device_bytes: |_, _| Ok(0),
     reads_again: true,
     devices: || Ok(vec![device()]),
-    free_bytes: |_| Ok(None),
     open: |_, limits| Ok(Box::new(Cpu::new(limits.hold_bytes))),
 };
 

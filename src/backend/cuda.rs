@@ -46,11 +46,10 @@ pub(super) const FAMILY: Family = Family {
         // Holds the largest tensors of all inputs, and leaves room for the driver under 8 GiB; devices shared with others keep a
         // tenth of what is free.
         const DEFAULT: u64 = 7 << 30;
-        Ok(DEFAULT.min(free_bytes(device.index)? / 10 * 9))
+        Ok(DEFAULT.min(free_bytes(device)? / 10 * 9))
     },
     reads_again: false,
     devices,
-    free_bytes: |device| free_bytes(device.index).map(Some),
     open: |device, limits| Ok(Box::new(Cuda::new(device, limits)?)),
 };
 
@@ -64,38 +63,43 @@ const GUARD_BYTES: u64 = 256;
 /// What the guard holds.
 const GUARD: u8 = 0xa5;
 
-/// The devices of this machine.
+/// The devices of this machine; one that gives no answer hides no other.
 fn devices() -> Result<Vec<Device>> {
     let count = driver::device_count()?;
     let version = driver::version()?;
     let device = |index| {
-        let about = driver::about(index)?;
-        let (major, minor) = about.capability;
-        let unusable = driver::too_old(&about).map(|error| error.message);
-        let facts = vec![
-            ("driver", format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
-            ("compute capability", format!("{major}.{minor}")),
-            ("multiprocessors", about.multiprocessors.to_string()),
-        ];
-        let memory_bytes = Some(about.total_bytes);
-        Ok(Device {
+        let about = driver::about(index);
+        let unusable = about.as_ref().map_or_else(|failure| Some(failure.clone()), driver::too_old);
+        let about = about.ok();
+        let mut facts = vec![("driver", format!("CUDA {}.{}", version / 1000, version % 1000 / 10))];
+        if let Some(driver::About { capability: (major, minor), multiprocessors, .. }) = &about {
+            facts.push(("compute capability", format!("{major}.{minor}")));
+            facts.push(("multiprocessors", multiprocessors.to_string()));
+        }
+        Device {
             family: &FAMILY,
             index,
-            name: about.name,
-            memory_bytes,
+            memory_bytes: about.as_ref().map(|about| about.total_bytes),
+            name: about.map_or_else(|| "an NVIDIA GPU".into(), |about| about.name),
             binding_bytes: u64::MAX,
             software: false,
             identity: None,
             facts,
             unusable,
-        })
+        }
     };
-    (0..count).map(device).collect()
+    Ok((0..count).map(device).collect())
 }
 
-/// The free memory of a device, in bytes.
-fn free_bytes(index: usize) -> Result<u64> {
-    Context::of(index)?.free_bytes()
+/// The free memory of a device, in bytes. Only a context knows it.
+fn free_bytes(device: &Device) -> Result<u64> {
+    context_of(device)?.free_bytes()
+}
+
+/// The device's context; errors name the device.
+fn context_of(device: &Device) -> Result<Arc<Context>> {
+    Context::of(device.index)
+        .map_err(|error| Error { message: format!("{}: {}", device.id(), error.message), ..error })
 }
 
 /// A CUDA device.
@@ -136,7 +140,7 @@ impl Cuda {
     /// # Errors
     /// Kind `Device`: it cannot be used, or has not the memory.
     fn new(device: &Device, limits: &Limits) -> Result<Self> {
-        let context = Context::of(device.index)?;
+        let context = context_of(device)?;
         let slots = SlotBytes::of(&limits.widest, limits.chunk_tiles);
         let flights = (limits.threads * DEPTH) as u64;
         let flights_bytes = flights * slots.all();

@@ -1,7 +1,7 @@
 //! What there is to know of a device, and of a family of devices.
 
 use super::{Backend, Limits};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::Widest;
 
 /// A kind of devices: everything that the rest of the program asks of it.
@@ -26,16 +26,11 @@ pub struct Family {
     pub device_bytes: fn(&Device, u64) -> Result<u64>,
     /// Whether reading parts of an input again costs little, so that it pays to guess and to mend what was wrong.
     pub reads_again: bool,
-    /// The devices of this machine.
+    /// The devices of this machine. None is opened: that takes memory of each, and can fail.
     ///
     /// # Errors
     /// Kind `Device`: why there is none.
     pub devices: fn() -> Result<Vec<Device>>,
-    /// The free memory of a device, in bytes, where it has some of its own and says so.
-    ///
-    /// # Errors
-    /// Kind `Device`: it cannot be used.
-    pub free_bytes: fn(&Device) -> Result<Option<u64>>,
     /// Opens a device.
     ///
     /// # Errors
@@ -83,7 +78,7 @@ pub struct Device {
     /// What else can be said of it: name and value.
     pub facts: Vec<(&'static str, String)>,
     /// Why it cannot be used, if it cannot.
-    pub unusable: Option<String>,
+    pub unusable: Option<Error>,
 }
 
 impl Device {
@@ -91,14 +86,6 @@ impl Device {
     pub fn id(&self) -> String {
         let Family { name, numbered, .. } = self.family;
         if *numbered { format!("{name}:{}", self.index) } else { (*name).into() }
-    }
-
-    /// What of its own memory is free, in bytes, where it has some and says so.
-    ///
-    /// # Errors
-    /// Kind `Device`: it cannot be used.
-    pub fn free_bytes(&self) -> Result<Option<u64>> {
-        (self.family.free_bytes)(self)
     }
 
     /// Opens it.

@@ -50,7 +50,6 @@ pub(super) const FAMILY: Family = Family {
     },
     reads_again: false,
     devices: driver::devices,
-    free_bytes: |_| Ok(None),
     open: |device, limits| Ok(Box::new(Wgpu::new(device, limits)?)),
 };
 

@@ -574,10 +574,75 @@ fn auto_takes_the_gpu() {
     let devices: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(devices["auto"], "cuda:0");
     assert_eq!(devices["devices"][0]["facts"]["compute_capability"], "9.0");
-    assert!(devices["devices"][0]["memory_free_bytes"].as_u64().unwrap() > 0);
+    assert_eq!(devices["devices"][0]["memory_bytes"], 1 << 30);
     let folder = bfloat16_case(2, 1 << 12, "task_arithmetic");
     let ended = merge(driver(), &[], folder.path(), &["--json"]).succeeded();
     assert!(ended.stdout.contains("\"device\": \"cuda:0 "), "{}", ended.stdout);
+}
+
+/// Of three devices: one that does not answer, and one that cannot be opened, as a GPU that another process has for itself.
+#[test]
+fn a_device_that_fails_hides_no_other() {
+    // Settings, what the note says, and the device that merges.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
+    let three = ("DEVICES", "3");
+    for word in [&["devices"][..], &["devices", "--json"]] {
+        let listed = calls(|log| {
+            let ended = on(driver(), &[*log, three, ("SILENT", "0"), ("CLOSED", "1")], word).succeeded();
+            let (list, count) = (&ended.stdout, |what: &str| ended.stdout.matches(what).count());
+            assert_eq!((count("CPU as a CUDA device"), count("an NVIDIA GPU")), (2, 1), "{list}");
+            assert_eq!(count("cannot ask for the device's name: unknown error"), 1, "{list}");
+            assert!(list.contains("--device cpu gives the same bytes") && list.contains("cuda:1"), "{list}");
+        });
+        // A context takes memory of a device that is only listed.
+        assert!(
+            !listed.is_empty()
+                && listed.iter().all(|(_, name)| name.starts_with("cuInit")
+                    || name.starts_with("cuDriverGet")
+                    || name.starts_with("cuDeviceGet")
+                    || name.starts_with("cuDeviceTotal")),
+            "{listed:?}"
+        );
+    }
+
+    let folder = bfloat16_case(2, 1 << 12, "task_arithmetic");
+    let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
+    let cases: [Case<'_>; 4] = [
+        (
+            &[("SILENT", "0")],
+            &["cuda:0: CUDA: cannot ask for the device's name", ": merging on cuda:1"],
+            "cuda:1",
+        ),
+        (&[("CLOSED", "0")], &["cuda:0: CUDA: cannot open the device", ": merging on cuda:1"], "cuda:1"),
+        (
+            &[("SILENT", "1"), ("CLOSED", "0")],
+            &["cuda:0: CUDA: cannot open", ": merging on cuda:2"],
+            "cuda:2",
+        ),
+        (&[("CLOSED", "2")], &[], "cuda:0"),
+    ];
+    for (settings, notes, device) in cases {
+        let settings = [settings, &[three]].concat();
+        let ended = merge(driver(), &settings, folder.path(), &[]).succeeded();
+        assert_eq!(ended.stderr.matches("note: ").count(), notes.len().min(1), "{}", ended.stderr);
+        assert!(notes.iter().all(|note| ended.stderr.contains(note)), "{}", ended.stderr);
+        let manifest = std::fs::read_to_string(folder.path().join("out/mergeforge.json")).unwrap();
+        assert!(manifest.contains(&format!("\"device\": \"{device} ")), "{manifest}");
+        assert_eq!(merged(ended, folder.path()), expected);
+    }
+    // All of them fail.
+    let ended = merge(driver(), &[("CLOSED", "0")], folder.path(), &[]);
+    assert!(ended.stderr.contains("cuda:0: CUDA: cannot open the device"), "{}", ended.stderr);
+    assert!(ended.stderr.contains(": merging on the CPU"), "{}", ended.stderr);
+    merged(ended, folder.path());
+    // Who names one gets that one.
+    let closed = [three, ("CLOSED", "1")];
+    merge(driver(), &closed, folder.path(), &["--device", "cuda:1"])
+        .failed(5, &["cuda:1: ", "UNAVAILABLE", "hint: "]);
+    let checked = on(driver(), &[("DEVICES", "2"), ("CLOSED", "0")], &["check", "--quick"]);
+    assert!(checked.code == Some(5) && checked.stderr.contains("cuda:0: CUDA: cannot open"), "{checked:?}");
+    let rows = "cuda:0: CPU as a CUDA device: not checked\ncuda:1: CPU as a CUDA device\n  kernel ";
+    assert!(checked.stdout.starts_with(rows), "{}", checked.stdout);
 }
 
 #[test]

@@ -36,6 +36,7 @@ enum Result : int {
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
     NOT_INITIALIZED = 3,
+    DEVICE_UNAVAILABLE = 46,
     NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
@@ -59,6 +60,8 @@ constexpr ErrorText ERRORS[] = {
     {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
     {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
     {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {DEVICE_UNAVAILABLE, "CUDA_ERROR_DEVICE_UNAVAILABLE",
+     "CUDA-capable device(s) is/are busy or unavailable"},
     {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
@@ -385,6 +388,7 @@ API cuDeviceGet(int* device, int ordinal) {
 API cuDeviceGetName(char* name, int bytes, int device) {
     return call([&] {
         if (!is_device(device)) return INVALID_DEVICE;
+        if (device == settings().silent) return UNKNOWN;
         std::snprintf(name, static_cast<size_t>(bytes), "CPU as a CUDA device");
         return SUCCESS;
     });
@@ -447,6 +451,7 @@ API cuDeviceGetAttribute(int* value, int which, int device) {
 API cuDevicePrimaryCtxRetain(Device** context, int device) {
     return call([&] {
         if (!is_device(device)) return INVALID_DEVICE;
+        if (device == settings().closed) return DEVICE_UNAVAILABLE;
         *context = &driver().devices[static_cast<size_t>(device)];
         (*context)->retained++;
         return SUCCESS;

@@ -16,6 +16,8 @@ struct Settings {
     uint64_t memory_bytes;       // FAKE_CUDA_MEMORY: of each device
     uint64_t host_memory_bytes;  // FAKE_CUDA_HOST_MEMORY: that may be pinned
     int devices;                 // FAKE_CUDA_DEVICES
+    int silent;                  // FAKE_CUDA_SILENT: this device does not tell its name
+    int closed;                  // FAKE_CUDA_CLOSED: this device cannot be opened
     int version;                 // FAKE_CUDA_VERSION: of the driver, 12040 for 12.4
     int capability;              // FAKE_CUDA_CAPABILITY: 75 for 7.5
     uint64_t ignore_waits;       // FAKE_CUDA_IGNORE_WAITS: cuStreamWaitEvent does nothing, ever (1), or every

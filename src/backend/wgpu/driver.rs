@@ -212,14 +212,15 @@ fn features(adapter: &wgpu::Adapter, hooks: &Hooks) -> Features {
 }
 
 /// Why an adapter cannot run the shaders, if it cannot.
-fn missing(limits: &wgpu::Limits) -> Option<String> {
+fn missing(limits: &wgpu::Limits) -> Option<Error> {
     let needs = [
         ("invocations in a workgroup", limits.max_compute_invocations_per_workgroup, THREADS as u32),
         ("storage buffers", limits.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS),
         ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, WORKGROUP_BYTES_MIN),
     ];
     let (what, has, needed) = needs.into_iter().find(|(_, has, needed)| has < needed)?;
-    Some(format!("the adapter allows {has} {what}, and {needed} are needed"))
+    let refusal = format!("the adapter allows {has} {what}, and {needed} are needed");
+    Some(Error::device(refusal).hint("use --device cpu"))
 }
 
 /// An open device.
@@ -258,7 +259,7 @@ impl Gpu {
     fn open(wanted: &Device) -> Result<Self> {
         let name = format!("{} {}", wanted.id(), wanted.name);
         if let Some(reason) = &wanted.unusable {
-            return Err(Error::device(format!("{name}: {reason}")).hint("use --device cpu"));
+            return Err(Error { message: format!("{name}: {reason}"), ..reason.clone() });
         }
         let adapter = adapters().get(wanted.index).expect("devices are made from adapters");
         let hooks = Hooks::get()?;

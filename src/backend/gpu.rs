@@ -81,7 +81,7 @@ pub(super) fn spare_slots(limits: &Limits, slot_bytes: u64) -> u64 {
     (limits.hold_bytes / slot_bytes).min(useful)
 }
 
-/// Slots that belong to no flight. `P` is where a slot is on the device.
+/// What belongs to nobody at the moment: flights, or slots that belong to no flight. Of slots `P` is where one is on the device.
 #[derive(Debug)]
 pub(super) struct Spares<P>(Mutex<Vec<P>>);
 
@@ -92,6 +92,10 @@ impl<P> Spares<P> {
 
     pub(super) fn take(&self) -> Option<P> {
         lock(&self.0).pop()
+    }
+
+    pub(super) fn give_back(&self, spares: impl IntoIterator<Item = P>) {
+        lock(&self.0).extend(spares);
     }
 }
 
@@ -117,7 +121,7 @@ impl<P: Clone> Slot<P> {
 impl<P: Clone> Drop for Slot<P> {
     fn drop(&mut self) {
         if let Some(spares) = &self.spares {
-            lock(&spares.0).push(self.place.clone());
+            spares.give_back([self.place.clone()]);
         }
     }
 }

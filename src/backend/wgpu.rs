@@ -84,6 +84,8 @@ struct Wgpu {
     gpu: Arc<Gpu>,
     dialect: Dialect,
     slots: SlotBytes,
+    /// Those that no lane has. They are all made when the device is opened, so that it shows at once whether it has room for them.
+    flights: Arc<Spares<Flight>>,
     spares: Arc<Spares<wgpu::Buffer>>,
     /// How many more may be made.
     unmade: Mutex<u64>,
@@ -130,14 +132,19 @@ impl Wgpu {
             group_models: gpu.group_models,
             results_apart: Some(ALIGNMENT),
         };
+        let clock = clock(&gpu)?;
+        let timed = if clock.is_some() { TIMED_WORKERS.min(limits.threads) } else { 0 };
+        let flight = |number| Flight::new(&gpu, slots, number < timed * DEPTH);
+        let flights = || (0..limits.threads * DEPTH).rev().map(flight).collect::<Result<_>>();
         Ok(Self {
             name: format!("{} {}", device.id(), device.name),
             dialect,
             slots,
+            flights: Spares::new(gpu.all_or_nothing(flights)?),
             spares: Spares::new(Vec::new()),
             unmade: Mutex::new(gpu::spare_slots(limits, slots.inputs)),
             held: Held::default(),
-            clock: clock(&gpu)?,
+            clock,
             gpu,
         })
     }
@@ -278,8 +285,8 @@ impl Backend for Wgpu {
     }
 
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>> {
-        let timed = worker < TIMED_WORKERS;
-        let ready = (0..DEPTH).map(|_| Flight::new(self, timed)).collect::<Result<_>>()?;
+        let ready =
+            (0..DEPTH).map(|_| self.flights.take().expect("there are flights for all workers")).collect();
         let (flying, redo) = (VecDeque::new(), Redo::default());
         Ok(Box::new(WgpuLane { wgpu: self, worker, timeline, ready, flying, redo }))
     }
@@ -290,6 +297,7 @@ impl Backend for Wgpu {
 }
 
 /// Everything that one launch needs while it is under way.
+#[derive(Debug)]
 struct Flight {
     upload: Upload,
     download: Download,
@@ -328,10 +336,8 @@ impl Flight {
         commands.copy_buffer_to_buffer(moments, 0, self.download.buffer(), wgpu.slots.results, bytes);
     }
 
-    fn new(wgpu: &Wgpu, timed: bool) -> Result<Self> {
-        let (gpu, slots) = (&*wgpu.gpu, wgpu.slots);
-        let queries =
-            if timed && wgpu.clock.is_some() { Some((query_set(gpu), moments_buffer(gpu)?)) } else { None };
+    fn new(gpu: &Gpu, slots: SlotBytes, timed: bool) -> Result<Self> {
+        let queries = if timed { Some((query_set(gpu), moments_buffer(gpu)?)) } else { None };
         Ok(Self {
             upload: Upload::new(gpu, slots.inputs + slots.table)?,
             download: Download::new(gpu, slots.results + 8 * u64::from(MOMENTS))?,
@@ -359,6 +365,13 @@ struct Redo {
     room: Room,
     /// For inputs that come back from the device; made when the first do.
     inputs: Option<Download>,
+}
+
+impl Drop for WgpuLane<'_> {
+    /// Where others failed, launches of this lane may still be under way: their flights end with them.
+    fn drop(&mut self) {
+        self.wgpu.flights.give_back(self.ready.drain(..));
+    }
 }
 
 /// A launch under way.

@@ -528,11 +528,25 @@ fn a_lost_device_is_a_clear_error() {
 fn too_little_memory_is_a_clear_error() {
     let folder = bfloat16_case(2, 1 << 20, "ties");
     let arguments = ["--device", "cuda", "--device-memory", "200MB"];
-    for (memory, says) in [("MEMORY", "of the device's memory"), ("HOST_MEMORY", "of host memory")] {
-        let ended = merge(driver(), &[(memory, "100000")], folder.path(), &arguments);
-        ended.failed(5, &["cannot", says, "--device-memory"]);
+    let of_device = ["cannot get", "of the device's memory", "hint: ", "--device-memory"];
+    let of_host = ["cannot pin", "of host memory", "hint: ", "--host-memory"];
+    for (memory, says) in [("MEMORY", of_device), ("HOST_MEMORY", of_host)] {
+        let ended = merge(driver(), &[(memory, "20000")], folder.path(), &arguments);
+        ended.failed(5, &says);
         assert_nothing_left(folder.path());
     }
+    // Where the device has less than it may be asked for, the merge goes on with a half of that, or a half of the half.
+    let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
+    for (memory, used) in [("60000000", "50.0 MB"), ("10000000", "6.2 MB"), ("500000", "390.6 kB")] {
+        let ended = merge(driver(), &[("MEMORY", memory)], folder.path(), &arguments).succeeded();
+        let note = format!(": merging with {used} of its memory at most, in place of 200.0 MB");
+        assert!(ended.stderr.contains("note: CUDA: cannot get "), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&note), "{memory}: {}", ended.stderr);
+        assert!(merged(ended, folder.path()) == expected, "{memory}");
+    }
+    let ended = merge(driver(), &[("MEMORY", "300000000")], folder.path(), &arguments);
+    assert!(!ended.stderr.contains("note: "), "{}", ended.stderr);
+    merged(ended, folder.path());
     // Less than one chunk of one tile is refused before anything is read.
     let ended = merge(driver(), &[], folder.path(), &["--device", "cuda", "--device-memory", "10kB"]);
     ended.failed(2, &["--device-memory", "needs at least"]);

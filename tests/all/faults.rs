@@ -325,6 +325,7 @@ impl<F: Fn() + Sync> Watch for Trap<F> {
     }
 
     fn compiling(&self) {}
+    fn less_memory(&self, _: &Error, _: u64, _: u64) {}
 }
 
 /// Merges a config through the library, in the smallest steps, and does something when the first of a kind has been taken.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mergeforge::backend::devices::processor;
 use mergeforge::checkpoint::Reads;
+use mergeforge::error::Error;
 use mergeforge::plan::Choices;
 use mergeforge::report::Report;
 use mergeforge::stream::{Budget, Watch};
@@ -92,6 +93,7 @@ impl Meeting {
 
 impl Watch for Meeting {
     fn compiling(&self) {}
+    fn less_memory(&self, _: &Error, _: u64, _: u64) {}
 
     fn moved(&self, _read: u64, written: u64) {
         let own = thread::current().id();

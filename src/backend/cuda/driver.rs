@@ -16,7 +16,7 @@ use cudarc::driver::sys::{
     CUjit_option as Jit, CUmodule, CUresult, CUstream, cuEventCreate, cuModuleLoadDataEx, is_culib_present,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// The oldest driver that the kernels' PTX and the functions called are made for: CUDA 12.0.
 const VERSION_MIN: i32 = 12_000;
@@ -34,7 +34,7 @@ fn failed(what: &str) -> impl FnOnce(DriverError) -> Error + '_ {
         let error = Error::device(format!("CUDA: cannot {what}: {meaning} ({name})"));
         match code {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => error.hint(
-                "give the merge less with --device-memory (and --host-memory), or end other programs on the device",
+                "give the merge less with --device-memory, or end other programs on the device",
             ),
             CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_PTX
@@ -330,8 +330,11 @@ pub(super) struct Region<'a> {
 impl DeviceMemory {
     pub(super) fn new(bytes: u64) -> Result<Self> {
         // SAFETY: freed once, on drop.
-        let start = unsafe { cu::malloc_sync(bytes as usize) }
-            .map_err(failed(&format!("get {:.2} GB of the device's memory", bytes as f64 / 1e9)))?;
+        let start = unsafe { cu::malloc_sync(bytes as usize) }.map_err(|code| {
+            let error = failed(&format!("get {:.2} MB of the device's memory", bytes as f64 / 1e6))(code);
+            let is_full = code.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+            Error { kind: if is_full { Kind::DeviceMemory } else { error.kind }, ..error }
+        })?;
         Ok(Self { start, bytes })
     }
 
@@ -372,7 +375,15 @@ impl Pinned {
     pub(super) fn new(bytes: usize) -> Result<Self> {
         // SAFETY: freed once, on drop.
         let start = unsafe { cu::malloc_host(bytes, 0) };
-        let start = start.map_err(failed(&format!("pin {:.1} MB of host memory", bytes as f64 / 1e6)))?;
+        let start = start.map_err(|code| {
+            let error = failed(&format!("pin {:.1} MB of host memory", bytes as f64 / 1e6))(code);
+            match code.0 {
+                CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                    error.hint("give the merge less with --host-memory, or use fewer --threads")
+                }
+                _ => error,
+            }
+        })?;
         Ok(Self { start: start.cast(), bytes })
     }
 

@@ -16,7 +16,7 @@ use wgpu::{BufferUsages, ErrorFilter, Features};
 
 use super::shaders::{self, Pipelines};
 use crate::backend::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::kernel::packed::THREADS;
 use crate::kernel::{KERNELS, Kernel};
 
@@ -334,8 +334,18 @@ impl Gpu {
         let errors = [block_on(validation.pop()), block_on(internal.pop()), block_on(memory.pop())];
         match errors.into_iter().flatten().next() {
             None => self.healthy().map(|()| made),
-            Some(error) => Err(failed(&self.name, what, &error)),
+            Some(error) => {
+                let is_full = matches!(error, wgpu::Error::OutOfMemory { .. });
+                let failed = failed(&self.name, what, &error);
+                Err(Error { kind: if is_full { Kind::DeviceMemory } else { failed.kind }, ..failed })
+            }
         }
+    }
+
+    /// Takes back what `run` got, if it fails.
+    pub(super) fn all_or_nothing<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.allocated.load(Ordering::Relaxed);
+        run().inspect_err(|_| self.allocated.store(before, Ordering::Relaxed))
     }
 
     /// A new buffer, of zeros.
@@ -352,7 +362,8 @@ impl Gpu {
         if size > self.buffer_bytes_max || self.hooks.memory.is_some_and(|most| so_far > most) {
             self.allocated.fetch_sub(size, Ordering::Relaxed);
             let cause = "the device has no room for it";
-            return Err(Error::device(format!("{}: cannot {action}: {cause}", self.name)).hint(MEMORY_HINT));
+            let refusal = Error::device(format!("{}: cannot {action}: {cause}", self.name)).hint(MEMORY_HINT);
+            return Err(Error { kind: Kind::DeviceMemory, ..refusal });
         }
         let descriptor =
             wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: mapped };

@@ -242,7 +242,7 @@ impl CommonArgs {
                 Some(bytes) => bytes,
                 None => (device.family.device_bytes)(device, physical_bytes())?,
             },
-            chunk_tiles: self.chunk_tiles.unwrap_or(device.family.chunk_tiles),
+            chunk_tiles: self.chunk_tiles,
         })
     }
 

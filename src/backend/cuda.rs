@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::device::{Device, Family};
-use super::gpu::{self, CHUNK_TILES, DEPTH, HOST_BYTES, Slot, SlotBytes, Spares};
+use super::gpu::{self, HOST_BYTES, Slot, SlotBytes, Spares};
 use super::held::{FoundInput, Gathered, Held};
 use super::table::{self, Dialect, Entry, Table};
 use super::{Backend, Lane, Launch, LaunchKind, Limits, Output, ReadInputs};
@@ -37,7 +37,7 @@ use kernels::LoadedKernels;
 pub(super) const FAMILY: Family = Family {
     name: "cuda",
     numbered: true,
-    chunk_tiles: CHUNK_TILES,
+    chunk_tiles: gpu::chunk_tiles,
     // A GPU works on all of it at once.
     bench_tiles: |all| all,
     lane_bytes: gpu::lane_bytes,
@@ -107,6 +107,7 @@ fn context_of(device: &Device) -> Result<Arc<Context>> {
 struct Cuda {
     name: String,
     kernels: LoadedKernels,
+    depth: usize,
     slots: SlotBytes,
     flights: Flights,
     spares: Arc<Spares<u64>>,
@@ -142,7 +143,7 @@ impl Cuda {
     fn new(device: &Device, limits: &Limits) -> Result<Self> {
         let context = context_of(device)?;
         let slots = SlotBytes::of(&limits.widest, limits.chunk_tiles);
-        let flights = (limits.threads * DEPTH) as u64;
+        let flights = gpu::flights(limits) as u64;
         let flights_bytes = flights * slots.all();
         let input_bytes = slots.inputs + slots.table;
         let reachable = table::PLACES_BYTES.saturating_sub(flights_bytes) / input_bytes;
@@ -159,6 +160,7 @@ impl Cuda {
         Ok(Self {
             name: format!("{} {}", device.id(), device.name),
             kernels: LoadedKernels::default(),
+            depth: gpu::depth(&limits.widest, limits.chunk_tiles),
             slots,
             flights: Flights::new(&context, flights, slots),
             spares: Spares::new(free),
@@ -252,7 +254,7 @@ struct Moved {
 
 impl Lane for CudaLane<'_> {
     fn depth(&self) -> usize {
-        DEPTH
+        self.cuda.depth
     }
 
     fn submit(&mut self, launch: Launch, read: &mut dyn ReadInputs) -> Result<()> {

@@ -11,8 +11,8 @@ pub struct Family {
     pub name: &'static str,
     /// Whether there may be several, which are numbered.
     pub numbered: bool,
-    /// The chunk that suits it, in tiles.
-    pub chunk_tiles: u64,
+    /// The chunk that suits it for launches over such inputs, in tiles.
+    pub chunk_tiles: fn(&Widest) -> u64,
     /// The chunk that suits a bench of single kernels on tensors of so many tiles.
     pub bench_tiles: fn(u64) -> u64,
     /// What one lane takes for chunks of so many tiles.

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::device::{Device, Family, LaneBytes};
-use super::gpu::{self, ALIGNMENT, CHUNK_TILES, DEPTH, HOST_BYTES, Slot, SlotBytes, Spares, lock};
+use super::gpu::{self, ALIGNMENT, HOST_BYTES, Slot, SlotBytes, Spares, lock};
 use super::held::{Gathered, Held, padded};
 use super::spans::{self, Room};
 use super::table::{Dialect, Table};
@@ -38,7 +38,7 @@ use wgpu::BufferUsages;
 pub(super) const FAMILY: Family = Family {
     name: "wgpu",
     numbered: true,
-    chunk_tiles: CHUNK_TILES,
+    chunk_tiles: gpu::chunk_tiles,
     // A GPU works on all of it at once.
     bench_tiles: |all| all,
     lane_bytes,
@@ -56,9 +56,9 @@ pub(super) const FAMILY: Family = Family {
 /// Tiles of a launch that need no more than the 65,535 workgroups that WebGPU allows, with room for ends of spans and records.
 const GROUPS_TILES_MAX: u64 = 1 << 17;
 
-/// Workers whose launches are timed by the device's clock. Metal has 32 places for that, two go to each worker, and a device
-/// that is asked for more is lost. Launches of others are missing in the shares of stages, and nowhere else.
-const TIMED_WORKERS: usize = 12;
+/// Flights whose launches are timed by the device's clock. Metal has 32 places for that, and a device that is asked for more is
+/// lost. Launches of others are missing in the shares of stages, and nowhere else.
+const TIMED_FLIGHTS: usize = 24;
 
 /// Moments of a launch that the device's clock is asked for: at the beginning, before and after the kernel, at the end.
 const MOMENTS: u32 = 4;
@@ -84,7 +84,8 @@ struct Wgpu {
     gpu: Arc<Gpu>,
     dialect: Dialect,
     slots: SlotBytes,
-    /// Those that no lane has. They are all made when the device is opened, so that it shows at once whether it has room for them.
+    depth: usize,
+    /// The flights that no lane has. They are all made when the device is opened, so that it shows at once whether it has room for them.
     flights: Arc<Spares<Flight>>,
     spares: Arc<Spares<wgpu::Buffer>>,
     /// How many more may be made.
@@ -133,13 +134,14 @@ impl Wgpu {
             results_apart: Some(ALIGNMENT),
         };
         let clock = clock(&gpu)?;
-        let timed = if clock.is_some() { TIMED_WORKERS.min(limits.threads) } else { 0 };
-        let flight = |number| Flight::new(&gpu, slots, number < timed * DEPTH);
-        let flights = || (0..limits.threads * DEPTH).rev().map(flight).collect::<Result<_>>();
+        let timed = if clock.is_some() { TIMED_FLIGHTS } else { 0 };
+        let flight = |number| Flight::new(&gpu, slots, number < timed);
+        let flights = || (0..gpu::flights(limits)).rev().map(flight).collect::<Result<_>>();
         Ok(Self {
             name: format!("{} {}", device.id(), device.name),
             dialect,
             slots,
+            depth: gpu::depth(&limits.widest, limits.chunk_tiles),
             flights: Spares::new(gpu.all_or_nothing(flights)?),
             spares: Spares::new(Vec::new()),
             unmade: Mutex::new(gpu::spare_slots(limits, slots.inputs)),
@@ -285,8 +287,9 @@ impl Backend for Wgpu {
     }
 
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>> {
-        let ready =
-            (0..DEPTH).map(|_| self.flights.take().expect("there are flights for all workers")).collect();
+        let ready = (0..self.depth)
+            .map(|_| self.flights.take().expect("there are flights for all workers"))
+            .collect();
         let (flying, redo) = (VecDeque::new(), Redo::default());
         Ok(Box::new(WgpuLane { wgpu: self, worker, timeline, ready, flying, redo }))
     }
@@ -391,7 +394,7 @@ struct Flying {
 
 impl Lane for WgpuLane<'_> {
     fn depth(&self) -> usize {
-        DEPTH
+        self.wgpu.depth
     }
 
     fn submit(&mut self, launch: Launch, read: &mut dyn ReadInputs) -> Result<()> {

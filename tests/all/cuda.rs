@@ -255,7 +255,7 @@ fn calls(run: impl FnOnce(&(&str, &str))) -> Vec<(usize, String)> {
 fn memory_is_pinned_beside_what_comes_before_the_first_launch() {
     const THREADS: usize = 3;
     let folder = bfloat16_case(2, 1 << 18, "ties");
-    let arguments = ["--device", "cuda", "--threads", &THREADS.to_string(), "--chunk-tiles", "16"];
+    let arguments = ["--device", "cuda", "--threads", &THREADS.to_string(), "--chunk-tiles", "128"];
     let merged = calls(|log| {
         merge(driver(), &[*log, ("LOAD_MS", "300")], folder.path(), &arguments).succeeded();
     });

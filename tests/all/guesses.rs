@@ -240,7 +240,7 @@ fn a_mended_merge_is_the_merge_of_known_thresholds() {
         let choices = Choices { seed: 0, shard_bytes: RUN.shard_bytes, allow_crimes: false };
         let prepared = prepare(&at("config.yml"), &choices).unwrap();
         let mut budget = RUN.budget;
-        budget.chunk_tiles = 16;
+        budget.chunk_tiles = Some(16);
         let options = Options {
             out: at(out),
             device: processor(),

@@ -151,7 +151,7 @@ pub struct Run {
 pub const RUN: Run = Run {
     seed: 0,
     shard_bytes: 5_000_000_000,
-    budget: Budget { threads: 2, host_bytes: 256 << 20, device_bytes: 0, chunk_tiles: CHUNK_TILES },
+    budget: Budget { threads: 2, host_bytes: 256 << 20, device_bytes: 0, chunk_tiles: Some(CHUNK_TILES) },
 };
 
 /// A watch that only looks.

@@ -52,7 +52,7 @@ fn merge_two(folder: &Path, out: PathBuf, threads: usize, shard_bytes: u64, watc
     let options = Options {
         out,
         device: processor(),
-        budget: Budget { threads, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: 16 },
+        budget: Budget { threads, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: Some(16) },
         copy_tokenizer: false,
         model_card: false,
         reads: Reads::Copied,

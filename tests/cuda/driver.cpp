@@ -68,6 +68,8 @@ constexpr ErrorText ERRORS[] = {
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {209, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
     {INVALID_PTX, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
+    {221, "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", "PTX JIT compiler library not found"},
+    {223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", "PTX JIT compilation was disabled"},
     {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
      "the provided PTX was compiled with an unsupported toolchain."},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
@@ -732,6 +734,7 @@ static int load_module(Module** module, const char* image, const Log& log) {
         keep_image(loaded->image);
         std::this_thread::sleep_for(std::chrono::milliseconds(settings().load_ms));
         if (!settings().refused.empty() && loaded->has(settings().refused)) {
+            if (settings().fail_code) return settings().fail_code;
             if (log.text) std::snprintf(log.text, log.bytes, "ptxas application ptx input, line 5; fatal\n");
             return INVALID_PTX;
         }

@@ -12,7 +12,7 @@ struct Settings {
     uint64_t lost_after;         // FAKE_CUDA_LOST_AFTER: this call and all later ones fail; 0 is none
     uint64_t at_call;            // FAKE_CUDA_AT_CALL: before this call FAKE_CUDA_COMMAND is run; 0 is none
     std::string command;         // FAKE_CUDA_COMMAND: a shell line that disturbs the program
-    int fail_code;               // FAKE_CUDA_FAIL_CODE: with this code; 0 for the one that suits
+    int fail_code;               // FAKE_CUDA_FAIL_CODE: with this code, as what is refused; 0 for the one that suits
     uint64_t memory_bytes;       // FAKE_CUDA_MEMORY: of each device
     uint64_t host_memory_bytes;  // FAKE_CUDA_HOST_MEMORY: that may be pinned
     int devices;                 // FAKE_CUDA_DEVICES

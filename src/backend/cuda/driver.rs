@@ -39,6 +39,13 @@ fn failed(what: &str) -> impl FnOnce(DriverError) -> Error + '_ {
             CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_PTX
             | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => error.hint("update the NVIDIA driver"),
+            CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND => error.hint(
+                "install libnvidia-ptxjitcompiler of the driver's own version, which compiles the kernels; in a container, \
+                 NVIDIA_DRIVER_CAPABILITIES has to have `compute`",
+            ),
+            CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED => {
+                error.hint("unset CUDA_DISABLE_PTX_JIT and CUDA_DISABLE_JIT: the driver has to compile the kernels")
+            }
             CUresult::CUDA_ERROR_NO_DEVICE => error.hint(
                 "use --device cpu; nvidia-smi lists the GPUs, and CUDA_VISIBLE_DEVICES may hide them",
             ),

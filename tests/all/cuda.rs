@@ -663,8 +663,21 @@ fn a_device_that_fails_hides_no_other() {
 fn benches_time_every_kernel() {
     let arguments =
         ["bench", "kernels", "--device", "cuda", "--mebi-elements", "1", "--repeat", "1", "--json"];
-    let ended = on(driver(), &[], &arguments).succeeded();
-    let bench: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    let log_file = tempfile::NamedTempFile::new().unwrap();
+    let mut said = String::new();
+    let asked = calls(|log| {
+        let settings = [*log, ("LAUNCH_LOG", log_file.path().to_str().unwrap())];
+        said = on(driver(), &settings, &arguments).succeeded().stdout;
+    });
+    // A kernel's time begins behind the fills, and ends before anything else.
+    let timed = ["cuMemsetD8Async", "cuMemsetD8Async", "cuEventRecord", "cuLaunchKernel", "cuEventRecord"];
+    let found = asked.windows(timed.len()).filter(|calls| calls.iter().map(|(_, name)| name).eq(&timed));
+    let entries = std::fs::read_to_string(log_file.path()).unwrap();
+    assert_eq!(found.count(), entries.lines().count());
+    // After the launch that brings all tensors to the device: each of the five is copied.
+    let copies = entries.lines().skip(1).take_while(|line| line.starts_with("stream_1_bfloat16 "));
+    assert_eq!(copies.count(), 5);
+    let bench: serde_json::Value = serde_json::from_str(&said).unwrap();
     let rows = bench["kernels"].as_array().unwrap();
     let fused =
         |what: &str| rows.iter().find(|row| row["what"] == what).unwrap()["bytes_per_parameter"].as_f64();

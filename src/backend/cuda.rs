@@ -139,7 +139,7 @@ impl Cuda {
     /// Opens a device with memory for the lanes and the held inputs of `limits`.
     ///
     /// # Errors
-    /// Kind `Device`: it cannot be used, or has not the memory.
+    /// Kind `DeviceMemory`: it has not the memory. Kind `Device`: it cannot be used.
     fn new(device: &Device, limits: &Limits) -> Result<Self> {
         let context = context_of(device)?;
         let slots = SlotBytes::of(&limits.widest, limits.chunk_tiles);

@@ -34,7 +34,7 @@ pub struct Family {
     /// Opens a device.
     ///
     /// # Errors
-    /// Kind `Device`: it cannot be used, or has not the memory.
+    /// Kind `DeviceMemory`: it has not the memory. Kind `Device`: it cannot be used.
     pub open: fn(&Device, &Limits) -> Result<Box<dyn Backend>>,
 }
 
@@ -91,7 +91,7 @@ impl Device {
     /// Opens it.
     ///
     /// # Errors
-    /// Kind `Device`: it cannot be used, or has not the memory.
+    /// Kind `DeviceMemory`: it has not the memory. Kind `Device`: it cannot be used.
     pub fn open(&self, limits: &Limits) -> Result<Box<dyn Backend>> {
         (self.family.open)(self, limits)
     }

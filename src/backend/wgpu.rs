@@ -124,7 +124,7 @@ impl Wgpu {
     /// Opens a device for lanes and held inputs of `limits`.
     ///
     /// # Errors
-    /// Kind `Device`: it cannot be used.
+    /// Kind `DeviceMemory`: it has not the memory. Kind `Device`: it cannot be used.
     fn new(device: &Device, limits: &Limits) -> Result<Self> {
         let gpu = Gpu::of(device)?;
         let slots = SlotBytes::of(&limits.widest, limits.chunk_tiles);

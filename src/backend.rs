@@ -83,7 +83,14 @@ pub trait ReadInputs {
     /// # Errors
     /// They cannot be read.
     fn read(&mut self, span: usize, input: usize, into: &mut [u8]) -> Result<()>;
-    /// Brings the same to where [`ReadInputs::mapped`] finds it from now on, without a copy; false where it has to be read.
+    /// Whether the same can be brought to where [`ReadInputs::mapped`] finds it, without a copy.
+    ///
+    /// # Errors
+    /// The input cannot be read.
+    fn is_mapped(&self, _span: usize, _input: usize) -> Result<bool> {
+        Ok(false)
+    }
+    /// Brings it there; false where it has to be read after all.
     ///
     /// # Errors
     /// They cannot be read.

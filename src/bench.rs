@@ -25,7 +25,7 @@ use self::synth::values::{base_values, tuned_values};
 use crate::backend::device::Device;
 use crate::backend::{Backend, Lane, Launch, Limits, Segment, Span, SpanInput};
 use crate::dtype::{Float, decode};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::thinning::BENCH_DENSITY;
 use crate::kernel::{Job, KERNELS, Outcome, RECORDS_MAX, TILE, WORDS_TILES_MAX, Widest, key, stream, tiles};
 use crate::threads;
@@ -34,22 +34,35 @@ use crate::timeline::{Stage, Timeline};
 /// The base and four models.
 const INPUTS: usize = 5;
 
-/// Fills so much memory of the page cache, or of a file system in memory, and frees it again, by writing `file` and removing it: what
-/// is written next does not wait for pages that a virtual machine has to ask its host for.
+/// Fills so much memory of the page cache, or of a file system in memory, and frees it again, by writing `file` and removing it:
+/// what is written next does not wait for pages that a virtual machine has to ask its host for. `stop` is asked now and then.
 ///
 /// # Errors
-/// It cannot be written.
-fn at_hand(file: &Path, bytes: u64) -> io::Result<()> {
+/// Kind `Output`: it cannot be written. Kind `Interrupted`.
+fn at_hand(file: &Path, bytes: u64, stop: &dyn Fn() -> bool) -> Result<()> {
     const PIECE_BYTES: u64 = 1 << 20;
     let piece = vec![1; PIECE_BYTES as usize];
+    let failed = |cause: io::Error| Error::writing(file, &cause);
     let write = || {
-        let mut touched = fs::File::create(file)?;
-        (0..bytes.div_ceil(PIECE_BYTES)).try_for_each(|_| touched.write_all(&piece))
+        let mut touched = fs::File::create(file).map_err(failed)?;
+        for _ in 0..bytes.div_ceil(PIECE_BYTES) {
+            if stop() {
+                return Err(Error::interrupted());
+            }
+            touched.write_all(&piece).map_err(failed)?;
+        }
+        Ok(())
     };
     let written = write();
     // What was not made cannot be removed; a failure to make it is reported.
     let _ = fs::remove_file(file);
     written
+}
+
+/// What a bench says that was to have so many threads and got fewer.
+fn too_few_threads(working: usize, threads: usize) -> Error {
+    Error::device(format!("only {working} of {threads} threads can be started"))
+        .hint("use fewer --threads, or allow more of them (`ulimit -u`, `ulimit -v`)")
 }
 
 /// What was measured on a device.

@@ -354,9 +354,9 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
     let cache = cache_folder();
     let works = |device: &Device| check::before_first_use(device, cache.as_deref());
     let (device, budget) = args.common.device(!args.quiet, &works)?;
-    let limits = budget.limits(&prepared.plan, &device)?;
+    budget.limits(&prepared.plan, &device)?;
     if !args.quiet {
-        show::summary(&prepared, &limits);
+        show::summary(&prepared);
         show::folders_to_make(&args.out);
     }
     let options = Options {

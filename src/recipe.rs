@@ -22,8 +22,8 @@ pub enum Recipe {
 
 /// A recipe of passes, made once with the plan; each merge carries it out with a machine of its own.
 pub struct Passes {
-    /// How often the inputs are read, as the plan counts bytes.
-    pub sweeps: Sweeps,
+    /// How often it sweeps over its whole inputs at the most, on any data. All that are usual are one or two.
+    pub sweeps_most: u32,
     /// What is measured by itself, and has coefficients of its own.
     pub by: Segments,
     machine: Box<dyn Machine>,
@@ -41,22 +41,22 @@ impl Passes {
         let foreseen = vec![Foreseen::new(&reads, job.clone())];
         let mut pass = Some(Pass::Combine { reads, job });
         let machine = Box::new(Steps { next: move |_: Measured| Ok(pass.take()), foreseen });
-        Self { sweeps: Sweeps { usual: 1, most: 1 }, by: Segments::Whole, machine }
+        Self { sweeps_most: 1, by: Segments::Whole, machine }
     }
 }
 
 impl Recipe {
     /// A recipe of passes, whose machine begins as it is now.
-    pub fn passes(sweeps: Sweeps, by: Segments, machine: impl Machine + 'static) -> Self {
-        Self::Passes(Passes { sweeps, by, machine: Box::new(machine) })
+    pub fn passes(sweeps_most: u32, by: Segments, machine: impl Machine + 'static) -> Self {
+        Self::Passes(Passes { sweeps_most, by, machine: Box::new(machine) })
     }
 
     /// A recipe of passes that a function gives, one after the other; `foreseen` are those that it may give.
-    pub fn steps<F>(sweeps: Sweeps, by: Segments, foreseen: Vec<Foreseen>, next: F) -> Self
+    pub fn steps<F>(sweeps_most: u32, by: Segments, foreseen: Vec<Foreseen>, next: F) -> Self
     where
         F: FnMut(Measured) -> Result<Option<Pass>> + Clone + Send + Sync + 'static,
     {
-        Self::passes(sweeps, by, Steps { next, foreseen })
+        Self::passes(sweeps_most, by, Steps { next, foreseen })
     }
 
     /// A recipe that combines at once.
@@ -67,18 +67,8 @@ impl Recipe {
 
 impl fmt::Debug for Passes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Passes").field("sweeps", &self.sweeps).finish_non_exhaustive()
+        f.debug_struct("Passes").field("sweeps_most", &self.sweeps_most).finish_non_exhaustive()
     }
-}
-
-/// How many times a recipe sweeps over its whole inputs, the combining one included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sweeps {
-    /// On ordinary data.
-    pub usual: u32,
-    /// On any data; a try with thresholds that were guessed or are those of an earlier merge, and turn out to be wrong, is not
-    /// counted.
-    pub most: u32,
 }
 
 /// The state of one tensor's merge.

@@ -2,9 +2,10 @@
 //!
 //! Consecutive tensors of the plan form groups: many small ones, or one large one. A group's recipes go pass
 //! by pass; a pass is cut into units of at most a chunk of tiles, and workers take units, those of open groups
-//! first. A worker with nothing to do opens the next group of the plan; so does one that would only meet others at a file, since one
-//! thread at a time writes to it. An open group holds only small numbers while it waits (buffers belong to lanes, held inputs to the
-//! device), so groups never wait for each other's memory and nothing can deadlock, whatever the order of tensors in the files.
+//! first. A worker with nothing to do opens the next group of the plan; so does one that would only meet others at a file, since
+//! one thread at a time writes to it. An open group holds only small numbers while it waits (buffers belong to lanes, held inputs
+//! to the device), so groups never wait for each other's memory and nothing can deadlock, whatever the order of tensors in the
+//! files.
 
 mod budget;
 mod copies;
@@ -61,7 +62,8 @@ struct Stream<'a> {
     /// Of each input, how many tensors are still to be merged from it.
     uses: Vec<AtomicU32>,
     groups: Vec<Planned>,
-    /// Of each file of the output, the units under way that go to it.
+    /// Of each file of the output, the units under way of tensors that go to it. Those that measure count too: what they measure
+    /// for is written next.
     busy: Vec<AtomicUsize>,
     /// Bytes of inputs that the device can hold.
     hold_bytes: u64,
@@ -346,7 +348,11 @@ impl Stream<'_> {
     fn next_to_open(&self, queue: &Queue, place: Option<usize>) -> Option<&Planned> {
         let next = self.groups.get(queue.next)?;
         let is_idle = |shard: usize| self.busy[shard].load(Ordering::Relaxed) == 0;
-        let fits = || queue.held_bytes + u128::from(next.held_bytes) <= u128::from(self.hold_bytes);
+        // What is read again from the page cache needs no room.
+        let fits = || {
+            let held_bytes = queue.held_bytes + u128::from(next.held_bytes);
+            (self.work.guess && self.reads == Reads::Mapped) || held_bytes <= u128::from(self.hold_bytes)
+        };
         let opens =
             place.is_none_or(|place| !is_idle(queue.ready[place].shard) && is_idle(next.shard) && fits());
         opens.then_some(next)

@@ -71,6 +71,10 @@ pub(super) fn device() -> Device {
     }
 }
 
+/// Inputs that are held in mapped pages, at most. They count as memory of this program and are the page cache's: more of them would
+/// say nothing about what a merge needs, and what is read once more comes from the same cache.
+const MAPPED_BYTES: u64 = 96 << 20;
+
 /// The CPU as a device.
 #[derive(Debug)]
 pub struct Cpu {
@@ -82,7 +86,8 @@ pub struct Cpu {
 impl Cpu {
     /// A CPU that holds at most `hold_bytes` of inputs between their uses.
     pub fn new(hold_bytes: u64) -> Self {
-        let budget = HoldBudget { spare: Vec::new(), left_bytes: hold_bytes };
+        let budget =
+            HoldBudget { spare: Vec::new(), left_bytes: hold_bytes, left_mapped_bytes: MAPPED_BYTES };
         Self { held: Held::default(), masks: Mutex::default(), budget: Arc::new(Mutex::new(budget)) }
     }
 
@@ -92,17 +97,24 @@ impl Cpu {
         Some(HeldChunk { bytes: Bytes::Copied(buffer), budget: Arc::clone(&self.budget) })
     }
 
-    /// Room for bytes that lie elsewhere in memory, in the same budget.
+    /// Room for bytes that lie elsewhere in this program's memory, in the same budget.
     fn slot_elsewhere(&self, bytes: usize) -> Option<HeldChunk> {
         let reserved = lock(&self.budget).reserve(bytes);
-        reserved.then(|| HeldChunk { bytes: Bytes::Brought(bytes), budget: Arc::clone(&self.budget) })
+        reserved.then(|| HeldChunk { bytes: Bytes::Elsewhere(bytes), budget: Arc::clone(&self.budget) })
     }
 
-    /// The random masks of a span: those that an earlier sweep has drawn, where they were held, else drawn now.
+    /// Room for bytes of the page cache.
+    fn slot_mapped(&self, bytes: usize) -> Option<HeldChunk> {
+        let reserved = lock(&self.budget).reserve_mapped(bytes);
+        reserved.then(|| HeldChunk { bytes: Bytes::Mapped(bytes), budget: Arc::clone(&self.budget) })
+    }
+
+    /// The random masks of a span: for what is merged those that the sweep before has drawn, where they were held, else drawn now.
     fn masks(&self, job: &Job, span: &Span) -> Result<SpanMasks> {
+        let merges = job.outcome() == Outcome::Values;
         let mask = |mask: Option<Mask>| {
             let Some(mask) = mask else { return Ok(Vec::new()) };
-            let held = lock(&self.masks).remove(&(mask, span.tiles.start));
+            let held = if merges { lock(&self.masks).remove(&(mask, span.tiles.start)) } else { None };
             let tiles = (span.tiles.end - span.tiles.start) as usize;
             let whole = held.filter(|held| held.tiles.len() == tiles);
             whole.map_or_else(|| drawn(mask, span), |held| Ok(held.tiles))
@@ -155,6 +167,8 @@ struct HoldBudget {
     /// Buffers to use again: fresh memory costs a page fault every 4 KiB.
     spare: Vec<Vec<u8>>,
     left_bytes: u64,
+    /// Of pages that the system's page cache has anyway.
+    left_mapped_bytes: u64,
 }
 
 impl HoldBudget {
@@ -166,18 +180,24 @@ impl HoldBudget {
             buffer.truncate(bytes);
             return Some(buffer);
         }
-        while self.left_bytes < bytes as u64 {
-            self.left_bytes += self.spare.pop()?.capacity() as u64;
-        }
-        self.left_bytes -= bytes as u64;
-        Some(Vec::new())
+        self.reserve(bytes).then(Vec::new)
     }
 
-    /// Takes so many bytes, while they last.
+    /// Takes so many bytes, while they last; spare buffers are given up for them.
     fn reserve(&mut self, bytes: usize) -> bool {
-        let fits = self.left_bytes >= bytes as u64;
-        self.left_bytes -= if fits { bytes as u64 } else { 0 };
-        fits
+        while self.left_bytes < bytes as u64 {
+            let Some(spare) = self.spare.pop() else { return false };
+            self.left_bytes += spare.capacity() as u64;
+        }
+        self.left_bytes -= bytes as u64;
+        true
+    }
+
+    /// Takes so many bytes of mapped pages, while they last.
+    fn reserve_mapped(&mut self, bytes: usize) -> bool {
+        let left = self.left_mapped_bytes.checked_sub(bytes as u64);
+        self.left_mapped_bytes = left.unwrap_or(self.left_mapped_bytes);
+        left.is_some()
     }
 }
 
@@ -191,8 +211,10 @@ struct HeldChunk {
 #[derive(Debug)]
 enum Bytes {
     Copied(Vec<u8>),
-    /// Where they lie anyway: so many.
-    Brought(usize),
+    /// Elsewhere in this program's memory: so many.
+    Elsewhere(usize),
+    /// In mapped pages: so many.
+    Mapped(usize),
 }
 
 impl Drop for HeldChunk {
@@ -200,7 +222,8 @@ impl Drop for HeldChunk {
         let mut budget = lock(&self.budget);
         match &mut self.bytes {
             Bytes::Copied(buffer) => budget.spare.push(std::mem::take(buffer)),
-            Bytes::Brought(bytes) => budget.left_bytes += *bytes as u64,
+            Bytes::Elsewhere(bytes) => budget.left_bytes += *bytes as u64,
+            Bytes::Mapped(bytes) => budget.left_mapped_bytes += *bytes as u64,
         }
     }
 }
@@ -243,8 +266,8 @@ impl Lane for CpuLane<'_> {
                 .enumerate()
                 .map(|(place, held)| {
                     let bytes = match held.as_deref() {
-                        Some(HeldChunk { bytes: Bytes::Brought(_), .. }) => read.mapped(index, place),
                         Some(HeldChunk { bytes: Bytes::Copied(buffer), .. }) => buffer,
+                        Some(_) => read.mapped(index, place),
                         None => &self.buffers[place],
                     };
                     &bytes[..bytes_of(&launch, span, place)]
@@ -300,21 +323,21 @@ impl CpuLane<'_> {
         }
         if launch.hold && span.inputs[place].again {
             // What is read once is read, not brought: the copy is then in the cache, which pays for it.
-            let elsewhere = match cpu.slot_elsewhere(bytes) {
-                Some(slot) if read.bring(index, place)? => Some(slot),
-                _ => None,
-            };
-            let slot = match elsewhere.or_else(|| cpu.slot(bytes)) {
-                Some(mut slot) => {
-                    if let Bytes::Copied(buffer) = &mut slot.bytes {
-                        lengthen(buffer, bytes)?;
-                        read.read(index, place, buffer)?;
-                    }
-                    Some(Arc::new(slot))
+            let slot = if read.is_mapped(index, place)? {
+                match cpu.slot_mapped(bytes) {
+                    Some(slot) if read.bring(index, place)? => Some(slot),
+                    _ => None,
                 }
-                None => None,
+            } else if let Some(mut slot) = cpu.slot(bytes) {
+                if let Bytes::Copied(buffer) = &mut slot.bytes {
+                    lengthen(buffer, bytes)?;
+                    read.read(index, place, buffer)?;
+                }
+                Some(slot)
+            } else {
+                None
             };
-            if let Some(slot) = slot {
+            if let Some(slot) = slot.map(Arc::new) {
                 cpu.held.keep(span, place, &slot, 0);
                 return Ok(Some(slot));
             }
@@ -392,6 +415,11 @@ mod tests {
         let merged = run(&cpu, combine());
         assert_eq!(lock(&cpu.budget).left_bytes, BUDGET, "it is given up as it is used");
         assert_eq!(merged, run(&Cpu::new(0), combine()));
+        // A sweep that measures draws, however often it comes.
+        let nothing = HeldMask { tiles: vec![TileMask::default(); 3], _room: cpu.slot_elsewhere(0).unwrap() };
+        lock(&cpu.masks).insert((MASK, 3), nothing);
+        run(&cpu, masked_sums::Job { models: vec![Keep::Random(MASK)] });
+        assert_eq!(merged, run(&cpu, combine()));
 
         // What is held is what is used, if it is of the same tiles.
         for (tiles, used) in [(3, true), (2, false)] {

@@ -14,6 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::too_few_threads;
 use crate::checkpoint::{OutFile, read_exact_at};
 use crate::error::{Error, Result};
 use crate::threads::share;
@@ -78,8 +79,7 @@ impl Floor {
         })?;
         let taken = start.elapsed();
         if working < threads {
-            return Err(Error::device(format!("only {working} of {threads} threads can be started"))
-                .hint("use fewer --threads, or allow more of them (`ulimit -u`, `ulimit -v`)"));
+            return Err(too_few_threads(working, threads));
         }
         Ok(taken)
     }

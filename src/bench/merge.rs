@@ -2,9 +2,10 @@
 //!
 //! A round is a floor and a merge, which take turns in going first, so that both meet the same machine; medians of the
 //! rounds count, after one that does not, and the fastest stands beside them. Before each run the memory that it will write into
-//! is at hand: on a virtual machine whose host takes free memory back, whoever came first would wait for it. Each merge is a process of its own: its peak memory and its time are those of a
-//! merge and not of the bench. On a disk the floor is measured twice, and the one that ends when the output is stored is
-//! what a whole merge is held against; the other one is for the part before that.
+//! is at hand: on a virtual machine whose host takes free memory back, whoever came first would wait for it. Each merge is a
+//! process of its own: its peak memory and its time are those of a merge and not of the bench. On a disk the floor is measured
+//! twice, and the one that ends when the output is stored is what a whole merge is held against; the other one is for the part
+//! before that.
 
 mod place;
 mod round;
@@ -226,7 +227,7 @@ impl Bench<'_> {
     /// What earlier runs left to be written must not be waited for by the next one, nor the memory that it will write into.
     fn settle(&self) -> Result<()> {
         let touched = self.held.work.join("touched");
-        at_hand(&touched, self.floor.written_bytes()).map_err(|cause| Error::writing(&touched, &cause))?;
+        at_hand(&touched, self.floor.written_bytes(), &|| self.watch.stop())?;
         if self.on_disk {
             #[cfg(unix)]
             rustix::fs::sync();

@@ -29,6 +29,7 @@ fn colour(stage: &str) -> RGBColor {
         "copy out" => RGBColor(204, 121, 167),
         "device wait" => GREY,
         "hash" => RGBColor(230, 159, 0),
+        "write wait" => RGBColor(240, 228, 66),
         _ => RGBColor(0, 158, 115),
     }
 }

@@ -1,8 +1,8 @@
 //! How fast files are written: by how many threads, into how many files, and in which way. What `mergeforge bench writes` measures,
 //! and what the way in which merges write was chosen by.
 //!
-//! Every run writes as many bytes, in pieces of one size, into new files that have their size from the start. Threads take the
-//! pieces in order, and one piece goes to each file in turn, so that with as many files as threads hardly two meet. The time is
+//! Every run writes whole pieces of one size, as many to each file, into new files that have their size from the start. Threads take
+//! the pieces in order, and one piece goes to each file in turn, so that with as many files as threads hardly two meet. The time is
 //! from the first file made to the last byte written, or to all of it stored. All ways take turns, round by round, and before each
 //! run the memory that it will fill is at hand.
 
@@ -13,8 +13,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use super::at_hand;
 use super::merge::HeldFolder;
+use super::{at_hand, too_few_threads};
 use crate::checkpoint::{OutFile, WritableMap, write_all_at};
 use crate::error::{Error, Result};
 use crate::threads::share;
@@ -27,7 +27,7 @@ pub const BLOCK_BYTES: usize = 4096;
 pub struct Setup {
     /// The folder of the files, which are removed.
     pub dir: PathBuf,
-    /// Bytes of all files of a run together.
+    /// Bytes of all files of a run together, as near as whole pieces come to it.
     pub bytes: u64,
     /// Bytes that a thread writes at a time.
     pub piece_bytes: u64,
@@ -39,6 +39,13 @@ pub struct Setup {
     pub repeat: usize,
     /// Whether a run ends when all is stored.
     pub stored: bool,
+}
+
+impl Setup {
+    /// Pieces of each of so many files.
+    fn pieces(&self, files: usize) -> u64 {
+        (self.bytes / self.piece_bytes / files as u64).max(1)
+    }
 }
 
 /// How a thread writes a piece.
@@ -83,7 +90,8 @@ pub struct WriteTimes {
 
 impl WriteTimes {
     /// Bytes a second of the fastest round and of the median one.
-    pub fn rates(&self, bytes: u64) -> Option<(f64, f64)> {
+    pub fn rates(&self, setup: &Setup) -> Option<(f64, f64)> {
+        let bytes = setup.pieces(self.files) * self.files as u64 * setup.piece_bytes;
         let mut seconds = self.seconds.clone();
         seconds.sort_by(f64::total_cmp);
         let rate = |seconds: &f64| bytes as f64 / seconds;
@@ -114,16 +122,20 @@ pub fn run(setup: &Setup, stop: &dyn Fn() -> bool) -> Result<Vec<WriteTimes>> {
             if stop() {
                 return Err(Error::interrupted());
             }
-            let failed = |cause: io::Error| Error::writing(&held.work, &cause);
-            at_hand(&held.work.join("touched"), setup.bytes).map_err(failed)?;
+            at_hand(&held.work.join("touched"), setup.bytes, stop)?;
             let taken = Run { setup, row, folder: &held.work }.time();
             for file in 0..row.files {
                 // What was never made cannot be removed.
                 let _ = fs::remove_file(path(&held.work, file));
             }
             match taken {
-                Ok(seconds) if round > 0 => row.seconds.push(seconds),
-                Err(cause) if cause.kind() != io::ErrorKind::Unsupported => return Err(failed(cause)),
+                Ok((_, working)) if working < row.threads => {
+                    return Err(too_few_threads(working, row.threads));
+                }
+                Ok((seconds, _)) if round > 0 => row.seconds.push(seconds),
+                Err(cause) if cause.kind() != io::ErrorKind::Unsupported => {
+                    return Err(Error::writing(&held.work, &cause));
+                }
                 _ => {}
             }
         }
@@ -156,11 +168,11 @@ enum Handle {
 }
 
 impl Run<'_> {
-    /// Seconds.
+    /// Seconds, and how many threads there were.
     ///
     /// # Errors
     /// Kind `Unsupported` where this file system cannot do it.
-    fn time(&self) -> io::Result<f64> {
+    fn time(&self) -> io::Result<(f64, usize)> {
         let started = Instant::now();
         let targets = (0..self.row.files).map(|file| self.target(file)).collect::<io::Result<Vec<_>>>()?;
         let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
@@ -170,26 +182,17 @@ impl Run<'_> {
             }
         });
         failure.into_inner().expect("no thread panicked").map_or(Ok(()), Err)?;
-        if working < self.row.threads {
-            let refusal = format!("only {working} of {} threads can be started", self.row.threads);
-            return Err(io::Error::other(refusal));
-        }
         if self.setup.stored {
             targets.iter().try_for_each(|target| target.out.sync())?;
         }
         // Unmapping is a part of it.
         drop(targets);
-        Ok(started.elapsed().as_secs_f64())
+        Ok((started.elapsed().as_secs_f64(), working))
     }
 
     /// Bytes of each file: whole pieces.
     fn file_bytes(&self) -> u64 {
-        self.pieces() * self.setup.piece_bytes
-    }
-
-    /// Pieces of each file.
-    fn pieces(&self) -> u64 {
-        (self.setup.bytes / self.setup.piece_bytes / self.row.files as u64).max(1)
+        self.setup.pieces(self.row.files) * self.setup.piece_bytes
     }
 
     fn target(&self, file: usize) -> io::Result<Target> {
@@ -201,7 +204,9 @@ impl Run<'_> {
         made.set_len(self.file_bytes())?;
         let by = match self.row.way {
             Way::Positioned => Handle::Positioned,
-            Way::Mapped => Handle::Mapped(WritableMap::new(&made).map_err(unless_invalid)?),
+            Way::Mapped => Handle::Mapped(
+                WritableMap::new(&made, self.setup.piece_bytes as usize).map_err(unless_invalid)?,
+            ),
             Way::Direct => Handle::Direct(open_direct(&path)?),
         };
         Ok(Target { out: OutFile::new(path, made, self.file_bytes())?, by })
@@ -213,13 +218,13 @@ impl Run<'_> {
         loop {
             let turn = next.fetch_add(1, Ordering::Relaxed);
             let (target, place) = (&targets[turn % targets.len()], (turn / targets.len()) as u64);
-            if place >= self.pieces() {
+            if place >= self.setup.pieces(targets.len()) {
                 return Ok(());
             }
             let (piece, offset) = (piece.bytes(), place * bytes);
             match &target.by {
                 Handle::Positioned => target.out.write_at(piece, offset).map(|_| ())?,
-                Handle::Mapped(map) => map.write_at(piece, offset).map_err(unless_invalid)?,
+                Handle::Mapped(map) => map.write(place as usize, piece).map_err(unless_invalid)?,
                 Handle::Direct(file) => write_all_at(file, piece, offset).map_err(unless_invalid)?,
             }
         }

@@ -10,6 +10,8 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+#[cfg(target_os = "linux")]
+use std::sync::{Mutex, PoisonError};
 
 /// A file in memory, of which nothing is there until it is brought.
 #[derive(Debug)]
@@ -64,52 +66,63 @@ impl Mapped {
     }
 }
 
-/// A file in memory that is written to past its lock, for `bench writes`: merges write by position.
+/// A file in memory that is written to past its lock, piece by piece, for `bench writes`: merges write by position.
 #[derive(Debug)]
-pub struct WritableMap(#[cfg(target_os = "linux")] memmap2::MmapRaw);
+#[cfg(target_os = "linux")]
+pub struct WritableMap {
+    map: memmap2::MmapRaw,
+    piece_bytes: usize,
+    /// Of each piece: held by the thread that writes it.
+    turns: Vec<Mutex<()>>,
+}
 
 #[cfg(target_os = "linux")]
 impl WritableMap {
-    /// Maps all of a file that was opened for reading and writing, and that nobody else has.
+    /// Maps all of a file of whole pieces that was opened for reading and writing, and that nobody else has.
     ///
     /// # Errors
     /// It cannot be mapped.
-    pub fn new(file: &File) -> io::Result<Self> {
-        memmap2::MmapRaw::map_raw(file).map(Self)
+    pub fn new(file: &File, piece_bytes: usize) -> io::Result<Self> {
+        let map = memmap2::MmapRaw::map_raw(file)?;
+        let turns = (0..map.len() / piece_bytes).map(|_| Mutex::default()).collect();
+        Ok(Self { map, piece_bytes, turns })
     }
 
-    /// Puts `bytes` into the file from `offset` on. The system is asked for the pages first: a full disk is an error then, and no signal.
+    /// Writes a piece of the file. The system is asked for the pages first: a full disk is an error then, and no signal.
     ///
     /// # Errors
     /// The system does not give the pages, or cannot be asked (before Linux 5.14).
     ///
     /// # Panics
-    /// When the bytes do not fit into the file.
-    pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let offset = offset as usize;
-        assert!(
-            bytes.len() <= self.0.len() && offset <= self.0.len() - bytes.len(),
-            "a write inside the file"
-        );
-        self.0.advise_range(memmap2::Advice::PopulateWrite, offset, bytes.len())?;
-        // SAFETY: the range is inside the map, whose memory nobody borrows: it is only written to, and only here. Threads that
-        // wrote the same bytes at once would leave those of either, as they would by position.
+    /// When the file has no such piece, or `bytes` are not one.
+    pub fn write(&self, piece: usize, bytes: &[u8]) -> io::Result<()> {
+        assert_eq!(bytes.len(), self.piece_bytes, "a whole piece");
+        let _turn = self.turns[piece].lock().unwrap_or_else(PoisonError::into_inner);
+        let offset = piece * self.piece_bytes;
+        self.map.advise_range(memmap2::Advice::PopulateWrite, offset, bytes.len())?;
+        // SAFETY: there is a turn for each piece inside the map, and it is held. Nobody borrows the map's memory: it is only
+        // written to, and only here.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(offset), bytes.len());
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.map.as_mut_ptr().add(offset), bytes.len());
         };
         Ok(())
     }
 }
 
+/// Nothing, where files are not mapped.
+#[derive(Debug)]
+#[cfg(not(target_os = "linux"))]
+pub struct WritableMap;
+
 #[cfg(not(target_os = "linux"))]
 impl WritableMap {
     /// Maps nothing here.
-    pub fn new(_file: &File) -> io::Result<Self> {
+    pub fn new(_file: &File, _piece_bytes: usize) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Nothing is mapped.
-    pub fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<()> {
+    pub fn write(&self, _piece: usize, _bytes: &[u8]) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -336,11 +349,12 @@ mod tests {
     #[test]
     fn what_is_written_into_pages_is_in_the_file() {
         let (_folder, file) = file(&[7; 10_000]);
-        let map = WritableMap::new(&file).unwrap();
-        map.write_at(&[1; 5000], 4000).unwrap();
+        let map = WritableMap::new(&file, 2000).unwrap();
+        map.write(2, &[1; 2000]).unwrap();
+        map.write(3, &[2; 2000]).unwrap();
         let mut read = vec![0; 10_000];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut read, 0).unwrap();
-        let expected = [&[7; 4000][..], &[1; 5000], &[7; 1000]].concat();
+        let expected = [&[7; 4000][..], &[1; 2000], &[2; 2000], &[7; 2000]].concat();
         assert!(read == expected);
     }
 

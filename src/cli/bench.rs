@@ -283,7 +283,6 @@ fn measured_json(measured: &MergeTimes) -> Json {
         "gb_per_s": gb / wall,
         "streaming_seconds": measured.median(|turn| turn.round.streaming_seconds),
         "finishing_seconds": measured.median(|turn| turn.round.finishing_seconds),
-        "memory_at_hand": true,
         "floor": floor(&|turn| turn.floor),
         "floor_stored": (!measured.in_memory).then(|| floor(&|turn| turn.stored.unwrap_or(turn.floor))),
         "share_of_floor": measured.share_of_floor(),

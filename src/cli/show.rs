@@ -157,20 +157,15 @@ fn plain_json(text: &str) -> String {
 }
 
 /// What will be read.
-fn reads(prepared: &Prepared, limits: &Limits) -> String {
+fn reads(prepared: &Prepared) -> String {
     let plan = &prepared.plan;
-    let (once, every_sweep) = plan.read_bytes(&prepared.sources);
-    let most = plan.read_bytes_holding(&prepared.sources, limits.hold_bytes);
-    let inputs = format!("{} of inputs", bytes(once));
-    match most {
-        _ if every_sweep == once => inputs,
-        most if most == once => format!("{inputs}, held in memory between sweeps"),
-        most => format!("{inputs}, up to {} where they do not fit the memory between sweeps", bytes(most)),
-    }
+    let (once, most) = plan.read_bytes(&prepared.sources);
+    let again = if most > once { ", some of it again where it does not stay in memory" } else { "" };
+    format!("{} of inputs{again}", bytes(once))
 }
 
 /// What a merge is about to do, in a few lines.
-pub(super) fn summary(prepared: &Prepared, limits: &Limits) {
+pub(super) fn summary(prepared: &Prepared) {
     let plan = &prepared.plan;
     talk(&one_line(&format!(
         "{} of {}: {} tensors, {} to write; reads {}",
@@ -178,7 +173,7 @@ pub(super) fn summary(prepared: &Prepared, limits: &Limits) {
         plan.models.join(", "),
         plan.tensors.len(),
         bytes(plan.layout.file_bytes),
-        reads(prepared, limits),
+        reads(prepared),
     )));
     plan.notes.iter().for_each(|n| note(n));
     for left_out in &plan.left_out {
@@ -217,7 +212,8 @@ pub(super) fn done(out: &Path, prepared: &Prepared, moved: (u64, u64), elapsed: 
         out.display(),
         (read + written) as f64 / 1e9 / seconds,
         bytes(read),
-        bytes(written),
+        // Chunks that were mended are written twice.
+        bytes(plan.layout.total_bytes),
     )));
 }
 
@@ -312,7 +308,7 @@ pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbos
     }
     let copied = plan.tensors.iter().filter(|t| matches!(t.action, Action::Copy(_))).count();
     out!("tensors  {} merged, {copied} copied", plan.tensors.len() - copied);
-    out!("read     {}", reads(prepared, limits));
+    out!("read     {}", reads(prepared));
     out!("write    {} in {} file(s)", bytes(plan.layout.file_bytes), plan.layout.shards.len());
     let held = match limits.hold_bytes.min(limits.widest.held_bytes) {
         0 => String::new(),
@@ -397,8 +393,7 @@ fn value_json(value: Value) -> Json {
 /// The plan, for programs.
 pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -> Json {
     let plan = &prepared.plan;
-    let (read, _) = plan.read_bytes(&prepared.sources);
-    let most = plan.read_bytes_holding(&prepared.sources, limits.hold_bytes);
+    let (read, most) = plan.read_bytes(&prepared.sources);
     let values = |values: &[(&'static str, Value)]| {
         values
             .iter()
@@ -418,7 +413,7 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
                             "parameters": values(&merge.settings.per_input[i]) })
                 };
                 json!({ "merge": merge.inputs.iter().enumerate().map(input).collect::<Vec<_>>(),
-                        "parameters": values(&merge.settings.shared), "sweeps_most": merge.recipe.sweeps.most })
+                        "parameters": values(&merge.settings.shared), "sweeps_most": merge.recipe.sweeps_most })
             }
         };
         json!({ "name": &*tensor.name, "dtype": format!("{:?}", tensor.dtype), "shape": &*tensor.shape,

@@ -92,7 +92,7 @@ fn table(setup: &Setup, times: &[WriteTimes]) {
             show::line(&format!("  {named:<24}{}", heads.collect::<String>()));
             for &threads in &setup.threads {
                 let cells = rows().filter(|row| row.threads == threads).map(|row| {
-                    let cell = row.rates(setup.bytes).map_or("-".into(), |(fastest, median)| {
+                    let cell = row.rates(setup).map_or("-".into(), |(fastest, median)| {
                         format!("{:.2} ({:.2})", median / 1e9, fastest / 1e9)
                     });
                     format!("{cell:>16}")
@@ -106,7 +106,7 @@ fn table(setup: &Setup, times: &[WriteTimes]) {
 
 fn measured_json(setup: &Setup, times: &[WriteTimes]) -> Json {
     let row = |row: &WriteTimes| {
-        let rates = row.rates(setup.bytes);
+        let rates = row.rates(setup);
         json!({
             "way": row.way.name(),
             "allocated": row.allocated,

@@ -39,6 +39,14 @@ packed! {
     }
 }
 
+impl Bracket {
+    /// The bin of a key in the bracket.
+    pub fn bin(&self, key: u32) -> Option<usize> {
+        let bin = (key.checked_sub(self.lowest)? >> self.shift) as usize;
+        (bin < BINS).then_some(bin)
+    }
+}
+
 /// The record.
 pub(super) const KERNEL: Kernel = Kernel {
     name: "magnitudes",
@@ -95,18 +103,14 @@ impl Numbers for Job {
 
     fn plain(&self, _: u64, x: &[&[f32]], target: Target<'_>) {
         let counts = target.words();
-        for (model, Bracket { lowest, shift }) in self.models.iter().enumerate() {
+        for (model, bracket) in self.models.iter().enumerate() {
             let counts = &mut counts[model * WORDS..];
             for (x, base) in x[model + 1].iter().zip(x[0]) {
                 let key = key(x - base);
-                if key < *lowest {
-                    continue;
-                }
-                let bin = ((key - lowest) >> shift) as usize;
-                if bin < BINS {
+                if let Some(bin) = bracket.bin(key) {
                     counts[bin] += 1;
-                    counts[UNEVEN] += u32::from(!key.is_multiple_of(1 << shift));
-                } else {
+                    counts[UNEVEN] += u32::from(!key.is_multiple_of(1 << bracket.shift));
+                } else if key >= bracket.lowest {
                     counts[ABOVE] += 1;
                 }
             }
@@ -131,6 +135,8 @@ fn fast<E: Element>(job: &Job, inputs: &TileInputs<'_, E>, counts: &mut [u32]) {
 #[inline(always)]
 fn count<E: Element>(bracket: Bracket, x: &[E], base: &[E], counts: &mut [u32]) {
     const OUTSIDE: u16 = BINS as u16;
+    /// Elements that are looked through together.
+    const ROW: usize = 32;
     let Bracket { lowest, shift } = bracket;
     let low_bits = (1u32 << shift) - 1;
     let len = x.len().min(TILE);
@@ -148,12 +154,18 @@ fn count<E: Element>(bracket: Bracket, x: &[E], base: &[E], counts: &mut [u32]) 
     }
     counts[ABOVE] += above;
     counts[UNEVEN] += uneven;
-    // Few keys are inside, and where is not to be foreseen: they are gathered without a branch, then counted.
+    // Few keys are inside, and where is not to be foreseen: rows with none are passed over, those of the others are gathered
+    // without a branch, then counted.
     let mut gathered = [0u16; TILE];
     let mut found = 0;
-    for bin in &bins[..len] {
-        gathered[found % TILE] = *bin;
-        found += usize::from(*bin < OUTSIDE);
+    for row in bins.as_chunks::<ROW>().0 {
+        if row.iter().fold(OUTSIDE, |least, bin| least.min(*bin)) == OUTSIDE {
+            continue;
+        }
+        for bin in row {
+            gathered[found % TILE] = *bin;
+            found += usize::from(*bin < OUTSIDE);
+        }
     }
     let bin_counts: &mut [u32; BINS] = counts[..BINS].as_mut_array().expect("the bins come first");
     for bin in &gathered[..found] {

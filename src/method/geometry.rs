@@ -14,7 +14,7 @@ use super::Settings;
 use crate::error::{Error, Result};
 use crate::kernel::segment_sum::Per;
 use crate::kernel::{gram, segment_sum, weighted_sum};
-use crate::recipe::{Foreseen, Measured, Pass, Recipe, Segments, Sweeps, everything};
+use crate::recipe::{Foreseen, Measured, Pass, Recipe, Segments, everything};
 
 /// The most models of such a method, the base included: it measures the inner products of all pairs.
 pub(super) const MODELS_MAX: usize = 64;
@@ -152,7 +152,7 @@ where
 {
     let over = everything(by.elements(settings.elements));
     let foreseen = foreseen(&inputs, by);
-    Recipe::steps(Sweeps { usual: 2, most: 2 }, by, foreseen, move |measured: Measured| {
+    Recipe::steps(2, by, foreseen, move |measured: Measured| {
         let vectors = inputs.len();
         Ok(match measured {
             Measured::Nothing => {

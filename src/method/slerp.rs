@@ -11,7 +11,7 @@
 use super::{Base, Method, Paper, Parameter, Scope, Settings};
 use crate::error::Result;
 use crate::kernel::{Job, gram, weighted_sum};
-use crate::recipe::{Foreseen, Measured, Pass, Recipe, Segments, Sweeps, everything};
+use crate::recipe::{Foreseen, Measured, Pass, Recipe, Segments, everything};
 
 pub(super) const SLERP: Method = Method {
     name: "slerp",
@@ -46,7 +46,7 @@ fn recipe(settings: &Settings) -> Result<Recipe> {
         Foreseen::new(&inputs, gram::Job { inputs: 2 }),
         Foreseen::new(&inputs, weighted_sum::Job { anchored: false, coefficients: vec![0.0; 2] }),
     ];
-    Ok(Recipe::steps(Sweeps { usual: 2, most: 2 }, Segments::Whole, foreseen, move |measured: Measured| {
+    Ok(Recipe::steps(2, Segments::Whole, foreseen, move |measured: Measured| {
         Ok(match measured {
             Measured::Nothing => Some(Pass::Measure {
                 reads: inputs.clone(),

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::kernel::consensus;
 use crate::kernel::thinning::{Keep, Mask, Model, Trim};
 use crate::kernel::{Job, KEY_MAX, Kept, TILE, masked_sums, tiles, weighted_sum};
-use crate::recipe::{Foreseen, Machine, Measured, Pass, Recipe, Segments, Sweeps, Threshold, everything};
+use crate::recipe::{Foreseen, Machine, Measured, Pass, Recipe, Segments, Threshold, everything};
 
 pub(super) const TASK_ARITHMETIC: Method = Method {
     name: "task_arithmetic",
@@ -69,11 +69,10 @@ pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Res
         let (reads, job) = merge.weighted_sum();
         return Ok(Recipe::combine(reads, job));
     }
-    let measuring = u32::from(merge.rescale);
-    let counting = |most: u32| if merge.trimmed().next().is_some() { most } else { 0 };
-    let sweeps =
-        Sweeps { usual: 1 + measuring + counting(1), most: 1 + measuring + counting(COUNTING_SWEEPS_MAX) };
-    Ok(Recipe::passes(sweeps, Segments::Whole, merge))
+    // Where magnitudes decide, a try may go before, and counting before and after it.
+    let selecting = if merge.trimmed().next().is_some() { 1 + 2 * COUNTING_SWEEPS_MAX } else { 0 };
+    let sweeps_most = 1 + u32::from(merge.rescale) + selecting;
+    Ok(Recipe::passes(sweeps_most, Segments::Whole, merge))
 }
 
 /// The merge of one tensor: select thresholds, measure norms, combine; steps not needed are left out. Thresholds are

@@ -7,8 +7,8 @@
 //! makes a better one. Samples decide how many sweeps it takes, never the result. Where equal keys have to be cut, only
 //! the stretch with the cut is scanned again.
 //!
-//! Where the sample leaves little doubt about the key itself, the merge may be made with that key and a guessed cut before
-//! anything is counted. How much it kept shows on which side of the guess the cut is, and how many equal keys away:
+//! Where the sample leaves little doubt about the key itself, the merge may be made with that key and a guessed cut, and only the
+//! other models are counted before. How much it kept shows on which side of the guess the cut is, and how many equal keys away:
 //! the stretch between the two is scanned, and merged once more. If there are too few equal keys, the key was wrong, and the
 //! counting begins.
 
@@ -84,6 +84,8 @@ struct Search {
     levels: Vec<u32>,
     /// The key and cut that a sample makes very likely.
     likely: Option<Likely>,
+    /// Whether `found` is that guess.
+    guessed: bool,
     found: Option<Selected>,
 }
 
@@ -141,6 +143,7 @@ impl TopK {
             bracket: bracket(&(0..KEY_MAX + 1)),
             levels: Vec::new(),
             likely: None,
+            guessed: false,
             found: None,
         };
         Self {
@@ -165,11 +168,12 @@ impl TopK {
         self.guess == Guess::Made
     }
 
-    /// Takes in how much the guessed thresholds keep, in the order of the inputs given. The selection then goes on from there.
+    /// Takes in how much the thresholds keep, in the order of the inputs given. The selection then goes on from there.
     pub(super) fn prove(&mut self, kept: impl Iterator<Item = u64>) {
         self.guess = Guess::No;
+        self.counted = 0;
         let all = tiles(self.elements);
-        for (search, kept) in self.searches.iter_mut().zip(kept) {
+        for (search, kept) in self.searches.iter_mut().zip(kept).filter(|(search, _)| search.guessed) {
             search.take_kept(kept, all);
         }
     }
@@ -182,10 +186,14 @@ impl TopK {
             (Asked::Counts, measured) => self.take_counts(&measured.counts()),
             (Asked::TieCut, measured) => self.take_cut(&measured.words()),
         }
-        if self.searches.is_empty() || self.elements == 0 || self.takes_likely() {
+        if self.searches.is_empty() || self.elements == 0 {
             return None;
         }
-        self.sampling_pass().or_else(|| self.counting_pass()).or_else(|| self.cutting_pass())
+        let pass = self.sampling_pass().or_else(|| self.counting_pass()).or_else(|| self.cutting_pass());
+        if pass.is_none() {
+            self.take_likely();
+        }
+        pass
     }
 
     /// The passes that are likely: a sample, which settles small tensors, and a sweep that counts, in whichever way.
@@ -211,25 +219,27 @@ impl TopK {
         })
     }
 
-    /// Takes what the first sample makes likely for the truth, if guesses are allowed and there is one for every model.
-    fn takes_likely(&mut self) -> bool {
-        let known = |search: &Search| search.likely.is_some();
-        if self.guess != Guess::Allowed || self.samples == 0 || !self.searches.iter().all(known) {
-            return false;
+    /// Whether a search is to go on, and not left to a guess.
+    fn is_open(&self, search: &Search) -> bool {
+        search.found.is_none() && (self.guess != Guess::Allowed || search.likely.is_none())
+    }
+
+    /// Takes what samples make likely for the truth where nothing else is known.
+    fn take_likely(&mut self) {
+        for search in self.searches.iter_mut().filter(|search| search.found.is_none()) {
+            let Likely { threshold, cut_tile, .. } = search.likely.expect("it is not open");
+            let cut = (cut_tile * TILE as u64).min(self.elements);
+            search.found = Some(Selected { threshold, cut: TieCut::At(cut) });
+            search.guessed = true;
+            self.guess = Guess::Made;
         }
-        for search in &mut self.searches {
-            let Likely { threshold, cut_tile, .. } = search.likely.expect("every search has one");
-            search.found = Some(Selected { threshold, cut: TieCut::At(cut_tile * TILE as u64) });
-        }
-        self.guess = Guess::Made;
-        true
     }
 
     /// A first sample for every model, and a second one for those whose next sweep would miss again.
     fn sampling_pass(&mut self) -> Option<Pass> {
         let wants = |search: &Search| match self.samples {
             0 => true,
-            1 => search.found.is_none() && search.missed && bracket(&search.interval).shift > 0,
+            1 => self.is_open(search) && search.missed && bracket(&search.interval).shift > 0,
             _ => false,
         };
         self.measuring = (0..self.searches.len()).filter(|search| wants(&self.searches[*search])).collect();
@@ -273,14 +283,18 @@ impl TopK {
     }
 
     fn counting_pass(&mut self) -> Option<Pass> {
-        for search in self.searches.iter_mut().filter(|search| search.found.is_none()) {
+        let mut open: Vec<usize> =
+            (0..self.searches.len()).filter(|search| self.is_open(&self.searches[*search])).collect();
+        open.retain(|search| {
+            let search = &mut self.searches[*search];
             // Only inputs that change under the merge come to this; what is kept in the end will show it.
-            if self.counted == COUNTING_SWEEPS_MAX || search.interval.is_empty() {
+            let is_lost = self.counted == COUNTING_SWEEPS_MAX || search.interval.is_empty();
+            if is_lost {
                 search.found = Some(Selected { threshold: KEY_MAX, cut: TieCut::At(0) });
             }
-        }
-        self.measuring =
-            (0..self.searches.len()).filter(|search| self.searches[*search].found.is_none()).collect();
+            !is_lost
+        });
+        self.measuring = open;
         self.counted += u32::from(!self.measuring.is_empty());
         // All models are counted by the same kernel: one that needs bins gives them to all.
         let measuring = || self.measuring.iter().map(|search| &self.searches[*search]);
@@ -433,10 +447,7 @@ impl Search {
             1.. if tile == all_tiles => (self.interval.end, self.from_end) = (threshold, counted),
             // So many are above it.
             ..0 if tile == 0 => (self.interval.start, self.from_start) = (threshold + 1, counted),
-            0 => {
-                self.found = Some(Selected { threshold, cut: TieCut::At(tile * TILE as u64) });
-                return;
-            }
+            0 => unreachable!("nothing is looked for where nothing is missing"),
             _ => {
                 self.found = Some(Selected { threshold, cut: TieCut::Away { tile, missing } });
                 return;

@@ -106,13 +106,13 @@ pub struct LeftOut {
 }
 
 impl Plan {
-    /// Bytes read if every input is read once, and if every recipe needs all of its sweeps.
+    /// Bytes read if every input is read once; and, but for samples and single tiles, if every recipe needs all of its sweeps and
+    /// nothing is held between them.
     pub fn read_bytes(&self, sources: &[Source]) -> (u64, u64) {
-        (self.read_bytes_holding(sources, u64::MAX), self.read_bytes_holding(sources, 0))
+        (self.read_bytes_of(sources, |_| 1), self.read_bytes_of(sources, |merge| merge.recipe.sweeps_most))
     }
 
-    /// Bytes read at the most, but for samples, where inputs of so many bytes can be held between the sweeps over a tensor.
-    pub fn read_bytes_holding(&self, sources: &[Source], held_bytes: u64) -> u64 {
+    fn read_bytes_of(&self, sources: &[Source], sweeps: impl Fn(&Merge) -> u32) -> u64 {
         let bytes = |input: &usize| {
             let of = input::stored(&self.inputs, *input);
             sum(of.into_iter().map(|at| sources[at.source].tensor_at(at.tensor).bytes))
@@ -121,8 +121,7 @@ impl Plan {
             Action::Copy(copy) => sum(copy.holders.iter().map(bytes)),
             Action::Merge(merge) => {
                 let once = sum(merge.inputs.iter().map(bytes));
-                let sweeps = if once <= held_bytes { 1 } else { u64::from(merge.recipe.sweeps.most) };
-                once.saturating_mul(sweeps)
+                once.saturating_mul(u64::from(sweeps(merge)))
             }
         };
         sum(self.tensors.iter().map(of))
@@ -152,7 +151,7 @@ impl Plan {
                     widest.inputs = widest.inputs.max(merge.inputs.len());
                     widest.input_bytes = widest.input_bytes.max(bytes);
                     widest.output_bytes = widest.output_bytes.max(merge.output.bytes());
-                    let measures = merge.recipe.sweeps.most > 1;
+                    let measures = merge.recipe.sweeps_most > 1;
                     let segments = merge.recipe.by.count(tensor.elements);
                     if segments > 1 {
                         let inputs = merge.inputs.len() as u64;

@@ -129,7 +129,7 @@ fn held_bytes(tensor: &Tensor, uses: &[u32]) -> u64 {
     if merge.recipe.by.count(tensor.elements) > 1 {
         return u64::MAX;
     }
-    let again = merge.recipe.sweeps.most > 1 || merge.inputs.iter().any(|input| uses[*input] > 1);
+    let again = merge.recipe.sweeps_most > 1 || merge.inputs.iter().any(|input| uses[*input] > 1);
     let element_bytes: usize = merge.floats.iter().map(|float| float.bytes()).sum();
     if again { tensor.elements.saturating_mul(element_bytes as u64) } else { 0 }
 }

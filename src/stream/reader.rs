@@ -84,11 +84,12 @@ impl ReadInputs for Reader<'_> {
         self.read_from(part.inputs[input].input, start, into)
     }
 
+    fn is_mapped(&self, span: usize, input: usize) -> Result<bool> {
+        Ok(self.stream.reads == Reads::Mapped && self.brought(span, input, false)?.is_some())
+    }
+
     fn bring(&mut self, span: usize, input: usize) -> Result<bool> {
-        let Stream { timeline, watch, reads, .. } = self.stream;
-        if *reads != Reads::Mapped || self.brought(span, input, false)?.is_none() {
-            return Ok(false);
-        }
+        let Stream { timeline, watch, .. } = self.stream;
         let (_, part) = self.stored(span, input).expect("what can be brought is stored");
         let bytes = part.end - part.start;
         let brought =

@@ -8,7 +8,7 @@
 //! - the functions that a part of the text mentions;
 //! - every part that is neither an entry nor a function.
 //!
-//! Comments are left out: the driver knows by its text what it has compiled before. `tools/build_kernels.py` cuts by the same
+//! Comments between parts are left out: the driver knows by its text what it has compiled before. `tools/build_kernels.py` cuts by the same
 //! rule, and assembles and times what comes of it.
 
 /// A part of a file.

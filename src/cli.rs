@@ -20,7 +20,7 @@ use std::time::Instant;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::backend::device::Device;
-use crate::backend::devices::{self as known_devices, processor};
+use crate::backend::devices::{self as known_devices, Candidate, processor};
 use crate::check::{self, Depth};
 use crate::checkpoint::Reads;
 use crate::error::{Error, Result};
@@ -243,24 +243,54 @@ impl CommonArgs {
                 Some(bytes) => bytes,
                 None => (device.family.device_bytes)(device, physical_bytes())?,
             },
-            chunk_tiles: self.chunk_tiles.unwrap_or(device.family.chunk_tiles),
+            chunk_tiles: self.chunk_tiles,
         })
     }
 
-    /// The device; a line where `auto` had to do without a better one, if that is wanted.
-    fn device(&self, notes: bool) -> Result<Device> {
-        let (device, passed_over) = choose(&self.device)?;
-        if let Some(reason) = passed_over.filter(|_| notes) {
-            let instead = if device == processor() { "the CPU".into() } else { device.id() };
+    /// The device, and what a merge may use of it. Of those that `auto` means, the first that can be opened and that `works`; with
+    /// a line where it is not the best one, if that is wanted.
+    fn device(&self, notes: bool, works: &dyn Fn(&Device) -> Result<()>) -> Result<(Device, Budget)> {
+        let opened = |device: Device| {
+            // Whether it can be opened shows when it is asked for its memory, of which the budget may be given.
+            (device.family.device_bytes)(&device, physical_bytes())?;
+            works(&device)?;
+            let budget = self.budget(&device)?;
+            Ok((device, budget))
+        };
+        let (better, last) = candidates(&self.device)?;
+        // Of what is not there the first is told, of what fails each.
+        let mut passed_over = Vec::new();
+        let chosen = better.into_iter().find_map(|candidate| match candidate {
+            Ok(device) => opened(device).map_err(|failure: Error| passed_over.push(failure.message)).ok(),
+            Err(reason) => {
+                if passed_over.is_empty() {
+                    passed_over.push(reason);
+                }
+                None
+            }
+        });
+        let (device, budget) = match chosen {
+            Some(found) => found,
+            None => self.budget(&last).map(|budget| (last, budget))?,
+        };
+        if notes {
+            Self::tell(&device, passed_over);
+        }
+        Ok((device, budget))
+    }
+
+    /// Says what is notable of the choice of a device.
+    fn tell(device: &Device, passed_over: impl IntoIterator<Item = String>) {
+        for reason in passed_over {
+            let instead = if *device == processor() { "the CPU".into() } else { device.id() };
             show::note(&format!("{reason}: merging on {instead}"));
         }
-        if device.software && notes {
+        if device.software {
             let (id, name) = (device.id(), &device.name);
             show::note(&format!(
                 "{id} ({name}) is software on the processor: --device cpu gives the same bytes, and sooner"
             ));
         }
-        Ok(device)
     }
 }
 
@@ -317,28 +347,14 @@ fn usage(answer: &clap::Error) -> ExitCode {
     }
 }
 
-/// The device to merge on. `auto` gives the CPU where the best device fails its check: who named none is not left without one.
-fn checked_device(args: &MergeArgs, cache: Option<&Path>) -> Result<Device> {
-    let device = args.common.device(!args.quiet)?;
-    if args.common.device == "auto"
-        && let Err(wrong) = check::before_first_use(&device, cache)
-    {
-        if !args.quiet {
-            show::note(&format!("{}: merging on the CPU", wrong.message));
-        }
-        return Ok(processor());
-    }
-    Ok(device)
-}
-
 fn run_merge(args: &MergeArgs) -> Result<()> {
     let progress = Progress::new(args.quiet)?;
     let started = Instant::now();
     args.mergekit.notes.iter().for_each(|note| show::note(note));
     let prepared = prepared(&args.config, &args.common)?;
     let cache = cache_folder();
-    let device = checked_device(args, cache.as_deref())?;
-    let budget = args.common.budget(&device)?;
+    let works = |device: &Device| check::before_first_use(device, cache.as_deref());
+    let (device, budget) = args.common.device(!args.quiet, &works)?;
     budget.limits(&prepared.plan, &device)?;
     if !args.quiet {
         show::summary(&prepared);
@@ -383,10 +399,10 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
 }
 
 fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Result<()> {
-    let device = common.device(true)?;
+    let (device, budget) = common.device(true, &|_| Ok(()))?;
     let progress = Progress::new(true)?;
     let prepared = prepared(config, common)?;
-    let (budget, reads) = (common.budget(&device)?, common.reads(&prepared));
+    let reads = common.reads(&prepared);
     let options = Options {
         out,
         device,
@@ -405,8 +421,7 @@ fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Re
 
 fn run_plan(args: &PlanArgs) -> Result<()> {
     let prepared = prepared(&args.config, &args.common)?;
-    let device = args.common.device(false)?;
-    let budget = args.common.budget(&device)?;
+    let (device, budget) = args.common.device(false, &|_| Ok(()))?;
     let limits = budget.limits(&prepared.plan, &device)?;
     if let Some(out) = &args.out {
         let (reads, cache) = (args.common.reads(&prepared), None);
@@ -448,6 +463,11 @@ fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
 /// As [`known_devices::choose`], with a hint for mergekit's words.
 fn choose(word: &str) -> Result<(Device, Option<String>)> {
     mergekit::foreign_device(word).map_or_else(|| known_devices::choose(word), Err)
+}
+
+/// As [`known_devices::candidates`], with the same.
+fn candidates(word: &str) -> Result<(Vec<Candidate>, Device)> {
+    mergekit::foreign_device(word).map_or_else(|| known_devices::candidates(word), Err)
 }
 
 /// Where merges keep what helps the next one: `$MERGEFORGE_CACHE` (nowhere if that is empty), else a folder of our own

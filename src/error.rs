@@ -16,6 +16,8 @@ pub enum Kind {
     Output,
     /// The device, or its driver, is missing, too small, or failed.
     Device,
+    /// The device has not the memory that was asked for. With less the work may still be done.
+    DeviceMemory,
     /// The user asked to stop (Ctrl-C or SIGTERM).
     Interrupted,
 }
@@ -27,7 +29,7 @@ impl Kind {
             Self::Config => "config",
             Self::Input => "input",
             Self::Output => "output",
-            Self::Device => "device",
+            Self::Device | Self::DeviceMemory => "device",
             Self::Interrupted => "interrupted",
         }
     }
@@ -125,7 +127,7 @@ impl Error {
             Kind::Config => 2,
             Kind::Input => 3,
             Kind::Output => 4,
-            Kind::Device => 5,
+            Kind::Device | Kind::DeviceMemory => 5,
             Kind::Interrupted => 130,
         }
     }

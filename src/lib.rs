@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use backend::device::Device;
+use backend::{Backend, Limits};
 use checkpoint::{Access, Reads, Sink, Source};
 use config::Config;
 use error::{Error, Result};
@@ -165,9 +166,8 @@ pub fn merge_recording(
 ) -> Result<Report> {
     let Prepared { sources, plan, .. } = prepared;
     check_room(prepared, options)?;
-    let limits = options.budget.limits(plan, &options.device)?;
     check::before_first_use(&options.device, options.cache.as_deref())?;
-    let backend = options.device.open(&limits)?;
+    let (backend, limits) = open_device(plan, options, watch)?;
     let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
     let cache = options.cache.as_deref().filter(|_| options.recall);
     let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
@@ -194,6 +194,35 @@ pub fn merge_recording(
     Ok(report)
 }
 
+/// Opens the device with the memory that a merge may use; where it has not so much, with half of that, or a quarter, as far as
+/// the merge gets by with it.
+///
+/// # Errors
+/// Not even one chunk of the smallest size fits into the budget; or what the device reports, of the smallest that was tried.
+fn open_device(plan: &Plan, options: &Options, watch: &dyn Watch) -> Result<(Box<dyn Backend>, Limits)> {
+    let Options { device, budget: asked, .. } = options;
+    let (mut budget, mut limits) = (*asked, asked.limits(plan, device)?);
+    let mut refusal = None;
+    loop {
+        let failure = match device.open(&limits) {
+            Ok(backend) => {
+                if let Some(refusal) = refusal {
+                    watch.less_memory(&refusal, asked.device_bytes, budget.device_bytes);
+                }
+                return Ok((backend, limits));
+            }
+            Err(failure) => failure,
+        };
+        budget.device_bytes /= 2;
+        match budget.limits(plan, device) {
+            Ok(less) if failure.kind == error::Kind::DeviceMemory => limits = less,
+            _ => return Err(failure),
+        }
+        // What was asked for at first.
+        refusal.get_or_insert(failure);
+    }
+}
+
 /// What a merge takes at the least on this device: the same reads, copies, digests and writes through the same scheduler,
 /// every input once and no arithmetic. What is written means nothing and is taken away. Returns the time, and what the stages
 /// did in it.
@@ -203,12 +232,11 @@ pub fn merge_recording(
 pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Result<(Duration, Shares)> {
     let Prepared { sources, plan, .. } = prepared;
     check_room(prepared, options)?;
-    let limits = options.budget.limits(plan, &options.device)?;
-    let backend = options.device.open(&limits)?;
+    let (backend, limits) = open_device(plan, options, watch)?;
     let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
     let work = Work { plan, sources, recalled: &[], reads: options.reads, idle: true, guess: false };
     stream::prepare(&work, &*backend, watch)?;
-    let timeline = Timeline::new();
+    let timeline = Timeline::timing();
     let Streamed { workers, .. } = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
     let wall = timeline.origin().elapsed();
     Ok((wall, timeline.shares(wall, workers)))

@@ -15,7 +15,7 @@ use crate::checkpoint::{
 use crate::error::{Error, Result};
 use crate::method::Scope;
 use crate::stream::Merged;
-use crate::timeline::{Shares, Stage, StageShare, Timeline, Who};
+use crate::timeline::{Shares, Stage, StageShare, StageTimes, Timeline, Who};
 use crate::{Options, Prepared};
 
 /// What a merge did.
@@ -283,7 +283,7 @@ fn may_write(_path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What the stages did, for programs.
+/// What the stages did, for programs; no times where they were not measured.
 pub fn stages_json(shares: &Shares) -> Value {
     shares.stages.iter().map(stage_json).collect()
 }
@@ -293,9 +293,10 @@ fn stage_json(stage: &StageShare) -> Value {
         Who::Workers => "threads",
         Who::Device => "device",
     };
+    let time = |of: fn(&StageTimes) -> f64| stage.times.as_ref().map(|times| rounded(of(times)));
     json!({
-        "stage": stage.stage.name(), "by": who, "busy_seconds": rounded(stage.busy.as_secs_f64()),
-        "share": rounded(stage.share), "bytes": stage.bytes, "gb_per_s": rounded(stage.gb_per_s),
+        "stage": stage.stage.name(), "by": who, "busy_seconds": time(|times| times.busy.as_secs_f64()),
+        "share": time(|times| times.share), "bytes": stage.bytes, "gb_per_s": time(|times| times.gb_per_s),
     })
 }
 

@@ -44,6 +44,8 @@ pub trait Watch: Sync {
     fn stop(&self) -> bool;
     /// Before the first bytes: the device's driver compiles kernels, and that takes a while.
     fn compiling(&self);
+    /// The device has not the memory that the merge may use, as `why` says: so many bytes of it are used in place of those.
+    fn less_memory(&self, why: &Error, asked: u64, used: u64);
 }
 
 /// Everything the workers share.

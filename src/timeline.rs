@@ -3,8 +3,9 @@
 //! Threads read, hash and write; a device copies in, computes and copies out. All such work is recorded, each stretch with
 //! its beginning and end, so that what overlaps and what holds the merge back is seen and not guessed.
 //!
-//! Totals are always there, and workers add to them without a lock. Single records are kept only where somebody wants
-//! them ([`Timeline::keeping`]): for a trace, or for a bench that looks at each launch.
+//! Totals are always there, and workers add to them without a lock. A device's own clock is asked only where somebody wants to
+//! know its stages apart ([`Timeline::timing`]); else its bytes are counted, and what is known of its time is how long workers
+//! wait for it. Single records are kept only for a trace, or for a bench that looks at each launch ([`Timeline::keeping`]).
 
 mod busy;
 mod kept;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use busy::Busy;
 use kept::KeptRecords;
 
-pub use shares::{Bottleneck, Shares, StageShare, Who};
+pub use shares::{Bottleneck, Shares, StageShare, StageTimes, Who};
 
 /// The stages that a chunk goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,6 +33,8 @@ pub enum Stage {
     Compute,
     /// Copying from the device.
     CopyOut,
+    /// Waiting until the device is done with a launch, on a worker's thread.
+    DeviceWait,
     /// Digests of the output, on a worker's thread.
     Hash,
     /// Waiting until another worker has written to the same file.
@@ -45,8 +48,16 @@ const STAGES: usize = Stage::ALL.len();
 
 impl Stage {
     /// All of them, in the order that a chunk takes.
-    pub const ALL: [Self; 7] =
-        [Self::Read, Self::CopyIn, Self::Compute, Self::CopyOut, Self::Hash, Self::WriteWait, Self::Write];
+    pub const ALL: [Self; 8] = [
+        Self::Read,
+        Self::CopyIn,
+        Self::Compute,
+        Self::CopyOut,
+        Self::DeviceWait,
+        Self::Hash,
+        Self::WriteWait,
+        Self::Write,
+    ];
 
     /// The name in reports.
     pub fn name(self) -> &'static str {
@@ -55,6 +66,7 @@ impl Stage {
             Self::CopyIn => "copy in",
             Self::Compute => "compute",
             Self::CopyOut => "copy out",
+            Self::DeviceWait => "device wait",
             Self::Hash => "hash",
             Self::WriteWait => "write wait",
             Self::Write => "write",
@@ -90,6 +102,7 @@ pub struct Timeline {
     origin: Instant,
     workers: [WorkersTotal; STAGES],
     device: [Mutex<DeviceTotal>; STAGES],
+    times_device: bool,
     kept: Option<KeptRecords>,
 }
 
@@ -107,17 +120,30 @@ struct DeviceTotal {
     busy: Busy,
     bytes: u64,
     count: u64,
+    /// Pieces of work whose time is not in `busy`.
+    untimed: u64,
 }
 
 impl Timeline {
     /// A timeline of totals that begins now.
     pub fn new() -> Self {
-        Self { origin: Instant::now(), workers: Default::default(), device: Default::default(), kept: None }
+        Self {
+            origin: Instant::now(),
+            workers: Default::default(),
+            device: Default::default(),
+            times_device: false,
+            kept: None,
+        }
     }
 
-    /// A timeline that begins now and keeps single records too, 32 bytes each, up to 64 MiB of them.
+    /// The same, with the times of a device's stages.
+    pub fn timing() -> Self {
+        Self { times_device: true, ..Self::new() }
+    }
+
+    /// The same again, with single records too, 32 bytes each, up to 64 MiB of them.
     pub fn keeping() -> Self {
-        Self { kept: Some(KeptRecords::default()), ..Self::new() }
+        Self { kept: Some(KeptRecords::default()), ..Self::timing() }
     }
 
     /// The same, beginning now.
@@ -129,6 +155,18 @@ impl Timeline {
     /// When it began.
     pub fn origin(&self) -> Instant {
         self.origin
+    }
+
+    /// Whether a device whose clock costs something is to be asked for the times of its stages.
+    pub fn times_device(&self) -> bool {
+        self.times_device
+    }
+
+    /// Notes that the device moved `bytes` in a stage whose time nobody measured.
+    pub fn record_untimed(&self, stage: Stage, bytes: u64) {
+        let mut total = lock(&self.device[stage as usize]);
+        total.bytes += bytes;
+        total.untimed += 1;
     }
 
     /// Notes that `by` was busy with `stage` and moved `bytes`.
@@ -156,7 +194,7 @@ impl Timeline {
     /// a device, or the spans of the CPU.
     pub fn count(&self, stage: Stage) -> u64 {
         let workers = self.workers[stage as usize].count.load(Ordering::Relaxed);
-        workers + lock(&self.device[stage as usize]).count
+        workers + lock(&self.device[stage as usize]).read().count
     }
 
     /// What share of `wall` each stage was busy, for so many worker threads.
@@ -196,10 +234,10 @@ impl Default for Timeline {
     }
 }
 
-/// A stage added up: time, bytes, and how many records.
+/// A stage added up: time, if it was measured, bytes, and how many records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Total {
-    busy: Duration,
+    busy: Option<Duration>,
     bytes: u64,
     count: u64,
 }
@@ -214,7 +252,7 @@ impl WorkersTotal {
     fn read(&self) -> Total {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Total {
-            busy: Duration::from_nanos(value(&self.nanoseconds)),
+            busy: Some(Duration::from_nanos(value(&self.nanoseconds))),
             bytes: value(&self.bytes),
             count: value(&self.count),
         }
@@ -229,7 +267,8 @@ impl DeviceTotal {
     }
 
     fn read(&self) -> Total {
-        Total { busy: Duration::from_nanos(self.busy.total()), bytes: self.bytes, count: self.count }
+        let busy = (self.untimed == 0).then(|| Duration::from_nanos(self.busy.total()));
+        Total { busy, bytes: self.bytes, count: self.count + self.untimed }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::timeline::{By, Stage, Timeline};
 pub(super) const FAMILY: Family = Family {
     name: "cpu",
     numbered: false,
-    chunk_tiles: CHUNK_TILES,
+    chunk_tiles: |_| CHUNK_TILES,
     // As in a merge, whose results stay in the cache until they are written.
     bench_tiles: |_| CHUNK_TILES,
     lane_bytes,
@@ -31,7 +31,6 @@ pub(super) const FAMILY: Family = Family {
     device_bytes: |_, _| Ok(0),
     reads_again: true,
     devices: || Ok(vec![device()]),
-    free_bytes: |_| Ok(None),
     open: |_, limits| Ok(Box::new(Cpu::new(limits.hold_bytes))),
 };
 

@@ -1,7 +1,7 @@
 //! What there is to know of a device, and of a family of devices.
 
 use super::{Backend, Limits};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::Widest;
 
 /// A kind of devices: everything that the rest of the program asks of it.
@@ -11,8 +11,8 @@ pub struct Family {
     pub name: &'static str,
     /// Whether there may be several, which are numbered.
     pub numbered: bool,
-    /// The chunk that suits it, in tiles.
-    pub chunk_tiles: u64,
+    /// The chunk that suits it for launches over such inputs, in tiles.
+    pub chunk_tiles: fn(&Widest) -> u64,
     /// The chunk that suits a bench of single kernels on tensors of so many tiles.
     pub bench_tiles: fn(u64) -> u64,
     /// What one lane takes for chunks of so many tiles.
@@ -26,20 +26,15 @@ pub struct Family {
     pub device_bytes: fn(&Device, u64) -> Result<u64>,
     /// Whether reading parts of an input again costs little, so that it pays to guess and to mend what was wrong.
     pub reads_again: bool,
-    /// The devices of this machine.
+    /// The devices of this machine. None is opened: that takes memory of each, and can fail.
     ///
     /// # Errors
     /// Kind `Device`: why there is none.
     pub devices: fn() -> Result<Vec<Device>>,
-    /// The free memory of a device, in bytes, where it has some of its own and says so.
-    ///
-    /// # Errors
-    /// Kind `Device`: it cannot be used.
-    pub free_bytes: fn(&Device) -> Result<Option<u64>>,
     /// Opens a device.
     ///
     /// # Errors
-    /// Kind `Device`: it cannot be used, or has not the memory.
+    /// Kind `DeviceMemory`: it has not the memory. Kind `Device`: it cannot be used.
     pub open: fn(&Device, &Limits) -> Result<Box<dyn Backend>>,
 }
 
@@ -83,7 +78,7 @@ pub struct Device {
     /// What else can be said of it: name and value.
     pub facts: Vec<(&'static str, String)>,
     /// Why it cannot be used, if it cannot.
-    pub unusable: Option<String>,
+    pub unusable: Option<Error>,
 }
 
 impl Device {
@@ -93,18 +88,10 @@ impl Device {
         if *numbered { format!("{name}:{}", self.index) } else { (*name).into() }
     }
 
-    /// What of its own memory is free, in bytes, where it has some and says so.
-    ///
-    /// # Errors
-    /// Kind `Device`: it cannot be used.
-    pub fn free_bytes(&self) -> Result<Option<u64>> {
-        (self.family.free_bytes)(self)
-    }
-
     /// Opens it.
     ///
     /// # Errors
-    /// Kind `Device`: it cannot be used, or has not the memory.
+    /// Kind `DeviceMemory`: it has not the memory. Kind `Device`: it cannot be used.
     pub fn open(&self, limits: &Limits) -> Result<Box<dyn Backend>> {
         (self.family.open)(self, limits)
     }

@@ -12,32 +12,51 @@ pub fn processor() -> Device {
     cpu::device()
 }
 
+/// A device, or why there is none in its place.
+pub type Candidate = std::result::Result<Device, String>;
+
 /// The device that `--device` names: `auto`, a family, or a family with a number or a part of a name. With `auto`, the best
-/// that works, and why better ones do not; software that looks like a GPU never.
+/// that seems to work, and why better ones do not.
 ///
 /// # Errors
 /// Kind `Config` for a word that is none of these, `Device` for one that is not there.
 pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
-    if word == "auto" { best() } else { named(word).map(|device| (device, None)) }
+    let (better, last) = candidates(word)?;
+    let mut passed_over = None;
+    for candidate in better {
+        match candidate {
+            Ok(device) => return Ok((device, passed_over)),
+            Err(reason) => _ = passed_over.get_or_insert(reason),
+        }
+    }
+    Ok((last, passed_over))
 }
 
-/// The best device that works, and why better ones do not.
-fn best() -> Result<(Device, Option<String>)> {
-    let mut passed_over = None;
-    for family in FAMILIES {
-        let found = (family.devices)().unwrap_or_else(|reason| {
-            passed_over.get_or_insert(reason.message);
-            Vec::new()
-        });
-        for device in found.into_iter().filter(|device| !device.software) {
-            match device.unusable {
-                None => return Ok((device, passed_over)),
-                Some(reason) => _ = passed_over.get_or_insert(reason),
-            }
-        }
-        passed_over.get_or_insert_with(|| format!("no {} device", family.name));
+/// The devices that `--device` may mean: those to be tried first, best first, and the one that is left. With `auto` that is the
+/// processor, and software that looks like a GPU is never tried; else there is the one that is named. Whether a device can be
+/// opened is not known before somebody does.
+///
+/// # Errors
+/// Those of [`choose`].
+pub fn candidates(word: &str) -> Result<(Vec<Candidate>, Device)> {
+    if word != "auto" {
+        return Ok((Vec::new(), named(word)?));
     }
-    Err(Error::device(passed_over.unwrap_or_default()))
+    let of_family = |family: &&Family| -> Vec<Candidate> {
+        let found = match (family.devices)() {
+            Ok(found) => found,
+            Err(reason) => return vec![Err(reason.message)],
+        };
+        let candidate = |device: Device| match &device.unusable {
+            None => Ok(device),
+            Some(reason) => Err(format!("{}: {reason}", device.id())),
+        };
+        let hardware = found.into_iter().filter(|device| !device.software);
+        let candidates: Vec<_> = hardware.map(candidate).collect();
+        if candidates.is_empty() { vec![Err(format!("no {} device", family.name))] } else { candidates }
+    };
+    let better = FAMILIES.iter().filter(|family| **family != &cpu::FAMILY);
+    Ok((better.flat_map(of_family).collect(), processor()))
 }
 
 /// The device of this name.

@@ -8,11 +8,48 @@ use super::{Launch, Limits, Output};
 use crate::kernel::packed::{TALLY_REDO, TALLY_WORDS};
 use crate::kernel::{Outcome, TILE, Widest};
 
-/// Chunks of 2 Mi elements: 4 MiB of bfloat16 per input are read and copied at full speed.
-pub(super) const CHUNK_TILES: u64 = 2048;
+/// What one thread copies out of the page cache, in bytes a microsecond.
+const READ_BYTES_PER_US: u64 = 6_000;
 
-/// Launches of a lane that may be under way: one is read while the device works on the other.
-pub(super) const DEPTH: usize = 2;
+/// What the fastest link of today moves each way, in bytes a microsecond: PCI Express 5.0 with 16 lanes.
+const LINK_BYTES_PER_US: u64 = 64_000;
+
+/// What the calls of a launch take its worker, in microseconds: seven calls of the driver, at some five each.
+const CALLS_US: u64 = 35;
+
+/// What a launch takes beside copies and kernel until its worker has the results, in microseconds: the way from one engine of the
+/// device to the next, and a thread that wakes up.
+const LATENCY_US: u64 = 100;
+
+/// The inputs of a launch, in bytes: what is read in fifty times as long as the calls take, which are then 2 % of a worker's time.
+const LAUNCH_BYTES: u64 = 50 * CALLS_US * READ_BYTES_PER_US;
+
+/// While one launch waits, another one keeps the link busy.
+const _: () = assert!(LAUNCH_BYTES >= LATENCY_US * LINK_BYTES_PER_US);
+
+/// What a lane reads while it waits for a launch.
+const READ_MEANWHILE_BYTES: u64 = LATENCY_US * READ_BYTES_PER_US;
+
+/// More launches of a lane would only take memory: where they are that small, they are few, or memory is short.
+const DEPTH_MAX: u64 = 4;
+
+/// The chunk that suits launches over such inputs: the smallest that has the bytes of a launch. A merge with more workers than its
+/// memory has room for gets smaller ones.
+pub(super) fn chunk_tiles(widest: &Widest) -> u64 {
+    LAUNCH_BYTES.div_ceil(tile_bytes(widest)).next_power_of_two()
+}
+
+/// Launches of a lane that may be under way: one that is read, and those that the device has meanwhile. Large ones are read for
+/// longer than the device takes for another; of small ones it takes several.
+pub(super) fn depth(widest: &Widest, chunk_tiles: u64) -> usize {
+    let meanwhile = READ_MEANWHILE_BYTES.div_ceil(chunk_tiles * tile_bytes(widest));
+    (1 + meanwhile).min(DEPTH_MAX) as usize
+}
+
+/// A tile of all inputs, or of all holders of what is copied, in bytes.
+fn tile_bytes(widest: &Widest) -> u64 {
+    (TILE * widest.input_bytes.max(widest.copied_bytes).max(1)) as u64
+}
 
 /// A GPU wants large chunks, and many under way: this leaves room for the program under 4 GiB.
 pub(super) const HOST_BYTES: u64 = 3 << 30;
@@ -54,7 +91,7 @@ impl SlotBytes {
 
 /// What one lane takes: its flights on the device and as much of the machine, and what else the worker needs.
 pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
-    let device = DEPTH as u64 * SlotBytes::of(widest, chunk_tiles).all();
+    let device = depth(widest, chunk_tiles) as u64 * SlotBytes::of(widest, chunk_tiles).all();
     // What is copied without a kernel goes through three buffers of the worker.
     let copied = 3 * chunk_tiles * (TILE * widest.copied_bytes) as u64;
     // Reads past the page cache come in whole blocks.
@@ -71,17 +108,22 @@ pub(super) fn gathered(widest: &Widest, chunk_tiles: u64) -> u64 {
     if widest.columns > 0 { chunk_tiles * (TILE * widest.input_bytes) as u64 } else { 0 }
 }
 
+/// The flights of all lanes.
+pub(super) fn flights(limits: &Limits) -> usize {
+    limits.threads * depth(&limits.widest, limits.chunk_tiles)
+}
+
 /// How many slots of so many bytes are of use to hold inputs in, within the limits.
 pub(super) fn spare_slots(limits: &Limits, slot_bytes: u64) -> u64 {
     // More than all that is ever held would be of no use; chunks that end early, and small tensors, leave gaps.
     let useful = match limits.widest.held_bytes {
         0 => 0,
-        held => 2 * held.div_ceil(slot_bytes) + 2 * (limits.threads * DEPTH) as u64,
+        held => 2 * held.div_ceil(slot_bytes) + 2 * flights(limits) as u64,
     };
     (limits.hold_bytes / slot_bytes).min(useful)
 }
 
-/// Slots that belong to no flight. `P` is where a slot is on the device.
+/// What belongs to nobody at the moment: flights, or slots that belong to no flight. Of slots `P` is where one is on the device.
 #[derive(Debug)]
 pub(super) struct Spares<P>(Mutex<Vec<P>>);
 
@@ -92,6 +134,10 @@ impl<P> Spares<P> {
 
     pub(super) fn take(&self) -> Option<P> {
         lock(&self.0).pop()
+    }
+
+    pub(super) fn give_back(&self, spares: impl IntoIterator<Item = P>) {
+        lock(&self.0).extend(spares);
     }
 }
 
@@ -117,7 +163,7 @@ impl<P: Clone> Slot<P> {
 impl<P: Clone> Drop for Slot<P> {
     fn drop(&mut self) {
         if let Some(spares) = &self.spares {
-            lock(&spares.0).push(self.place.clone());
+            spares.give_back([self.place.clone()]);
         }
     }
 }
@@ -143,4 +189,38 @@ pub(super) fn outputs<'a>(
         let result = table::result_of(outcome, &bytes[*start..start + len]);
         (Output { result, tally: table::tally_of(tally), redone: false }, tally[TALLY_REDO] != 0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn widest(input_bytes: usize) -> Widest {
+        Widest { input_bytes, ..Widest::default() }
+    }
+
+    #[test]
+    fn a_launch_has_the_bytes_that_make_up_for_its_calls() {
+        // bfloat16: a base and two models, one and four; float32: a base and two; 13 inputs; nothing but copies.
+        for (input_bytes, tiles) in [(6, 2048), (4, 4096), (10, 2048), (12, 1024), (26, 512)] {
+            let widest = widest(input_bytes);
+            assert_eq!(chunk_tiles(&widest), tiles, "{input_bytes} bytes");
+            let bytes = tiles * tile_bytes(&widest);
+            assert!((LAUNCH_BYTES..2 * LAUNCH_BYTES).contains(&bytes), "{input_bytes} bytes");
+            assert_eq!(depth(&widest, tiles), 2);
+        }
+        let copies = Widest { copied_bytes: 8, ..widest(0) };
+        assert!(chunk_tiles(&copies) * (TILE * 8) as u64 <= 2 * LAUNCH_BYTES);
+    }
+
+    #[test]
+    fn small_launches_are_under_way_together() {
+        let widest = widest(6);
+        for (tiles, launches) in [(128, 2), (64, 3), (32, 4), (1, 4)] {
+            assert_eq!(depth(&widest, tiles), launches, "{tiles} tiles");
+        }
+        // Half as large chunks never take more memory.
+        let lane = |tiles| depth(&widest, tiles) as u64 * tiles;
+        (1..12).for_each(|power| assert!(lane(1 << (power - 1)) <= lane(1 << power)));
+    }
 }

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::device::{Device, Family, LaneBytes};
-use super::gpu::{self, ALIGNMENT, CHUNK_TILES, DEPTH, HOST_BYTES, Slot, SlotBytes, Spares, lock};
+use super::gpu::{self, ALIGNMENT, HOST_BYTES, Slot, SlotBytes, Spares, lock};
 use super::held::{Gathered, Held, padded};
 use super::spans::{self, Room};
 use super::table::{Dialect, Table};
@@ -38,7 +38,7 @@ use wgpu::BufferUsages;
 pub(super) const FAMILY: Family = Family {
     name: "wgpu",
     numbered: true,
-    chunk_tiles: CHUNK_TILES,
+    chunk_tiles: gpu::chunk_tiles,
     // A GPU works on all of it at once.
     bench_tiles: |all| all,
     lane_bytes,
@@ -50,16 +50,15 @@ pub(super) const FAMILY: Family = Family {
     },
     reads_again: false,
     devices: driver::devices,
-    free_bytes: |_| Ok(None),
     open: |device, limits| Ok(Box::new(Wgpu::new(device, limits)?)),
 };
 
 /// Tiles of a launch that need no more than the 65,535 workgroups that WebGPU allows, with room for ends of spans and records.
 const GROUPS_TILES_MAX: u64 = 1 << 17;
 
-/// Workers whose launches are timed by the device's clock. Metal has 32 places for that, two go to each worker, and a device
-/// that is asked for more is lost. Launches of others are missing in the shares of stages, and nowhere else.
-const TIMED_WORKERS: usize = 12;
+/// Flights whose launches are timed by the device's clock. Metal has 32 places for that, and a device that is asked for more is
+/// lost. Launches of others are missing in the shares of stages, and nowhere else.
+const TIMED_FLIGHTS: usize = 24;
 
 /// Moments of a launch that the device's clock is asked for: at the beginning, before and after the kernel, at the end.
 const MOMENTS: u32 = 4;
@@ -85,6 +84,9 @@ struct Wgpu {
     gpu: Arc<Gpu>,
     dialect: Dialect,
     slots: SlotBytes,
+    depth: usize,
+    /// The flights that no lane has. They are all made when the device is opened, so that it shows at once whether it has room for them.
+    flights: Arc<Spares<Flight>>,
     spares: Arc<Spares<wgpu::Buffer>>,
     /// How many more may be made.
     unmade: Mutex<u64>,
@@ -122,7 +124,7 @@ impl Wgpu {
     /// Opens a device for lanes and held inputs of `limits`.
     ///
     /// # Errors
-    /// Kind `Device`: it cannot be used.
+    /// Kind `DeviceMemory`: it has not the memory. Kind `Device`: it cannot be used.
     fn new(device: &Device, limits: &Limits) -> Result<Self> {
         let gpu = Gpu::of(device)?;
         let slots = SlotBytes::of(&limits.widest, limits.chunk_tiles);
@@ -131,14 +133,20 @@ impl Wgpu {
             group_models: gpu.group_models,
             results_apart: Some(ALIGNMENT),
         };
+        let clock = clock(&gpu)?;
+        let timed = if clock.is_some() { TIMED_FLIGHTS } else { 0 };
+        let flight = |number| Flight::new(&gpu, slots, number < timed);
+        let flights = || (0..gpu::flights(limits)).rev().map(flight).collect::<Result<_>>();
         Ok(Self {
             name: format!("{} {}", device.id(), device.name),
             dialect,
             slots,
+            depth: gpu::depth(&limits.widest, limits.chunk_tiles),
+            flights: Spares::new(gpu.all_or_nothing(flights)?),
             spares: Spares::new(Vec::new()),
             unmade: Mutex::new(gpu::spare_slots(limits, slots.inputs)),
             held: Held::default(),
-            clock: clock(&gpu)?,
+            clock,
             gpu,
         })
     }
@@ -279,8 +287,9 @@ impl Backend for Wgpu {
     }
 
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>> {
-        let timed = worker < TIMED_WORKERS;
-        let ready = (0..DEPTH).map(|_| Flight::new(self, timed)).collect::<Result<_>>()?;
+        let ready = (0..self.depth)
+            .map(|_| self.flights.take().expect("there are flights for all workers"))
+            .collect();
         let (flying, redo) = (VecDeque::new(), Redo::default());
         Ok(Box::new(WgpuLane { wgpu: self, worker, timeline, ready, flying, redo }))
     }
@@ -291,6 +300,7 @@ impl Backend for Wgpu {
 }
 
 /// Everything that one launch needs while it is under way.
+#[derive(Debug)]
 struct Flight {
     upload: Upload,
     download: Download,
@@ -329,10 +339,8 @@ impl Flight {
         commands.copy_buffer_to_buffer(moments, 0, self.download.buffer(), wgpu.slots.results, bytes);
     }
 
-    fn new(wgpu: &Wgpu, timed: bool) -> Result<Self> {
-        let (gpu, slots) = (&*wgpu.gpu, wgpu.slots);
-        let queries =
-            if timed && wgpu.clock.is_some() { Some((query_set(gpu), moments_buffer(gpu)?)) } else { None };
+    fn new(gpu: &Gpu, slots: SlotBytes, timed: bool) -> Result<Self> {
+        let queries = if timed { Some((query_set(gpu), moments_buffer(gpu)?)) } else { None };
         Ok(Self {
             upload: Upload::new(gpu, slots.inputs + slots.table)?,
             download: Download::new(gpu, slots.results + 8 * u64::from(MOMENTS))?,
@@ -362,6 +370,13 @@ struct Redo {
     inputs: Option<Download>,
 }
 
+impl Drop for WgpuLane<'_> {
+    /// Where others failed, launches of this lane may still be under way: their flights end with them.
+    fn drop(&mut self) {
+        self.wgpu.flights.give_back(self.ready.drain(..));
+    }
+}
+
 /// A launch under way.
 struct Flying {
     flight: Flight,
@@ -379,7 +394,7 @@ struct Flying {
 
 impl Lane for WgpuLane<'_> {
     fn depth(&self) -> usize {
-        DEPTH
+        self.wgpu.depth
     }
 
     fn submit(&mut self, launch: Launch, read: &mut dyn ReadInputs) -> Result<()> {
@@ -433,7 +448,7 @@ impl Lane for WgpuLane<'_> {
             self.flying.pop_front().expect("collect follows submit");
         let Self { wgpu, worker, timeline, redo, .. } = self;
         let device = &*wgpu.gpu;
-        device.wait(index)?;
+        timeline.time(Stage::DeviceWait, By::Worker(*worker), 0, || device.wait(index))?;
         let done = Instant::now();
         flight.upload.take_back(device)?;
         let outcome = launch.jobs[0].outcome();

@@ -27,6 +27,7 @@ fn colour(stage: &str) -> RGBColor {
         "copy in" => RGBColor(86, 180, 233),
         "compute" => RGBColor(213, 94, 0),
         "copy out" => RGBColor(204, 121, 167),
+        "device wait" => GREY,
         "hash" => RGBColor(230, 159, 0),
         "write wait" => RGBColor(240, 228, 66),
         _ => RGBColor(0, 158, 115),

@@ -91,7 +91,10 @@ pub(super) fn merge(args: &BenchMergeArgs) -> Result<()> {
         return round(args, &progress);
     }
     // A device that is not there is reported before anything is made.
-    args.common.device(!args.json)?;
+    let (device, passed_over) = super::choose(&args.common.device)?;
+    if !args.json {
+        CommonArgs::tell(&device, passed_over);
+    }
     args.report.as_deref().map_or(Ok(()), check_page)?;
     let setup = args.setup()?;
     setup.check()?;
@@ -166,11 +169,11 @@ fn child() -> Result<Child> {
 fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
     let (config, out) = merge::places();
     let choices = args.common.choices();
-    let device = args.common.device(false)?;
+    let (device, budget) = args.common.device(false, &|_| Ok(()))?;
     let prepared = prepare_config(read_config(&config)?, &choices)?;
     let options = Options {
         out,
-        budget: args.common.budget(&device)?,
+        budget,
         device,
         copy_tokenizer: true,
         model_card: true,

@@ -48,13 +48,14 @@ fn reason(found: &Result<Vec<Device>>) -> Option<String> {
 
 fn described(device: &Device) -> String {
     let mut parts = vec![device.name.clone()];
-    if let Some(total) = device.memory_bytes {
-        let free = device.free_bytes().ok().flatten();
-        let free = free.map_or(String::new(), |free| format!(" ({} free)", bytes(free)));
-        parts.push(format!("{}{free}", bytes(total)));
-    }
+    parts.extend(device.memory_bytes.map(bytes));
     parts.extend(device.facts.iter().map(|(name, value)| format!("{name} {value}")));
-    format!("{:<8} {}", device.id(), parts.join(", "))
+    let mut line = format!("{:<8} {}", device.id(), parts.join(", "));
+    if let Some(reason) = &device.unusable {
+        line += &format!("; cannot be used: {reason}");
+        line += &reason.hint.as_ref().map_or(String::new(), |hint| format!(" (hint: {hint})"));
+    }
+    line
 }
 
 fn facts_json(device: &Device) -> serde_json::Map<String, Json> {
@@ -66,9 +67,9 @@ fn device_json(device: &Device) -> Json {
         "id": device.id(),
         "name": device.name,
         "memory_bytes": device.memory_bytes,
-        "memory_free_bytes": device.free_bytes().ok().flatten(),
         "facts": facts_json(device),
-        "unusable": device.unusable,
+        "unusable": device.unusable.as_ref().map(|reason| &reason.message),
+        "hint": device.unusable.as_ref().and_then(|reason| reason.hint.as_ref()),
     })
 }
 
@@ -96,19 +97,26 @@ pub(super) fn check(word: Option<&str>, depth: Depth, json: bool) -> Result<()> 
     let mut refusals = Vec::new();
     let mut checked = Vec::new();
     for device in &devices {
-        let backend = device.open(&check::limits())?;
-        let rows = check::run(&*backend, depth, |_| {})?;
-        if !json {
-            table(device, &rows);
+        let backend = device.open(&check::limits());
+        // One that fails hides no other.
+        let (rows, failure) = match backend.and_then(|backend| check::run(&*backend, depth, |_| {})) {
+            Ok(rows) => (rows, None),
+            Err(failure) => (Vec::new(), Some(failure)),
+        };
+        match &failure {
+            _ if json => {}
+            None => table(device, &rows),
+            Some(_) => show::line(&format!("{}: {}: not checked", device.id(), device.name)),
         }
         checked.push(json!({
             "device": device.id(),
             "name": device.name,
             "facts": facts_json(device),
             "mergeforge": env!("CARGO_PKG_VERSION"),
+            "failure": failure.as_ref().map(|failure| &failure.message),
             "kernels": rows.iter().map(row_json).collect::<Vec<_>>(),
         }));
-        refusals.extend(check::refusal(&device.id(), &rows));
+        refusals.extend(failure.or_else(|| check::refusal(&device.id(), &rows)));
     }
     if json {
         show::json(&json!(checked));

@@ -92,6 +92,14 @@ impl Watch for Progress {
         self.stop.load(Ordering::Relaxed)
     }
 
+    fn less_memory(&self, why: &Error, asked: u64, used: u64) {
+        if !self.quiet {
+            let (asked, used) = (bytes(asked), bytes(used));
+            let note = format!("{why}: merging with {used} of its memory at most, in place of {asked}");
+            self.bar.suspend(|| show::note(&note));
+        }
+    }
+
     fn compiling(&self) {
         if !self.quiet {
             let note =

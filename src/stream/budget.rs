@@ -14,8 +14,8 @@ pub struct Budget {
     pub host_bytes: u64,
     /// Memory of the device for buffers and held inputs, in bytes.
     pub device_bytes: u64,
-    /// The most tiles in a chunk, rounded up to a power of two: chunks are subtrees of a digest.
-    pub chunk_tiles: u64,
+    /// The most tiles in a chunk, rounded up to a power of two: chunks are subtrees of a digest. `None`: what suits the device.
+    pub chunk_tiles: Option<u64>,
 }
 
 impl Budget {
@@ -35,7 +35,8 @@ impl Budget {
                 && binding <= on.binding_bytes
         };
         // A chunk beyond the largest tensor would only cost memory.
-        let mut chunk_tiles = self.chunk_tiles.clamp(1, widest.tiles).next_power_of_two();
+        let wanted = self.chunk_tiles.unwrap_or_else(|| (on.family.chunk_tiles)(&widest));
+        let mut chunk_tiles = wanted.clamp(1, widest.tiles).next_power_of_two();
         // Many threads with tiny chunks would do more calls than work.
         let comfortable = lane(chunk_tiles.min(CHUNK_TILES_COMFORTABLE));
         let affordable = |given: u64, each: u64| given.checked_div(each).unwrap_or(THREADS_MAX);

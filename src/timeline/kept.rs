@@ -75,6 +75,14 @@ impl KeptRecords {
             records.extend(lock(list).iter().filter(of_stage).map(record));
         }
         records.sort_by_key(|record: &Record| record.from);
+        // A device does one thing of a stage at a time, in the order in which it was asked: what comes next waits for that.
+        let mut free = Duration::ZERO;
+        for record in records.iter_mut().filter(|record| record.by == By::Device) {
+            let to = record.from + record.busy;
+            record.from = record.from.max(free);
+            record.busy = to.saturating_sub(record.from);
+            free = free.max(to);
+        }
         records
     }
 
@@ -126,6 +134,27 @@ mod tests {
         .unwrap();
         let of = |worker, from| (By::Worker(worker), from);
         assert_eq!(seen, [(By::Device, 3), of(6, 2), of(6, 9), of(70, 1), of(70, 5)]);
+    }
+
+    #[test]
+    fn a_device_does_one_thing_of_a_stage_at_a_time() {
+        let kept = KeptRecords::default();
+        for (by, from, to) in [
+            (By::Device, 0, 40),
+            (By::Device, 5, 30),
+            (By::Device, 10, 70),
+            (By::Device, 90, 95),
+            (By::Worker(0), 0, 50),
+            (By::Worker(1), 10, 60),
+        ] {
+            kept.add(Stage::CopyIn, by, from, to, 0);
+        }
+        let busy = |by| -> Vec<u128> {
+            let records = kept.records(Stage::CopyIn).into_iter().filter(|record| record.by == by);
+            records.map(|record| record.busy.as_nanos()).collect()
+        };
+        assert_eq!(busy(By::Device), [40, 0, 30, 5]);
+        assert_eq!((busy(By::Worker(0)), busy(By::Worker(1))), (vec![50], vec![50]));
     }
 
     #[test]

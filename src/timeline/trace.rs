@@ -129,8 +129,8 @@ mod tests {
             meta("process_name", 2, 0, "a \"device\"\n"),
             meta("thread_name", 2, 11, "copy in"),
             { "ph": "X", "pid": 2, "tid": 11, "name": "copy in", "ts": 5.0, "dur": 2.0, "args": { "bytes": 7 } },
-            meta("thread_name", 1, 18, "worker 1"),
-            { "ph": "X", "pid": 1, "tid": 18, "name": "read", "ts": 1.5, "dur": 4000.007, "args": { "bytes": 42 } },
+            meta("thread_name", 1, 19, "worker 1"),
+            { "ph": "X", "pid": 1, "tid": 19, "name": "read", "ts": 1.5, "dur": 4000.007, "args": { "bytes": 42 } },
         ]);
         assert_eq!(trace["traceEvents"], expected);
     }

@@ -325,13 +325,14 @@ impl<F: Fn() + Sync> Watch for Trap<F> {
     }
 
     fn compiling(&self) {}
+    fn less_memory(&self, _: &Error, _: u64, _: u64) {}
 }
 
 /// Merges a config through the library, in the smallest steps, and does something when the first of a kind has been taken.
 pub fn merge_trapped(config: &Path, out: &Path, after: Step, act: impl Fn() + Sync) -> Error {
     let prepared =
         prepare(config, &Choices { seed: 0, shard_bytes: Some(5_000_000_000), allow_crimes: false }).unwrap();
-    let budget = Budget { threads: 1, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: 1 };
+    let budget = Budget { threads: 1, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: Some(1) };
     let (device, out, reads) = (processor(), out.into(), Reads::Mapped);
     let options = Options {
         out,

@@ -38,7 +38,7 @@ fn compiled(folder: &Path, settings: &[(&str, &str)], more: &[&str]) -> Images {
 }
 
 /// A config of the method over the models of `bfloat16_case`.
-fn method_config(folder: &Path, method: &str) {
+pub fn method_config(folder: &Path, method: &str) {
     let at = |model: &str| folder.join(model).display().to_string();
     let (base, first, second) = (at("m0"), at("m1"), at("m2"));
     let rest = match method {
@@ -130,6 +130,28 @@ fn what_was_not_foreseen_is_compiled_once_when_it_is_launched() {
 fn a_kernel_that_cannot_be_compiled_is_named() {
     let folder = bfloat16_case(2, 1 << 16, "ties");
     refused(folder.path(), "levels_bfloat16", &[]);
+}
+
+/// A driver is installed without its compiler, as in many containers, or is told not to use it.
+#[test]
+fn a_driver_without_its_compiler_is_a_clear_error() {
+    let folder = bfloat16_case(2, 1 << 16, "linear");
+    method_config(folder.path(), "linear");
+    for (code, says) in [
+        (
+            "221",
+            [
+                "JIT_COMPILER_NOT_FOUND",
+                "hint: install libnvidia-ptxjitcompiler",
+                "NVIDIA_DRIVER_CAPABILITIES",
+            ],
+        ),
+        ("223", ["JIT_COMPILATION_DISABLED", "hint: unset", "CUDA_DISABLE_PTX_JIT"]),
+    ] {
+        let settings = [("REFUSED", "weighted_sum_bfloat16"), ("FAIL_CODE", code)];
+        merge(&Driver::new(), &settings, folder.path(), &["--device", "cuda"]).failed(5, &says);
+        assert_nothing_left(folder.path());
+    }
 }
 
 fn refused(folder: &Path, entry: &str, more: &[&str]) {

@@ -265,7 +265,7 @@ fn a_mended_merge_is_the_merge_of_known_thresholds() {
     let run = |out: &str, chunk_tiles: u64, threads: usize, recall: bool| {
         let choices = Choices { seed: 0, shard_bytes: Some(RUN.shard_bytes), allow_crimes: false };
         let prepared = prepare(&at("config.yml"), &choices).unwrap();
-        let budget = Budget { chunk_tiles, threads, ..RUN.budget };
+        let budget = Budget { chunk_tiles: Some(chunk_tiles), threads, ..RUN.budget };
         let options = Options {
             out: at(out),
             device: processor(),

@@ -130,7 +130,12 @@ fn merged_on(
     let options = Options {
         out: out.clone(),
         device: device.clone(),
-        budget: mergeforge::stream::Budget { chunk_tiles, threads, device_bytes: 64 << 20, ..RUN.budget },
+        budget: mergeforge::stream::Budget {
+            chunk_tiles: Some(chunk_tiles),
+            threads,
+            device_bytes: 64 << 20,
+            ..RUN.budget
+        },
         copy_tokenizer: true,
         model_card: true,
         reads: Reads::Mapped,

@@ -8,7 +8,7 @@ use mergeforge::backend::devices::processor;
 pub use mergeforge::bench::synth::values::{base_values as weights, tuned_values as tuned};
 pub use mergeforge::check::data::Random;
 use mergeforge::checkpoint::Reads;
-use mergeforge::error::Result;
+use mergeforge::error::{Error, Result};
 use mergeforge::plan::Choices;
 use mergeforge::report::Report;
 use mergeforge::stream::{Budget, Watch};
@@ -151,7 +151,7 @@ pub struct Run {
 pub const RUN: Run = Run {
     seed: 0,
     shard_bytes: 5_000_000_000,
-    budget: Budget { threads: 2, host_bytes: 256 << 20, device_bytes: 0, chunk_tiles: CHUNK_TILES },
+    budget: Budget { threads: 2, host_bytes: 256 << 20, device_bytes: 0, chunk_tiles: Some(CHUNK_TILES) },
 };
 
 /// A watch that only looks.
@@ -163,6 +163,7 @@ impl Watch for Quiet {
         false
     }
     fn compiling(&self) {}
+    fn less_memory(&self, _: &Error, _: u64, _: u64) {}
 }
 
 /// Writes the config and merges as it says.

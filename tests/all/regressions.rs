@@ -82,7 +82,7 @@ fn a_chunk_of_any_length_is_taken_or_refused() {
     for chunk_tiles in [3, 5] {
         let out = format!("out{chunk_tiles}");
         let mut run = RUN;
-        run.budget.chunk_tiles = chunk_tiles;
+        run.budget.chunk_tiles = Some(chunk_tiles);
         let report = models::run(folder.path(), &config, &out, run).unwrap();
         let written = &models::read(&folder.path().join(&out))["t"];
         assert_eq!(report.merged[0].digest, blake3::hash(&written.bytes), "chunks of {chunk_tiles} tiles");
@@ -179,7 +179,7 @@ fn a_cut_is_found_in_chunks_of_any_length() {
         model("b")
     );
     let mut run = RUN;
-    run.budget.chunk_tiles = 1 << 20;
+    run.budget.chunk_tiles = Some(1 << 20);
     models::run(folder.path(), &config, "out", run).unwrap();
     let merged = models::values(&models::read(&folder.path().join("out"))["t"]);
     // Three quarters are kept: every 1, and the first half of the others.

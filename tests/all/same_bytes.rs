@@ -63,7 +63,7 @@ impl Cut {
             threads: self.threads,
             host_bytes,
             device_bytes: 0,
-            chunk_tiles: self.chunk_tiles,
+            chunk_tiles: Some(self.chunk_tiles),
         };
         match self.memory {
             Memory::Bytes(bytes) => with(bytes),
@@ -76,7 +76,7 @@ impl Cut {
 /// The least memory that gives a merge so many threads, found by asking.
 fn least_bytes(prepared: &Prepared, threads: usize) -> u64 {
     let enough = |host_bytes: u64| {
-        let limits = Budget { threads, host_bytes, device_bytes: 0, chunk_tiles: 1 }
+        let limits = Budget { threads, host_bytes, device_bytes: 0, chunk_tiles: Some(1) }
             .limits(&prepared.plan, &processor());
         limits.is_ok_and(|limits| limits.threads == threads)
     };

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mergeforge::backend::devices::processor;
 use mergeforge::checkpoint::Reads;
+use mergeforge::error::Error;
 use mergeforge::plan::Choices;
 use mergeforge::report::Report;
 use mergeforge::stream::{Budget, Watch};
@@ -52,7 +53,7 @@ fn merge_two(folder: &Path, out: PathBuf, threads: usize, shard_bytes: u64, watc
     let options = Options {
         out,
         device: processor(),
-        budget: Budget { threads, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: 16 },
+        budget: Budget { threads, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: Some(16) },
         copy_tokenizer: false,
         model_card: false,
         reads: Reads::Copied,
@@ -93,6 +94,7 @@ impl Meeting {
 
 impl Watch for Meeting {
     fn compiling(&self) {}
+    fn less_memory(&self, _: &Error, _: u64, _: u64) {}
 
     fn moved(&self, _read: u64, written: u64) {
         let own = thread::current().id();
@@ -134,7 +136,9 @@ fn the_time_that_workers_wait_for_each_others_writes_is_a_stage() {
         let waited = report.shares.stages.iter().find(|stage| stage.stage == Stage::WriteWait);
         let written = report.shares.stages.iter().find(|stage| stage.stage == Stage::Write).unwrap();
         assert_eq!(written.bytes, 2 * (FEW + 2 * ELEMENTS) as u64);
-        waited.is_some_and(|waited| waited.busy > Duration::ZERO && waited.bytes == 0)
+        waited.is_some_and(|waited| {
+            waited.times.is_some_and(|times| times.busy > Duration::ZERO) && waited.bytes == 0
+        })
     };
     // Threads may happen to take turns, but not every time.
     assert!((0..100).any(waits), "eight workers write to one file");

@@ -16,9 +16,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <pthread.h>
 #include <set>
+#include <source_location>
 #include <string>
 #include <thread>
 
@@ -34,6 +36,7 @@ enum Result : int {
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
     NOT_INITIALIZED = 3,
+    DEVICE_UNAVAILABLE = 46,
     NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
@@ -57,12 +60,16 @@ constexpr ErrorText ERRORS[] = {
     {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
     {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
     {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {DEVICE_UNAVAILABLE, "CUDA_ERROR_DEVICE_UNAVAILABLE",
+     "CUDA-capable device(s) is/are busy or unavailable"},
     {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {209, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
     {INVALID_PTX, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
+    {221, "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", "PTX JIT compiler library not found"},
+    {223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", "PTX JIT compilation was disabled"},
     {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
      "the provided PTX was compiled with an unsupported toolchain."},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
@@ -136,10 +143,30 @@ Driver& driver() {
 std::atomic<bool> initialized{false};
 std::atomic<uint64_t> call_count{0};
 
+using Where = std::source_location;
+
+// A line for a call: the number of the host thread, and the function.
+void log_call(const Where& where) {
+    const std::string& path = settings().call_log;
+    if (path.empty()) return;
+    // `int cuInit(unsigned int)`
+    std::string function = where.function_name();
+    function.erase(function.find('('));
+    function.erase(0, function.rfind(' ') + 1);
+    std::lock_guard lock(driver().log);
+    static std::map<pthread_t, size_t> threads;
+    size_t thread = threads.try_emplace(pthread_self(), threads.size()).first->second;
+    if (FILE* file = std::fopen(path.c_str(), "a")) {
+        std::fprintf(file, "%zu %s\n", thread, function.c_str());
+        std::fclose(file);
+    }
+}
+
 // The failure that the settings ask for at this call; 0 for none.
-int planned_failure() {
+int planned_failure(const Where& where) {
     const Settings& wanted = settings();
     uint64_t call = ++call_count;
+    log_call(where);
     if (call == wanted.at_call && std::system(wanted.command.c_str()) != 0) {
         say("FAKE_CUDA_COMMAND failed: %s", wanted.command.c_str());
         give_up();
@@ -151,36 +178,39 @@ int planned_failure() {
     return SUCCESS;
 }
 
-template <class Body> int call(Body body) {
+template <class Body> int call(Body body, Where where = Where::current()) {
     if (!initialized) return NOT_INITIALIZED;
-    if (int failure = planned_failure()) return failure;
+    if (int failure = planned_failure(where)) return failure;
     return body();
 }
 
 // A call that needs a device that works, and a context on this host thread. What the device suffered
 // meanwhile is reported by the call that waited for it.
-template <class Body> int call_in_context(Body body) {
-    return call([&]() -> int {
+template <class Body> int call_in_context(Body body, Where where = Where::current()) {
+    auto in_context = [&]() -> int {
         Device* device = driver().current();
         if (!device) return INVALID_CONTEXT;
         if (int lost = driver().streams.lost()) return lost;
         int code = body(*device);
         if (int lost = driver().streams.lost()) return lost;
         return code;
-    });
+    };
+    return call(in_context, where);
 }
 
-template <class Body> int call_with_stream(void* handle, Body body) {
-    return call_in_context([&](Device&) -> int {
+template <class Body> int call_with_stream(void* handle, Body body, Where where = Where::current()) {
+    auto with_stream = [&](Device&) -> int {
         Stream* stream = driver().streams.find(handle);
         return stream ? body(*stream) : static_cast<int>(INVALID_HANDLE);
-    });
+    };
+    return call_in_context(with_stream, where);
 }
 
-template <class Body> int call_with_event(Event* event, Body body) {
-    return call_in_context([&](Device&) -> int {
+template <class Body> int call_with_event(Event* event, Body body, Where where = Where::current()) {
+    auto with_event = [&](Device&) -> int {
         return driver().events.has(event) ? body(*event) : static_cast<int>(INVALID_HANDLE);
-    });
+    };
+    return call_in_context(with_event, where);
 }
 
 int device_count() { return std::min(settings().devices, DEVICES_MAX); }
@@ -343,7 +373,7 @@ API cuInit(unsigned flags) {
 // The one call that may come before cuInit; then it is not counted.
 API cuDriverGetVersion(int* version) {
     if (initialized) {
-        if (int failure = planned_failure()) return failure;
+        if (int failure = planned_failure(Where::current())) return failure;
     }
     *version = settings().version;
     return SUCCESS;
@@ -360,6 +390,7 @@ API cuDeviceGet(int* device, int ordinal) {
 API cuDeviceGetName(char* name, int bytes, int device) {
     return call([&] {
         if (!is_device(device)) return INVALID_DEVICE;
+        if (device == settings().silent) return UNKNOWN;
         std::snprintf(name, static_cast<size_t>(bytes), "CPU as a CUDA device");
         return SUCCESS;
     });
@@ -422,6 +453,7 @@ API cuDeviceGetAttribute(int* value, int which, int device) {
 API cuDevicePrimaryCtxRetain(Device** context, int device) {
     return call([&] {
         if (!is_device(device)) return INVALID_DEVICE;
+        if (device == settings().closed) return DEVICE_UNAVAILABLE;
         *context = &driver().devices[static_cast<size_t>(device)];
         (*context)->retained++;
         return SUCCESS;
@@ -645,7 +677,8 @@ API cuEventQuery(Event* event) {
 API cuEventSynchronize(Event* event) {
     return call_with_event(event, [](Event& event) {
         Scheduler& streams = driver().streams;
-        return streams.finish(streams.last_of(event)), SUCCESS;
+        if (settings().ignore_waits != 4) streams.finish(streams.last_of(event));
+        return SUCCESS;
     });
 }
 
@@ -701,6 +734,7 @@ static int load_module(Module** module, const char* image, const Log& log) {
         keep_image(loaded->image);
         std::this_thread::sleep_for(std::chrono::milliseconds(settings().load_ms));
         if (!settings().refused.empty() && loaded->has(settings().refused)) {
+            if (settings().fail_code) return settings().fail_code;
             if (log.text) std::snprintf(log.text, log.bytes, "ptxas application ptx input, line 5; fatal\n");
             return INVALID_PTX;
         }

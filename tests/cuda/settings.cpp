@@ -9,6 +9,9 @@ namespace cuda_cpu {
 
 namespace {
 
+// The number of no device.
+constexpr uint64_t NO_DEVICE = 999;
+
 uint64_t number(const char* name, uint64_t otherwise) {
     const char* text = std::getenv(name);
     if (!text || !*text) return otherwise;
@@ -37,10 +40,13 @@ Settings read() {
         .memory_bytes = number("FAKE_CUDA_MEMORY", 1 << 30),
         .host_memory_bytes = number("FAKE_CUDA_HOST_MEMORY", 1ull << 40),
         .devices = static_cast<int>(number("FAKE_CUDA_DEVICES", 1)),
+        .silent = static_cast<int>(number("FAKE_CUDA_SILENT", NO_DEVICE)),
+        .closed = static_cast<int>(number("FAKE_CUDA_CLOSED", NO_DEVICE)),
         .version = static_cast<int>(number("FAKE_CUDA_VERSION", 13000)),
         .capability = static_cast<int>(number("FAKE_CUDA_CAPABILITY", 90)),
         .ignore_waits = number("FAKE_CUDA_IGNORE_WAITS", 0),
         .count_file = text("FAKE_CUDA_COUNT_FILE"),
+        .call_log = text("FAKE_CUDA_CALL_LOG"),
         .launch_log = text("FAKE_CUDA_LAUNCH_LOG"),
         .images = text("FAKE_CUDA_IMAGES"),
         .refused = text("FAKE_CUDA_REFUSED"),

@@ -12,12 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::DriverError;
 use cudarc::driver::result as cu;
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdevice_attribute as Attribute, CUdeviceptr, CUevent, CUevent_flags,
-    CUevent_wait_flags, CUfunction, CUjit_option as Jit, CUmodule, CUresult, CUstream, cuModuleLoadDataEx,
-    is_culib_present,
+    CUcontext, CUdevice, CUdevice_attribute as Attribute, CUdeviceptr, CUevent, CUevent_flags, CUfunction,
+    CUjit_option as Jit, CUmodule, CUresult, CUstream, cuEventCreate, cuModuleLoadDataEx, is_culib_present,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// The oldest driver that the kernels' PTX and the functions called are made for: CUDA 12.0.
 const VERSION_MIN: i32 = 12_000;
@@ -35,11 +34,18 @@ fn failed(what: &str) -> impl FnOnce(DriverError) -> Error + '_ {
         let error = Error::device(format!("CUDA: cannot {what}: {meaning} ({name})"));
         match code {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => error.hint(
-                "give the merge less with --device-memory (and --host-memory), or end other programs on the device",
+                "give the merge less with --device-memory, or end other programs on the device",
             ),
             CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_PTX
             | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => error.hint("update the NVIDIA driver"),
+            CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND => error.hint(
+                "install libnvidia-ptxjitcompiler of the driver's own version, which compiles the kernels; in a container, \
+                 NVIDIA_DRIVER_CAPABILITIES has to have `compute`",
+            ),
+            CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED => {
+                error.hint("unset CUDA_DISABLE_PTX_JIT and CUDA_DISABLE_JIT: the driver has to compile the kernels")
+            }
             CUresult::CUDA_ERROR_NO_DEVICE => error.hint(
                 "use --device cpu; nvidia-smi lists the GPUs, and CUDA_VISIBLE_DEVICES may hide them",
             ),
@@ -158,6 +164,12 @@ impl Context {
         unsafe { cu::ctx::set_current(self.context) }.map_err(failed("use the device"))
     }
 
+    /// Waits until the device has done all that it was asked for, by whatever thread.
+    pub(super) fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        cu::ctx::synchronize().map_err(failed("finish its work"))
+    }
+
     /// The free bytes of the device's memory.
     pub(super) fn free_bytes(&self) -> Result<u64> {
         self.bind()?;
@@ -185,19 +197,6 @@ unsafe impl Sync for CudaStream {}
 impl CudaStream {
     pub(super) fn new() -> Result<Self> {
         cu::stream::create(cu::stream::StreamKind::NonBlocking).map(Self).map_err(failed("make a stream"))
-    }
-
-    /// What is put in from now on waits for the event.
-    pub(super) fn wait(&self, event: &Event) -> Result<()> {
-        // SAFETY: both handles live.
-        unsafe { cu::stream::wait_event(self.0, event.0, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
-            .map_err(failed("let a stream wait"))
-    }
-
-    /// Waits until all that was put in is done.
-    pub(super) fn synchronize(&self) -> Result<()> {
-        // SAFETY: the stream lives.
-        unsafe { cu::stream::synchronize(self.0) }.map_err(failed("finish its work"))
     }
 
     /// Fills a region from the beginning of `from`, later.
@@ -266,7 +265,7 @@ impl Drop for CudaStream {
     }
 }
 
-/// A point in a stream that can be waited for and that knows its time.
+/// A point in a stream that can be waited for.
 #[derive(Debug)]
 pub(super) struct Event(CUevent);
 
@@ -277,8 +276,22 @@ unsafe impl Sync for Event {}
 
 impl Event {
     pub(super) fn new() -> Result<Self> {
+        Self::with(CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that knows its time, which costs the device a moment.
+    pub(super) fn timed() -> Result<Self> {
+        Self::with(CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(flags: CUevent_flags) -> Result<Self> {
         // Threads that wait sleep: there are more of them than cores have time for.
-        cu::event::create(CUevent_flags::CU_EVENT_BLOCKING_SYNC).map(Self).map_err(failed("make an event"))
+        let flags = flags as u32 | CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the pointer is to a live handle.
+        unsafe { cuEventCreate(&raw mut event, flags).result() }
+            .map(|()| Self(event))
+            .map_err(failed("make an event"))
     }
 
     pub(super) fn record(&self, stream: &CudaStream) -> Result<()> {
@@ -292,7 +305,7 @@ impl Event {
         unsafe { cu::event::synchronize(self.0) }.map_err(failed("finish its work"))
     }
 
-    /// Milliseconds since another event; both must have been waited for.
+    /// Milliseconds since another event; both must be timed, and have been waited for.
     pub(super) fn milliseconds_since(&self, earlier: &Self) -> Result<f32> {
         // SAFETY: both events live.
         unsafe { cu::event::elapsed(earlier.0, self.0) }.map_err(failed("read the time"))
@@ -324,8 +337,11 @@ pub(super) struct Region<'a> {
 impl DeviceMemory {
     pub(super) fn new(bytes: u64) -> Result<Self> {
         // SAFETY: freed once, on drop.
-        let start = unsafe { cu::malloc_sync(bytes as usize) }
-            .map_err(failed(&format!("get {:.2} GB of the device's memory", bytes as f64 / 1e9)))?;
+        let start = unsafe { cu::malloc_sync(bytes as usize) }.map_err(|code| {
+            let error = failed(&format!("get {:.2} MB of the device's memory", bytes as f64 / 1e6))(code);
+            let is_full = code.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+            Error { kind: if is_full { Kind::DeviceMemory } else { error.kind }, ..error }
+        })?;
         Ok(Self { start, bytes })
     }
 
@@ -351,7 +367,8 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Host memory that the device copies from or to by itself.
+/// Host memory that the device copies from or to by itself. It is cached like any other: inputs are copied into it out of the page
+/// cache, and write-combined memory takes such copies slowly on some machines.
 #[derive(Debug)]
 pub(super) struct Pinned {
     start: *mut u8,
@@ -361,30 +378,25 @@ pub(super) struct Pinned {
 // SAFETY: it is plain memory with one owner.
 unsafe impl Send for Pinned {}
 
-/// What pinned memory is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CopyWay {
-    /// Written by the CPU, read by the device: write-combined, as the caches have no use for it.
-    In,
-    /// Written by the device, read by the CPU.
-    Out,
-}
-
 impl Pinned {
-    pub(super) fn new(bytes: usize, way: CopyWay) -> Result<Self> {
-        const WRITE_COMBINED: u32 = 4;
-        let flags = if way == CopyWay::In { WRITE_COMBINED } else { 0 };
+    pub(super) fn new(bytes: usize) -> Result<Self> {
         // SAFETY: freed once, on drop.
-        let start = unsafe { cu::malloc_host(bytes, flags) }
-            .map_err(failed(&format!("pin {:.1} MB of host memory", bytes as f64 / 1e6)))?
-            .cast::<u8>();
-        // SAFETY: the driver gave so many bytes; zeros make them values.
-        unsafe { start.write_bytes(0, bytes) };
-        Ok(Self { start, bytes })
+        let start = unsafe { cu::malloc_host(bytes, 0) };
+        let start = start.map_err(|code| {
+            let error = failed(&format!("pin {:.1} MB of host memory", bytes as f64 / 1e6))(code);
+            match code.0 {
+                CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                    error.hint("give the merge less with --host-memory, or use fewer --threads")
+                }
+                _ => error,
+            }
+        })?;
+        Ok(Self { start: start.cast(), bytes })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: so many bytes are ours, and they were written in `new`.
+        // SAFETY: so many bytes are ours. They are pages of the system, which come with values: to pin them, the driver has had
+        // all of them brought into memory.
         unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
     }
 

@@ -16,7 +16,7 @@ use wgpu::{BufferUsages, ErrorFilter, Features};
 
 use super::shaders::{self, Pipelines};
 use crate::backend::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::kernel::packed::THREADS;
 use crate::kernel::{KERNELS, Kernel};
 
@@ -212,14 +212,15 @@ fn features(adapter: &wgpu::Adapter, hooks: &Hooks) -> Features {
 }
 
 /// Why an adapter cannot run the shaders, if it cannot.
-fn missing(limits: &wgpu::Limits) -> Option<String> {
+fn missing(limits: &wgpu::Limits) -> Option<Error> {
     let needs = [
         ("invocations in a workgroup", limits.max_compute_invocations_per_workgroup, THREADS as u32),
         ("storage buffers", limits.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS),
         ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, WORKGROUP_BYTES_MIN),
     ];
     let (what, has, needed) = needs.into_iter().find(|(_, has, needed)| has < needed)?;
-    Some(format!("the adapter allows {has} {what}, and {needed} are needed"))
+    let refusal = format!("the adapter allows {has} {what}, and {needed} are needed");
+    Some(Error::device(refusal).hint("use --device cpu"))
 }
 
 /// An open device.
@@ -258,7 +259,7 @@ impl Gpu {
     fn open(wanted: &Device) -> Result<Self> {
         let name = format!("{} {}", wanted.id(), wanted.name);
         if let Some(reason) = &wanted.unusable {
-            return Err(Error::device(format!("{name}: {reason}")).hint("use --device cpu"));
+            return Err(Error { message: format!("{name}: {reason}"), ..reason.clone() });
         }
         let adapter = adapters().get(wanted.index).expect("devices are made from adapters");
         let hooks = Hooks::get()?;
@@ -333,8 +334,18 @@ impl Gpu {
         let errors = [block_on(validation.pop()), block_on(internal.pop()), block_on(memory.pop())];
         match errors.into_iter().flatten().next() {
             None => self.healthy().map(|()| made),
-            Some(error) => Err(failed(&self.name, what, &error)),
+            Some(error) => {
+                let is_full = matches!(error, wgpu::Error::OutOfMemory { .. });
+                let failed = failed(&self.name, what, &error);
+                Err(Error { kind: if is_full { Kind::DeviceMemory } else { failed.kind }, ..failed })
+            }
         }
+    }
+
+    /// Takes back what `run` got, if it fails.
+    pub(super) fn all_or_nothing<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.allocated.load(Ordering::Relaxed);
+        run().inspect_err(|_| self.allocated.store(before, Ordering::Relaxed))
     }
 
     /// A new buffer, of zeros.
@@ -351,7 +362,8 @@ impl Gpu {
         if size > self.buffer_bytes_max || self.hooks.memory.is_some_and(|most| so_far > most) {
             self.allocated.fetch_sub(size, Ordering::Relaxed);
             let cause = "the device has no room for it";
-            return Err(Error::device(format!("{}: cannot {action}: {cause}", self.name)).hint(MEMORY_HINT));
+            let refusal = Error::device(format!("{}: cannot {action}: {cause}", self.name)).hint(MEMORY_HINT);
+            return Err(Error { kind: Kind::DeviceMemory, ..refusal });
         }
         let descriptor =
             wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: mapped };

@@ -83,7 +83,7 @@ pub fn places() -> (PathBuf, PathBuf) {
 /// # Errors
 /// Those of a merge.
 pub fn round(prepared: &Prepared, options: &Options, watch: &dyn Watch, records: bool) -> Result<Round> {
-    let timeline = if records { Timeline::keeping() } else { Timeline::new() };
+    let timeline = if records { Timeline::keeping() } else { Timeline::timing() };
     let report = merge_recording(prepared, options, watch, timeline)?;
     let (plan, shares) = (&prepared.plan, &report.shares);
     Ok(Round {

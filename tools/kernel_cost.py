@@ -59,6 +59,10 @@ EVENTS = {
     "add": re.compile(r"^ATOMS"),
     "compare": re.compile(r"^(FSETP?|ISETP|ISET)\b"),
     "arithmetic": re.compile(r"^F(ADD|MUL)"),
+    "flag": re.compile(r"^FSET\."),
+    "clamp": re.compile(r"^FMUL\.SAT"),
+    "choose": re.compile(r"^FSEL"),
+    "pack": re.compile(r"^PRMT"),
     "key": re.compile(r"^V?IMNMX"),
     "look up": re.compile(r"^LDS"),
     "draw": re.compile(r"0x[dD]2511[fF]53|-0x2[dD]AEE0AD", re.IGNORECASE),
@@ -85,10 +89,15 @@ def ways() -> list[Way]:
     found = []
     for models in (1, 2, 4):
         entry, loads = f"consensus_{models}_bfloat16", {"load": f"{models + 1}", "store": "1"}
-        # Each element is compared with its model's threshold, and with the sign; the factor of those that agree is looked up.
-        vote = {"compare": f"{16 * models}+", "look up": "8+", "arithmetic": f"{8 * (4 * models + 2)}+"}
-        found.append(Way(entry, f"ties, base + {models}", merged(models), loads | vote | {"draw": "0"}))
-        found.append(Way(entry, f"dare_ties, base + {models}", merged(models), loads | vote | {"draw": f"{10 * models}+"}))
+        # Terms are compared with the elected sign by a multiplication, and the factor of those that agree is looked up.
+        both = loads | {"clamp": f"{8 * models}", "look up": "8+", "pack": "4"}
+        operations = 6 * models + 1
+        # Magnitudes are compared with their model's threshold, weighed and counted.
+        trimmed = {"flag": f"{8 * models}", "draw": "0", "arithmetic": f"{8 * (operations + 2 * models)}"}
+        found.append(Way(entry, f"ties, base + {models}", merged(models), both | trimmed))
+        # The first two of ten rounds have one product that differs between elements; a draw takes two comparisons.
+        drawn = {"draw": f"{8 * models}+", "compare": f"{16 * models}+", "choose": f"{8 * models}"}
+        found.append(Way(entry, f"dare_ties, base + {models}", merged(models), both | drawn | {"arithmetic": f"{8 * operations}"}))
     sums = {"load": "3", "keep": "4", "shuffle": "5", "draw": "20+", "arithmetic": "60+"}
     found.append(Way("masked_sums_bfloat16", "dare, base + 2", 6, sums))
     # Loads and additions that a predicate leaves out are issued all the same.

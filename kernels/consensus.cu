@@ -56,6 +56,13 @@ DEVICE bool is_ordinary(const Work& work, const Model* models) {
     return ordinary;
 }
 
+// `choose`, where it is asked once in hundreds of times.
+DEVICE_APART Values choose_apart(unsigned tile, Model model) {
+    Values mask;
+    choose(tile, model, mask.of);
+    return mask;
+}
+
 // Merges the tiles of an ordinary block. False: a result is not ordinary, and all have to be merged again. The counts of what
 // was kept are exact, since a block has few tiles.
 //
@@ -96,7 +103,8 @@ DEVICE bool merge_ordinary(const Work& work, const Model* models, const float* f
             bool undecided = false;
 #pragma unroll
             for (unsigned m = 0; m < MODELS; m++) {
-                undecided |= choose_scheduled(product0, schedules[m], limits[m], coefficients[m], shift, v[m]);
+                const float c = coefficients[m], weights[8] = {c, c, c, c, c, c, c, c};
+                undecided |= choose_scheduled(product0, schedules[m], limits[m], shift, weights, v[m]);
             }
             if (undecided) {
 #pragma unroll

@@ -370,11 +370,19 @@ DEVICE unsigned long long product(unsigned a, unsigned b) { return (unsigned lon
 
 DEVICE void keep_in_shared_memory() {}
 
-DEVICE unsigned f16_pair(float low, float high) { return f16_of(low) | f16_of(high) << 16; }
+DEVICE unsigned signed_f16_of(float value) {
+    const unsigned half = f16_of(value);
+    return half == 0 ? __float_as_uint(value) >> 16 & 0x8000u : half;
+}
+
+DEVICE unsigned f16_pair(float low, float high) { return signed_f16_of(low) | signed_f16_of(high) << 16; }
+
+DEVICE unsigned plus_zero(unsigned half) {
+    return (half & 0x7fffu) > 0x7c00u ? 0x7fffu : half == 0x8000u ? 0 : half;
+}
 
 DEVICE unsigned without_signed_zeros(unsigned pair) {
-    const unsigned low = pair & 0xffffu, high = pair & 0xffff0000u;
-    return (low == 0x8000u ? 0 : low) | (high == 0x80000000u ? 0 : high);
+    return plus_zero(pair & 0xffffu) | plus_zero(pair >> 16) << 16;
 }
 #endif
 
@@ -486,10 +494,10 @@ DEVICE uint4 philox_scheduled(unsigned long long product0, const Schedule& sched
     return words;
 }
 
-// What `choose` gives, and whether a draw is undecided, so that `choose` has to be asked. `shift` is 2^16: one product
-// moves both draws of a word to where each stands alone.
-DEVICE bool choose_scheduled(unsigned long long product0, const Schedule& schedule, unsigned limit,
-                             float coefficient, unsigned shift, float mask[8]) {
+// The values that are kept, 0 for the others, and whether a draw is undecided: then `choose` has to be asked. `shift` is 2^16:
+// one product moves both draws of a word to where each stands alone.
+DEVICE bool choose_scheduled(unsigned long long product0, const Schedule& schedule, unsigned limit, unsigned shift,
+                             const float values[8], float kept[8]) {
     const uint4 words = philox_scheduled(product0, schedule);
     const unsigned of[4] = {words.x, words.y, words.z, words.w};
     const unsigned even = limit & 0xffff0000u, odd = limit >> 16;
@@ -497,19 +505,12 @@ DEVICE bool choose_scheduled(unsigned long long product0, const Schedule& schedu
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const unsigned long long draws = product(of[i], shift);
-        mask[2 * i] = lower(draws) < even ? coefficient : 0.0f;
-        mask[2 * i + 1] = upper(draws) < odd ? coefficient : 0.0f;
+        kept[2 * i] = lower(draws) < even ? values[2 * i] : 0.0f;
+        kept[2 * i + 1] = upper(draws) < odd ? values[2 * i + 1] : 0.0f;
         undecided |= lower(draws) == even;
         undecided |= upper(draws) == odd;
     }
     return undecided;
-}
-
-// `choose`, where it is asked once in thousands of times.
-DEVICE_APART Values choose_apart(unsigned tile, Model model) {
-    Values mask;
-    choose(tile, model, mask.of);
-    return mask;
 }
 
 // ---- Task vectors
@@ -563,18 +564,33 @@ struct GroupSums {
     float of[SUMS_MAX][THREADS];
 };
 
-// Folds each tile sum's 128 group sums by halves and writes the results. Every thread calls it.
+// Folds a sum's 128 group sums by halves; a warp together.
+DEVICE void fold_one(const float* of, float* sum) {
+    const unsigned lane = threadIdx.x % 32;
+    float total = add(add(of[lane], of[lane + 64]), add(of[lane + 32], of[lane + 96]));
+#pragma unroll
+    for (int half = 16; half > 0; half /= 2) {
+        total = add(total, __shfl_down_sync(0xffffffffu, total, half));
+    }
+    if (lane == 0) *sum = total;
+}
+
+// Folds the tile's sums and writes them. Every thread calls it.
 DEVICE void fold(const GroupSums& groups, unsigned count, float* sums) {
     __syncthreads();
-    const unsigned lane = threadIdx.x % 32;
-    for (unsigned sum = threadIdx.x / 32; sum < count; sum += THREADS / 32) {
-        const float* of = groups.of[sum];
-        float total = add(add(of[lane], of[lane + 64]), add(of[lane + 32], of[lane + 96]));
+    for (unsigned sum = threadIdx.x / 32; sum < count; sum += THREADS / 32) fold_one(groups.of[sum], sums + sum);
+    __syncthreads();
+}
+
+// The same for a number of sums that is known.
+template <unsigned COUNT>
+DEVICE void fold_known(const GroupSums& groups, float* sums) {
+    constexpr unsigned WARPS = THREADS / 32;
+    __syncthreads();
 #pragma unroll
-        for (int half = 16; half > 0; half /= 2) {
-            total = add(total, __shfl_down_sync(0xffffffffu, total, half));
-        }
-        if (lane == 0) sums[sum] = total;
+    for (unsigned first = 0; first < COUNT; first += WARPS) {
+        const unsigned sum = first + threadIdx.x / 32;
+        if (first + WARPS <= COUNT || sum < COUNT) fold_one(groups.of[sum], sums + sum);
     }
     __syncthreads();
 }

@@ -9,6 +9,8 @@
 // from the caches, because an array of registers cannot be indexed by a number that is not known beforehand.
 //
 // How many elements of each trimmed model were kept is counted on the way: the host knows how many there must be.
+//
+// Blocks that vote in whole tiles, with models of one kind, take a fast path (`merge_ordinary`).
 #include "prelude.cuh"
 
 // Whether a term has the elected sign. NaN has none.
@@ -66,8 +68,8 @@ DEVICE_APART Values choose_apart(unsigned tile, Model model) {
 // Merges the tiles of an ordinary block. False: a result is not ordinary, and all have to be merged again. The counts of what
 // was kept are exact, since a block has few tiles.
 //
-// Bits are those of the other way: signs of zeros differ on the way, and no stored zero has one. Where something is not
-// finite, some result is neither, since no term is left out: those that are dropped or disagree are multiplied by 0.
+// Bits are those of the general way: signs of zeros differ in between, and no stored zero has one. Where an input is not
+// finite, its result is neither, since no term is left out: those that are dropped or disagree are multiplied by 0.
 template <unsigned FLOAT, unsigned MODELS, bool DROPS>
 DEVICE bool merge_ordinary(const Work& work, const Model* models, const float* factors,
                            const Schedule* schedules, float kept[MODELS]) {
@@ -75,7 +77,8 @@ DEVICE bool merge_ordinary(const Work& work, const Model* models, const float* f
     const unsigned infinity = unknown(work, INFINITY_BITS), shift = unknown(work, 1u << 16);
     const unsigned output_step = output == FLOAT_F32 ? step<FLOAT_F32>() : step<FLOAT_BF16>();
     // Places in vectors are numbers of 32 bits, which are cheaper to go on than pointers.
-    unsigned out_at = work.span->results + (output == FLOAT_F32 ? place<FLOAT_F32>(work.first) : place<FLOAT_BF16>(work.first));
+    unsigned out_at = work.span->results;
+    out_at += output == FLOAT_F32 ? place<FLOAT_F32>(work.first) : place<FLOAT_BF16>(work.first);
     unsigned inputs[MODELS + 1], limits[MODELS];
     float coefficients[MODELS], least[MODELS];
 #pragma unroll

@@ -12,7 +12,7 @@ DEVICE bool is_ordinary(const Work& work, const Model* models) {
     return ordinary;
 }
 
-// What a thread's elements of a tile add to the sum of what is kept, where draws are undecided or a term may not be left out.
+// A thread's group of what is kept, where draws are undecided or a dropped term may not be left out.
 DEVICE_APART float kept_apart(unsigned tile, Model model, Values deltas) {
     float mask[8], terms[8];
     choose(tile, model, mask);
@@ -59,7 +59,8 @@ DEVICE void measure_ordinary(const Work& work, const Model* models, GroupSums& g
                 deltas.of[i] = sub(x[i], base[i]);
                 terms[i] = absolute(deltas.of[i]);
             }
-            const bool undecided = choose_scheduled(product0, MODELS > 2 ? shared[m] : schedules[m], limits[m], shift, terms, kept);
+            const Schedule& schedule = MODELS > 2 ? shared[m] : schedules[m];
+            const bool undecided = choose_scheduled(product0, schedule, limits[m], shift, terms, kept);
             const float of_all = group_sum(terms);
             float of_kept = group_sum(kept);
             if (undecided | !(of_all < __uint_as_float(INFINITY_BITS))) {

@@ -494,8 +494,8 @@ DEVICE uint4 philox_scheduled(unsigned long long product0, const Schedule& sched
     return words;
 }
 
-// The values that are kept, 0 for the others, and whether a draw is undecided: then `choose` has to be asked. `shift` is 2^16:
-// one product moves both draws of a word to where each stands alone.
+// The values that are kept, 0 for the others, and whether a draw is undecided: then `choose` has to be asked. `shift` is
+// 2^16: one product moves both draws of a word to where each stands alone.
 DEVICE bool choose_scheduled(unsigned long long product0, const Schedule& schedule, unsigned limit, unsigned shift,
                              const float values[8], float kept[8]) {
     const uint4 words = philox_scheduled(product0, schedule);

@@ -45,7 +45,7 @@ DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
 DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
 
 DEVICE unsigned magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
-DEVICE float absolute(float x) { return __uint_as_float(magnitude_bits(x)); }
+DEVICE float absolute(float x) { return fabsf(x); }
 
 // |delta| as an integer key: the order of keys is the order of magnitudes. All NaN share the largest key.
 DEVICE int key_of(float delta) { return min((int)magnitude_bits(delta), (int)KEY_MAX); }
@@ -62,6 +62,7 @@ struct Work {
     unsigned first;
     unsigned end;
     unsigned record;
+    uint4* results;
     uint4* out;
     unsigned* tally;
 
@@ -74,7 +75,8 @@ struct Work {
         first = block->first;
         end = block->first + block->tiles;
         record = block->record;
-        out = reinterpret_cast<uint4*>(results) + span->results;
+        this->results = reinterpret_cast<uint4*>(results);
+        out = this->results + span->results;
         tally = reinterpret_cast<unsigned*>(results) + span->tally;
     }
 
@@ -113,6 +115,13 @@ DEVICE Raw load(const Work& work, unsigned input, unsigned tile) {
 
 DEVICE float float_of_bf16(unsigned half) { return __uint_as_float(half << 16); }
 
+#ifdef __CUDACC__
+DEVICE float float_of_f16(unsigned half) {
+    float value;
+    asm("{ .reg .b16 half; cvt.u16.u32 half, %1; cvt.f32.f16 %0, half; }" : "=f"(value) : "r"(half));
+    return value;
+}
+#else
 // Subnormals are whole multiples of 2^-24, converted as integers.
 DEVICE float float_of_f16(unsigned half) {
     const unsigned sign = (half & 0x8000u) << 16;
@@ -123,6 +132,7 @@ DEVICE float float_of_f16(unsigned half) {
     const unsigned special = INFINITY_BITS | (magnitude & 0x3ffu) << 13;
     return __uint_as_float(sign | (magnitude >= 0x7c00u ? special : finite));
 }
+#endif
 
 DEVICE unsigned canonical(float value) {
     const unsigned magnitude = magnitude_bits(value);
@@ -304,6 +314,205 @@ DEVICE void choose(unsigned tile, const Model& model, float mask[8]) {
     }
 }
 
+// ---- What fast paths are made of: for blocks of whole tiles in which everything is decided alike
+//
+// Comparisons give 1 or 0 as floats, so that choosing and counting are multiplications and additions, for which there are
+// more units than for integers and logic.
+
+#ifdef __CUDACC__
+// 1 where a is not below b, which NaN is not.
+DEVICE float at_least(float a, float b) {
+    float flag;
+    asm("set.geu.f32.f32 %0, %1, %2;" : "=f"(flag) : "f"(a), "f"(b));
+    return flag;
+}
+
+// A product clamped to 0 … 1; NaN becomes 0.
+DEVICE float mul_clamped(float a, float b) {
+    float clamped;
+    asm("mul.rn.sat.f32 %0, %1, %2;" : "=f"(clamped) : "f"(a), "f"(b));
+    return clamped;
+}
+
+// All 64 bits of a product. In C++ the compiler would take it to pieces where it knows some bits of a factor.
+DEVICE unsigned long long product(unsigned a, unsigned b) {
+    unsigned long long wide;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(wide) : "r"(a), "r"(b));
+    return wide;
+}
+
+// In a loop: what is read of shared memory is read again in every round, for want of registers.
+DEVICE void keep_in_shared_memory() { asm volatile("" ::: "memory"); }
+
+DEVICE unsigned f16_pair(float low, float high) {
+    unsigned pair;
+    asm("{ .reg .b16 low, high; cvt.rn.f16.f32 low, %1; cvt.rn.f16.f32 high, %2; mov.b32 %0, {low, high}; }"
+        : "=r"(pair)
+        : "f"(low), "f"(high));
+    return pair;
+}
+
+// Added to 0 as float16, −0 becomes 0, and all other bits but those of NaN stay, bfloat16's too.
+DEVICE unsigned without_signed_zeros(unsigned pair) {
+    unsigned sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(pair), "r"(0u));
+    return sum;
+}
+#else
+DEVICE float at_least(float a, float b) { return a < b ? 0.0f : 1.0f; }
+
+DEVICE float mul_clamped(float a, float b) {
+    const float exact = mul(a, b);
+    return exact > 1.0f ? 1.0f : exact > 0.0f ? exact : 0.0f;
+}
+
+DEVICE unsigned long long product(unsigned a, unsigned b) { return (unsigned long long)a * b; }
+
+DEVICE void keep_in_shared_memory() {}
+
+DEVICE unsigned signed_f16_of(float value) {
+    const unsigned half = f16_of(value);
+    return half == 0 ? __float_as_uint(value) >> 16 & 0x8000u : half;
+}
+
+DEVICE unsigned f16_pair(float low, float high) { return signed_f16_of(low) | signed_f16_of(high) << 16; }
+
+DEVICE unsigned plus_zero(unsigned half) {
+    return (half & 0x7fffu) > 0x7c00u ? 0x7fffu : half == 0x8000u ? 0 : half;
+}
+
+DEVICE unsigned without_signed_zeros(unsigned pair) {
+    return plus_zero(pair & 0xffffu) | plus_zero(pair >> 16) << 16;
+}
+#endif
+
+DEVICE unsigned upper(unsigned long long wide) { return (unsigned)(wide >> 32); }
+DEVICE unsigned lower(unsigned long long wide) { return (unsigned)wide; }
+
+// A number, as the compiler must not know it: with two numbers that are known, a GPU's logic needs two instructions for
+// what it can do in one. Output types are small numbers.
+DEVICE unsigned unknown(const Work& work, unsigned number) { return max(number, work.header->output); }
+
+// Whether the block's tiles are whole.
+DEVICE bool whole(const Work& work) { return work.end * TILE <= work.span->elements; }
+
+// Where a thread's elements of a tile are, in vectors.
+template <unsigned FLOAT>
+DEVICE unsigned place(unsigned tile) {
+    return FLOAT == FLOAT_F32 ? tile * (TILE / 4) + threadIdx.x * 2 : tile * (TILE / 8) + threadIdx.x;
+}
+
+// The vectors of a tile.
+template <unsigned FLOAT>
+DEVICE unsigned step() {
+    return FLOAT == FLOAT_F32 ? TILE / 4 : TILE / 8;
+}
+
+template <unsigned FLOAT>
+DEVICE Raw load_from(const uint4* at) {
+    Raw raw;
+    raw.low = at[0];
+    raw.high = FLOAT == FLOAT_F32 ? at[1] : raw.low;
+    return raw;
+}
+
+// A thread's results in a block are ordinary where the sum of their magnitudes is at most this: then they are finite as
+// they are stored, and in bfloat16 below 2^121, from where on float16 has NaN.
+DEVICE float ordinary_max(unsigned output) {
+    const unsigned bfloat16_max = 0x7b800000u;
+    return __uint_as_float(output == FLOAT_BF16  ? bfloat16_max
+                           : output == FLOAT_F16 ? F16_FINITE_MAX
+                                                 : INFINITY_BITS - 1);
+}
+
+// Rounds as `bf16_of`, but for −0.
+DEVICE unsigned bf16_pair(float low, float high) {
+    const unsigned a = __float_as_uint(low), b = __float_as_uint(high);
+    return __byte_perm(a + 0x7fffu + (a >> 16 & 1u), b + 0x7fffu + (b >> 16 & 1u), 0x7632);
+}
+
+// Stores ordinary results.
+DEVICE void store_ordinary(unsigned output, uint4* at, const float values[8]) {
+    unsigned words[8];
+    if (output == FLOAT_BF16) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) words[i] = without_signed_zeros(bf16_pair(values[2 * i], values[2 * i + 1]));
+    } else if (output == FLOAT_F16) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) words[i] = without_signed_zeros(f16_pair(values[2 * i], values[2 * i + 1]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) words[i] = __float_as_uint(add(values[i], 0.0f));
+        at[1] = make_uint4(words[4], words[5], words[6], words[7]);
+    }
+    at[0] = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// A model's random mask, prepared for tiles of the tensor below 2^25. The first product of the first round is the same for
+// all models, its second one is 0; the first product of the second round is the same for all elements. `first` is what is
+// left of these rounds, `rounds` are the keys of the others.
+struct Schedule {
+    uint4 first;
+    uint4 rounds[4];
+};
+
+constexpr unsigned SCHEDULED_TILES = 1u << 25;
+
+DEVICE Schedule schedule_of(const Model& model) {
+    const unsigned key0 = model.first, key1 = model.second;
+    const unsigned long long product0 = product(PHILOX_MULTIPLIER_0, key0);
+    Schedule schedule;
+    schedule.first =
+        make_uint4(key1, key0 + PHILOX_WEYL_0, upper(product0) ^ (key1 + PHILOX_WEYL_1), lower(product0));
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned now = 2 * i + 2, next = now + 1;
+        schedule.rounds[i] = make_uint4(key0 + now * PHILOX_WEYL_0, key1 + now * PHILOX_WEYL_1,
+                                        key0 + next * PHILOX_WEYL_0, key1 + next * PHILOX_WEYL_1);
+    }
+    return schedule;
+}
+
+DEVICE uint4 philox_round(const uint4& words, unsigned key0, unsigned key1) {
+    const unsigned long long product0 = product(PHILOX_MULTIPLIER_0, words.x);
+    const unsigned long long product1 = product(PHILOX_MULTIPLIER_1, words.z);
+    return make_uint4(upper(product1) ^ words.y ^ key0, lower(product1), upper(product0) ^ words.w ^ key1,
+                      lower(product0));
+}
+
+// What `philox` gives; `product0` is that of the call's number and the first multiplier.
+DEVICE uint4 philox_scheduled(unsigned long long product0, const Schedule& schedule) {
+    const uint4 first = schedule.first;
+    const unsigned long long product1 = product(PHILOX_MULTIPLIER_1, upper(product0) ^ first.x);
+    uint4 words =
+        make_uint4(upper(product1) ^ first.y, lower(product1), lower(product0) ^ first.z, first.w);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint4 keys = schedule.rounds[i];
+        words = philox_round(philox_round(words, keys.x, keys.y), keys.z, keys.w);
+    }
+    return words;
+}
+
+// The values that are kept, 0 for the others, and whether a draw is undecided: then `choose` has to be asked. `shift` is
+// 2^16: one product moves both draws of a word to where each stands alone.
+DEVICE bool choose_scheduled(unsigned long long product0, const Schedule& schedule, unsigned limit, unsigned shift,
+                             const float values[8], float kept[8]) {
+    const uint4 words = philox_scheduled(product0, schedule);
+    const unsigned of[4] = {words.x, words.y, words.z, words.w};
+    const unsigned even = limit & 0xffff0000u, odd = limit >> 16;
+    bool undecided = false;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const unsigned long long draws = product(of[i], shift);
+        kept[2 * i] = lower(draws) < even ? values[2 * i] : 0.0f;
+        kept[2 * i + 1] = upper(draws) < odd ? values[2 * i + 1] : 0.0f;
+        undecided |= lower(draws) == even;
+        undecided |= upper(draws) == odd;
+    }
+    return undecided;
+}
+
 // ---- Task vectors
 
 // v = (kept ? coefficient : 0) · (x − base), for a tile of the tensor. Where magnitudes decide, the result is how many of
@@ -355,18 +564,33 @@ struct GroupSums {
     float of[SUMS_MAX][THREADS];
 };
 
-// Folds each tile sum's 128 group sums by halves and writes the results. Every thread calls it.
+// Folds a sum's 128 group sums by halves; a warp together.
+DEVICE void fold_one(const float* of, float* sum) {
+    const unsigned lane = threadIdx.x % 32;
+    float total = add(add(of[lane], of[lane + 64]), add(of[lane + 32], of[lane + 96]));
+#pragma unroll
+    for (int half = 16; half > 0; half /= 2) {
+        total = add(total, __shfl_down_sync(0xffffffffu, total, half));
+    }
+    if (lane == 0) *sum = total;
+}
+
+// Folds the tile's sums and writes them. Every thread calls it.
 DEVICE void fold(const GroupSums& groups, unsigned count, float* sums) {
     __syncthreads();
-    const unsigned lane = threadIdx.x % 32;
-    for (unsigned sum = threadIdx.x / 32; sum < count; sum += THREADS / 32) {
-        const float* of = groups.of[sum];
-        float total = add(add(of[lane], of[lane + 64]), add(of[lane + 32], of[lane + 96]));
+    for (unsigned sum = threadIdx.x / 32; sum < count; sum += THREADS / 32) fold_one(groups.of[sum], sums + sum);
+    __syncthreads();
+}
+
+// The same for a number of sums that is known.
+template <unsigned COUNT>
+DEVICE void fold_known(const GroupSums& groups, float* sums) {
+    constexpr unsigned WARPS = THREADS / 32;
+    __syncthreads();
 #pragma unroll
-        for (int half = 16; half > 0; half /= 2) {
-            total = add(total, __shfl_down_sync(0xffffffffu, total, half));
-        }
-        if (lane == 0) sums[sum] = total;
+    for (unsigned first = 0; first < COUNT; first += WARPS) {
+        const unsigned sum = first + threadIdx.x / 32;
+        if (first + WARPS <= COUNT || sum < COUNT) fold_one(groups.of[sum], sums + sum);
     }
     __syncthreads();
 }

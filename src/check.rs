@@ -28,9 +28,14 @@ pub const MODELS: [usize; 7] = [1, 2, 3, 4, 5, VOTERS_MAX, MODELS_MAX];
 const MODELS_MAX: usize = VOTERS_MAX + 2;
 
 /// Elements of the tensors of a launch: on both sides of a tile's end, one, and so many tiles that a block on a GPU is full.
-const SIZES: [usize; 5] = [1, 1023, 1024, 1025, 9000];
+/// Among any kinds of values that follow each other, whole tiles have both odd and ordinary ones.
+const SIZES: [usize; 6] = [1, 1023, 1024, 1025, 9000, 2048];
 
 const FLOATS: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
+
+/// Tiles before a tensor, so that one of its first blocks has elements on both sides of the 2^35th: those behind it have one
+/// more word of the random generator's counter.
+const FAR_TILES: u64 = (1 << 25) - 3;
 
 /// Which element types the inputs of a case have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +142,7 @@ pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) 
     device.prepare(&kinds(depth), &|| {})?;
     let mut random = Random(77);
     let mut rows: Vec<CheckRow> = Vec::new();
-    for types in Types::ALL {
+    for (number, types) in Types::ALL.into_iter().enumerate() {
         for models in depth.models().iter().copied() {
             for job in jobs(models, &mut random) {
                 let own = |row: &CheckRow| (row.kernel, row.types) == (job.kernel().name, types);
@@ -146,10 +151,15 @@ pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) 
                     rows.push(CheckRow { kernel, types, launches: 0, spans: 0, redone: 0, wrong: None });
                     rows.len() - 1
                 });
-                let output = FLOATS[(models + rows[row].launches) % FLOATS.len()];
-                let case =
-                    Case::new(&job, types.floats(models + 1), output, &SIZES, &CaseValues::ALL, &mut random);
-                case.check(device, depth, &mut rows[row])?;
+                // Each output type for every job: with other types of its inputs.
+                let output = FLOATS[(models + rows[row].launches + number) % FLOATS.len()];
+                let mut values = CaseValues::ALL;
+                values.rotate_left(rows[row].launches % CaseValues::ALL.len());
+                let case = Case::new(&job, types.floats(models + 1), output, &SIZES, &values, &mut random);
+                case.check(device, depth.uses(), &mut rows[row])?;
+                if job.masks().iter().any(Option::is_some) {
+                    case.behind(FAR_TILES).check(device, &[Use::Last], &mut rows[row])?;
+                }
             }
         }
         rows.iter().filter(|row| row.types == types).for_each(&mut seen);
@@ -201,6 +211,8 @@ pub struct Case {
     /// The launch.
     pub launch: Launch,
     tensors: Vec<CaseTensor>,
+    /// Tiles of each tensor that are not there, before all others.
+    missing: u64,
 }
 
 /// One tensor of a launch: its inputs, encoded.
@@ -222,6 +234,8 @@ pub struct Bits {
 pub enum CaseValues {
     /// Now and then subnormals, NaN, infinities and magnitudes that overflow, which some devices leave to the CPU.
     Odd,
+    /// Now and then magnitudes that hardly fit.
+    Huge,
     /// Among others, the least and the greatest numbers that no device leaves to the CPU.
     Extreme,
     /// Nothing else.
@@ -231,7 +245,7 @@ pub enum CaseValues {
 }
 
 impl CaseValues {
-    const ALL: [Self; 4] = [Self::Odd, Self::Extreme, Self::Ordinary, Self::Tiny];
+    const ALL: [Self; 5] = [Self::Odd, Self::Huge, Self::Extreme, Self::Ordinary, Self::Tiny];
 }
 
 /// What a device gave.
@@ -244,7 +258,7 @@ pub struct DeviceResults {
 }
 
 impl Case {
-    /// A job over tensors of these sizes, each in up to two spans, with values of these kinds at random.
+    /// A job over tensors of these sizes, each in up to two spans, with values of these kinds in turn.
     pub fn new(
         job: &Job,
         floats: Vec<Float>,
@@ -253,11 +267,8 @@ impl Case {
         kinds: &[CaseValues],
         random: &mut Random,
     ) -> Self {
-        let mut tensor = |size: &usize| {
-            let kind = kinds[random.next() as usize % kinds.len()];
-            CaseTensor::new(*size, &floats, kind, random)
-        };
-        let tensors: Vec<CaseTensor> = sizes.iter().map(&mut tensor).collect();
+        let tensor = |(size, kind): (&usize, &CaseValues)| CaseTensor::new(*size, &floats, *kind, random);
+        let tensors: Vec<CaseTensor> = sizes.iter().zip(kinds.iter().cycle()).map(tensor).collect();
         let mut spans = Vec::new();
         for (index, tensor) in tensors.iter().enumerate() {
             let all = tiles(tensor.elements as u64);
@@ -272,7 +283,16 @@ impl Case {
         let job = Arc::new(job.clone());
         let jobs = vec![Arc::clone(&job), job];
         let record_tiles = 2 + 3 * (random.next() % 2);
-        Self { launch: Launch { jobs, spans, floats, output, hold: true, record_tiles }, tensors }
+        Self { launch: Launch { jobs, spans, floats, output, hold: true, record_tiles }, tensors, missing: 0 }
+    }
+
+    /// The same inputs, so many tiles behind the beginning of their tensors.
+    fn behind(mut self, tiles: u64) -> Self {
+        for span in &mut self.launch.spans {
+            span.tiles = span.tiles.start + tiles..span.tiles.end + tiles;
+        }
+        self.missing += tiles;
+        self
     }
 
     /// The same inputs under another job.
@@ -284,10 +304,10 @@ impl Case {
     }
 
     /// Runs it however inputs may be held, and notes in the row what differs.
-    fn check(&self, device: &dyn Backend, depth: Depth, row: &mut CheckRow) -> Result<()> {
+    fn check(&self, device: &dyn Backend, uses: &[Use], row: &mut CheckRow) -> Result<()> {
         let expected = self.of_twin();
         // What a device holds must not change anything, however it is used.
-        for way in depth.uses().iter().copied() {
+        for way in uses.iter().copied() {
             let DeviceResults { bits: found, redone } = self.on(device, way)?;
             row.launches += 1;
             row.spans += found.len();
@@ -327,7 +347,7 @@ impl Case {
         let Launch { spans, floats, .. } = &self.launch;
         let mut read = |span: usize, input: usize, into: &mut [u8]| {
             let span: &Span = &spans[span];
-            let start = span.first_element() as usize * floats[input].bytes();
+            let start = (span.first_element() - self.missing * TILE as u64) as usize * floats[input].bytes();
             into.copy_from_slice(&self.tensor_of(span).inputs[input][start..start + into.len()]);
             Ok(())
         };
@@ -367,7 +387,7 @@ impl Case {
             {
                 bits.bytes.extend(words_to_bytes(&std::mem::replace(&mut counters, vec![0; words])));
             }
-            let decoded = tensor.decoded(tile, &self.launch.floats);
+            let decoded = tensor.decoded(tile - self.missing, &self.launch.floats);
             let x: Vec<&[f32]> = decoded.iter().map(Vec::as_slice).collect();
             self.tile_of_twin(job, tile, &x, &mut bits, &mut counters);
         }
@@ -422,7 +442,7 @@ impl CaseTensor {
             (6, CaseValues::Odd) => f32::from_bits(random.next() as u32 % 1000),
             (7, CaseValues::Odd) if random.next().is_multiple_of(50) => f32::NAN,
             (8, CaseValues::Odd) if random.next().is_multiple_of(50) => f32::NEG_INFINITY,
-            (9, CaseValues::Odd) if random.next().is_multiple_of(50) => 3e38,
+            (9, CaseValues::Odd) | (6, CaseValues::Huge) if random.next().is_multiple_of(50) => 3e38,
             (6 | 7, CaseValues::Extreme) => {
                 f32::from_bits(packed::PLAIN.start().to_bits() + random.next() as u32 % 4)
             }
@@ -434,12 +454,19 @@ impl CaseTensor {
             (17..24, _) => -0.25,
             // float16's subnormals.
             (24..28, _) => random.normal() as f32 * 1e-5,
+            // Few bits: results are often right between two numbers of the output's type.
+            (28..44, _) => ((random.normal() * 512.0).round() / 512.0) as f32,
             _ => random.normal() as f32,
         };
         let mut input = |float: &Float| {
             let values: Vec<f32> = (0..elements).map(|_| value(*float)).collect();
             let mut bytes = vec![0; elements * float.bytes()];
             encode(*float, &values, &mut bytes);
+            // Files may hold −0, which no output does.
+            for (value, bytes) in values.iter().zip(bytes.chunks_exact_mut(float.bytes())) {
+                let last = bytes.last_mut().expect("an element has bytes");
+                *last |= u8::from(*value == 0.0 && value.is_sign_negative()) << 7;
+            }
             bytes
         };
         Self { elements, inputs: floats.iter().map(&mut input).collect() }

@@ -86,7 +86,7 @@ FUSED_ALLOWED: dict[str, int] = {}
 # `tests/all/first_use.rs` compares this with what it asks of a driver.
 FIRST_USE = {
     "ties": ["keys_bfloat16", "levels_bfloat16", "magnitudes_2_bfloat16", "consensus_2_bfloat16"],
-    "dare_ties": ["masked_sums_bfloat16", "consensus_2_bfloat16"],
+    "dare_ties": ["masked_sums_2_bfloat16", "consensus_2_bfloat16"],
     "linear": ["weighted_sum_bfloat16"],
     "slerp": ["gram_bfloat16", "weighted_sum_bfloat16"],
 }

@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use super::packed::{append, append_floats};
-use super::thinning::{Keep, Mask, Model, PackedModel, Trim, bench_mask, factors};
+use super::thinning::{Keep, Mask, Model, PackedModel, Trim, bench_mask, factors, random_masks};
 use super::{CaseNumbers, Compiled, KEY_MAX, Kept, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, VOTERS_MAX, Widest};
 use crate::dtype::{Element, magnitude_bits};
 
@@ -45,15 +45,27 @@ pub(super) const KERNEL: Kernel = Kernel {
 
 /// Votes of every kind, and one merge without; pairs of models weigh the same, so that votes come out even.
 fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
-    let job = |shift: usize, voting: bool| {
-        let model = |i: usize| Model { coefficient: drawn.coefficients[i - i % 2], keep: drawn.keep(i + shift) };
+    let job = |coefficient: &dyn Fn(usize) -> f32, keep: &dyn Fn(usize) -> Keep, voting: bool| {
+        let model = |i: usize| Model { coefficient: coefficient(i), keep: keep(i) };
         let scale = |set: usize| 1.0 / (1.0 + set as f32);
         let sets = if voting { 1usize << drawn.models } else { 0 };
         Job { models: (0..drawn.models).map(model).collect(), scale: (0..sets).map(scale).collect() }
     };
-    // Few models would not come to the last kinds of the list without a shift.
-    let votes = (0..4).filter(|_| drawn.models <= VOTERS_MAX).map(|shift| job(shift, true));
-    votes.chain([job(2, false)]).map(Into::into).collect()
+    let paired = |i: usize| drawn.coefficients[i - i % 2];
+    // Few models would not come to the last kinds of the lists without a shift.
+    let mixed = (0..4).map(|shift| job(&paired, &|i| drawn.keep(i + shift), true));
+    // With halves, results are often right between two numbers of the output's type.
+    let whole = (0..3).map(|shift| job(&|_| 0.5, &|i| trim_of_blocks(i + shift), true));
+    let random = job(&paired, &|i| random_masks(drawn.word, i), true);
+    let votes = mixed.chain(whole).chain([random]).filter(|_| drawn.models <= VOTERS_MAX);
+    votes.chain([job(&paired, &|i| drawn.keep(i + 2), false)]).map(Into::into).collect()
+}
+
+/// Thresholds that a GPU's blocks of tiles need not look for a cut with: it is behind the first block or where the second one
+/// begins; and one that NaN alone reaches, which no float is above.
+fn trim_of_blocks(i: usize) -> Keep {
+    let cut = |cut_tile: u32, cut_lane: u32| Trim { threshold: 0.25f32.to_bits(), cut_tile, cut_lane };
+    Keep::Trim([cut(4, 0), cut(6, 17), Trim { threshold: KEY_MAX, ..cut(6, 17) }][i % 3])
 }
 
 fn benches(keys: &[u32]) -> Vec<(&'static str, super::Job)> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::packed::append;
 use super::sums::{fold_tile, tile_sum};
-use super::thinning::{Keep, Mask, Model, PackedModel, bench_mask, factors};
+use super::thinning::{Keep, Mask, Model, PackedModel, bench_mask, factors, random_masks};
 use super::{CaseNumbers, Compiled, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, Widest};
 use crate::dtype::Element;
 
@@ -20,7 +20,7 @@ pub struct Job {
 /// The record.
 pub(super) const KERNEL: Kernel = Kernel {
     name: "masked_sums",
-    ptx: Compiled { text: include_str!("../../kernels/ptx/masked_sums.ptx"), models: 0 },
+    ptx: Compiled { text: include_str!("../../kernels/ptx/masked_sums.ptx"), models: 4 },
     wgsl: Compiled { text: include_str!("../../shaders/masked_sums.wgsl"), models: 0 },
     group_words: 0,
     needs: |widest, chunk_tiles| Needs {
@@ -35,8 +35,10 @@ pub(super) const KERNEL: Kernel = Kernel {
 };
 
 fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
-    let job = |shift: usize| Job { models: (0..drawn.models).map(|i| drawn.keep(i + shift)).collect() };
-    [job(2), job(3)].map(Into::into).into()
+    let job = |keep: &dyn Fn(usize) -> Keep| Job { models: (0..drawn.models).map(keep).collect() };
+    let mixed = [2, 3].map(|shift| job(&|i| drawn.keep(i + shift)));
+    let random = [drawn.word, !drawn.word].map(|word| job(&|i| random_masks(word, i)));
+    mixed.into_iter().chain(random).map(Into::into).collect()
 }
 
 fn benches(_: &[u32]) -> Vec<(&'static str, super::Job)> {
@@ -50,6 +52,10 @@ impl Numbers for Job {
 
     fn outcome(&self) -> Outcome {
         Outcome::Sums { words: 2 * self.models.len() }
+    }
+
+    fn models(&self) -> usize {
+        self.models.len()
     }
 
     fn masks(&self) -> Vec<Option<Mask>> {

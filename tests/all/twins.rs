@@ -31,7 +31,9 @@ fn planted(job: &Job, fault: usize) -> Option<Job> {
     match (&mut wrong, fault) {
         (Job::WeightedSum(job), 0) => job.coefficients[1] = next_up(job.coefficients[1]),
         (Job::WeightedSum(job), 1) => job.anchored = !job.anchored,
-        (Job::Consensus(job), 0) => job.models[0].coefficient = next_up(job.models[0].coefficient),
+        (Job::Consensus(job), 0) => {
+            job.models.iter_mut().for_each(|model| model.coefficient = next_up(model.coefficient));
+        }
         (Job::Consensus(job), 1) => job.scale.iter_mut().for_each(|scale| *scale = next_up(*scale)),
         (Job::Consensus(job), _) => {
             for model in &mut job.models {

@@ -30,6 +30,9 @@ const MODELS_MAX: usize = VOTERS_MAX + 2;
 /// Elements of the tensors of a launch: on both sides of a tile's end, one, and so many tiles that a block on a GPU is full.
 const SIZES: [usize; 5] = [1, 1023, 1024, 1025, 9000];
 
+/// The inputs' numbers in turn: differences to the first input are 0, or have bits in all places.
+const ALIKE: [f32; 2] = [0.25, 0.3];
+
 const FLOATS: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
 
 /// Which element types the inputs of a case have.
@@ -228,10 +231,12 @@ pub enum CaseValues {
     Ordinary,
     /// All so small that their products are the least.
     Tiny,
+    /// Mostly the input's number of [`ALIKE`], so that most differences are the same.
+    Alike,
 }
 
 impl CaseValues {
-    const ALL: [Self; 4] = [Self::Odd, Self::Extreme, Self::Ordinary, Self::Tiny];
+    const ALL: [Self; 5] = [Self::Odd, Self::Extreme, Self::Ordinary, Self::Tiny, Self::Alike];
 }
 
 /// What a device gave.
@@ -415,7 +420,7 @@ impl Case {
 impl CaseTensor {
     fn new(elements: usize, floats: &[Float], kind: CaseValues, random: &mut Random) -> Self {
         let small = if random.next().is_multiple_of(2) { packed::PLAIN } else { packed::PLAIN_IN_PRODUCTS };
-        let mut value = |float: Float| match (random.next() % 64, kind) {
+        let mut value = |float: Float, alike: f32| match (random.next() % 64, kind) {
             // So many equal ones that a cut a few lanes off shows.
             (0..5, _) => 0.0,
             (5, _) => -0.0,
@@ -430,19 +435,21 @@ impl CaseTensor {
             (9, CaseValues::Extreme) if float != Float::F16 => *packed::PLAIN.end(),
             // Multiples, so that differences are no smaller.
             (place, CaseValues::Tiny) => small.start() * [1.0, -1.0, 2.0, 3.0, -5.0][place as usize % 5],
+            (10.., CaseValues::Alike) => alike,
             (10..17, _) => 0.25,
             (17..24, _) => -0.25,
             // float16's subnormals.
             (24..28, _) => random.normal() as f32 * 1e-5,
             _ => random.normal() as f32,
         };
-        let mut input = |float: &Float| {
-            let values: Vec<f32> = (0..elements).map(|_| value(*float)).collect();
+        let mut input = |(input, float): (usize, &Float)| {
+            let alike = ALIKE[input % ALIKE.len()];
+            let values: Vec<f32> = (0..elements).map(|_| value(*float, alike)).collect();
             let mut bytes = vec![0; elements * float.bytes()];
             encode(*float, &values, &mut bytes);
             bytes
         };
-        Self { elements, inputs: floats.iter().map(&mut input).collect() }
+        Self { elements, inputs: floats.iter().enumerate().map(&mut input).collect() }
     }
 
     fn tile_len(&self, tile: u64) -> usize {

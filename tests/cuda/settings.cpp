@@ -42,6 +42,7 @@ Settings read() {
         .ignore_waits = number("FAKE_CUDA_IGNORE_WAITS", 0),
         .count_file = text("FAKE_CUDA_COUNT_FILE"),
         .launch_log = text("FAKE_CUDA_LAUNCH_LOG"),
+        .conflicts = text("FAKE_CUDA_CONFLICTS"),
         .images = text("FAKE_CUDA_IMAGES"),
         .refused = text("FAKE_CUDA_REFUSED"),
         .load_ms = number("FAKE_CUDA_LOAD_MS", 0),

@@ -40,11 +40,11 @@ struct Placed {
     DEVICE void count(unsigned place) { add(place, 1); }
 };
 
-// The place of some key inside: likely one that many lanes have.
+// The place of some key inside, likely one that many lanes have; or else of the first level.
 DEVICE unsigned common_place(unsigned place, unsigned end) {
     const unsigned inside = __ballot_sync(0xffffffffu, place < end);
-    const unsigned first = __shfl_sync(0xffffffffu, place, inside ? __ffs(inside) - 1 : 0);
-    return inside ? first : NO_PLACE;
+    const unsigned some = __shfl_sync(0xffffffffu, place, inside ? __ffs(inside) - 1 : 0);
+    return inside ? some : 0;
 }
 
 // Any tile and any levels.

@@ -20,13 +20,13 @@ struct Binned {
     }
 };
 
-// The place of a key that many lanes have.
-DEVICE unsigned common_place(unsigned place, unsigned end) {
-    unsigned common = NO_PLACE, most = OFTEN - 1;
+// The place of a key that many lanes have, or else of zero, if that is inside: other rows of a tensor may hold nothing else.
+DEVICE unsigned common_place(unsigned place, const Interval& interval) {
+    unsigned common = interval.twice_lowest == 0 ? 0 : NO_PLACE, most = OFTEN - 1;
 #pragma unroll
     for (int lane = 0; lane < 32; lane += 8) {
         const unsigned candidate = __shfl_sync(0xffffffffu, place, lane);
-        const unsigned equal = __popc(__ballot_sync(0xffffffffu, place == candidate && place < end));
+        const unsigned equal = __popc(__ballot_sync(0xffffffffu, place == candidate && place < interval.end));
         if (equal > most) common = candidate;
         most = max(most, equal);
     }
@@ -90,7 +90,7 @@ DEVICE void magnitudes(const Work& work) {
     for (unsigned m = 0; m < MODELS; m++) {
         if (m >= models || whole == work.first) continue;
         const unsigned place = first_place(inputs[0], inputs[1 + m], work.first, intervals[m]);
-        intervals[m].common = common_place(place, intervals[m].end);
+        intervals[m].common = common_place(place, intervals[m]);
         often |= intervals[m].common != NO_PLACE;
     }
     __syncthreads();

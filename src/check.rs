@@ -231,7 +231,7 @@ pub enum CaseValues {
     Ordinary,
     /// All so small that their products are the least.
     Tiny,
-    /// Mostly the input's number of [`ALIKE`], so that most differences are the same.
+    /// Mostly one number in each input, so that most differences are the same.
     Alike,
 }
 

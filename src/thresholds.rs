@@ -156,7 +156,7 @@ fn write(file: &Path, known: &Known) -> io::Result<()> {
     })
 }
 
-/// Whether a file of this name is one that [`write`] makes.
+/// Whether a file of this name is one that [`write()`] makes.
 fn is_ours(name: &str) -> bool {
     let is_hash = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

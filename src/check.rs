@@ -31,6 +31,9 @@ const MODELS_MAX: usize = VOTERS_MAX + 2;
 /// Among any kinds of values that follow each other, whole tiles have both odd and ordinary ones.
 const SIZES: [usize; 6] = [1, 1023, 1024, 1025, 9000, 2048];
 
+/// The inputs' numbers in turn: differences to the first input are 0, or have bits in all places.
+const ALIKE: [f32; 2] = [0.25, 0.3];
+
 const FLOATS: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
 
 /// Tiles before a tensor, so that one of its first blocks has elements on both sides of the 2^35th: those behind it have one
@@ -153,8 +156,9 @@ pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) 
                 });
                 // Each output type for every job: with other types of its inputs.
                 let output = FLOATS[(models + rows[row].launches + number) % FLOATS.len()];
-                let mut values = CaseValues::ALL;
-                values.rotate_left(rows[row].launches % CaseValues::ALL.len());
+                let mut values = CaseValues::of(&job);
+                let turn = rows[row].launches % values.len();
+                values.rotate_left(turn);
                 let case = Case::new(&job, types.floats(models + 1), output, &SIZES, &values, &mut random);
                 case.check(device, depth.uses(), &mut rows[row])?;
                 if job.masks().iter().any(Option::is_some) {
@@ -242,10 +246,18 @@ pub enum CaseValues {
     Ordinary,
     /// All so small that their products are the least.
     Tiny,
+    /// Mostly one number in each input, so that most differences are the same.
+    Alike,
 }
 
 impl CaseValues {
-    const ALL: [Self; 5] = [Self::Odd, Self::Huge, Self::Extreme, Self::Ordinary, Self::Tiny];
+    /// Those that say the most about a job: what hardly fits matters where it is merged, what is equal where it is counted.
+    fn of(job: &Job) -> [Self; 5] {
+        match job.outcome() {
+            Outcome::Counts { .. } => [Self::Odd, Self::Extreme, Self::Ordinary, Self::Tiny, Self::Alike],
+            _ => [Self::Odd, Self::Huge, Self::Extreme, Self::Ordinary, Self::Tiny],
+        }
+    }
 }
 
 /// What a device gave.
@@ -435,7 +447,9 @@ impl Case {
 impl CaseTensor {
     fn new(elements: usize, floats: &[Float], kind: CaseValues, random: &mut Random) -> Self {
         let small = if random.next().is_multiple_of(2) { packed::PLAIN } else { packed::PLAIN_IN_PRODUCTS };
-        let mut value = |float: Float| match (random.next() % 64, kind) {
+        // One tile of three is ordinary whatever the others are, so that a GPU's block of one tile is too.
+        let kind_of = |i: usize| if i / TILE % 3 == 1 { CaseValues::Ordinary } else { kind };
+        let mut value = |i: usize, float: Float, alike: f32| match (random.next() % 64, kind_of(i)) {
             // So many equal ones that a cut a few lanes off shows.
             (0..5, _) => 0.0,
             (5, _) => -0.0,
@@ -450,6 +464,7 @@ impl CaseTensor {
             (9, CaseValues::Extreme) if float != Float::F16 => *packed::PLAIN.end(),
             // Multiples, so that differences are no smaller.
             (place, CaseValues::Tiny) => small.start() * [1.0, -1.0, 2.0, 3.0, -5.0][place as usize % 5],
+            (10.., CaseValues::Alike) => alike,
             (10..17, _) => 0.25,
             (17..24, _) => -0.25,
             // float16's subnormals.
@@ -458,8 +473,9 @@ impl CaseTensor {
             (28..44, _) => ((random.normal() * 512.0).round() / 512.0) as f32,
             _ => random.normal() as f32,
         };
-        let mut input = |float: &Float| {
-            let values: Vec<f32> = (0..elements).map(|_| value(*float)).collect();
+        let mut input = |(input, float): (usize, &Float)| {
+            let alike = ALIKE[input % ALIKE.len()];
+            let values: Vec<f32> = (0..elements).map(|i| value(i, *float, alike)).collect();
             let mut bytes = vec![0; elements * float.bytes()];
             encode(*float, &values, &mut bytes);
             // Files may hold −0, which no output does.
@@ -469,7 +485,7 @@ impl CaseTensor {
             }
             bytes
         };
-        Self { elements, inputs: floats.iter().map(&mut input).collect() }
+        Self { elements, inputs: floats.iter().enumerate().map(&mut input).collect() }
     }
 
     fn tile_len(&self, tile: u64) -> usize {

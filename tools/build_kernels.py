@@ -23,7 +23,7 @@ A PTX begins with the hash of its sources, which `cargo test` computes again (`t
     // mergeforge kernel NAME, source blake3:HASH
     // recipe: RECIPE
 
-The hash is of prelude.cuh, params.cuh, NAME.cu and the recipe, in this order. Each is hashed as the length of its name (8
+The hash is of prelude.cuh, params.cuh, counting.cuh, NAME.cu and the recipe, in this order. Each is hashed as the length of its name (8
 bytes, little endian), its name, the length of its content, its content; the last one's name is `recipe`.
 """
 
@@ -59,6 +59,9 @@ WHEELS = [
 # rounded once where the CPU rounds twice. Division, square root and subnormals are exact unless one asks otherwise.
 FLAGS = ["-ptx", "-arch=compute_75", "-std=c++17", "--fmad=false", "-O3", "-Werror", "all-warnings"]
 
+# What kernels may include.
+HEADERS = ["prelude.cuh", "params.cuh", "counting.cuh"]
+
 # What the hash knows of the build. Change it with anything that may change the text.
 RECIPE = f"nvcc 13.0.88 {' '.join(FLAGS)}; .version: the oldest that assembles; module ids zeroed"
 
@@ -85,7 +88,7 @@ FUSED_ALLOWED: dict[str, int] = {}
 # The entries that the program has compiled before a merge of a base and two models in bfloat16 (slerp: one model) begins.
 # `tests/all/first_use.rs` compares this with what it asks of a driver.
 FIRST_USE = {
-    "ties": ["keys_bfloat16", "levels_bfloat16", "magnitudes_2_bfloat16", "consensus_2_bfloat16"],
+    "ties": ["keys_bfloat16", "levels_1_bfloat16", "levels_2_bfloat16", "magnitudes_2_bfloat16", "consensus_2_bfloat16"],
     "dare_ties": ["masked_sums_2_bfloat16", "consensus_2_bfloat16"],
     "linear": ["weighted_sum_bfloat16"],
     "slerp": ["gram_bfloat16", "weighted_sum_bfloat16"],
@@ -217,7 +220,7 @@ def install(folder: pathlib.Path) -> None:
 
 def source_hash(folder: pathlib.Path, name: str) -> str:
     """See the top of this file."""
-    files = ["prelude.cuh", "params.cuh", f"{name}.cu"]
+    files = [*HEADERS, f"{name}.cu"]
     hasher = importlib.import_module("blake3").blake3()
     for part, content in [*((file, (folder / file).read_bytes()) for file in files), ("recipe", RECIPE.encode())]:
         hasher.update(len(part).to_bytes(8, "little") + part.encode())
@@ -546,7 +549,7 @@ def main() -> None:
 
 def build_folder(tools: Tools, folder: pathlib.Path, check: bool, jobs: int) -> None:
     names = sorted(path.stem for path in folder.glob("*.cu"))
-    for needed in (folder / "prelude.cuh", folder / "params.cuh"):
+    for needed in (folder / header for header in HEADERS):
         if not needed.is_file():
             raise Failure(f"{needed} is missing: --kernels DIR names the folder of the kernels")
     if not names:
@@ -644,7 +647,7 @@ def self_test(tools: Tools) -> None:
         folder = pathlib.Path(temporary)
         for name, (source, _) in PLANTED.items():
             (folder / f"{name}.cu").write_text(source, encoding="utf-8")
-        for name in ("prelude.cuh", "params.cuh"):
+        for name in HEADERS:
             (folder / name).touch()
         _, wrong = build_all(tools, folder, list(PLANTED), 2)
         (folder / "dragging.cu").write_text(DRAGGING, encoding="utf-8")

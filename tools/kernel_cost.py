@@ -44,6 +44,7 @@ GPU = "sm_90"
 BYTES_PER_SECOND, MULTIPROCESSORS, CLOCK = 4.3e12, 132, 1.755e9
 TILE, ELEMENTS_OF_A_THREAD = 1024, 8
 
+
 # What runs where, by the beginning of the name; the first that fits. All other names are the ALU's.
 PIPES = {
     "FP32": ("FADD", "FMUL", "FFMA", "IMAD", "HADD2", "HMUL2", "HFMA2"),
@@ -66,7 +67,6 @@ EVENTS = {
     "clamp": re.compile(r"^FMUL\.SAT"),
     "choose": re.compile(r"^FSEL"),
     "pack": re.compile(r"^PRMT"),
-    "key": re.compile(r"^V?IMNMX"),
     "look up": re.compile(r"^LDS"),
     "draw": re.compile(r"0x[dD]2511[fF]53|-0x2[dD]AEE0AD", re.IGNORECASE),
 }
@@ -122,13 +122,16 @@ def ways() -> list[Way]:
     # Two sums a model, of differences and of those that are kept, and the fold of one by each warp.
     sums = {"load": "3", "keep": "4", "shuffle": "5", "draw": "16+", "choose": "16", "arithmetic": f"{2 * (8 + 7 + 7) + 3 + 5}"}
     found.append(Way("masked_sums_2_bfloat16", "dare, base + 2", 6, sums, MOST, (550, 594)))
-    # Loads and additions that a predicate leaves out are issued all the same.
-    for count in (7, 16):
-        levels = {"load": "5", "key": "16+", "shuffle": f"{2 * 5 * count}", "add": f"{2 * 2 * count}"}
-        found.append(Way("levels_bfloat16", f"base + 2, {count} levels", 6, levels))
-    # Two rounds with a leader, and each for himself.
-    bins = {"load": "3", "shuffle": f"{2 * (8 * 2 + 5)}", "add": f"{2 * (8 * 3 + 2)}"}
-    found.append(Way("magnitudes_2_bfloat16", "base + 2", 6, bins))
+    # One key is counted by each thread for itself. The way of all others between the levels is the same for 2 and for 16: the
+    # worst case has every key there.
+    alone = {"load": "3", "look up": "0", "add": "0", "arithmetic": "48"}
+    found.append(Way("levels_2_bfloat16", "base + 2, one level", 6, alone, MOST))
+    between = {"load": "3", "look up": f"{2 * 8 * 5}", "add": f"{2 * 8}"}
+    found.append(Way("levels_2_bfloat16", "base + 2, every key between 16 levels", 6, between, before=(2866, 2924)))
+    # The worst case has every key in a bracket; differences, signs of what is below, and keys with low bits are floats' work.
+    bins = {"load": "3", "add": f"{2 * 8}"}
+    found.append(Way("magnitudes_2_bfloat16", "base + 2", 6, {**bins, "arithmetic": "48"}, MOST, (1377, 1236)))
+    found.append(Way("magnitudes_2_bfloat16", "base + 2, with a common key", 6, {**bins, "arithmetic": "64"}, before=(1377, 1236)))
     anchored = {"load": "5", "store": "1", "arithmetic": "32+"}
     found.append(Way("weighted_sum_bfloat16", "base + 1", merged(1), anchored))
     products = {"load": "2", "keep": "3", "shuffle": "5", "arithmetic": "53+"}

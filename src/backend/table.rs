@@ -19,6 +19,9 @@ const _: () = assert!(BLOCK_TILES as usize * TILE / THREADS <= 255);
 /// Tiles of a block that counts: its counters are cleared and added up once.
 const COUNTING_BLOCK_TILES: u64 = 16;
 
+/// Kernels add up ones as f32, which are exact so far.
+const _: () = assert!(COUNTING_BLOCK_TILES as usize * TILE / THREADS <= 1 << 24);
+
 /// A vector of 16 bytes: the unit that places are counted in.
 const VECTOR_BYTES: u64 = 16;
 

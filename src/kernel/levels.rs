@@ -6,8 +6,11 @@
 
 use std::ops::Range;
 
-use super::{CaseNumbers, Compiled, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, VOTERS_MAX, Widest, key};
-use crate::dtype::Element;
+use super::{
+    CaseNumbers, Compiled, KEY_MAX, Kernel, Needs, Numbers, Outcome, TILE, Target, TileInputs, VOTERS_MAX,
+    Widest, key,
+};
+use crate::dtype::{Element, INFINITY_BITS};
 
 /// The most levels of a model.
 pub const LEVELS_MAX: usize = 16;
@@ -18,14 +21,14 @@ pub const WORDS: usize = 2 * LEVELS_MAX;
 /// The numbers of one tensor: input 0 is the base, then one list of at most [`LEVELS_MAX`] keys per further input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
-    /// The levels of each non-base model.
+    /// The levels of each non-base model, ascending, each once.
     pub models: Vec<Vec<u32>>,
 }
 
 /// The record.
 pub(super) const KERNEL: Kernel = Kernel {
     name: "levels",
-    ptx: Compiled { text: include_str!("../../kernels/ptx/levels.ptx"), models: 0 },
+    ptx: Compiled { text: include_str!("../../kernels/ptx/levels.ptx"), models: 2 },
     wgsl: Compiled { text: include_str!("../../shaders/levels.wgsl"), models: 0 },
     group_words: 0,
     needs: |widest, chunk_tiles| Needs {
@@ -43,8 +46,27 @@ fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
     if drawn.models > VOTERS_MAX {
         return Vec::new();
     }
-    let levels = |i: usize| vec![drawn.threshold, 0.25f32.to_bits(), 0.5f32.to_bits() + i as u32];
-    vec![Job { models: (0..drawn.models).map(levels).collect() }.into()]
+    let quarter = 0.25f32.to_bits();
+    // Keys that are frequent, rare and none; one alone, and 0; as many as there may be, up to infinity.
+    let usual = |i: usize| {
+        let mut levels = match i % 4 {
+            0 => vec![drawn.threshold, quarter, 2 * quarter, 0.5f32.to_bits() + i as u32],
+            1 => vec![quarter],
+            2 => vec![0],
+            _ => (1..LEVELS_MAX as u32)
+                .map(|step| quarter + ((step * step) << 18) - (16 << 18))
+                .chain([INFINITY_BITS])
+                .collect(),
+        };
+        levels.sort_unstable();
+        levels.dedup();
+        levels
+    };
+    // One model whose levels end with NaN is enough for a block to count otherwise.
+    let with_nan =
+        |i: usize| if i + 1 == drawn.models { vec![quarter, INFINITY_BITS, KEY_MAX] } else { usual(i) };
+    let job = |levels: &dyn Fn(usize) -> Vec<u32>| Job { models: (0..drawn.models).map(levels).collect() }.into();
+    vec![job(&usual), job(&with_nan)]
 }
 
 fn benches(keys: &[u32]) -> Vec<(&'static str, super::Job)> {
@@ -63,9 +85,14 @@ impl Numbers for Job {
         Outcome::Counts { words: self.models.len() * WORDS }
     }
 
+    fn models(&self) -> usize {
+        self.models.len()
+    }
+
     /// Per model how many levels, then room for [`LEVELS_MAX`] keys.
     fn pack(&self, _: &Range<u64>, words: &mut Vec<u32>) {
         for levels in &self.models {
+            debug_assert!(levels.is_sorted_by(|a, b| a < b), "{levels:?} ascend");
             words.push(levels.len() as u32);
             words.extend(levels.iter().copied().chain(std::iter::repeat(0)).take(LEVELS_MAX));
         }
@@ -140,7 +167,6 @@ fn count(halves: &[u16], level: u16, [at_or_above, equal]: &mut [u32; 2]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::KEY_MAX;
     use super::*;
 
     /// Keys and levels around every border of the upper half, and some in between.

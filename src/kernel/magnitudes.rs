@@ -73,8 +73,16 @@ fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
     if drawn.models > VOTERS_MAX {
         return Vec::new();
     }
-    let bracket = |i: usize| Bracket { lowest: 0.01f32.to_bits() >> 12 << 12, shift: 12 + i as u32 % 4 };
-    vec![Job { models: (0..drawn.models).map(bracket).collect() }.into()]
+    // In the midst of the deltas, with zero, below infinity, and half of all keys: the last two end where NaN begins.
+    let usual = [(0.01f32.to_bits(), 15), (0, 0), (0.01f32.to_bits(), 12), (0x7f00_0000, 12), (0, 19)];
+    // One bin further; all keys; more bins than there are keys.
+    let with_nan = [(0x7f00_1000, 12), (0, 20), (0, 30)];
+    let bracket = |&(key, shift): &(u32, u32)| Bracket { lowest: key >> shift << shift, shift };
+    let first = |count: usize| usual.iter().cycle().take(count).map(bracket);
+    // One such bracket is enough for a block to count otherwise.
+    let rest = |last: &(u32, u32)| first(drawn.models - 1).chain(std::iter::once(bracket(last))).collect();
+    let all = std::iter::once(first(drawn.models).collect()).chain(with_nan.iter().map(rest));
+    all.map(|models| Job { models }.into()).collect()
 }
 
 fn benches(keys: &[u32]) -> Vec<(&'static str, super::Job)> {

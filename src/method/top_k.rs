@@ -204,7 +204,11 @@ impl TopK {
         let mut foreseen = vec![Foreseen::new(&reads, keys::Job { models })];
         if tiles(self.elements) > *SAMPLE_TILES.start() {
             let brackets = self.searches.iter().map(|search| search.bracket).collect();
-            foreseen.push(Foreseen::new(&reads, levels::Job { models: vec![Vec::new(); models] }));
+            // Of all models; and the cuts, of one after the other.
+            for models in [models, 1] {
+                let job = levels::Job { models: vec![Vec::new(); models] };
+                foreseen.push(Foreseen::new(&reads[..=models], job));
+            }
             foreseen.push(Foreseen::new(&reads, magnitudes::Job { models: brackets }));
         }
         foreseen

@@ -74,26 +74,35 @@ fn kernels_stay_within_their_memory_and_have_no_races() {
     }
 }
 
-/// The kernels with one mistake in a file: what stands there, and what takes its place. A mistake in the prelude is made in
-/// the one kernel that uses most of it, into which the prelude is written: the others need not be compiled again. Entries of
-/// that kernel which a quick check does not ask for are left out.
-fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
-    let folder = command::mistaken("kernels", file, right, wrong);
-    let kernel = folder.path().join("consensus.cu");
-    let mut source = std::fs::read_to_string(&kernel).unwrap();
-    if file == "prelude.cuh" {
-        let prelude = folder.path().join(file);
-        let text = std::fs::read_to_string(&prelude).unwrap().replace("#pragma once\n", "");
-        std::fs::copy(Path::new(ROOT).join("kernels").join(file), prelude).unwrap();
-        let include = "#include \"prelude.cuh\"\n";
-        assert!(source.contains(include), "consensus.cu includes the prelude");
-        source = source.replacen(include, &text, 1);
+/// The kernel that is compiled for a mistake in a file. One in a header is made in a kernel that uses all of it, into which
+/// the header is written: the others need not be compiled again.
+fn kernel_of(file: &str) -> &str {
+    match file {
+        "prelude.cuh" => "consensus",
+        "counting.cuh" => "magnitudes",
+        kernel => kernel.trim_end_matches(".cu"),
     }
-    if ["prelude.cuh", "consensus.cu"].contains(&file) {
+}
+
+/// The kernels with one mistake in a file: what stands there, and what takes its place. Entries of `consensus` which a quick
+/// check does not ask for are left out.
+pub fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
+    let folder = command::mistaken("kernels", file, right, wrong);
+    let kernel = folder.path().join(format!("{}.cu", kernel_of(file)));
+    let mut source = std::fs::read_to_string(&kernel).unwrap();
+    if matches!(file, "prelude.cuh" | "counting.cuh") {
+        let header = folder.path().join(file);
+        let text = std::fs::read_to_string(&header).unwrap().replace("#pragma once\n", "");
+        std::fs::copy(Path::new(ROOT).join("kernels").join(file), header).unwrap();
+        let include = format!("#include \"{file}\"\n");
+        assert!(source.contains(&include), "{} includes {file}", kernel.display());
+        source = source.replacen(&include, &text, 1);
+    }
+    if kernel_of(file) == "consensus" {
         let asked_for = |line: &&str| !["_1_##", "_3_##", "_4_##"].iter().any(|entry| line.contains(entry));
         source = source.lines().filter(asked_for).flat_map(|line| [line, "\n"]).collect();
-        std::fs::write(&kernel, source).unwrap();
     }
+    std::fs::write(&kernel, source).unwrap();
     folder
 }
 
@@ -103,8 +112,7 @@ fn assert_caught(file: &str, right: &str, wrong: &str) {
     let kernels = mistaken(file, right, wrong);
     let ended = on(&Driver::with_kernels(kernels.path()), &[], &["check", "--quick", "--device", "cuda"]);
     assert_eq!(ended.code, Some(5), "{file}: {wrong}: {}{}", ended.stdout, ended.stderr);
-    let kernel = if file == "prelude.cuh" { "consensus" } else { file.trim_end_matches(".cu") };
-    let reported = [format!("{kernel} of "), "wrote behind its results".into()];
+    let reported = [format!("{} of ", kernel_of(file)), "wrote behind its results".into()];
     assert!(reported.iter().any(|reported| ended.stderr.contains(reported)), "{file}: {}", ended.stderr);
 }
 
@@ -143,8 +151,17 @@ fn mistakes_in_kernels_are_caught() {
             "return add(add(add(terms[0], terms[1]), terms[2]), terms[3]);",
         ),
         ("segment_sum.cu", "by_columns ? element % columns", "by_columns ? element / columns"),
+        // Tiles and intervals of every kind, on the way of whole tiles and beside it; and which of them takes which way.
         ("levels.cu", "own[i] >= key", "own[i] > key"),
+        ("levels.cu", "LEVEL_WORDS) <= place", "LEVEL_WORDS) < place"),
+        ("levels.cu", "last < KEY_MAX", "last <= KEY_MAX"),
         ("magnitudes.cu", "(own[i] & low_bits) != 0", "(own[i] & low_bits) == 0"),
+        ("magnitudes.cu", "(place & low_bits) != 0", "(place & low_bits) == 0"),
+        ("magnitudes.cu", "lowest + (BINS << shift) <= KEY_MAX", "lowest + ((BINS - 1) << shift) <= KEY_MAX"),
+        ("magnitudes.cu", "work.span->elements / TILE", "(work.span->elements + TILE - 1) / TILE"),
+        ("magnitudes.cu", "if (common & binned[m].low_bits)", "if (false)"),
+        ("counting.cuh", "place == interval.common", "place <= interval.common"),
+        ("counting.cuh", "sub(fabsf(delta), interval", "sub(delta, interval"),
         ("masked_sums.cu", "v[i] = i < lanes ? absolute(v[i]) : 0.0f;", "v[i] = absolute(v[i]);"),
         ("keys.cu", "model * length", "model * TILE"),
     ];
@@ -216,7 +233,7 @@ fn mistakes_that_results_may_hide_are_caught() {
         &["check", "--quick", "--device", "cuda"],
     );
     assert_eq!(ended.code, Some(134), "{}{}", ended.stdout, ended.stderr);
-    let racing = mistaken("levels.cu", "counts[i] = 0;\n    __syncthreads();", "counts[i] = 0;");
+    let racing = mistaken("levels.cu", "    __syncthreads();\n    count_tiles", "    count_tiles");
     let ended = on(
         &Driver::build(racing.path(), Some(Sanitizer::Thread)),
         &[],

@@ -81,6 +81,20 @@ fn threads_meet_as_on_a_device() {
     }
 }
 
+/// Kernel, atomic instructions of warps in shared memory, lanes, passes.
+#[test]
+fn lanes_that_wait_for_each_other_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    for seed in 0..4 {
+        let log = folder.path().join(seed.to_string());
+        let mut atomics = host(plain(), "atomics");
+        assert_right(atomics.env("FAKE_CUDA_SEED", seed.to_string()).env("FAKE_CUDA_CONFLICTS", &log));
+        // 4 blocks of 8 warps, whose lanes change 16 words; 2 blocks of 2 warps in 4 rounds, half of the lanes each time.
+        let expected = ["total 0 0 0", "histogram 32 1024 64", "in_turns 16 256 256"];
+        assert_eq!(std::fs::read_to_string(&log).unwrap().lines().collect::<Vec<_>>(), expected);
+    }
+}
+
 #[test]
 fn streams_that_wait_are_right_under_every_seed() {
     assert_eq!(wrong_seeds("pipeline", "0"), 0);

@@ -95,7 +95,7 @@ fn known_thresholds_need_no_kernels_that_count() {
         fs::remove_dir_all(folder.path().join("out")).unwrap();
         images(kept.path()).into_keys().collect::<Vec<_>>()
     };
-    let all = ["consensus_1_bfloat16", "keys_bfloat16", "levels_bfloat16", "magnitudes_1_bfloat16"];
+    let all = ["consensus_1_bfloat16", "keys_bfloat16", "levels_1_bfloat16", "magnitudes_1_bfloat16"];
     assert_eq!(merge(), all);
     assert_eq!(merge(), ["consensus_1_bfloat16"]);
 }
@@ -119,7 +119,13 @@ fn what_was_not_foreseen_is_compiled_once_when_it_is_launched() {
     let folder = bfloat16_case_with(2, ELEMENTS, "ties", &misleading);
     let more = ["--threads", "4", "--chunk-tiles", "16"];
     let found = compiled(folder.path(), &[("LOAD_MS", "50")], &more);
-    let foreseen = ["consensus_2_bfloat16", "keys_bfloat16", "levels_bfloat16", "magnitudes_2_bfloat16"];
+    let foreseen = [
+        "consensus_2_bfloat16",
+        "keys_bfloat16",
+        "levels_1_bfloat16",
+        "levels_2_bfloat16",
+        "magnitudes_2_bfloat16",
+    ];
     let others: Vec<&String> = found.keys().filter(|entry| !foreseen.contains(&entry.as_str())).collect();
     assert_eq!(others, ["magnitudes_1_bfloat16"]);
     refused(folder.path(), "magnitudes_1_bfloat16", &more);
@@ -129,7 +135,7 @@ fn what_was_not_foreseen_is_compiled_once_when_it_is_launched() {
 #[test]
 fn a_kernel_that_cannot_be_compiled_is_named() {
     let folder = bfloat16_case(2, 1 << 16, "ties");
-    refused(folder.path(), "levels_bfloat16", &[]);
+    refused(folder.path(), "levels_2_bfloat16", &[]);
 }
 
 /// A driver is installed without its compiler, as in many containers, or is told not to use it.

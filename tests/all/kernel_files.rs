@@ -12,14 +12,16 @@ struct Sources {
     name: String,
     prelude: Vec<u8>,
     params: Vec<u8>,
+    counting: Vec<u8>,
     kernel: Vec<u8>,
 }
 
 impl Sources {
-    fn parts(&self) -> [(String, &[u8]); 3] {
+    fn parts(&self) -> [(String, &[u8]); 4] {
         [
             ("prelude.cuh".into(), &self.prelude),
             ("params.cuh".into(), &self.params),
+            ("counting.cuh".into(), &self.counting),
             (format!("{}.cu", self.name), &self.kernel),
         ]
     }
@@ -42,7 +44,10 @@ impl Sources {
             let text = String::from_utf8_lossy(content);
             for line in text.lines().filter_map(|line| line.trim_start().strip_prefix('#')) {
                 let Some(header) = line.trim_start().strip_prefix("include").map(str::trim) else { continue };
-                if !["\"prelude.cuh\"", "\"params.cuh\""].iter().any(|known| header.starts_with(known)) {
+                if !["\"prelude.cuh\"", "\"params.cuh\"", "\"counting.cuh\""]
+                    .iter()
+                    .any(|known| header.starts_with(known))
+                {
                     found.push(format!("kernels/{file} includes {header}, which the hash does not know"));
                 }
             }
@@ -128,6 +133,7 @@ fn all_sources() -> Vec<Sources> {
     let sources = |name: String| Sources {
         prelude: read("prelude.cuh"),
         params: read("params.cuh"),
+        counting: read("counting.cuh"),
         kernel: read(&format!("{name}.cu")),
         name,
     };
@@ -155,6 +161,7 @@ fn planted() -> (Sources, String) {
         name: "copy".into(),
         prelude: b"#include \"params.cuh\"\n".to_vec(),
         params: b"#define TILE 1024\n".to_vec(),
+        counting: b"#include \"prelude.cuh\"\n".to_vec(),
         kernel: b"#include \"prelude.cuh\"  // all there is\n".to_vec(),
     };
     let hash = sources.hash("nvcc");
@@ -172,6 +179,7 @@ fn altered_sources_are_found() {
         Sources { name: "keys".into(), ..sources.clone() },
         Sources { prelude: b"#include \"params.cuh\"\n\n".to_vec(), ..sources.clone() },
         Sources { params: b"#define TILE 1025\n".to_vec(), ..sources.clone() },
+        Sources { counting: b"\n#include \"prelude.cuh\"\n".to_vec(), ..sources.clone() },
         Sources { kernel: b"#include \"prelude.cuh\"".to_vec(), ..sources.clone() },
         // The same bytes in a row, cut elsewhere.
         Sources {

@@ -4,6 +4,7 @@
 /// longest should be among the first. `cargo fast` leaves them out by this name.
 #[path = "."]
 mod accelerators {
+    mod conflicts;
     mod cuda;
     mod cuda_engine;
     mod first_use;

@@ -45,7 +45,10 @@ fn planted(job: &Job, fault: usize) -> Option<Job> {
                 }
             }
         }
-        (Job::Levels(job), 0) => job.models[0][1] += 1,
+        // A key that many have.
+        (Job::Levels(job), 0) => {
+            job.models[0].iter_mut().filter(|key| **key == 0.25f32.to_bits()).for_each(|key| *key += 1);
+        }
         (Job::Magnitudes(job), 0) => job.models[0].shift += 1,
         (Job::MaskedSums(job), 0) => job.models.iter_mut().for_each(|keep| *keep = Keep::All),
         _ => {}

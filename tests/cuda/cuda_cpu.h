@@ -125,6 +125,8 @@ struct ThreadPlace {
     uint3 index;
     unsigned rank;
     const BlockPlace* block;
+    // How often it has passed LOCKSTEP.
+    mutable unsigned step;
 };
 
 // The stacks of all fibers stand in one row: which one a function runs on tells which CUDA thread it runs
@@ -142,6 +144,7 @@ CUDA_CPU_OWN uint3 block_index() { return place().block->index; }
 CUDA_CPU_OWN dim3 block_threads() { return place().block->threads; }
 CUDA_CPU_OWN dim3 grid_blocks() { return place().block->grid; }
 CUDA_CPU_OWN unsigned lane() { return place().rank % 32; }
+CUDA_CPU_OWN void next_step() { place().step++; }
 CUDA_CPU_OWN char* dynamic_shared() { return place().block->dynamic_shared; }
 
 using Site = std::source_location;
@@ -164,6 +167,10 @@ struct Meeting {
 // Waits for all lanes in the mask. Each of them must `leave` the meeting when it has read the values.
 Meeting& meet(unsigned mask, WarpOperation operation, uint64_t value, Site site);
 CUDA_CPU_OWN void leave(Meeting& meeting) { --meeting.still_reading; }
+
+// Whether conflicts.h is to hear of atomics in shared memory, and how it does.
+extern bool conflicts_wanted;
+void note_conflict(const volatile void* word);
 
 // Tells checks.cpp of an atomic access, and from where in the kernel it came.
 #if defined(CUDA_CPU_CHECKED)
@@ -214,6 +221,7 @@ template <class... A, void (*function)(A...)> struct Entry<function> {
 }  // namespace cuda_cpu
 
 #define EXPORT_KERNEL(name) static cuda_cpu::Entry<name> name##_entry(#name);
+#define LOCKSTEP() cuda_cpu::next_step()
 #define CUDA_CPU_DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(cuda_cpu::dynamic_shared())
 
 #define threadIdx (cuda_cpu::thread_index())
@@ -359,6 +367,7 @@ CUDA_CPU_OWN bool is_shared(const volatile void* address) {
 // still stands.
 template <class T, class Change> CUDA_CPU_OWN T change(T* address, Change change) {
     if (is_shared(address)) {
+        if (conflicts_wanted) note_conflict(address);
         T old = *address;
         *address = change(old);
         return old;

@@ -13,6 +13,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -350,13 +351,28 @@ void log_launch(const Kernel& kernel, dim3 grid, dim3 threads) {
     }
 }
 
+void log_conflicts(const Kernel& kernel) {
+    const std::string& path = settings().conflicts;
+    if (path.empty()) return;
+    Passes passes = take_passes();
+    std::lock_guard lock(driver().log);
+    if (FILE* file = std::fopen(path.c_str(), "a")) {
+        std::fprintf(file, "%s %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", kernel.name, passes.instructions,
+                     passes.lanes, passes.passes);
+        std::fclose(file);
+    }
+}
+
 int launch(Stream& stream, const Kernel& kernel, dim3 grid, dim3 threads, size_t dynamic_shared_bytes,
            void* const* arguments) {
     log_launch(kernel, grid, threads);
     auto kept = std::make_shared<Arguments>(kernel, arguments);
     driver().streams.enqueue(stream, [=, &kernel] {
         Launch launch{&kernel, kept->get(), grid, threads, dynamic_shared_bytes, settings().seed};
-        return run(launch) ? SUCCESS : LAUNCH_FAILED;
+        conflicts_wanted = !settings().conflicts.empty();
+        bool succeeded = run(launch);
+        log_conflicts(kernel);
+        return succeeded ? SUCCESS : LAUNCH_FAILED;
     });
     return SUCCESS;
 }

@@ -29,6 +29,7 @@
 namespace cuda_cpu {
 
 const Kernel* kernels = nullptr;
+bool conflicts_wanted = false;
 
 struct Thread : ThreadPlace {
     Stack* stack = nullptr;
@@ -129,10 +130,13 @@ struct SharedMemory {
 };
 
 // The variables that are static thread_local: this library's block of the OS thread's own storage. Engine and
-// driver keep nothing of their own in there.
+// driver keep nothing of their own in there that may not be overwritten.
 SharedMemory shared_of_this_os_thread() {
     SharedMemory found;
 #if !defined(CUDA_CPU_CHECKED)
+    // The system makes it when it is first used.
+    static thread_local volatile char first_use;
+    first_use = 0;
     auto look = [](dl_phdr_info* library, size_t, void* found) {
         uintptr_t inside = reinterpret_cast<uintptr_t>(&kernels);
         bool ours = false;
@@ -175,6 +179,7 @@ class Worker {
     std::vector<Stack> stacks{BLOCK_THREADS_MAX};
     std::vector<Stack*> free_stacks;
     Suspended outside;
+    Conflicts conflicts;
     unsigned phase = 0, launch_first_phase = 0;
 
 public:
@@ -184,6 +189,10 @@ public:
     void run_block(unsigned index);
     void run_thread() { launch->kernel->run(launch->arguments); }
     void end(Thread& thread);
+    void note_conflict(const Thread& thread, const volatile void* word) {
+        conflicts.add(thread.rank, thread.step, word);
+    }
+    Passes take_passes() { return conflicts.take(); }
     unsigned wait_for_block(Thread& thread, unsigned value, Site site);
     Meeting& wait_for_warp(Thread& thread, unsigned mask, WarpOperation operation, uint64_t value, Site site);
     std::string describe(const Thread& thread) const;
@@ -269,9 +278,14 @@ void Worker::run_block(unsigned index) {
     for (unsigned rank = 0; rank < thread_count; rank++)
         threads[rank].standing = {launch_first_phase, phase, phase, 0, 0};
 #endif
+    if (conflicts_wanted) {
+        conflicts.begin_block(thread_count);
+        for (unsigned rank = 0; rank < thread_count; rank++) threads[rank].step = 0;
+    }
     Thread& thread = *next();
     put_on(thread, take_stack());
     switch_fibers(outside, thread.stack->suspended);
+    if (conflicts_wanted) conflicts.end_block();
 }
 
 // ---- threads and stacks
@@ -533,6 +547,12 @@ public:
         return !failed;
     }
 
+    Passes take_passes() {
+        Passes passes;
+        for (Worker& worker : workers) passes += worker.take_passes();
+        return passes;
+    }
+
     bool has_stack_at(uintptr_t address) const {
         return address - stacks_begin < workers.size() * BLOCK_THREADS_MAX * STACK_BYTES;
     }
@@ -573,6 +593,8 @@ void find_faults() {
 }  // namespace
 
 bool run(const Launch& launch) { return engine().run(launch); }
+Passes take_passes() { return engine().take_passes(); }
+void note_conflict(const volatile void* word) { running().worker->note_conflict(running(), word); }
 const Standing& standing() { return running().standing; }
 std::string running_thread() { return running().worker->describe(running()); }
 bool on_a_stack(uintptr_t address) { return engine().has_stack_at(address); }

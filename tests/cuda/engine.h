@@ -6,6 +6,7 @@
 // says; on one where kernels are watched.
 #pragma once
 
+#include "conflicts.h"
 #include "cuda_cpu.h"
 
 #include <string>
@@ -24,6 +25,9 @@ constexpr unsigned BLOCK_THREADS_MAX = 1024;
 
 // Runs a launch to its end; false if it failed. One launch runs at a time: the caller sees to it.
 bool run(const Launch& launch);
+
+// How lanes waited for each other since the last time; nothing where it is not wanted.
+Passes take_passes();
 
 // ---- what checks.cpp asks about the CUDA thread that runs
 

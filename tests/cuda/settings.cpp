@@ -48,6 +48,7 @@ Settings read() {
         .count_file = text("FAKE_CUDA_COUNT_FILE"),
         .call_log = text("FAKE_CUDA_CALL_LOG"),
         .launch_log = text("FAKE_CUDA_LAUNCH_LOG"),
+        .conflicts = text("FAKE_CUDA_CONFLICTS"),
         .images = text("FAKE_CUDA_IMAGES"),
         .refused = text("FAKE_CUDA_REFUSED"),
         .load_ms = number("FAKE_CUDA_LOAD_MS", 0),

@@ -25,6 +25,8 @@ struct Settings {
     std::string count_file;      // FAKE_CUDA_COUNT_FILE: gets the number of calls when the process ends
     std::string call_log;        // FAKE_CUDA_CALL_LOG: gets a line for each call, with the number of its thread
     std::string launch_log;      // FAKE_CUDA_LAUNCH_LOG: gets a line for each launch
+    std::string conflicts;       // FAKE_CUDA_CONFLICTS: gets a line for each launch: the kernel, its atomic
+                                 // instructions in shared memory, their lanes, and passes (see conflicts.h)
     std::string images;          // FAKE_CUDA_IMAGES: a folder that gets the image of each module, 1.ptx, 2.ptx, …
     std::string refused;         // FAKE_CUDA_REFUSED: an image with this entry cannot be compiled
     uint64_t load_ms;            // FAKE_CUDA_LOAD_MS: what compiling an image takes at least

@@ -143,6 +143,7 @@ void atomics() {
     auto sums = totals.read<unsigned>(3);
     expect(sums[0] == 64 * 256 && sums[1] == 255 && sums[2] == 64 * 256 - 1, "atomics on global memory");
     expect_words("histogram", 4, 256, [](unsigned i) { return i % 256 < 16 ? 16u : 0u; });
+    expect_words("in_turns", 2, 64, [](unsigned) { return 128u; });
 }
 
 void scale() {

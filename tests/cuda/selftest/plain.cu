@@ -2,6 +2,9 @@
 #ifndef EXPORT_KERNEL
 #define EXPORT_KERNEL(name)
 #endif
+#ifndef LOCKSTEP
+#define LOCKSTEP()
+#endif
 
 __device__ static unsigned index_in_grid() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
@@ -116,6 +119,20 @@ extern "C" __global__ void histogram(unsigned* output) {
     output[index_in_grid()] = counts[threadIdx.x];
 }
 EXPORT_KERNEL(histogram)
+
+// In each round half of the lanes wait for each other, now these, now those.
+extern "C" __global__ void in_turns(unsigned* output) {
+    __shared__ unsigned count;
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+    for (unsigned round = 0; round < 4; round++) {
+        LOCKSTEP();
+        if ((threadIdx.x + round) % 2) atomicAdd(&count, 1u);
+    }
+    __syncthreads();
+    output[index_in_grid()] = count;
+}
+EXPORT_KERNEL(in_turns)
 
 extern "C" __global__ void add_one(const unsigned* input, unsigned* output) {
     output[index_in_grid()] = input[index_in_grid()] + 1;

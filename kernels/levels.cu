@@ -1,6 +1,6 @@
 // Counts of task-vector magnitudes at a few given keys, in ascending order: at or above each level, and equal to it.
 //
-// One counting sweep reads every input once. Mostly one level has nearly all keys that are between the levels: each thread
+// One counting sweep reads every model once, and the base once for each group of them. Mostly one level has nearly all keys that are between the levels: each thread
 // counts it for itself. Others look up which levels they are between, and count there; what is at or above a level follows in
 // the end. Models are counted in groups, so that a thread has room for what it knows of each.
 #include "counting.cuh"

@@ -417,7 +417,8 @@ DEVICE Raw load_from(const uint4* at) {
 }
 
 // A thread's results in a block are ordinary where the sum of their magnitudes is at most this: then they are finite as
-// they are stored, and in bfloat16 below 2^121, from where on float16 has NaN.
+// they are stored, and in bfloat16 at most 2^120: from 2^121 on its arithmetic in
+// float16 has NaN.
 DEVICE float ordinary_max(unsigned output) {
     const unsigned bfloat16_max = 0x7b800000u;
     return __uint_as_float(output == FLOAT_BF16  ? bfloat16_max

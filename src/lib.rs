@@ -194,8 +194,8 @@ pub fn merge_recording(
     Ok(report)
 }
 
-/// Opens the device with the memory that a merge may use; where it has not so much, with half of that, or a quarter, as far as
-/// the merge gets by with it.
+/// Opens the device with the memory that a merge may use; where it has not so much, with half of that, and so on, as far as the
+/// merge gets by with it.
 ///
 /// # Errors
 /// Not even one chunk of the smallest size fits into the budget; or what the device reports, of the smallest that was tried.

@@ -193,7 +193,11 @@ pub fn run(
         queue: Mutex::new(queue),
         changed: Condvar::new(),
     };
-    let workers = threads::share(limits.threads, |worker| stream.work(worker));
+    let nodes = threads::Nodes::of_machine();
+    let workers = threads::share(limits.threads, |worker| {
+        let _stay = nodes.stay(worker);
+        stream.work(worker);
+    });
     let queue = stream.queue.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some(failure) = queue.failure {
         return Err(failure);

@@ -26,7 +26,7 @@ use super::held::{Gathered, Held, padded};
 use super::spans::{self, Room};
 use super::table::{Dialect, Table};
 use super::{Backend, Lane, Launch, Limits, Output, ReadInputs};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::Widest;
 use crate::kernel::packed::FACTORS;
 use crate::timeline::{By, Stage, Timeline};
@@ -287,9 +287,8 @@ impl Backend for Wgpu {
     }
 
     fn lane<'a>(&'a self, worker: usize, timeline: &'a Timeline) -> Result<Box<dyn Lane + 'a>> {
-        let ready = (0..self.depth)
-            .map(|_| self.flights.take().expect("there are flights for all workers"))
-            .collect();
+        let lost = || Error::device("a flight was lost with a launch that failed");
+        let ready = (0..self.depth).map(|_| self.flights.take().ok_or_else(lost)).collect::<Result<_>>()?;
         let (flying, redo) = (VecDeque::new(), Redo::default());
         Ok(Box::new(WgpuLane { wgpu: self, worker, timeline, ready, flying, redo }))
     }

@@ -49,10 +49,11 @@ fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
     let quarter = 0.25f32.to_bits();
     // Keys that are frequent, rare and none; one alone, and 0; as many as there may be, up to infinity.
     let usual = |i: usize| {
-        let mut levels = match i % 4 {
+        let mut levels = match i % 5 {
             0 => vec![drawn.threshold, quarter, 2 * quarter, 0.5f32.to_bits() + i as u32],
             1 => vec![quarter],
             2 => vec![0],
+            4 => vec![INFINITY_BITS],
             _ => (1..LEVELS_MAX as u32)
                 .map(|step| quarter + ((step * step) << 18) - (16 << 18))
                 .chain([INFINITY_BITS])

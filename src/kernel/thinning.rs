@@ -149,18 +149,23 @@ pub(super) fn bench_mask(i: usize) -> Keep {
     Keep::Random(Mask { keep: (BENCH_DENSITY * 4_294_967_296.0) as u32, key: [3, i as u32] })
 }
 
-/// For cases of the check: a random choice of which the second draw of the tensor's first element decides, for it. Of all
-/// elements one in 65,536 would come to it.
-pub(super) fn undecided_mask(word: u32) -> Keep {
-    let key = [word, 0];
-    let draw = |call: u32| philox::philox4x32([0, 0, call, 0], key)[0] & 0xffff;
+/// For cases of the check: a random choice of which the second draw decides for one of the tensor's elements. Of all elements one
+/// in 65,536 would come to it.
+fn undecided_mask(word: u32, element: u32) -> Keep {
+    let key = [word, element];
+    let draw = |call: u32| {
+        let words = philox::philox4x32([element / 8, 0, call, 0], key);
+        words[element as usize % 8 / 2] >> (16 * (element % 2)) & 0xffff
+    };
     Keep::Random(Mask { keep: draw(0) << 16 | draw(1).saturating_add(1).min(0xffff), key })
 }
 
 /// For cases of the check: random choices for all models, which none of them shares.
 pub(super) fn random_masks(word: u32, model: usize) -> Keep {
     match model {
-        0 => undecided_mask(word),
+        // Of different threads, and of both halves of a word.
+        0 => undecided_mask(word, 0),
+        1 => undecided_mask(word, 9),
         _ => Keep::Random(Mask { keep: 0x8000_1234, key: [word, model as u32] }),
     }
 }

@@ -197,6 +197,8 @@ fn mistakes_in_fast_paths_are_caught() {
         ("prelude.cuh", "bfloat16_max = 0x7b800000u", "bfloat16_max = BF16_FINITE_MAX"),
         // Undecided draws; the elected sign; rounding and signs of zeros.
         ("consensus.cu", "if (undecided) {", "if (false) {"),
+        ("prelude.cuh", "undecided |= upper(draws) == odd;", ""),
+        ("prelude.cuh", "undecided |= lower(draws) == even;", ""),
         ("consensus.cu", "(__float_as_uint(sum[i]) & 0x80000000u) | infinity", "infinity"),
         ("prelude.cuh", "b + 0x7fffu + (b >> 16 & 1u)", "b + 0x8000u"),
         (
@@ -339,7 +341,7 @@ fn memory_is_pinned_beside_what_comes_before_the_first_launch() {
     let folder = bfloat16_case(2, 1 << 18, "ties");
     let arguments = ["--device", "cuda", "--threads", &THREADS.to_string(), "--chunk-tiles", "128"];
     let merged = calls(|log| {
-        merge(driver(), &[*log, ("LOAD_MS", "300")], folder.path(), &arguments).succeeded();
+        merge(driver(), &[*log, ("LOAD_MS", "1000")], folder.path(), &arguments).succeeded();
     });
     let by_function = |name: &str| {
         let of = merged.iter().enumerate().filter(|(_, (_, function))| function == name);

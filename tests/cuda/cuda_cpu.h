@@ -468,9 +468,17 @@ CUDA_CPU_OWN unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) 
 
 // ---- arithmetic: compiled without contraction, so that each operation rounds once
 
-CUDA_CPU_OWN float __fadd_rn(float a, float b) { return a + b; }
-CUDA_CPU_OWN float __fsub_rn(float a, float b) { return a - b; }
-CUDA_CPU_OWN float __fmul_rn(float a, float b) { return a * b; }
+// NVIDIA's NaN has no sign; that of x86 has one.
+CUDA_CPU_OWN float with_own_nan(float result) {
+    const uint32_t bits = 0x7fffffffu;
+    float nan;
+    std::memcpy(&nan, &bits, sizeof nan);
+    return result != result ? nan : result;
+}
+
+CUDA_CPU_OWN float __fadd_rn(float a, float b) { return with_own_nan(a + b); }
+CUDA_CPU_OWN float __fsub_rn(float a, float b) { return with_own_nan(a - b); }
+CUDA_CPU_OWN float __fmul_rn(float a, float b) { return with_own_nan(a * b); }
 CUDA_CPU_OWN float __fdiv_rn(float a, float b) { return a / b; }
 CUDA_CPU_OWN float __fsqrt_rn(float a) { return std::sqrt(a); }
 CUDA_CPU_OWN float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }

@@ -151,7 +151,16 @@ impl Context {
         }
         let device = cu::device::get(index as c_int).map_err(failed("find the device"))?;
         // SAFETY: the device is one that the driver gave.
-        let context = unsafe { cu::primary_ctx::retain(device) }.map_err(failed("open the device"))?;
+        let context = unsafe { cu::primary_ctx::retain(device) }.map_err(|cause| {
+            let error = failed("open the device")(DriverError(cause.0));
+            match cause.0 {
+                // What the driver takes for itself, before any budget.
+                CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                    error.hint("end other programs on the device, or use --device cpu")
+                }
+                _ => error,
+            }
+        })?;
         let context = Arc::new(Self { device, context });
         context.bind()?;
         open.push((index, Arc::clone(&context)));
@@ -395,8 +404,7 @@ impl Pinned {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: so many bytes are ours. They are pages of the system, which come with values: to pin them, the driver has had
-        // all of them brought into memory.
+        // SAFETY: so many bytes are ours. They are pages of the system, which come with values.
         unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
     }
 

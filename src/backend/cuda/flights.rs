@@ -1,7 +1,8 @@
 //! Flights: all that one launch needs while it is under way.
 //!
-//! To pin the memory of all of them takes about as long as to open the device. A thread of its own does it from then on, while
-//! files are made and kernels compiled; a worker that is early waits for the one that it needs next and for no other.
+//! To pin the memory of all of them takes a while (a good part of a second for a GB, by what others report; nothing was measured
+//! here). A thread of its own does it while files are made and kernels compiled; a worker that is early waits for the flight that
+//! it needs next.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -98,7 +99,8 @@ impl Flights {
         if let Some(failure) = &idle.failure {
             return Err(failure.clone());
         }
-        let made = idle.made.recv().expect("there are as many flights as lanes ask for");
+        let lost = || Error::device("a flight was lost with a launch that failed");
+        let made = idle.made.recv().unwrap_or_else(|_| Err(lost()));
         made.inspect_err(|failure| idle.failure = Some(failure.clone()))
     }
 

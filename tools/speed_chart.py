@@ -16,7 +16,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benches" / "results" / "2026-11-26-tinyllama-cpu.json"
+RESULT = ROOT / "benches" / "results" / "2026-11-29-tinyllama-cpu.json"
 CHART = ROOT / "docs" / "speed.svg"
 
 # The shape that was measured; the result names it in its file's name alone.
@@ -52,12 +52,10 @@ def seconds(value):
 
 def models(merge):
     """How many models are merged, and how much of each task vector is kept."""
-    fine_tunes = sum(name != "base" for name in merge["inputs"])
-    count = f"base + {fine_tunes}" if "base" in merge["inputs"] else f"{fine_tunes} models"
-    densities = set(re.findall(r"density: (\S+)", merge["config"]))
-    if len(densities) > 1:
-        sys.exit(f"{RESULT.name}: a merge with several densities has no short name")
-    return ", ".join([count, *(f"density {density}" for density in densities)])
+    ours = merge["in_memory"]
+    has_base = re.search(r"density", merge["config"]) is not None
+    count = f"base + {ours['models']}" if has_base else f"{ours['models']} models"
+    return f"{count}, density {ours['density']}" if has_base else count
 
 
 def text(x, y, content, kind="", end=False):
@@ -71,14 +69,13 @@ def bar(y, length, kind):
 
 def chart(result):
     merges = result["merges"]
-    figures = {name: merge["in_memory"]["figures"] for name, merge in merges.items()}
-    slowest = max(figure["mergekit"]["wall_s_median"] for figure in figures.values())
+    slowest = max(merge["mergekit"]["mergekit"]["wall_s_median"] for merge in merges.values())
     machine, version = result["machine"], result["versions"]["mergekit"]
     day = datetime.date.fromisoformat(result["date"])
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
     note = (
         f"{where}; {day.day} {day:%B %Y}; inputs and output in memory; "
-        f"medians of {result['rounds']} runs, of {result['mergekit_rounds']} for mergekit"
+        f"medians of {result['rounds']} runs, mergekit: {result['mergekit_rounds']}"
     )
     startup = f"mergekit's times include its start-up of {seconds(result['mergekit_startup']['wall_s'])}"
     title = f"Seconds to merge models of the shape of {SHAPE}, in bfloat16, on a CPU"
@@ -93,8 +90,8 @@ def chart(result):
     described = []
     for row, (name, merge) in enumerate(merges.items()):
         y = TOP + GROUP * row
-        ours, theirs = (figures[name][tool]["wall_s_median"] for tool in ("mergeforge", "mergekit"))
-        ratio = f"{figures[name]['mergekit']['ratio']:.0f}×"
+        mergekit = merge["mergekit"]["mergekit"]
+        ours, theirs, ratio = merge["in_memory"]["seconds"], mergekit["wall_s_median"], f"{mergekit['ratio']:.0f}×"
         body += [
             text(LEFT - 12, y + 13, name, end=True),
             text(LEFT - 12, y + 31, models(merge), "small", end=True),

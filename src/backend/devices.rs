@@ -33,14 +33,18 @@ pub fn choose(word: &str) -> Result<(Device, Option<String>)> {
 }
 
 /// The devices that `--device` may mean: those to be tried first, best first, and the one that is left. With `auto` that is the
-/// processor, and software that looks like a GPU is never tried; else there is the one that is named. Whether a device can be
-/// opened is not known before somebody does.
+/// processor, and software that looks like a GPU is never tried; with a family, it is the last of those that seem to work; else
+/// there is the one that is named. Whether a device can be opened is not known before somebody does.
 ///
 /// # Errors
 /// Those of [`choose`].
 pub fn candidates(word: &str) -> Result<(Vec<Candidate>, Device)> {
     if word != "auto" {
-        return Ok((Vec::new(), named(word)?));
+        let first = named(word)?;
+        let alike = if first.family.name == word { (first.family.devices)()? } else { Vec::new() };
+        let mut usable: Vec<Device> = alike.into_iter().filter(|device| device.unusable.is_none()).collect();
+        let last = usable.pop().unwrap_or(first);
+        return Ok((usable.into_iter().map(Ok).collect(), last));
     }
     let of_family = |family: &&Family| -> Vec<Candidate> {
         let found = match (family.devices)() {

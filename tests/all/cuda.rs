@@ -733,7 +733,12 @@ fn a_device_that_fails_hides_no_other() {
     assert!(ended.stderr.contains("cuda:0: CUDA: cannot open the device"), "{}", ended.stderr);
     assert!(ended.stderr.contains(": merging on the CPU"), "{}", ended.stderr);
     merged(ended, folder.path());
-    // Who names one gets that one.
+    // Who names a family gets the first of it that can be opened; who names one gets that one.
+    let ended = merge(driver(), &[three, ("CLOSED", "0")], folder.path(), &["--device", "cuda"]).succeeded();
+    assert!(ended.stderr.contains(": merging on cuda:1"), "{}", ended.stderr);
+    merged(ended, folder.path());
+    merge(driver(), &[("CLOSED", "0")], folder.path(), &["--device", "cuda"])
+        .failed(5, &["cuda:0: ", "UNAVAILABLE", "hint: "]);
     let closed = [three, ("CLOSED", "1")];
     merge(driver(), &closed, folder.path(), &["--device", "cuda:1"])
         .failed(5, &["cuda:1: ", "UNAVAILABLE", "hint: "]);

@@ -453,9 +453,11 @@ fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
     prepared.plan.warnings.iter().for_each(show::warning);
     warnings.extend(prepared.plan.warnings.iter().cloned());
     if common.strict && !warnings.is_empty() {
-        let refusal =
-            Error::config(format!("refused because of what is warned of: {} in all", warnings.len()));
-        return Err(refusal.hint("--strict makes warnings errors"));
+        let refusal = Error::config(format!(
+            "refused for its warnings, {} in all: --strict makes them errors",
+            warnings.len()
+        ));
+        return Err(refusal.hint("correct what they name, or leave out --strict"));
     }
     Ok(prepared)
 }
@@ -476,7 +478,8 @@ fn cache_folder() -> Option<PathBuf> {
     let folder = |name| std::env::var_os(name).map(PathBuf::from);
     let in_caches = |caches: PathBuf| caches.join("mergeforge");
     folder("MERGEFORGE_CACHE")
-        .or_else(|| folder("XDG_CACHE_HOME").map(in_caches))
+        // One that is empty or relative is to be ignored, by its specification.
+        .or_else(|| folder("XDG_CACHE_HOME").filter(|caches| caches.is_absolute()).map(in_caches))
         .or_else(|| std::env::home_dir().map(|home| in_caches(home.join(".cache"))))
         .filter(|folder| folder.is_absolute() || folder.components().next().is_some())
 }

@@ -15,7 +15,7 @@ use crate::text::bytes;
 /// The flags.
 #[derive(Debug, Args)]
 pub(super) struct BenchWritesArgs {
-    /// The folder to write in; nothing is left there
+    /// The folder to write in, made if it is not there; no files are left in it
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// Numbers of threads

@@ -556,7 +556,7 @@ fn a_slip_of_a_key_is_a_warning_and_strictly_an_error() {
         reported.iter().for_each(|part| assert!(ended.stderr.contains(part), "{}", ended.stderr));
         fs::remove_dir_all(models.out()).unwrap();
     }
-    models.merge(&slip, &["--strict"]).failed(2, &reported).failed(2, &["--strict makes warnings errors"]);
+    models.merge(&slip, &["--strict"]).failed(2, &reported).failed(2, &["--strict makes them errors"]);
     assert_nothing_left(models.path());
     models.plan(&slip, &["--strict"]).failed(2, &reported);
     models.plan(LINEAR, &["--strict"]).succeeded();
@@ -572,7 +572,7 @@ fn models_of_other_architectures_are_a_crime_that_can_be_allowed() {
     assert_nothing_left(models.path());
     let allowed = models.merge(LINEAR, &["--allow-crimes"]).succeeded();
     assert!(allowed.stderr.contains(&format!("warning: {reported}")), "{}", allowed.stderr);
-    models.plan(LINEAR, &["--allow-crimes", "--strict"]).failed(2, &["--strict makes warnings errors"]);
+    models.plan(LINEAR, &["--allow-crimes", "--strict"]).failed(2, &["--strict makes them errors"]);
 }
 
 #[test]

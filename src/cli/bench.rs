@@ -37,7 +37,7 @@ pub(super) struct BenchMergeArgs {
     /// What of each task vector ties and dare keep
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
     density: f64,
-    /// The type of all tensors
+    /// The type of all tensors; a config's names (bfloat16) do too
     #[arg(long, default_value = "bf16")]
     dtype: Type,
     /// Where checkpoints and output go [default: mergeforge-bench in memory (/dev/shm) where there is room, else in the
@@ -68,8 +68,11 @@ pub(super) struct BenchMergeArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Type {
+    #[value(alias = "bfloat16")]
     Bf16,
+    #[value(alias = "float16")]
     F16,
+    #[value(alias = "float32")]
     F32,
 }
 

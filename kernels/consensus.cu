@@ -10,7 +10,8 @@
 //
 // How many elements of each trimmed model were kept is counted on the way: the host knows how many there must be.
 //
-// Blocks that vote in whole tiles, with models of one kind, take a fast path (`merge_ordinary`).
+// Blocks that vote in whole tiles of 16-bit numbers, with models of one kind, take a fast path (`merge_ordinary`). Of float32,
+// memory has so many more bytes to move that the general way has the time.
 #include "prelude.cuh"
 
 // Whether a term has the elected sign. NaN has none.
@@ -171,7 +172,7 @@ DEVICE void consensus(const Work& work) {
         schedules[threadIdx.x] = schedule_of(models[threadIdx.x]);
     }
     __syncthreads();
-    if (FLOAT != FLOAT_MIXED && voting && is_ordinary<MODELS>(work, models)) {
+    if ((FLOAT == FLOAT_F16 || FLOAT == FLOAT_BF16) && voting && is_ordinary<MODELS>(work, models)) {
         float kept[MODELS];
         const bool drops = models[0].keep == KEEP_DROP;
         const bool done = drops ? merge_ordinary<FLOAT, MODELS, true>(work, models, factors, schedules, kept)

@@ -65,13 +65,7 @@ struct Input {
         return raw;
     }
     DEVICE void decode(const Raw& raw, float x[8]) const {
-        if (stored == FLOAT_F32) {
-            decode_as<FLOAT_F32>(raw, x);
-        } else if (stored == FLOAT_BF16) {
-            decode_as<FLOAT_BF16>(raw, x);
-        } else {
-            decode_as<FLOAT_F16>(raw, x);
-        }
+        decode_stored(stored, raw, x);
     }
 };
 

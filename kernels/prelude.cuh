@@ -176,13 +176,8 @@ DEVICE void decode_as(const Raw& raw, float x[8]) {
     }
 }
 
-template <unsigned FLOAT>
-DEVICE void decode(const Work& work, unsigned input, const Raw& raw, float x[8]) {
-    if (FLOAT != FLOAT_MIXED) {
-        decode_as<FLOAT>(raw, x);
-        return;
-    }
-    const unsigned stored = work.float_of(input);
+// The same of a type that is known only now.
+DEVICE void decode_stored(unsigned stored, const Raw& raw, float x[8]) {
     if (stored == FLOAT_F32) {
         decode_as<FLOAT_F32>(raw, x);
     } else if (stored == FLOAT_BF16) {
@@ -190,6 +185,15 @@ DEVICE void decode(const Work& work, unsigned input, const Raw& raw, float x[8])
     } else {
         decode_as<FLOAT_F16>(raw, x);
     }
+}
+
+template <unsigned FLOAT>
+DEVICE void decode(const Work& work, unsigned input, const Raw& raw, float x[8]) {
+    if (FLOAT != FLOAT_MIXED) {
+        decode_as<FLOAT>(raw, x);
+        return;
+    }
+    decode_stored(work.float_of(input), raw, x);
 }
 
 template <unsigned FLOAT>

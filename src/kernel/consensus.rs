@@ -55,7 +55,8 @@ fn cases(drawn: &CaseNumbers) -> Vec<super::Job> {
     // Few models would not come to the last kinds of the lists without a shift.
     let mixed = (0..4).map(|shift| job(&paired, &|i| drawn.keep(i + shift), true));
     // With halves, results are often right between two numbers of the output's type.
-    let whole = (0..3).map(|shift| job(&|_| 0.5, &|i| trim_of_blocks(i + shift), true));
+    // In an order in which a quick check meets huge values with two models that have no NaN for a threshold, in bfloat16.
+    let whole = [1, 0, 2].map(|shift| job(&|_| 0.5, &|i| trim_of_blocks(i + shift), true));
     let random = job(&paired, &|i| random_masks(drawn.word, i), true);
     let votes = mixed.chain(whole).chain([random]).filter(|_| drawn.models <= VOTERS_MAX);
     votes.chain([job(&paired, &|i| drawn.keep(i + 2), false)]).map(Into::into).collect()

@@ -6,13 +6,14 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use divan::counter::BytesCount;
+use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use mergeforge::backend::cpu::{CHUNK_TILES, Cpu};
 use mergeforge::backend::spans::{decode_tile, encode_tile};
 use mergeforge::backend::{Backend, Launch, Segment, Span, SpanInput, SpanResult};
 use mergeforge::bench::{jobs, tensors};
-use mergeforge::dtype::Float;
+use mergeforge::dtype::{self, Float};
+use mergeforge::input::{Floats, Importance, Made, Ranks, ReadElements, Spread, Vectors};
 use mergeforge::kernel::{Job, TILE};
 use mergeforge::timeline::Timeline;
 
@@ -89,6 +90,60 @@ fn weights(float: Float) -> (Vec<f32>, Vec<u8>) {
 /// Of a chunk in this type and in f32.
 fn converted_bytes(float: Float) -> BytesCount {
     BytesCount::new(CHUNK * (float.bytes() + Float::F32.bytes()))
+}
+
+/// Inputs of a merge that are made of a base and a model in rows of 4,096, while they are read: rates count the elements.
+#[divan::bench(args = [Float::BF16, Float::F32])]
+fn made_importance(bencher: Bencher, float: Float) {
+    bench_made(bencher, float, &Importance::new(floats(0, float), floats(1, float), COLUMNS, CHUNK as u64));
+}
+
+#[divan::bench(args = [Float::BF16, Float::F32])]
+fn made_ranks(bencher: Bencher, float: Float) {
+    let vectors = Vectors { len: COLUMNS, stride: 1 };
+    let both = [floats(0, float), floats(1, float)];
+    bench_made(bencher, float, &Ranks::new(both, vectors, CHUNK as u64, 0.5, 0.15, [3, 4]));
+}
+
+#[divan::bench(args = [Float::BF16, Float::F32])]
+fn made_spread(bencher: Bencher, float: Float) {
+    bench_made(bencher, float, &Spread::new(floats(0, float), vec![floats(1, float), floats(2, float)]));
+}
+
+const COLUMNS: u64 = 4096;
+
+fn floats(input: usize, float: Float) -> Floats {
+    Floats { input, float }
+}
+
+/// Reads all of an input that forgets what it keeps.
+fn bench_made(bencher: Bencher, float: Float, made: &dyn Made) {
+    let stored = (0..3).map(|input| {
+        let mut values = vec![0.0; CHUNK];
+        dtype::decode(Float::BF16, bytemuck::cast_slice(&TENSORS[input]), &mut values);
+        let mut stored = vec![0; CHUNK * float.bytes()];
+        // A change of a type that is no multiple of a few units.
+        if float == Float::F32 {
+            values.iter_mut().enumerate().for_each(|(i, x)| *x += 1e-6 * ((i * 97 + input) % 1009) as f32);
+        }
+        dtype::encode(float, &values, &mut stored);
+        stored
+    });
+    let mut stored = InMemory(stored.collect());
+    let mut into = vec![0; made.float().bytes_of(CHUNK as u64) as usize];
+    bencher.counter(ItemsCount::new(CHUNK)).bench_local(|| {
+        made.read(0..CHUNK as u64, black_box(&mut into), &mut stored).unwrap();
+        made.release();
+    });
+}
+
+struct InMemory(Vec<Vec<u8>>);
+
+impl ReadElements for InMemory {
+    fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> mergeforge::error::Result<()> {
+        into.copy_from_slice(&self.0[input][start as usize..][..into.len()]);
+        Ok(())
+    }
 }
 
 /// A job, and what it does in a few words.

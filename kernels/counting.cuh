@@ -55,10 +55,10 @@ struct Input {
 
     DEVICE void find(const Work& work, unsigned input) {
         stored = FLOAT == FLOAT_MIXED ? work.float_of(input) : FLOAT;
-        first = work.memory + work.inputs[input] + threadIdx.x * (stored == FLOAT_F32 ? 2 : 1);
+        first = work.memory + work.inputs[input] + vectors_before(stored);
     }
     DEVICE Raw load(unsigned tile) const {
-        const uint4* at = first + tile * (stored == FLOAT_F32 ? TILE / 4 : TILE / 8);
+        const uint4* at = first + tile * vectors_of_tile(stored);
         Raw raw;
         raw.low = at[0];
         raw.high = stored == FLOAT_F32 ? at[1] : raw.low;

@@ -15,6 +15,7 @@ constexpr unsigned FLOAT_F32 = 0x0u;
 constexpr unsigned FLOAT_F16 = 0x1u;
 constexpr unsigned FLOAT_BF16 = 0x2u;
 constexpr unsigned FLOAT_MIXED = 0x3u;
+constexpr unsigned FLOAT_BIT = 0x4u;
 constexpr unsigned INFINITY_BITS = 0x7f800000u;
 constexpr unsigned KEY_MAX = 0x7f800001u;
 constexpr unsigned F16_FINITE_MAX = 0x477fefffu;
@@ -31,6 +32,15 @@ constexpr unsigned BINS = 0x800u;
 constexpr unsigned ABOVE = 0x800u;
 constexpr unsigned UNEVEN = 0x801u;
 constexpr unsigned MAGNITUDES_WORDS = 0x802u;
+constexpr unsigned RULE_SUM = 0x0u;
+constexpr unsigned RULE_SIGNS = 0x1u;
+constexpr unsigned RULE_KEPT = 0x2u;
+constexpr unsigned RULE_LARGEST = 0x3u;
+constexpr unsigned RULE_ELECTED = 0x4u;
+constexpr unsigned RULE_COMMON = 0x5u;
+constexpr unsigned OWN_MAGNITUDE = 0xffffffffu;
+constexpr unsigned CHOSEN_SUMS = 0x3u;
+constexpr unsigned HOLDERS_WORDS = 0x2u;
 
 struct Header {
     unsigned blocks;
@@ -71,3 +81,36 @@ struct Bracket {
     unsigned shift;
 };
 static_assert(sizeof(Bracket) == 8, "words of 4 bytes");
+
+struct Election {
+    unsigned rule;
+    unsigned selectors;
+    float scale;
+    unsigned least;
+};
+static_assert(sizeof(Election) == 16, "words of 4 bytes");
+
+struct Part {
+    float coefficient;
+    float share;
+    float tolerance;
+};
+static_assert(sizeof(Part) == 12, "words of 4 bytes");
+
+struct Choice {
+    unsigned selector;
+    unsigned kept;
+    unsigned kept_tile;
+    unsigned kept_lane;
+    unsigned dropped;
+    unsigned dropped_tile;
+    unsigned dropped_lane;
+};
+static_assert(sizeof(Choice) == 28, "words of 4 bytes");
+
+struct Nearness {
+    float t;
+    float near;
+    float factor;
+};
+static_assert(sizeof(Nearness) == 12, "words of 4 bytes");

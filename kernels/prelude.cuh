@@ -37,7 +37,7 @@
 #ifdef __CUDACC__
 #define DEVICE_APART __device__ __noinline__
 #else
-#define DEVICE_APART inline __attribute__((noinline))
+#define DEVICE_APART [[maybe_unused]] static __attribute__((noinline))
 #endif
 
 DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
@@ -93,23 +93,34 @@ struct Work {
 
 // ---- Element types at the door
 
-// Eight elements as stored; `high` is used by float32 alone.
+// Eight elements as stored; `high` is used by float32 alone. Of bits, `low` has those of sixteen threads.
 struct Raw {
     uint4 low, high;
 };
 
+// A thread's eight values, to be handed over in registers.
+struct Values {
+    float of[8];
+};
+
+// The vectors of a tile in an input of a type that may be known only now.
+DEVICE unsigned vectors_of_tile(unsigned stored) {
+    return stored == FLOAT_F32 ? TILE / 4 : stored == FLOAT_BIT ? TILE / 128 : TILE / 8;
+}
+
+// Where among them this thread's elements are.
+DEVICE unsigned vectors_before(unsigned stored) {
+    return stored == FLOAT_F32 ? threadIdx.x * 2 : stored == FLOAT_BIT ? threadIdx.x / 16 : threadIdx.x;
+}
+
 template <unsigned FLOAT>
 DEVICE Raw load(const Work& work, unsigned input, unsigned tile) {
+    const unsigned stored = FLOAT == FLOAT_MIXED ? work.float_of(input) : FLOAT;
     const uint4* at = work.memory + work.inputs[input];
+    at += tile * vectors_of_tile(stored) + vectors_before(stored);
     Raw raw;
-    if (FLOAT == FLOAT_F32 || (FLOAT == FLOAT_MIXED && work.float_of(input) == FLOAT_F32)) {
-        at += tile * (TILE / 4) + threadIdx.x * 2;
-        raw.low = at[0];
-        raw.high = at[1];
-    } else {
-        raw.low = at[tile * (TILE / 8) + threadIdx.x];
-        raw.high = raw.low;
-    }
+    raw.low = at[0];
+    raw.high = stored == FLOAT_F32 ? at[1] : raw.low;
     return raw;
 }
 
@@ -176,12 +187,27 @@ DEVICE void decode_as(const Raw& raw, float x[8]) {
     }
 }
 
+// This thread's bits of a vector: a byte. Element i is bit i.
+DEVICE_APART Values decode_bits(uint4 low) {
+    const unsigned place = threadIdx.x / 4 % 4;
+    const unsigned word = place == 0 ? low.x : place == 1 ? low.y : place == 2 ? low.z : low.w;
+    const unsigned bits = word >> threadIdx.x % 4 * 8;
+    Values values;
+#pragma unroll
+    for (int i = 0; i < 8; i++) values.of[i] = bits >> i & 1 ? 1.0f : 0.0f;
+    return values;
+}
+
 // The same of a type that is known only now.
 DEVICE void decode_stored(unsigned stored, const Raw& raw, float x[8]) {
     if (stored == FLOAT_F32) {
         decode_as<FLOAT_F32>(raw, x);
     } else if (stored == FLOAT_BF16) {
         decode_as<FLOAT_BF16>(raw, x);
+    } else if (stored == FLOAT_BIT) {
+        const Values values = decode_bits(raw.low);
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i] = values.of[i];
     } else {
         decode_as<FLOAT_F16>(raw, x);
     }
@@ -222,17 +248,14 @@ DEVICE void store(const Work& work, unsigned tile, const float values[8]) {
     work.out[tile * (TILE / 8) + threadIdx.x] = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// A thread's eight values, to be handed over in registers.
-struct Values {
-    float of[8];
-};
-
 // Counts NaN and infinities among the inputs of a tile, and results that overflowed: values that became infinite when
-// they were stored, and those that are not finite though every input of the tile is.
-template <unsigned FLOAT>
+// they were stored, and those that are not finite though every input of the tile is. Inputs that only choose are not counted:
+// where a kernel SELECTS by some, the job's second word says how many stand behind the others.
+template <unsigned FLOAT, bool SELECTS>
 DEVICE_APART void count_odd(Work work, unsigned tile, int lanes, unsigned finite_max, Values values) {
     unsigned nan = 0, infinite = 0, beyond = 0, lost = 0;
-    for (unsigned input = 0; input < work.header->inputs; input++) {
+    const unsigned inputs = work.header->inputs - (SELECTS ? work.job[1] : 0);
+    for (unsigned input = 0; input < inputs; input++) {
         float x[8];
         read<FLOAT>(work, input, tile, x);
 #pragma unroll
@@ -255,7 +278,7 @@ DEVICE_APART void count_odd(Work work, unsigned tile, int lanes, unsigned finite
 
 // Stores a tile's results. An input that is not finite makes its result so, in every kernel that merges: finite results
 // need no second look.
-template <unsigned FLOAT>
+template <unsigned FLOAT, bool SELECTS = false>
 DEVICE void finish(const Work& work, unsigned tile, const float values[8]) {
     store(work, tile, values);
     const unsigned output = work.header->output;
@@ -270,7 +293,7 @@ DEVICE void finish(const Work& work, unsigned tile, const float values[8]) {
         odd |= i < lanes && magnitude_bits(values[i]) > finite_max;
         handed.of[i] = values[i];
     }
-    if (__syncthreads_or(odd)) count_odd<FLOAT>(work, tile, lanes, finite_max, handed);
+    if (__syncthreads_or(odd)) count_odd<FLOAT, SELECTS>(work, tile, lanes, finite_max, handed);
 }
 
 // ---- Random masks: Philox4x32-10 (Salmon et al., SC 2011), counter (element / 8, call)

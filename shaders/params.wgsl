@@ -14,6 +14,7 @@ const FLOAT_F32 = 0x0u;
 const FLOAT_F16 = 0x1u;
 const FLOAT_BF16 = 0x2u;
 const FLOAT_MIXED = 0x3u;
+const FLOAT_BIT = 0x4u;
 const INFINITY_BITS = 0x7f800000u;
 const KEY_MAX = 0x7f800001u;
 const F16_FINITE_MAX = 0x477fefffu;
@@ -30,6 +31,15 @@ const BINS = 0x800u;
 const ABOVE = 0x800u;
 const UNEVEN = 0x801u;
 const MAGNITUDES_WORDS = 0x802u;
+const RULE_SUM = 0x0u;
+const RULE_SIGNS = 0x1u;
+const RULE_KEPT = 0x2u;
+const RULE_LARGEST = 0x3u;
+const RULE_ELECTED = 0x4u;
+const RULE_COMMON = 0x5u;
+const OWN_MAGNITUDE = 0xffffffffu;
+const CHOSEN_SUMS = 0x3u;
+const HOLDERS_WORDS = 0x2u;
 const TALLY_REDO = 0x3u;
 const PLAIN_LEAST = 0x21800000u;
 const PLAIN_GREATEST = 0x5d800000u;
@@ -89,4 +99,49 @@ struct Bracket {
 const BRACKET_WORDS = 2u;
 fn load_Bracket(at: u32) -> Bracket {
     return Bracket(table[at], table[at + 1u]);
+}
+
+struct Election {
+    rule: u32,
+    selectors: u32,
+    scale: f32,
+    least: u32,
+}
+const ELECTION_WORDS = 4u;
+fn load_Election(at: u32) -> Election {
+    return Election(table[at], table[at + 1u], bitcast<f32>(table[at + 2u]), table[at + 3u]);
+}
+
+struct Part {
+    coefficient: f32,
+    share: f32,
+    tolerance: f32,
+}
+const PART_WORDS = 3u;
+fn load_Part(at: u32) -> Part {
+    return Part(bitcast<f32>(table[at]), bitcast<f32>(table[at + 1u]), bitcast<f32>(table[at + 2u]));
+}
+
+struct Choice {
+    selector: u32,
+    kept: u32,
+    kept_tile: u32,
+    kept_lane: u32,
+    dropped: u32,
+    dropped_tile: u32,
+    dropped_lane: u32,
+}
+const CHOICE_WORDS = 7u;
+fn load_Choice(at: u32) -> Choice {
+    return Choice(table[at], table[at + 1u], table[at + 2u], table[at + 3u], table[at + 4u], table[at + 5u], table[at + 6u]);
+}
+
+struct Nearness {
+    t: f32,
+    near: f32,
+    factor: f32,
+}
+const NEARNESS_WORDS = 3u;
+fn load_Nearness(at: u32) -> Nearness {
+    return Nearness(bitcast<f32>(table[at]), bitcast<f32>(table[at + 1u]), bitcast<f32>(table[at + 2u]));
 }

@@ -117,6 +117,11 @@ fn chosen_or_zero(chosen: EightChoices, x: Eight) -> Eight {
     return Eight(select(vec4<f32>(0.0), x.low, chosen.low), select(vec4<f32>(0.0), x.high, chosen.high));
 }
 
+// The first where it is chosen, else the second.
+fn either(chosen: EightChoices, x: Eight, y: Eight) -> Eight {
+    return Eight(select(y.low, x.low, chosen.low), select(y.high, x.high, chosen.high));
+}
+
 // ---- Odd values
 
 // Whether this invocation met a number that it must leave to the CPU.
@@ -154,6 +159,12 @@ fn load(work: Work, input: u32, tile: u32, thread: u32) -> EightBits {
         let place = at + tile * (TILE / 4u) + thread * 2u;
         return EightBits(memory[place], memory[place + 1u]);
     }
+    if (float_of(work, input) == FLOAT_BIT) {
+        // A byte of each invocation.
+        let vector = memory[at + tile * (TILE / 128u) + thread / 16u];
+        let byte = vec4<u32>(vector[thread / 4u & 3u] >> ((thread & 3u) * 8u));
+        return EightBits(byte, byte);
+    }
     let low = memory[at + tile * (TILE / 8u) + thread];
     return EightBits(low, low);
 }
@@ -180,6 +191,11 @@ fn decode(work: Work, input: u32, raw: EightBits) -> EightBits {
     let float = float_of(work, input);
     if (float == FLOAT_F32) {
         return raw;
+    }
+    if (float == FLOAT_BIT) {
+        let one = vec4<u32>(0x3f800000u);
+        let bit = vec4<u32>(1u);
+        return EightBits(one * ((raw.low >> LOW_LANES) & bit), one * ((raw.high >> HIGH_LANES) & bit));
     }
     let stored = halves(raw.low);
     if (float == FLOAT_BF16) {
@@ -344,6 +360,32 @@ fn keys_of(exist: EightChoices, x: Eight, base: Eight) -> EightKeys {
     let absent = vec4<i32>(-1);
     return EightKeys(select(absent, bitcast<vec4<i32>>(keys.low), exist.low),
                      select(absent, bitcast<vec4<i32>>(keys.high), exist.high));
+}
+
+// The smallest keys that a trim keeps of elements at these places of a tile of the tensor. Of the keys equal to the threshold,
+// those before the cut are kept.
+fn smallest_kept(threshold: u32, cut_tile: u32, cut_lane: u32, tile: u32, thread: u32) -> EightKeys {
+    let cut = select(select(0u, cut_lane, tile == cut_tile), TILE, tile < cut_tile);
+    let first = before(cut - min(cut, thread * 8u));
+    let of_first = vec4<i32>(bitcast<i32>(threshold));
+    let of_others = of_first + vec4<i32>(1);
+    return EightKeys(select(of_others, of_first, first.low), select(of_others, of_first, first.high));
+}
+
+// Which elements of a tile a choice keeps of a model, by its differences or by the selector that decides: those stand behind
+// the models among the inputs.
+fn chosen(work: Work, choice: Choice, models: u32, tile: u32, thread: u32, exist: EightChoices, delta: Eight) -> EightChoices {
+    var deciding = delta;
+    if (choice.selector != OWN_MAGNITUDE) {
+        deciding = input_of(work, 1u + models + choice.selector, tile, thread, exist);
+    }
+    let keys = magnitudes_of(deciding);
+    let low = bitcast<vec4<i32>>(keys.low);
+    let high = bitcast<vec4<i32>>(keys.high);
+    let of_tensor = work.first_tile + tile;
+    let kept = smallest_kept(choice.kept, choice.kept_tile, choice.kept_lane, of_tensor, thread);
+    let dropped = smallest_kept(choice.dropped, choice.dropped_tile, choice.dropped_lane, of_tensor, thread);
+    return EightChoices((low >= kept.low) & (low < dropped.low), (high >= kept.high) & (high < dropped.high));
 }
 
 // ---- Sums in the contract's order

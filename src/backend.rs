@@ -56,6 +56,8 @@ pub struct Limits {
     pub chunk_tiles: u64,
     /// Bytes of inputs that the device may hold between sweeps.
     pub hold_bytes: u64,
+    /// Bytes that inputs which are made for open tensors may keep.
+    pub kept_bytes: u64,
     /// The launches that lanes must have room for.
     pub widest: Widest,
 }

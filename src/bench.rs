@@ -116,11 +116,14 @@ pub fn kernels(device: &Device, elements: u64, repeat: usize) -> Result<KernelTi
         input_bytes: 2 * INPUTS,
         output_bytes: 2,
         copied_bytes: 0,
+        wide_bytes: 0,
         measured: INPUTS,
+        questions: 0,
         spans: 1,
         row_elements: 0,
         columns: 4096,
         segment_bytes: 0,
+        kept_bytes: 0,
         tiles: tiles(elements),
         held_bytes: elements * (2 * INPUTS) as u64,
     };
@@ -130,7 +133,7 @@ pub fn kernels(device: &Device, elements: u64, repeat: usize) -> Result<KernelTi
     }
     let (widest, bytes) = (widest(elements), elements * (2 * INPUTS) as u64);
     let chunk_tiles = (device.family.bench_tiles)(tiles(elements));
-    let limits = Limits { threads: 1, chunk_tiles, hold_bytes: 2 * bytes, widest };
+    let limits = Limits { threads: 1, chunk_tiles, hold_bytes: 2 * bytes, kept_bytes: 0, widest };
     let backend = device.open(&limits)?;
     let (timeline, tensors) = (Timeline::keeping(), tensors(elements as usize));
     KernelBench { backend: &*backend, timeline, tensors, elements, chunk_tiles, repeat }.run()

@@ -14,7 +14,7 @@ use crate::backend::{
 use crate::dtype::{Float, decode, encode};
 use crate::error::{Error, Result};
 use crate::kernel::{
-    CaseNumbers, Job, KERNELS, Outcome, SPANS_MAX, TILE, Target, VOTERS_MAX, Widest, packed, tiles,
+    CaseNumbers, Job, KERNELS, Kernel, Outcome, SPANS_MAX, TILE, Target, VOTERS_MAX, Widest, packed, tiles,
 };
 use crate::timeline::Timeline;
 use data::Random;
@@ -27,12 +27,18 @@ pub const MODELS: [usize; 7] = [1, 2, 3, 4, 5, VOTERS_MAX, MODELS_MAX];
 /// More than a vote may have, for kernels that have none.
 const MODELS_MAX: usize = VOTERS_MAX + 2;
 
+/// Inputs besides base and models that jobs of the check have at the most.
+const SELECTORS_MAX: usize = 3;
+
 /// Elements of the tensors of a launch: on both sides of a tile's end, one, and so many tiles that a block on a GPU is full.
 /// Among any kinds of values that follow each other, whole tiles have both odd and ordinary ones.
 const SIZES: [usize; 6] = [1, 1023, 1024, 1025, 9000, 2048];
 
 /// The inputs' numbers in turn: differences to the first input are 0, or have bits in all places.
 const ALIKE: [f32; 2] = [0.25, 0.3];
+
+/// What values are drawn from, with a kernel's name.
+const SEED: u64 = 77;
 
 const FLOATS: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
 
@@ -62,9 +68,18 @@ impl Types {
         }
     }
 
-    fn floats(self, inputs: usize) -> Vec<Float> {
+    /// The inputs' types of a job. In a mixture, inputs that only choose are bits now and then, and so is the base of what is
+    /// measured.
+    fn floats(self, job: &Job) -> Vec<Float> {
+        let (inputs, selectors) = (job.inputs(), job.inputs() - job.merged());
+        let measured = !matches!(job.outcome(), Outcome::Values | Outcome::Room);
+        let is_bits = |input: usize| match input {
+            0 => measured && inputs.is_multiple_of(2),
+            _ => input >= job.merged() && (input + selectors).is_multiple_of(2),
+        };
         let of = |input: usize| match self {
             Self::All(float) => float,
+            Self::Mixed if is_bits(input) => Float::Bit,
             Self::Mixed => FLOATS[input % FLOATS.len()],
         };
         (0..inputs).map(of).collect()
@@ -90,22 +105,25 @@ pub struct CheckRow {
 
 /// What a device needs to be checked.
 pub fn limits() -> Limits {
-    let inputs = MODELS_MAX + 1;
+    let inputs = 1 + MODELS_MAX + SELECTORS_MAX;
     let chunk_tiles = 16;
     let widest = Widest {
         inputs,
         input_bytes: 4 * inputs,
         output_bytes: 4,
         copied_bytes: 0,
+        wide_bytes: 0,
         measured: inputs,
+        questions: 0,
         spans: SPANS_MAX,
         row_elements: 3,
         columns: 1500,
         segment_bytes: 0,
+        kept_bytes: 0,
         tiles: chunk_tiles,
         held_bytes: 4 << 20,
     };
-    Limits { threads: 1, chunk_tiles, hold_bytes: 64 << 20, widest }
+    Limits { threads: 1, chunk_tiles, hold_bytes: 64 << 20, kept_bytes: 0, widest }
 }
 
 /// How much is checked.
@@ -144,6 +162,7 @@ impl Depth {
 pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) -> Result<Vec<CheckRow>> {
     device.prepare(&kinds(depth), &|| {})?;
     let mut random = Random(77);
+    let mut of_kernels: Vec<Random> = KERNELS.iter().map(|kernel| values_of(kernel)).collect();
     let mut rows: Vec<CheckRow> = Vec::new();
     for (number, types) in Types::ALL.into_iter().enumerate() {
         for models in depth.models().iter().copied() {
@@ -159,7 +178,10 @@ pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) 
                 let mut values = CaseValues::of(&job);
                 let turn = rows[row].launches % values.len();
                 values.rotate_left(turn);
-                let case = Case::new(&job, types.floats(models + 1), output, &SIZES, &values, &mut random);
+                let own =
+                    KERNELS.iter().position(|kernel| *kernel == job.kernel()).expect("a kernel of the list");
+                let random = &mut of_kernels[own];
+                let case = Case::new(&job, types.floats(&job), output, &SIZES, &values, random);
                 case.check(device, depth.uses(), &mut rows[row])?;
                 if job.masks().iter().any(Option::is_some) {
                     case.behind(FAR_TILES).check(device, &[Use::Last], &mut rows[row])?;
@@ -171,14 +193,18 @@ pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) 
     Ok(rows)
 }
 
+/// A kernel's own values, which stay the same when others are added to the list: tests count on rare ones among them.
+fn values_of(kernel: &Kernel) -> Random {
+    Random(kernel.name.bytes().fold(SEED, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into())))
+}
+
 /// The launches of a check, which are of the same kinds whatever numbers are drawn.
 fn kinds(depth: Depth) -> Vec<LaunchKind> {
     let mut random = Random(0);
     let mut kinds = Vec::new();
     for models in depth.models() {
-        let floats = Types::ALL.map(|types| types.floats(models + 1));
         for job in jobs(*models, &mut random) {
-            kinds.extend(floats.iter().map(|floats| LaunchKind::of(&job, floats.clone())));
+            kinds.extend(Types::ALL.map(|types| LaunchKind::of(&job, types.floats(&job))));
         }
     }
     kinds
@@ -359,7 +385,7 @@ impl Case {
         let Launch { spans, floats, .. } = &self.launch;
         let mut read = |span: usize, input: usize, into: &mut [u8]| {
             let span: &Span = &spans[span];
-            let start = (span.first_element() - self.missing * TILE as u64) as usize * floats[input].bytes();
+            let start = floats[input].bytes_of(span.first_element() - self.missing * TILE as u64) as usize;
             into.copy_from_slice(&self.tensor_of(span).inputs[input][start..start + into.len()]);
             Ok(())
         };
@@ -411,7 +437,7 @@ impl Case {
         let len = x[0].len();
         match job.outcome() {
             Outcome::Values => {
-                let all = || x.iter().copied().flatten();
+                let all = || x[..job.merged()].iter().copied().flatten();
                 let (nan, infinite) =
                     (all().filter(|v| v.is_nan()).count(), all().filter(|v| v.is_infinite()).count());
                 let mut merged = vec![0.0; len];
@@ -475,8 +501,14 @@ impl CaseTensor {
         };
         let mut input = |(input, float): (usize, &Float)| {
             let alike = ALIKE[input % ALIKE.len()];
-            let values: Vec<f32> = (0..elements).map(|i| value(i, *float, alike)).collect();
-            let mut bytes = vec![0; elements * float.bytes()];
+            let mut values: Vec<f32> = (0..elements).map(|i| value(i, *float, alike)).collect();
+            let mut bytes = vec![0; float.bytes_of(elements as u64) as usize];
+            if *float == Float::Bit {
+                // As many of one kind as of the other.
+                values.iter_mut().for_each(|value| *value = value.max(0.0));
+                encode(*float, &values, &mut bytes);
+                return bytes;
+            }
             encode(*float, &values, &mut bytes);
             // Files may hold −0, which no output does.
             for (value, bytes) in values.iter().zip(bytes.chunks_exact_mut(float.bytes())) {
@@ -497,7 +529,8 @@ impl CaseTensor {
         let (first, len) = (tile as usize * TILE, self.tile_len(tile));
         let of_input = |(float, bytes): (&Float, &Vec<u8>)| {
             let mut decoded = vec![0.0; len];
-            decode(*float, &bytes[first * float.bytes()..][..len * float.bytes()], &mut decoded);
+            let place = |element: usize| float.bytes_of(element as u64) as usize;
+            decode(*float, &bytes[place(first)..place(first + len)], &mut decoded);
             decoded
         };
         floats.iter().zip(&self.inputs).map(of_input).collect()

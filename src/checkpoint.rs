@@ -7,6 +7,8 @@
 mod card;
 mod file;
 mod folder;
+pub mod globs;
+mod handles;
 pub mod header;
 pub mod layout;
 mod licence;
@@ -30,13 +32,14 @@ pub use header::TensorInfo;
 pub use layout::{Layout, OutTensor, Place, Shard, layout};
 pub use licence::licence;
 pub use limits::TOKENIZER_BYTES_MAX;
-pub use locate::locate;
+pub use locate::{locate, locate_tensors};
 pub(crate) use mapped::WritableMap;
 pub use model_config::{ConfigEdits, config_json, per_layer_lists};
 pub use out_file::{OutFile, Storing};
 pub use out_folder::{check_out, free_bytes};
 pub use sidecars::{
-    CARD, Content, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, Sidecar, check_companions, companion_files,
+    CARD, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, Sidecar, check_companions,
+    companion_files,
 };
 pub use sink::Sink;
 pub use source::Source;

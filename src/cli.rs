@@ -186,7 +186,7 @@ struct CommonArgs {
     /// one writer at a time]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     out_shard_size: Option<u64>,
-    /// The seed of random masks (DARE)
+    /// The seed of random masks (DARE, DELLA)
     #[arg(long, visible_alias = "seed", value_name = "N", default_value_t = 0)]
     random_seed: u64,
     /// Worker threads [default: one per core]
@@ -382,6 +382,7 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
     progress.finish();
     let report = outcome?;
     show::odd_values(&prepared.plan, &report);
+    show::remarks(&report);
     if !args.quiet {
         show::done(&args.out, &prepared, progress.moved_bytes(), started.elapsed());
         show::shares(&report);

@@ -15,12 +15,13 @@ mod plain;
 mod walk;
 mod yaml;
 
-use crate::dtype::Float;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::text::escaped;
 use indexmap::IndexMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 pub(crate) use yaml::SOURCE_BYTES_MAX;
 
 /// So many warnings of one kind have a line each; more of them are one warning.
@@ -55,12 +56,14 @@ pub struct Config {
     pub merge_method: Located<String>,
     /// What is merged.
     pub inputs: Inputs,
+    /// The models that are listed by a pattern, in the order of appearance.
+    pub globs: Vec<ListedGlob>,
     /// The model that task vectors are taken against, or whose files lead.
     pub base_model: Option<Located<ModelRef>>,
-    /// The type to store in and, without `out_dtype`, to store.
-    pub dtype: Option<Located<Float>>,
+    /// The type of floats to store in and, without `out_dtype`, to store.
+    pub dtype: Option<Located<Dtype>>,
     /// The type to store.
-    pub out_dtype: Option<Located<Float>>,
+    pub out_dtype: Option<Located<Dtype>>,
     /// Parameters of the whole merge.
     pub parameters: Parameters,
     /// From `tokenizer_source`, or `source` under `tokenizer`.
@@ -71,7 +74,7 @@ pub struct Config {
     pub warnings: Vec<Warning>,
 }
 
-/// The two ways to say what is merged. Neither is ever empty.
+/// The two ways to say what is merged. Neither is ever empty, but for a list of nothing but patterns.
 #[derive(Debug, Clone)]
 pub enum Inputs {
     /// Whole models.
@@ -85,8 +88,41 @@ pub enum Inputs {
 pub struct ListedModel {
     /// The model.
     pub model: Located<ModelRef>,
-    /// Its parameters.
-    pub parameters: Parameters,
+    /// Files that say something of its elements.
+    pub files: ElementFiles,
+    /// Its parameters, which models that a pattern found share.
+    pub parameters: Arc<Parameters>,
+}
+
+/// An entry of `models` for every folder that matches a pattern.
+#[derive(Debug, Clone)]
+pub struct ListedGlob {
+    /// The pattern, unchecked.
+    pub pattern: Located<String>,
+    /// How many entries with a model stand before it.
+    pub before: usize,
+    /// The parameters of each.
+    pub parameters: Arc<Parameters>,
+}
+
+/// Paths of files that say something of every element of a model, beside it in its entry.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ElementFiles {
+    /// Which of them count.
+    pub mask: Option<Located<String>>,
+    /// How much each matters.
+    pub importance: Option<Located<String>>,
+}
+
+/// What an entry of `models`, or of a slice's `sources`, says of its model.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The model.
+    pub model: &'a Located<ModelRef>,
+    /// Files that say something of its elements.
+    pub files: &'a ElementFiles,
+    /// The slice that it is in.
+    pub slice: Option<&'a Slice>,
 }
 
 /// An entry of `slices`.
@@ -109,6 +145,8 @@ pub struct SliceSource {
     pub model: Located<ModelRef>,
     /// Its layers, end excluded; never empty, not checked against the model.
     pub layer_range: Option<Located<Range<usize>>>,
+    /// Files that say something of the model's elements.
+    pub files: ElementFiles,
     /// Parameters of this source.
     pub parameters: Parameters,
 }
@@ -179,11 +217,36 @@ pub struct Warning {
 }
 
 impl Config {
+    /// Every entry of a model, in order.
+    pub fn entries(&self) -> Vec<Entry<'_>> {
+        let mut entries = Vec::new();
+        match &self.inputs {
+            Inputs::Models(models) => entries.extend(models.iter().map(|listed| Entry {
+                model: &listed.model,
+                files: &listed.files,
+                slice: None,
+            })),
+            Inputs::Slices(slices) => {
+                for slice in slices {
+                    entries.extend(slice.sources.iter().map(|source| Entry {
+                        model: &source.model,
+                        files: &source.files,
+                        slice: Some(slice),
+                    }));
+                }
+            }
+        }
+        entries
+    }
+
     /// Every scope of parameters, and whether it belongs to one model.
     pub fn scopes(&self) -> Vec<(bool, &Parameters)> {
         let mut scopes = vec![(false, &self.parameters)];
         match &self.inputs {
-            Inputs::Models(models) => scopes.extend(models.iter().map(|input| (true, &input.parameters))),
+            Inputs::Models(models) => {
+                scopes.extend(models.iter().map(|input| (true, &*input.parameters)));
+                scopes.extend(self.globs.iter().map(|glob| (true, &*glob.parameters)));
+            }
             Inputs::Slices(slices) => {
                 for slice in slices {
                     scopes.push((false, &slice.parameters));

@@ -4,6 +4,12 @@
 //! zero, so that the stored bytes do not depend on the device. The code is
 //! integer code but for two exact steps with subnormals of binary16, so that devices cannot differ.
 
+mod float64;
+
+pub use float64::{
+    F64_BYTES, computed_as, encode_narrowed, float_bytes, float_name, is_float, narrow, narrow_to_odd,
+    promote, widen, widen_encoded,
+};
 pub use safetensors::Dtype;
 
 /// The floating-point types that can be merged.
@@ -15,6 +21,9 @@ pub enum Float {
     F16,
     /// bfloat16: the upper half of a binary32.
     BF16,
+    /// One bit, 0 or 1: what a mask that is made while it is read has. Element `i` is bit `i % 8` of byte `i / 8`; no checkpoint
+    /// stores it, and no result has it.
+    Bit,
 }
 
 impl Float {
@@ -34,14 +43,24 @@ impl Float {
             Self::F32 => Dtype::F32,
             Self::F16 => Dtype::F16,
             Self::BF16 => Dtype::BF16,
+            Self::Bit => Dtype::BOOL,
         }
     }
 
-    /// Bytes per element.
+    /// Bytes per element; of bits, one, which is more than they take.
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::Bit => 1,
+        }
+    }
+
+    /// Bytes of so many elements, one behind the other from the beginning of a byte.
+    pub const fn bytes_of(self, elements: u64) -> u64 {
+        match self {
+            Self::Bit => elements.div_ceil(8),
+            _ => elements * self.bytes() as u64,
         }
     }
 
@@ -51,6 +70,7 @@ impl Float {
             Self::F32 => "float32",
             Self::F16 => "float16",
             Self::BF16 => "bfloat16",
+            Self::Bit => "bit",
         }
     }
 
@@ -91,11 +111,16 @@ impl Element for StoredBf16 {
 /// `bytes` holds `out.len()` elements.
 #[inline(always)]
 pub fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
-    assert_eq!(bytes.len(), out.len() * float.bytes(), "decode: one element in, one out");
+    assert_eq!(bytes.len() as u64, float.bytes_of(out.len() as u64), "decode: one element in, one out");
     match float {
         Float::F32 => each(bytes, out, |raw: [u8; 4]| f32::from_le_bytes(raw)),
         Float::F16 => each(bytes, out, |raw: [u8; 2]| f16_to_f32(u16::from_le_bytes(raw))),
         Float::BF16 => each(bytes, out, |raw: [u8; 2]| bf16_to_f32(u16::from_le_bytes(raw))),
+        Float::Bit => {
+            for (byte, out) in bytes.iter().zip(out.chunks_mut(8)) {
+                out.iter_mut().enumerate().for_each(|(i, out)| *out = f32::from(byte >> i & 1));
+            }
+        }
     }
 }
 
@@ -114,7 +139,7 @@ pub fn encode(float: Float, values: &[f32], out: &mut [u8]) -> u64 {
 /// The same; returns the bits of the largest magnitude.
 #[inline(always)]
 pub fn encode_all(float: Float, values: &[f32], out: &mut [u8]) -> u32 {
-    assert_eq!(out.len(), values.len() * float.bytes(), "encode: one element in, one out");
+    assert_eq!(out.len() as u64, float.bytes_of(values.len() as u64), "encode: one element in, one out");
     match float {
         Float::F32 => each_back(values, out, |value| f32_to_f32(value).to_le_bytes()),
         Float::F16 => each_back(values, out, |value| f32_to_f16(value).to_le_bytes()),
@@ -126,15 +151,22 @@ pub fn encode_all(float: Float, values: &[f32], out: &mut [u8]) -> u32 {
             }
             largest
         }
+        Float::Bit => {
+            for (values, out) in values.chunks(8).zip(&mut *out) {
+                *out = values.iter().rev().fold(0, |byte, value| byte << 1 | u8::from(*value != 0.0));
+            }
+            values.iter().fold(0, |largest, value| largest.max(magnitude_bits(*value)))
+        }
     }
 }
 
 /// The bits of the largest magnitude that still is finite when it is stored.
 pub const fn finite_max(float: Float) -> u32 {
     match float {
-        Float::F32 => INFINITY_BITS - 1,
         Float::F16 => F16_FINITE_MAX,
         Float::BF16 => BF16_FINITE_MAX,
+        // Nothing overflows to a bit.
+        Float::F32 | Float::Bit => INFINITY_BITS - 1,
     }
 }
 
@@ -255,6 +287,18 @@ mod tests {
             0x8000 => 0,
             bits => bits,
         }
+    }
+
+    #[test]
+    fn bits_begin_with_the_lowest_of_each_byte() {
+        let values = [0.0, 2.0, 0.0, 0.0, -1.0, 0.0, 0.0, 1.0, 1.0, 0.0, f32::NAN];
+        let mut bytes = [0; 2];
+        encode(Float::Bit, &values, &mut bytes);
+        assert_eq!(bytes, [0b1001_0010, 0b101]);
+        let mut decoded = [9.0; 11];
+        decode(Float::Bit, &bytes, &mut decoded);
+        assert_eq!(decoded, values.map(|value| f32::from(value != 0.0)));
+        assert_eq!((Float::Bit.bytes_of(0), Float::Bit.bytes_of(9), Float::BF16.bytes_of(9)), (0, 2, 18));
     }
 
     #[test]

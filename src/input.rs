@@ -6,18 +6,34 @@
 //! line here.
 
 mod adapted;
+mod elementary;
+mod fisher;
+mod importance;
+mod masked;
+mod narrowed;
+mod ranks;
 mod rows;
 mod scaled;
+mod spread;
+mod zeros;
 
 use std::fmt;
 use std::ops::Range;
 
 pub use adapted::Adapted;
+pub use fisher::{Fisher, Stated, Weighed};
+pub use importance::Importance;
+pub use masked::Masked;
+pub use narrowed::Narrowed;
+pub use ranks::{Ranks, Vectors};
 pub use rows::{Row, Rows};
 pub use scaled::Scaled;
+pub use spread::Spread;
+pub use zeros::Zeros;
 
 use crate::dtype::{Float, decode};
 use crate::error::Result;
+use crate::instructions::for_each_instruction_set;
 
 /// An input of a merge.
 #[derive(Debug)]
@@ -55,6 +71,11 @@ pub fn stored(inputs: &[Input], input: usize) -> Vec<At> {
     }
 }
 
+/// The model that an input comes from: that of its principal tensor, if it has one.
+pub fn source(inputs: &[Input], input: usize) -> Option<usize> {
+    stored(inputs, input).first().map(|at| at.source)
+}
+
 /// A tensor that is made of other inputs while it is read. It prints what it is.
 pub trait Made: fmt::Debug + fmt::Display + Send + Sync {
     /// The numbers of the inputs that it is made of; all are smaller than its own.
@@ -63,16 +84,54 @@ pub trait Made: fmt::Debug + fmt::Display + Send + Sync {
     /// The type that its elements have.
     fn float(&self) -> Float;
 
-    /// Its elements, encoded: `into` has room for those of `range` and no more.
+    /// Its elements, encoded: `into` has room for those of `range` and no more. Of bits, `range` starts at a multiple of eight.
     ///
     /// # Errors
     /// Those of `from`.
     fn read(&self, range: Range<u64>, into: &mut [u8], from: &mut dyn ReadElements) -> Result<()>;
+
+    /// The most bytes of memory that a read of so many elements takes while it goes on, but for those that inputs take which it
+    /// reads on its way.
+    fn working_bytes(&self, elements: u64) -> u64;
+
+    /// The most bytes of memory that it keeps from one read to the next, until it is released.
+    fn kept_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Frees what it keeps, because a tensor that reads it is done. A read that comes later makes it anew.
+    fn release(&self) {}
 }
+
+/// The most bytes of memory that a read of so many elements of an input takes while it goes on.
+pub fn working_bytes(inputs: &[Input], input: usize, elements: u64) -> u64 {
+    let Input::Made(made) = &inputs[input] else { return 0 };
+    let asked = elements.max(READ_MAX);
+    let inner = made.of().into_iter().map(|of| working_bytes(inputs, of, asked)).max();
+    made.working_bytes(elements).saturating_add(inner.unwrap_or(0))
+}
+
+/// The most bytes of memory that an input keeps until it is released, with those that it is made of.
+pub fn kept_bytes(inputs: &[Input], input: usize) -> u64 {
+    let Input::Made(made) = &inputs[input] else { return 0 };
+    let inner = made.of().into_iter().map(|of| kept_bytes(inputs, of));
+    inner.fold(made.kept_bytes(), u64::saturating_add)
+}
+
+/// Frees what an input keeps, and those that it is made of.
+pub fn release(inputs: &[Input], input: usize) {
+    if let Input::Made(made) = &inputs[input] {
+        made.release();
+        made.of().into_iter().for_each(|of| release(inputs, of));
+    }
+}
+
+/// The most elements that an input asks another one for at once, if it is not asked for more itself.
+const READ_MAX: u64 = 1 << 20;
 
 /// Reads the inputs that others are made of.
 pub trait ReadElements {
-    /// Fills `into` with an input's bytes from `start` on.
+    /// Fills `into` with an input's bytes from `start` on: whole elements, of at least a byte.
     ///
     /// # Errors
     /// They cannot be read.
@@ -89,6 +148,11 @@ pub struct Floats {
 }
 
 impl Floats {
+    /// Its elements from number `first` on, as they are stored.
+    fn stored(self, first: u64, into: &mut [u8], from: &mut dyn ReadElements) -> Result<()> {
+        from.bytes(self.input, first * self.float.bytes() as u64, into)
+    }
+
     /// Its decoded elements from number `first` on. `bytes` is room that outlives the call.
     fn values(
         self,
@@ -97,11 +161,37 @@ impl Floats {
         bytes: &mut Vec<u8>,
         from: &mut dyn ReadElements,
     ) -> Result<()> {
-        bytes.resize(into.len() * self.float.bytes(), 0);
-        from.bytes(self.input, first * self.float.bytes() as u64, bytes)?;
-        decode(self.float, bytes, into);
+        fit(bytes, into.len() * self.float.bytes());
+        self.stored(first, bytes, from)?;
+        decode_all(self.float, bytes, into);
         Ok(())
     }
+}
+
+for_each_instruction_set! {
+    fn decode_all(float: Float, bytes: &[u8], into: &mut [f32]) {
+        decode(float, bytes, into);
+    }
+}
+
+/// Gives a vector so many elements, with no room for more: what it holds is written anew.
+fn fit<T: Copy + Default>(room: &mut Vec<T>, elements: usize) {
+    if room.capacity() < elements {
+        *room = Vec::new();
+        room.reserve_exact(elements);
+    }
+    room.resize(elements, T::default());
+}
+
+/// A range in pieces of at most so many elements; all but the first and the last end at multiples of that.
+fn pieces(range: Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> {
+    let Range { mut start, end } = range;
+    std::iter::from_fn(move || {
+        let next = (start / most + 1) * most;
+        let piece = start..next.min(end);
+        start = piece.end;
+        (piece.start < end).then_some(piece)
+    })
 }
 
 /// The parts of a range of elements that lie in one row each: the row, and which of its columns.

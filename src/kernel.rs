@@ -8,6 +8,7 @@
 //! The arithmetic is f32 in the written order, never fused. The plain twin says what that is, element by element, and is
 //! what all devices are compared with, the CPU's fast path among them.
 
+pub mod choice;
 mod header;
 pub mod packed;
 pub mod philox;
@@ -95,6 +96,14 @@ kernels! {
     keys Keys;
     /// L1 norms of task vectors before and after a random mask.
     masked_sums MaskedSums;
+    /// Task vectors of any choice, combined by any rule.
+    elect Elect;
+    /// Norms and squares of what is chosen of task vectors.
+    chosen_sums ChosenSums;
+    /// Counts of what models hold, and hold alone.
+    holders Holders;
+    /// A model near the base, and the base elsewhere.
+    nearswap Nearswap;
     /// The yardstick of benches.
     stream Stream;
 }
@@ -176,6 +185,12 @@ impl CaseNumbers {
 trait Numbers {
     /// How many tensors the job reads.
     fn inputs(&self) -> usize;
+
+    /// How many of them have values that the result is made of. What stands behind them only chooses among elements: a value
+    /// there that is not finite need not show in what is merged.
+    fn merged(&self) -> usize {
+        self.inputs()
+    }
 
     /// What it leaves behind.
     fn outcome(&self) -> Outcome;
@@ -297,6 +312,11 @@ impl Job {
     /// How many tensors the job reads.
     pub fn inputs(&self) -> usize {
         self.numbers().inputs()
+    }
+
+    /// How many of them have values that the result is made of; those behind them only choose.
+    pub fn merged(&self) -> usize {
+        self.numbers().merged()
     }
 
     /// What the job leaves behind.

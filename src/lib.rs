@@ -17,6 +17,7 @@ pub mod config;
 pub mod dtype;
 pub mod error;
 pub mod input;
+mod instructions;
 pub mod kernel;
 pub mod method;
 pub mod plan;
@@ -50,10 +51,22 @@ use timeline::{Shares, Timeline};
 pub struct Prepared {
     /// The config as written.
     pub config: Config,
-    /// The models, in the plan's order.
+    /// The models, in the plan's order, and then the files that say something of their elements.
     pub sources: Vec<Source>,
     /// What will happen.
     pub plan: Plan,
+}
+
+impl Prepared {
+    /// The models.
+    pub fn models(&self) -> &[Source] {
+        &self.sources[..self.plan.models.len()]
+    }
+
+    /// The files that say something of their elements.
+    pub fn element_files(&self) -> &[Source] {
+        &self.sources[self.plan.models.len()..]
+    }
 }
 
 /// Reads a config.
@@ -79,9 +92,11 @@ pub fn read_config(file: &Path) -> Result<Config> {
 /// # Errors
 /// Everything that is wrong with the config or the headers.
 pub fn prepare_config(config: Config, choices: &Choices) -> Result<Prepared> {
+    let (config, notes) = plan::with_found_models(config)?;
     plan::check_models(&config)?;
     let sources = open(&config)?;
-    let plan = Plan::new(&config, &sources, choices)?;
+    let mut plan = Plan::new(&config, &sources, choices)?;
+    plan.notes.extend(notes);
     Ok(Prepared { config, sources, plan })
 }
 
@@ -96,27 +111,36 @@ pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
 /// Threads that open models: their headers come from a disk that serves few at a time.
 const OPENERS_MAX: usize = 16;
 
-/// Opens every model that a config refers to.
+/// Opens every model that a config refers to, and the files that say something of their elements.
 fn open(config: &Config) -> Result<Vec<Source>> {
-    let models = plan::references(config);
-    let open = |model: &config::Located<config::ModelRef>| {
-        let name = model.value.to_string();
-        checkpoint::locate(&model.value.path, model.value.revision.as_deref())
-            .and_then(|folder| Source::open(&name, &folder))
-            .map_err(|error| Error { message: config.error_at(model.at, error.message).message, ..error })
+    let (models, files) = (plan::references(config), plan::element_files(config)?);
+    let open_model = |model: &config::Located<config::ModelRef>| {
+        let folder = checkpoint::locate(&model.value.path, model.value.revision.as_deref())?;
+        Source::open(&model.value.to_string(), &folder)
     };
-    let opened: Vec<OnceLock<Result<Source>>> = models.iter().map(|_| OnceLock::new()).collect();
+    let open_file = |file: &config::Located<String>| {
+        Source::open_tensors(&file.value, &checkpoint::locate_tensors(&file.value)?)
+    };
+    let open = |place: usize| {
+        let (opened, at) = match models.get(place) {
+            Some(model) => (open_model(model), model.at),
+            None => (open_file(&files[place - models.len()]), files[place - models.len()].at),
+        };
+        opened.map_err(|error| Error { message: config.error_at(at, error.message).message, ..error })
+    };
+    let count = models.len() + files.len();
+    let opened: Vec<OnceLock<Result<Source>>> = (0..count).map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
-    threads::share(models.len().min(OPENERS_MAX), |_| {
+    threads::share(count.min(OPENERS_MAX), |_| {
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
-            let Some(model) = models.get(place) else { return };
-            opened[place].get_or_init(|| open(model));
+            let Some(opened) = opened.get(place) else { return };
+            opened.get_or_init(|| open(place));
         }
     });
     let (mut sources, mut failures) = (Vec::new(), Vec::new());
     for opened in opened {
-        match opened.into_inner().expect("every model was taken once") {
+        match opened.into_inner().expect("every one was taken once") {
             Ok(source) => sources.push(source),
             Err(failure) => failures.push(failure),
         }
@@ -253,8 +277,8 @@ fn access(sources: &[Source]) -> Access {
 /// What is wrong with the folder or the disk, or with a file that is to be copied.
 pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
     let Prepared { sources, plan, .. } = prepared;
-    let inputs: Vec<&Path> = sources.iter().map(|source| source.folder.path.as_path()).collect();
-    checkpoint::check_out(&options.out, &inputs)?;
+    let inputs: Vec<PathBuf> = sources.iter().map(Source::place).collect();
+    checkpoint::check_out(&options.out, &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     // What is copied at the end had better be there at the beginning.
     let companions = checkpoint::check_companions(&sources[plan.donor].folder)?;
     let copied = if options.copy_tokenizer { companions } else { 0 };

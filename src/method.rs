@@ -4,15 +4,24 @@
 //! how to make the recipe of a tensor. The parser's warnings, the plan, `mergeforge methods` and the
 //! README's table are derived from it. A new method is one file and a line here.
 
+mod arcee_fusion;
+mod average;
+mod breadcrumbs;
 mod dare;
+mod della;
+mod elected;
+mod fisher;
 mod geometry;
 mod karcher;
 mod linear;
 mod masks;
 mod model_stock;
 mod multislerp;
+mod nearswap;
 mod nuslerp;
 mod passthrough;
+mod ram;
+mod sce;
 mod slerp;
 mod task_vectors;
 mod ties;
@@ -27,6 +36,8 @@ use crate::recipe::Recipe;
 /// Every method, in the order in which they are listed to the user.
 pub const METHODS: &[&Method] = &[
     &linear::LINEAR,
+    &average::AVERAGE,
+    &fisher::FISHER,
     &slerp::SLERP,
     &nuslerp::NUSLERP,
     &multislerp::MULTISLERP,
@@ -36,37 +47,45 @@ pub const METHODS: &[&Method] = &[
     &ties::TIES,
     &dare::DARE_LINEAR,
     &dare::DARE_TIES,
+    &breadcrumbs::BREADCRUMBS,
+    &breadcrumbs::BREADCRUMBS_TIES,
+    &della::DELLA,
+    &della::DELLA_LINEAR,
+    &sce::SCE,
+    &ram::RAM,
+    &ram::RAMPLUS_TL,
+    &nearswap::NEARSWAP,
+    &arcee_fusion::ARCEE_FUSION,
+    &elected::MAGMAX,
+    &elected::EMR,
+    &elected::CONSENSUS,
     &passthrough::PASSTHROUGH,
 ];
 
-/// The methods of mergekit that are not here yet.
-pub const NOT_YET: &[&str] = &[
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "della",
-    "della_linear",
-    "nearswap",
-    "arcee_fusion",
-    "sce",
-    "ram",
-    "ramplus_tl",
-];
+/// What a comparison of methods on language models found, for methods that it speaks of.
+const RELIABLE: Option<&str> = Some(
+    "on language models plain task arithmetic was the most reliable method of a comparison (arXiv 2511.21437): compare with it",
+);
 
 /// The method of a `merge_method` key.
 ///
 /// # Errors
-/// There is none of this name, or not yet.
+/// There is none of this name.
 pub fn find(name: &str) -> Result<&'static Method> {
     let names = METHODS.iter().map(|method| method.name);
     let all = || format!("the methods are {}", names.clone().collect::<Vec<_>>().join(", "));
     if let Some(method) = METHODS.iter().find(|method| method.name == name) {
         return Ok(method);
     }
-    if NOT_YET.contains(&name) {
-        return Err(Error::config(format!("mergekit's method `{name}` is not supported yet")).hint(all()));
-    }
     let meant = did_you_mean(name, names.clone()).map(|meant| format!("did you mean `{meant}`?"));
     Err(Error::config(format!("there is no merge method `{name}`")).hint(meant.unwrap_or_else(all)))
+}
+
+impl Method {
+    /// Whether models say in files how much their elements matter.
+    pub fn reads_importance(&self) -> bool {
+        self.parameters.iter().any(|parameter| parameter.kind == ValueKind::File)
+    }
 }
 
 /// One merge method.
@@ -80,6 +99,10 @@ pub struct Method {
     pub formula: &'static str,
     /// Where it was published: title and address.
     pub paper: Option<Paper>,
+    /// What studies with language models found, where that is known and a user should know it.
+    pub evidence: Option<&'static str>,
+    /// What the processor decides for every device, where that is awkward on one.
+    pub by_processor: Option<&'static str>,
     /// Whether it needs a base model.
     pub base: Base,
     /// How many models it takes: the base included where one is required, and not counted where it is optional.
@@ -149,6 +172,10 @@ pub enum ValueKind {
     NumberOrNull,
     /// true or false.
     Flag,
+    /// The path of a file of tensors, which stands beside `model:` and not among the parameters. No value: the plan opens it.
+    File,
+    /// One of these words.
+    Word(&'static [&'static str]),
 }
 
 /// A resolved parameter.
@@ -158,6 +185,8 @@ pub enum Value {
     Number(f64),
     /// true or false.
     Flag(bool),
+    /// A word of the parameter's list.
+    Word(&'static str),
     /// Configured as none.
     Null,
 }
@@ -169,6 +198,8 @@ pub struct Settings {
     pub tensor: Arc<str>,
     /// The merge's random seed.
     pub seed: u64,
+    /// Where its layer stands among those of its slice: 0 for the first, and for tensors of no layer, up to 1 for the last.
+    pub depth: f64,
     /// Its shape.
     pub shape: Arc<[usize]>,
     /// How many elements it has.
@@ -213,9 +244,22 @@ impl Settings {
         flag(&self.shared, name)
     }
 
+    /// A shared word.
+    pub fn word(&self, name: &str) -> &'static str {
+        match value(&self.shared, name) {
+            Value::Word(word) => word,
+            other => panic!("{name} is {other:?}, not a word"),
+        }
+    }
+
     /// A number of one input.
     pub fn number_of(&self, input: usize, name: &str) -> f64 {
         number(&self.per_input[input], name)
+    }
+
+    /// A shared number, where one is configured.
+    pub fn number_or_null(&self, name: &str) -> Option<f64> {
+        (value(&self.shared, name) != Value::Null).then(|| self.number(name))
     }
 
     /// A number of one input, where one is configured.
@@ -231,6 +275,18 @@ impl Settings {
     /// The inputs other than the base, in the order listed.
     pub fn non_base(&self) -> impl Iterator<Item = usize> + Clone + '_ {
         (0..self.inputs).filter(|input| Some(*input) != self.base)
+    }
+}
+
+impl Method {
+    /// Whether models have their weights by their places in the list: then a base has to stand in it.
+    pub fn weighs_by_position(&self) -> bool {
+        self.parameters.iter().any(|parameter| parameter.name == average::WEIGHTS)
+    }
+
+    /// The weights with which mergekit's `linear` does the same, of a method that mergekit has not.
+    pub fn weights_for_linear(&self, settings: &Settings) -> Option<Vec<f64>> {
+        self.weighs_by_position().then(|| average::weights(settings).ok()).flatten()
     }
 }
 
@@ -258,6 +314,17 @@ impl Parameter {
             kind: ValueKind::Number,
             default: Some(Value::Number(default)),
             sensible,
+            meaning,
+        }
+    }
+
+    const fn or_null(name: &'static str, meaning: &'static str) -> Self {
+        Self {
+            name,
+            scope: Scope::Shared,
+            kind: ValueKind::NumberOrNull,
+            default: Some(Value::Null),
+            sensible: None,
             meaning,
         }
     }

@@ -5,6 +5,9 @@
 
 mod compatible;
 mod data;
+mod elements;
+mod globs;
+mod making;
 mod models;
 mod names;
 mod parameters;
@@ -17,16 +20,19 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 pub use data::{Action, Copied, LeftOut, Merge, Plan, Tensor};
+pub use elements::element_files;
+pub use globs::with_found_models;
 pub use models::{MODELS_MAX, check_models, references};
 
 use crate::checkpoint::layout::DATA_BYTES_MAX;
 use crate::checkpoint::{ConfigEdits, InputFile, Source, TOKENIZER_BYTES_MAX, TensorInfo, layout};
 use crate::config::{Config, Inputs, Located, ModelRef};
-use crate::dtype::{Dtype, Float};
+use crate::dtype::{Dtype, Float, computed_as, is_float, promote};
 use crate::error::{Error, Result};
-use crate::input::{At, Input};
-use crate::method::{self, Base, Method, Parameter, Scope, Settings, Value, Values};
+use crate::input::{At, Input, Narrowed};
+use crate::method::{self, Base, Method, Parameter, Scope, Settings, Value, ValueKind, Values};
 use crate::recipe::Recipe;
+use elements::ElementsSeen;
 use parameters::{Comparisons, Unread};
 use problems::Problems;
 use wanted::{Want, Wanted};
@@ -53,22 +59,30 @@ pub fn method_of(config: &Config) -> Result<&'static Method> {
 }
 
 impl Plan {
-    /// Resolves a config against the headers of its models; `sources` are those of [`references`], in order.
+    /// Resolves a config against the headers of its models; `sources` are those of [`references`], in order, and then those of
+    /// [`element_files`].
     ///
     /// # Errors
     /// All that is wrong with the config and the models together, as one error of kind `Config`.
     pub fn new(config: &Config, sources: &[Source], choices: &Choices) -> Result<Self> {
         check_models(config)?;
         let method = method_of(config)?;
-        let models = references(config).into_iter().map(|model| model.value);
+        let places: HashMap<_, _> =
+            references(config).into_iter().map(|model| model.value).zip(0..).collect();
+        let models = &sources[..places.len()];
+        let files = element_files(config)?.into_iter().map(|file| file.value).zip(models.len()..);
         let mut planner = Planner {
             config,
             method,
             sources,
-            places: models.zip(0..).collect(),
+            models,
+            places,
+            files: files.collect(),
+            elements: ElementsSeen::default(),
             inputs: Vec::new(),
             numbers: sources.iter().map(|source| vec![None; source.tensors().len()]).collect(),
-            embeddings: sources.iter().map(wanted::tied_embedding).collect(),
+            as_f32: HashMap::new(),
+            embeddings: models.iter().map(wanted::tied_embedding).collect(),
             choices,
             unread: Unread::find(config, method),
             comparisons: Comparisons::default(),
@@ -78,6 +92,8 @@ impl Plan {
             last_per_input: Arc::default(),
             notes: Vec::new(),
             untied: false,
+            narrowed: false,
+            widened: false,
         };
         parameters::check_gradients(config, method, &mut planner.problems);
         let wanted = planner.wanted();
@@ -101,12 +117,18 @@ impl Plan {
 struct Planner<'a> {
     config: &'a Config,
     method: &'static Method,
+    /// The models, and behind them the files that say something of their elements.
     sources: &'a [Source],
-    /// Which source each model is.
+    models: &'a [Source],
+    /// Which source each model is, and each of those files by its path.
     places: HashMap<ModelRef, usize>,
+    files: HashMap<String, usize>,
+    elements: ElementsSeen,
     /// What is read, and of each source the numbers that its tensors have in it, from 1 up.
     inputs: Vec<Input>,
     numbers: Vec<Vec<Option<NonZeroU32>>>,
+    /// Of inputs of float64, the numbers of the same as f32.
+    as_f32: HashMap<usize, usize>,
     /// Of each source the embedding that may stand in for its head.
     embeddings: Vec<Option<usize>>,
     choices: &'a Choices,
@@ -120,6 +142,9 @@ struct Planner<'a> {
     notes: Vec<String>,
     /// Whether a tied embedding stands in for a head that is written.
     untied: bool,
+    /// Whether float64 is read, and stored, of what is merged.
+    narrowed: bool,
+    widened: bool,
 }
 
 impl<'a> Planner<'a> {
@@ -140,7 +165,7 @@ impl<'a> Planner<'a> {
         }
         let donor = &self.sources[self.donor()];
         let own = tokenizer(donor);
-        let other = self.sources.iter().find(|source| !same_file(own.as_ref(), tokenizer(source).as_ref()));
+        let other = self.models.iter().find(|source| !same_file(own.as_ref(), tokenizer(source).as_ref()));
         let Some(wish) = &self.config.tokenizer else {
             if let Some(other) = other {
                 self.notes.push(format!(
@@ -172,7 +197,7 @@ impl<'a> Planner<'a> {
             return self.held_by_some(wanted, &found, &holders);
         }
         let dtypes: Vec<Dtype> = holders.iter().map(|at| self.info(*at).dtype).collect();
-        let floats: Option<Vec<Float>> = dtypes.iter().map(|dtype| Float::of(*dtype)).collect();
+        let floats: Option<Vec<Float>> = dtypes.iter().map(|dtype| computed_as(*dtype)).collect();
         let settings = self.settings(wanted, &wants, holders[0])?;
         let recipe = (self.method.recipe)(&settings).map_err(|refusal| {
             let at = self.config.merge_method.at;
@@ -181,14 +206,27 @@ impl<'a> Planner<'a> {
         match (recipe, floats) {
             (Recipe::Copy, _) => self.copied(wanted, &holders),
             (Recipe::Passes(recipe), Some(floats)) => {
-                let output = self.stored(&floats);
+                let stored = self.stored(&dtypes);
+                let output = computed_as(stored).expect("floats are stored as floats");
+                self.narrowed |= dtypes.contains(&Dtype::F64);
+                self.widened |= stored == Dtype::F64;
                 let info = self.info(holders[0]);
                 let (name, shape) = (Arc::clone(&settings.tensor), Arc::clone(&settings.shape));
                 let elements = info.elements();
-                let (dtype, bytes) = (output.dtype(), stored_bytes(&name, elements, output.dtype())?);
-                let (inputs, method) = (self.numbered(&holders), self.method);
-                let merge = Merge { inputs, floats, output, method, settings, recipe };
-                Ok(Tensor { name, shape, dtype, elements, bytes, action: Action::Merge(merge) })
+                let bytes = stored_bytes(&name, elements, stored)?;
+                let (inputs, method) = (self.read_as_floats(&holders), self.method);
+                let mut merge = Merge { inputs, floats, output, method, settings, recipe };
+                self.mask(&wants, &holders, &mut merge)?;
+                let importance = self.importance(&wants, &holders)?;
+                making::make(&mut merge, &importance, &mut self.inputs);
+                Ok(Tensor {
+                    name,
+                    shape,
+                    dtype: stored,
+                    elements,
+                    bytes,
+                    action: Action::Merge(Box::new(merge)),
+                })
             }
             (Recipe::Passes(_), None) => self.not_floats(wanted, &holders, &dtypes),
         }
@@ -236,13 +274,9 @@ impl<'a> Planner<'a> {
             ))
             .hint("give it the same type in all models that have it"));
         }
-        let from = Float::of(info.dtype);
-        if from.is_none() && info.dtype == Dtype::F64 {
-            return Err(Error::config(format!("tensor {}: float64 is not supported yet", wanted.name))
-                .hint("convert the checkpoint to float32 first"));
-        }
+        let from = is_float(info.dtype).then_some(info.dtype);
         let to = from.map(|float| self.stored(&[float]));
-        let dtype = to.map_or(info.dtype, Float::dtype);
+        let dtype = to.unwrap_or(info.dtype);
         let elements = info.elements();
         Ok(Tensor {
             name: (*wanted.name).into(),
@@ -255,12 +289,24 @@ impl<'a> Planner<'a> {
     }
 
     /// The type that floats are stored in: as asked, or else the one that holds all inputs.
-    fn stored(&self, floats: &[Float]) -> Float {
+    fn stored(&self, floats: &[Dtype]) -> Dtype {
         let asked = self.config.out_dtype.as_ref().or(self.config.dtype.as_ref());
-        asked.map_or_else(
-            || floats.iter().copied().reduce(Float::promote).expect("an input"),
-            |float| float.value,
-        )
+        asked.map_or_else(|| floats.iter().copied().reduce(promote).expect("an input"), |dtype| dtype.value)
+    }
+
+    /// The numbers among the inputs that kernels can read: of float64 those of its elements as f32.
+    fn read_as_floats(&mut self, tensors: &[At]) -> Vec<usize> {
+        let mut numbers = self.numbered(tensors);
+        for (number, at) in numbers.iter_mut().zip(tensors) {
+            if self.info(*at).dtype == Dtype::F64 {
+                let (of, inputs) = (*number, &mut self.inputs);
+                *number = *self.as_f32.entry(of).or_insert_with(|| {
+                    inputs.push(Input::Made(Box::new(Narrowed { of })));
+                    inputs.len() - 1
+                });
+            }
+        }
+        numbers
     }
 
     /// The numbers of stored tensors among the inputs.
@@ -326,6 +372,9 @@ impl<'a> Planner<'a> {
         let base = wanted.members.base.filter(|_| self.method.base != Base::Ignored);
         let (mut shared, mut per_input) = (Values::new(), vec![Values::new(); wants.len()]);
         for parameter in self.method.parameters {
+            if parameter.kind == ValueKind::File {
+                continue;
+            }
             if parameter.scope == Scope::Shared {
                 shared.push(self.value(parameter, wanted, None)?);
                 continue;
@@ -339,6 +388,7 @@ impl<'a> Planner<'a> {
         Ok(Settings {
             tensor: (*wanted.name).into(),
             seed: self.choices.seed,
+            depth: wanted.position,
             shape: self.info(first).shape.as_slice().into(),
             elements: self.info(first).elements(),
             inputs: wants.len(),
@@ -389,6 +439,9 @@ impl<'a> Planner<'a> {
     }
 
     fn finish(mut self, tensors: Vec<Tensor>) -> Result<Plan> {
+        if let Some(refusal) = self.file_that_fits_nothing() {
+            return Err(refusal);
+        }
         check_total(&tensors)?;
         let donor = self.donor();
         let config_edits = self.config_edits(&tensors);
@@ -397,19 +450,33 @@ impl<'a> Planner<'a> {
             warnings.extend(self.stale_layer_lists(layers));
             warnings.extend(warnings::uneven_layers(&self.inputs, &tensors));
         }
-        let left_out = wanted::left_out(self.sources, &self.inputs);
+        let left_out = wanted::left_out(self.models, &self.inputs);
         let partly_held = std::mem::take(&mut self.partly_held).notes(|sources| self.names_of(sources));
         self.notes.extend(partly_held);
         let of_sources = self.sources.iter().flat_map(|source| source.warnings().iter().cloned());
         self.notes.extend(warnings::few_notes(of_sources.collect()));
+        warnings.extend(self.unread_importance());
+        let (unread, known) = self.unread_elements();
+        warnings.extend(unread);
+        self.notes.extend(known);
+        self.notes.extend(self.notes_of_float64());
         warnings.extend(self.same_folders());
         warnings.extend(self.differing_configs());
         warnings.extend(self.senseless_values(&tensors));
         self.notes.extend(self.values_of_the_base());
+        self.notes.extend(self.work_of_the_processor(&tensors));
+        let notes = self.element_notes();
+        self.notes.extend(notes);
+        let models = matches!(self.config.inputs, Inputs::Models(_)).then_some(self.models.len());
         Ok(Plan {
+            weights: models.and_then(|models| data::weights(self.method, &tensors, models)),
             method: self.method,
             seed: self.choices.seed,
-            models: self.sources.iter().map(|source| source.name.clone()).collect(),
+            models: self.models.iter().map(|source| source.name.clone()).collect(),
+            element_files: self.sources[self.models.len()..]
+                .iter()
+                .map(|source| source.name.clone())
+                .collect(),
             base: self.config.base_model.as_ref().map(|base| self.source_of(&base.value)),
             donor,
             layout: layout(&tensors, self.choices.shard_bytes),
@@ -422,10 +489,18 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// What becomes of float64, since arithmetic is f32.
+    fn notes_of_float64(&self) -> Vec<String> {
+        let read = "float64 is rounded to float32 as it is read; what is larger than float32 can be is read as infinite";
+        let stored = "what is stored as float64 is computed in float32, and has no more than its precision";
+        let notes = [(self.narrowed, read), (self.widened, stored)];
+        notes.into_iter().filter(|(applies, _)| *applies).map(|(_, note)| note.into()).collect()
+    }
+
     fn config_edits(&self, tensors: &[Tensor]) -> ConfigEdits {
-        let floats =
-            |float: Float| tensors.iter().filter(|t| t.dtype == float.dtype()).map(|t| t.bytes).sum::<u64>();
-        let most = [Float::BF16, Float::F16, Float::F32].into_iter().max_by_key(|float| floats(*float));
+        let floats = |dtype: Dtype| tensors.iter().filter(|t| t.dtype == dtype).map(|t| t.bytes).sum::<u64>();
+        let all = [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64];
+        let most = all.into_iter().max_by_key(|float| floats(*float));
         let head = tensors.iter().any(|tensor| names::is_head(&tensor.name));
         let untied = head && (self.untied || wanted::says_tied(&self.sources[self.donor()]) == Some(true));
         let layers = matches!(self.config.inputs, Inputs::Slices(_))

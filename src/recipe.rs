@@ -4,6 +4,7 @@
 //! answers with, until the output is right. The solving between passes is host arithmetic in f64, shared by
 //! every backend: given the same measurements they all go on with the same numbers.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -26,6 +27,8 @@ pub struct Passes {
     pub sweeps_most: u32,
     /// What is measured by itself, and has coefficients of its own.
     pub by: Segments,
+    /// What it reads beside the models.
+    pub made: Vec<Making>,
     machine: Box<dyn Machine>,
 }
 
@@ -35,20 +38,34 @@ impl Passes {
         self.machine.fresh()
     }
 
+    /// The inputs that it reads, unless it does on unusual data.
+    pub fn reads(&self) -> BTreeSet<usize> {
+        self.begin().foreseen().into_iter().flat_map(|pass| pass.reads).collect()
+    }
+
     /// A single pass that combines.
     pub fn combine(reads: Vec<usize>, job: impl Into<Job>) -> Self {
         let job = job.into();
         let foreseen = vec![Foreseen::new(&reads, job.clone())];
         let mut pass = Some(Pass::Combine { reads, job });
         let machine = Box::new(Steps { next: move |_: Measured| Ok(pass.take()), foreseen });
-        Self { sweeps_most: 1, by: Segments::Whole, machine }
+        Self { sweeps_most: 1, by: Segments::Whole, made: Vec::new(), machine }
     }
 }
 
 impl Recipe {
     /// A recipe of passes, whose machine begins as it is now.
     pub fn passes(sweeps_most: u32, by: Segments, machine: impl Machine + 'static) -> Self {
-        Self::Passes(Passes { sweeps_most, by, machine: Box::new(machine) })
+        Self::Passes(Passes { sweeps_most, by, made: Vec::new(), machine: Box::new(machine) })
+    }
+
+    /// The same recipe, which reads inputs that are made for it too: it counts them behind the models.
+    #[must_use]
+    pub fn reading(self, made: Vec<Making>) -> Self {
+        match self {
+            Self::Copy => Self::Copy,
+            Self::Passes(passes) => Self::Passes(Passes { made, ..passes }),
+        }
     }
 
     /// A recipe of passes that a function gives, one after the other; `foreseen` are those that it may give.
@@ -63,6 +80,49 @@ impl Recipe {
     pub fn combine(reads: Vec<usize>, job: impl Into<Job>) -> Self {
         Self::Passes(Passes::combine(reads, job))
     }
+}
+
+/// An input that the processor makes of the models while it is read: where a decision is awkward on a device, the device reads it.
+/// Models are named by their places among the recipe's inputs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Making {
+    /// Nothing but 0. To kernels that measure differences to a base, what a quantity itself is the difference to.
+    Zeros,
+    /// How much the models' task vectors differ from each other, element by element: their variance.
+    Spread {
+        /// The base model.
+        base: usize,
+        /// The others.
+        models: Vec<usize>,
+    },
+    /// How much a model's change of an element matters: its magnitude, times the divergence of the row's softmax from the base's.
+    Importance {
+        /// The base model.
+        base: usize,
+        /// The other model.
+        model: usize,
+    },
+    /// The models' average, each element weighted by its importance, which the plan knows files for.
+    Fisher {
+        /// Models with their weights, from 0 up.
+        models: Vec<(usize, f32)>,
+        /// No importance counts as less.
+        floor: f32,
+    },
+    /// A random mask, one bit an element, which the more likely keeps an element the larger its task vector is among those of
+    /// the row.
+    Ranks {
+        /// The base model.
+        base: usize,
+        /// The other model.
+        model: usize,
+        /// The mean probability of being kept.
+        density: f64,
+        /// How far the probabilities of the smallest and the largest are from it.
+        epsilon: f64,
+        /// The key of the random generator.
+        key: [u32; 2],
+    },
 }
 
 impl fmt::Debug for Passes {
@@ -87,11 +147,18 @@ pub trait Machine: Send + Sync {
     /// Before the first pass: parts of the inputs can be read again at little cost. A good guess, and mending what it got
     /// wrong, then takes less time than making sure before.
     fn guess(&mut self) {}
+    /// After the last pass: what a user should know about this tensor.
+    fn remark(&self) -> Option<Remark> {
+        None
+    }
     /// After the last pass: thresholds that are proven.
     fn thresholds(&self) -> Vec<Threshold> {
         Vec::new()
     }
 }
+
+/// What a merge found out about a tensor, in words that are the same for all tensors of which it is true.
+pub type Remark = &'static str;
 
 /// A pass that a recipe is likely to ask for. It says which kernel will run on what; its numbers are not known yet.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,5 +1,7 @@
 //! What a merge did: the manifest `mergeforge.json`, the other files beside the tensors, and words for people.
 
+mod linear;
+
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,8 +11,8 @@ use serde_json::{Map, Value, json};
 
 use crate::backend::{Backend, OddValues};
 use crate::checkpoint::{
-    CARD, CardModel, Content, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, ModelCard, Sidecar, Source,
-    companion_files, config_json, licence, model_card,
+    CARD, CardModel, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, ModelCard, Sidecar,
+    Source, companion_files, config_json, licence, model_card,
 };
 use crate::error::{Error, Result};
 use crate::method::Scope;
@@ -60,7 +62,7 @@ impl Report {
             .filter(|(_, merged)| merged.odd.any())
             .map(|(tensor, merged)| (tensor.name.to_string(), odd_json(merged.odd)))
             .collect();
-        let manifest = json!({
+        let mut manifest = json!({
             "mergeforge": env!("CARGO_PKG_VERSION"),
             "method": plan.method.name,
             "seed": plan.seed,
@@ -69,12 +71,18 @@ impl Report {
             "threads": shares.threads,
             "stages": stages_json(&shares),
             "bottleneck": shares.bottleneck().stage().map(Stage::name),
-            "inputs": prepared.sources.iter().map(Source::identity).collect::<Vec<_>>(),
+            "inputs": identities("model", prepared.models()),
+            "element_files": identities("path", prepared.element_files()),
             "chunks_by_cpu": merged.iter().map(|merged| merged.redone).sum::<u64>(),
             "chunks_mended": merged.iter().map(|merged| merged.mended).sum::<u64>(),
             "odd_values": odd,
+            "remarks": remarks(&merged).iter().map(|(remark, tensors)| json!({ "remark": remark, "tensors": tensors })).collect::<Vec<_>>(),
             "tensors": tensors,
         });
+        if let Some(weights) = &plan.weights {
+            // In the order of the inputs.
+            manifest["weights"] = json!(weights);
+        }
         let finishing = Duration::ZERO;
         Self { device: backend.name(), merged, timeline, shares, finishing, threads_missing: 0, manifest }
     }
@@ -84,6 +92,11 @@ impl Report {
         let mut total = OddValues::default();
         self.merged.iter().for_each(|merged| total += merged.odd);
         (total, self.merged.iter().filter(|merged| merged.odd.any()).count())
+    }
+
+    /// What was found out about tensors, and of how many it is true.
+    pub fn remarks(&self) -> Vec<(&'static str, usize)> {
+        remarks(&self.merged)
     }
 
     /// Chunks that the CPU computed for a device that makes no promises about some of their values.
@@ -140,6 +153,7 @@ impl Report {
             file(MANIFEST, manifest),
             file(MODEL_CONFIG, config_json(&donor.config_text, &plan.config_edits)),
         ];
+        files.extend(linear::linear_config(prepared).map(|text| file(LINEAR_CONFIG, text.into_bytes())));
         if options.model_card {
             let title = options.out.file_name().map_or_else(|| "merge".into(), |name| name.to_string_lossy());
             files.push(file(CARD, card(prepared, &title).into_bytes()));
@@ -151,6 +165,28 @@ impl Report {
     }
 }
 
+/// Which bytes inputs are, beside the names that the config calls them by.
+fn identities(key: &str, sources: &[Source]) -> Vec<Value> {
+    let identity = |source: &Source| {
+        let mut identity = source.identity();
+        identity[key] = source.name.as_str().into();
+        identity
+    };
+    sources.iter().map(identity).collect()
+}
+
+/// Each remark, and how many tensors it is about.
+fn remarks(merged: &[Merged]) -> Vec<(&'static str, usize)> {
+    let mut remarks: Vec<(&str, usize)> = Vec::new();
+    for remark in merged.iter().filter_map(|merged| merged.remark) {
+        match remarks.iter_mut().find(|(known, _)| *known == remark) {
+            Some((_, tensors)) => *tensors += 1,
+            None => remarks.push((remark, 1)),
+        }
+    }
+    remarks
+}
+
 /// About what the files beside the tensors take that are not copied. The manifest has a line and a digest for each tensor.
 pub(crate) fn other_bytes(prepared: &Prepared) -> u64 {
     const AROUND_EACH_TENSOR: usize = 120;
@@ -158,8 +194,9 @@ pub(crate) fn other_bytes(prepared: &Prepared) -> u64 {
     let Prepared { plan, config, sources } = prepared;
     let of_tensors: usize = plan.tensors.iter().map(|tensor| tensor.name.len() + AROUND_EACH_TENSOR).sum();
     let index = plan.layout.index.as_ref().map_or(0, Vec::len);
-    // The config stands in the card too.
-    let texts = sources[plan.donor].config_text.len() + 2 * config.source.len();
+    // The configs stand in the card too.
+    let linear = linear::linear_config(prepared).map_or(0, |text| text.len());
+    let texts = sources[plan.donor].config_text.len() + 2 * (config.source.len() + linear);
     (of_tensors + index + texts + ALL_ELSE) as u64
 }
 
@@ -187,10 +224,11 @@ fn card_model(source: &Source) -> CardModel {
 }
 
 fn card(prepared: &Prepared, title: &str) -> String {
-    let Prepared { plan, config, sources } = prepared;
-    let models: Vec<CardModel> = sources.iter().map(card_model).collect();
+    let Prepared { plan, config, .. } = prepared;
+    let models: Vec<CardModel> = prepared.models().iter().map(card_model).collect();
     // Where parameters are for all models but the base, the base is what the others are compared with.
     let compared = plan.method.parameters.iter().any(|parameter| parameter.scope == Scope::NonBase);
+    let linear = linear::linear_config(prepared);
     model_card(&ModelCard {
         title,
         method: plan.method.name,
@@ -201,6 +239,7 @@ fn card(prepared: &Prepared, title: &str) -> String {
         seed: plan.seed,
         version: env!("CARGO_PKG_VERSION"),
         yaml: &config.source,
+        linear: linear.as_deref(),
     })
 }
 
@@ -232,7 +271,7 @@ pub fn check_trace(file: &Path, config: &Path, out: &Path, prepared: &Prepared) 
     if places.iter().any(of_output) {
         return refused("the output goes there");
     }
-    let inputs: Vec<PathBuf> = prepared.sources.iter().map(|source| source.folder.real()).collect();
+    let inputs: Vec<PathBuf> = prepared.sources.iter().map(|source| real(&source.place())).collect();
     if places.iter().any(|place| inputs.iter().any(|input| place.starts_with(input))) {
         return refused("a model lies there, and inputs are never written to");
     }
@@ -248,10 +287,10 @@ pub fn check_trace(file: &Path, config: &Path, out: &Path, prepared: &Prepared) 
 
 /// Which input a file is too, if it is one.
 fn input_behind(file: &Metadata, prepared: &Prepared) -> Option<String> {
-    prepared.sources.iter().find_map(|source| {
-        let name = source.folder.name_of(file)?;
-        Some(format!("it is a link to {}", source.folder.path.join(name).display()))
-    })
+    prepared
+        .sources
+        .iter()
+        .find_map(|source| Some(format!("it is a link to {}", source.file_behind(file)?.display())))
 }
 
 /// The folder of a file, without symlinks, if it is there.

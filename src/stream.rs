@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use crate::backend::{Backend, Lane, Launch, LaunchKind, Limits, Output, Span, SpanResult};
 use crate::checkpoint::{Reads, Sink, Source};
+use crate::dtype::{Dtype, widen_encoded};
 use crate::error::{Error, Result};
 use crate::input::{self, Input};
 use crate::kernel::{self, tiles};
@@ -67,6 +68,8 @@ struct Stream<'a> {
     busy: Vec<AtomicUsize>,
     /// Bytes of inputs that the device can hold.
     hold_bytes: u64,
+    /// Bytes that made inputs may keep: those of two tensors.
+    kept_bytes_max: u64,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -81,6 +84,8 @@ struct Queue {
     open: usize,
     /// Bytes of inputs that are worth holding for them.
     held_bytes: u128,
+    /// Bytes that inputs keep which are made for them.
+    kept_bytes: u64,
     failure: Option<Error>,
     stopped: bool,
     merged: Vec<Option<Merged>>,
@@ -107,7 +112,7 @@ pub struct Work<'a> {
 impl Work<'_> {
     /// What asks for the passes over a tensor. In a merge that is idle, every tensor is read once and written.
     fn machine(&self, tensor: usize, merge: &Merge) -> Box<dyn Machine> {
-        let mut machine = if self.idle { idle(merge.inputs.len()).begin() } else { merge.recipe.begin() };
+        let mut machine = if self.idle { idle(merge.settings.inputs).begin() } else { merge.recipe.begin() };
         if self.guess && tiles(self.plan.tensors[tensor].elements) >= GUESSED_TILES {
             machine.guess();
         }
@@ -141,9 +146,12 @@ pub fn prepare(work: &Work<'_>, backend: &dyn Backend, watch: &dyn Watch) -> Res
     let mut kinds: Vec<LaunchKind> = Vec::new();
     for (tensor, planned) in work.plan.tensors.iter().enumerate() {
         let Action::Merge(merge) = &planned.action else { continue };
+        if planned.elements == 0 {
+            continue;
+        }
         for Foreseen { reads, job } in work.machine(tensor, merge).foreseen() {
             let kind = LaunchKind::of(&job, reads.iter().map(|read| merge.floats[*read]).collect());
-            if planned.elements > 0 && !kinds.contains(&kind) {
+            if !kinds.contains(&kind) {
                 kinds.push(kind);
             }
         }
@@ -172,6 +180,7 @@ pub fn run(
         next: 0,
         open: 0,
         held_bytes: 0,
+        kept_bytes: 0,
         failure: None,
         stopped: false,
         merged: vec![None; plan.tensors.len()],
@@ -190,6 +199,7 @@ pub fn run(
         groups: group::plan_groups(plan, limits.chunk_tiles),
         busy: plan.layout.shards.iter().map(|_| AtomicUsize::new(0)).collect(),
         hold_bytes: limits.hold_bytes,
+        kept_bytes_max: limits.kept_bytes,
         queue: Mutex::new(queue),
         changed: Condvar::new(),
     };
@@ -221,6 +231,7 @@ impl Stream<'_> {
         let mut lane = self.backend.lane(worker, self.timeline)?;
         let mut flying: VecDeque<(Arc<Group>, Vec<Destination>)> = VecDeque::new();
         let mut copier = Copier::default();
+        let mut wide = Vec::new();
         loop {
             while flying.len() < lane.depth() {
                 let Some((group, unit)) = self.take(flying.is_empty())? else { break };
@@ -236,7 +247,10 @@ impl Stream<'_> {
                 }
             }
             let Some((group, destinations)) = flying.pop_front() else { return Ok(()) };
-            lane.collect(&mut |span, output| self.deliver(by, &group, &destinations[span], &output))?;
+            lane.collect(&mut |span, output| {
+                let to = &destinations[span];
+                self.deliver(by, &group, to, &self.widened(to, output, &mut wide, by))
+            })?;
             self.finish_unit(&group)?;
         }
     }
@@ -261,6 +275,17 @@ impl Stream<'_> {
         };
         let output = copier.copy((tensor, copy), bytes, &mut reader, name_of, (self.timeline, by))?;
         self.deliver(by, group, to, &output)
+    }
+
+    /// A kernel's result as it is stored: kernels write no float64.
+    fn widened<'a>(&self, to: &Destination, output: Output<'a>, wide: &'a mut Vec<u8>, by: By) -> Output<'a> {
+        match output.result {
+            SpanResult::Values(bytes) if self.plan.tensors[to.tensor].dtype == Dtype::F64 => {
+                self.timeline.time(Stage::Compute, by, bytes.len() as u64, || widen_encoded(bytes, wide));
+                Output { result: SpanResult::Values(wide), ..output }
+            }
+            _ => output,
+        }
     }
 
     /// Takes in one span's result: values are written, measurements folded.
@@ -289,9 +314,12 @@ impl Stream<'_> {
         self.uses[input].load(Ordering::Relaxed) > 1
     }
 
-    /// Notes that a tensor is done. What is held of inputs that will not be used again is freed.
+    /// Notes that a tensor is done. What is held of inputs that will not be used again is freed, and what made ones keep: the few
+    /// that others read too keep it anew, since room for it is counted for those that are open.
     fn done_with(&self, tensor: usize) {
-        let Action::Merge(merge) = &self.plan.tensors[tensor].action else { return };
+        let tensor = &self.plan.tensors[tensor];
+        tensor.inputs().iter().for_each(|input| input::release(&self.plan.inputs, *input));
+        let Action::Merge(merge) = &tensor.action else { return };
         for input in &merge.inputs {
             if self.uses[*input].fetch_sub(1, Ordering::Relaxed) > 1 {
                 continue;
@@ -318,6 +346,7 @@ impl Stream<'_> {
                 queue.next += 1;
                 queue.open += 1;
                 queue.held_bytes += u128::from(planned.held_bytes);
+                queue.kept_bytes += planned.kept_bytes;
                 drop(queue);
                 let group = Arc::new(Group::new(self, planned));
                 self.advance(&group)?;
@@ -357,8 +386,10 @@ impl Stream<'_> {
             let held_bytes = queue.held_bytes + u128::from(next.held_bytes);
             (self.work.guess && self.reads == Reads::Mapped) || held_bytes <= u128::from(self.hold_bytes)
         };
-        let opens =
+        let wants =
             place.is_none_or(|place| !is_idle(queue.ready[place].shard) && is_idle(next.shard) && fits());
+        // Open groups may have nothing left to take, and still keep what the next one has no room beside.
+        let opens = wants && queue.kept_bytes + next.kept_bytes <= self.kept_bytes_max;
         opens.then_some(next)
     }
 
@@ -384,6 +415,7 @@ impl Stream<'_> {
             }
             queue.open -= 1;
             queue.held_bytes -= u128::from(group.held_bytes);
+            queue.kept_bytes -= group.kept_bytes;
         }
         drop(queue);
         self.changed.notify_all();

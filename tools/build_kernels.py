@@ -23,8 +23,8 @@ A PTX begins with the hash of its sources, which `cargo test` computes again (`t
     // mergeforge kernel NAME, source blake3:HASH
     // recipe: RECIPE
 
-The hash is of prelude.cuh, params.cuh, counting.cuh, NAME.cu and the recipe, in this order. Each is hashed as the length of its name (8
-bytes, little endian), its name, the length of its content, its content; the last one's name is `recipe`.
+The hash is of prelude.cuh, params.cuh, counting.cuh, choice.cuh, NAME.cu and the recipe, in this order. Each is hashed as the length of
+its name (8 bytes, little endian), its name, the length of its content, its content; the last one's name is `recipe`.
 """
 
 import argparse
@@ -60,7 +60,7 @@ WHEELS = [
 FLAGS = ["-ptx", "-arch=compute_75", "-std=c++17", "--fmad=false", "-O3", "-Werror", "all-warnings"]
 
 # What kernels may include.
-HEADERS = ["prelude.cuh", "params.cuh", "counting.cuh"]
+HEADERS = ["prelude.cuh", "params.cuh", "counting.cuh", "choice.cuh"]
 
 # What the hash knows of the build. Change it with anything that may change the text.
 RECIPE = f"nvcc 13.0.88 {' '.join(FLAGS)}; .version: the oldest that assembles; module ids zeroed"

@@ -62,6 +62,25 @@ CASES = [
     Case("ties_4", "ties", 4),
 ]
 
+# The other methods that both tools have, measured where --only names them.
+OTHER_CASES = [
+    Case("nuslerp", "nuslerp", 2),
+    Case("multislerp", "multislerp", 2),
+    Case("karcher", "karcher", 2),
+    Case("model_stock", "model_stock", 2),
+    Case("task_arithmetic", "task_arithmetic", 2),
+    Case("dare_linear", "dare_linear", 2, random=True),
+    Case("breadcrumbs", "breadcrumbs", 2),
+    Case("breadcrumbs_ties", "breadcrumbs_ties", 2),
+    Case("della", "della", 2, random=True),
+    Case("della_linear", "della_linear", 2, random=True),
+    Case("sce", "sce", 2),
+    Case("ram", "ram", 2),
+    Case("ramplus_tl", "ramplus_tl", 2),
+    Case("nearswap", "nearswap", 1),
+    Case("arcee_fusion", "arcee_fusion", 1),
+]
+
 
 def bench(args: argparse.Namespace, case: Case, folder: pathlib.Path) -> Json:
     """Rounds of floor and merge; the models are made first where they are not there."""
@@ -255,13 +274,21 @@ def heading(saved: Json) -> str:
 
 def speed_table(merges: dict[str, Json]) -> str:
     head = ["merge", "GB in + out", "floor, s", "mergeforge, s", "GB/s", "share of floor", "CPU, s", "peak, MB"]
+    head += ["bytes read a parameter", "through kernels"]
     rows = [head]
     for name, found in merges.items():
         cells = [f"{found['input_bytes'] / 1e9:.2f} + {found['output_bytes'] / 1e9:.2f}"]
         cells += [seconds(floor_of(found)), seconds(found), f"{found['gb_per_s']:.2f}"]
         cells += [f"{100 * found['share_of_floor']:.1f} %", f"{found['cpu_seconds'] or 0:.2f}"]
-        rows.append([name, *cells, f"{(found['peak_bytes'] or 0) / 1e6:.0f}"])
+        cells += [f"{(found['peak_bytes'] or 0) / 1e6:.0f}", *(of_stage(found, stage) for stage in ("read", "compute"))]
+        rows.append([name, *cells])
     return table(rows)
+
+
+def of_stage(found: Json, name: str) -> str:
+    """The bytes that a stage moved for each parameter."""
+    moved = sum(stage["bytes"] for stage in found["stages"] if stage["stage"] == name)
+    return f"{moved / found['parameters']:.1f}"
 
 
 def seconds(found: Json) -> str:
@@ -333,14 +360,15 @@ def versions(args: argparse.Namespace) -> dict[str, str]:
 def parse_args() -> argparse.Namespace:
     path = pathlib.Path
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [case.name for case in CASES]
+    usual = [case.name for case in CASES]
+    names = usual + [case.name for case in OTHER_CASES]
     parser.add_argument("--shape", default="tinyllama-1.1b", help="of the models [%(default)s]")
     parser.add_argument("--layers", type=int, help="cut the shape down to so many")
     parser.add_argument("--dir", type=path, help="for models, which then stay [a folder in memory that does not]")
     parser.add_argument("--out", type=path, default=memory_folder(), help="for outputs to compare [%(default)s]")
     parser.add_argument("--disk", type=path, help="folder on a disk: measure there too; the models stay")
     of_names = f"of {', '.join(names)}"
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="MERGE", help=of_names)
+    parser.add_argument("--only", nargs="+", choices=names, default=usual, metavar="MERGE", help=of_names)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=cores(), help="of floor and mergeforge [all cores]")
     parser.add_argument("--host-memory", metavar="SIZE", help="mergeforge's [its default]")
@@ -378,7 +406,7 @@ def measured(args: argparse.Namespace, folder: pathlib.Path) -> Json:
         # The first call only brings its files into the page cache.
         startup = [succeed([args.mergekit, "--help"], environment=MERGEKIT_ENVIRONMENT) for _ in range(2)][-1]
         saved["mergekit_startup"] = {"wall_s": startup.wall_s, "peak_bytes": startup.peak_bytes}
-    for case in (case for case in CASES if case.name in args.only):
+    for case in (case for case in CASES + OTHER_CASES if case.name in args.only):
         found = bench(args, case, folder)
         config = config_of(case.method, pathlib.Path(""), case.models)
         saved["merges"][case.name] = entry = {"config": config, "in_memory": found, "mergekit": {}, "agreement": {}}

@@ -129,10 +129,13 @@ def config_of(method: str, folder: pathlib.Path, models: int = 2) -> str:
     config: Json = {"merge_method": method, "models": tuned, "dtype": "bfloat16"}
     if method == "slerp":
         return json.dumps(config | {"base_model": path[1], "parameters": {"t": 0.5}})
-    density = {} if method in ("linear", "task_arithmetic") else {"density": 0.5}
-    for model in tuned:
-        model["parameters"] = {"weight": 1 / models} | density
-    return json.dumps(config if method == "linear" else config | {"base_model": path[0]})
+    shared = {"nearswap": {"t": 0.001}, "sce": {"select_topk": 0.5}}.get(method)
+    without_density = ("linear", "task_arithmetic", "nuslerp", "multislerp")
+    without_weight = ("karcher", "model_stock", "sce", "ram", "ramplus_tl", "nearswap", "arcee_fusion")
+    for model in tuned if method not in without_weight else []:
+        model["parameters"] = {"weight": 1 / models} | ({} if method in without_density else {"density": 0.5})
+    base = {} if method in ("linear", "karcher") else {"base_model": path[0]}
+    return json.dumps(config | base | ({"parameters": shared} if shared else {}))
 
 
 def machine() -> Json:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Does mergeforge give what mergekit 0.1.5 gives for the configs that people write?
 
-The configs are in `mergekit_cases.py`, of our own making. Each is merged by both tools and compared tensor by tensor: names,
-shapes, types, values. At `dtype: float32` both tools compute in float32, so what is left to differ is rounding; anything
-more is a bug, or intended, and then the case says why.
+The configs are in `mergekit_cases.py`, of our own making, the models in `mergekit_inputs.py`. Each is merged by both tools and
+compared tensor by tensor: names, shapes, types, values. At `dtype: float32` both tools compute in float32, so what is left to
+differ is rounding; anything more is a bug, or intended, and then the case says why.
 
     python tools/mergekit_agreement.py --mergeforge target/release/mergeforge --work DIR [--out benches/results/NAME.md] \\
         [--only PART_OF_A_NAME]
@@ -13,14 +13,17 @@ with the Python of an environment that has mergekit. The exit code is 1 if any c
 The scale of a difference is the largest of |out| (of both) and |input| at that element: the rounding of a sum is relative
 to what was added up. Equal are elements that differ by at most 1e-6 of it, or not at all where 16 bits are stored. Two shares
 of them are given: of all, and of those that are decided, whose value does not hang on a free choice or a rounding (see
-`undecided`); the differences are those of decided elements.
+`mergekit_undecided.py`); the differences are those of decided elements. Random masks are compared by what they leave: how many
+elements, those of DELLA by the rank of their magnitude too, and how much of |delta|.
+
+mergekit computes the importance that arcee_fusion selects by in the tensors' type, and mergeforge in float64. What is compared
+there is mergekit's result at `dtype: float64`; the verdict says in how many elements its result at float32 differs from that.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import datetime
-import functools
 import io
 import json
 import math
@@ -36,168 +39,36 @@ import torch
 import yaml
 
 from measuring import MERGEKIT_ENVIRONMENT, cores, processor, run, succeed, table
-from mergekit_cases import ANGLES, Case, all_cases, cached_checkpoint, load_checkpoint, make_inputs
-
-# Differences up to this share of the scale are rounding in float32: a few operations of 2^-24 each.
-TOLERANCE = 1e-6
+from mergekit_cases import ANGLES, Case, all_cases
+from mergekit_inputs import load_checkpoint, make_inputs
+from mergekit_undecided import (
+    TOLERANCE,
+    base_and_other,
+    fusion,
+    input_arrays,
+    origin,
+    probabilities,
+    ranks,
+    task_vectors,
+    undecided,
+)
 
 # For methods that solve for angles: mergekit takes these from lengths and dot products in float32, and a float32 norm of torch
 # may be off by 1e-5; ours are solved in float64. So mergekit merges such cases once more at `dtype: float64`. From that result,
 # ours may differ by TOLERANCE; mergekit's own in float32 differs by up to 3.4e-5 of the scale on these models.
 ANGLE_TOLERANCE = 1e-4
 
-# Vectors that have a smaller sine between them are parallel to mergeforge (RESOLUTION in src/method/geometry.rs).
-PARALLEL_SINE = 2.0**-12
-
 # One unit in the last place of a stored value, relative to it: two correct results may round to neighbours.
-STORED_ULP = {torch.float32: 0.0, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+STORED_ULP = {torch.float64: 0.0, torch.float32: 0.0, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
 # Neighbours are allowed to be rare only: a tool that truncates would differ by an ulp in half of the elements.
 ROUNDED_APART = 0.001
 
+# Counts of random elements may be so many standard deviations from what is expected.
+DEVIATIONS = 5
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a config means for one tensor: just enough of it to find elements that are left to chance
-
-
-@dataclasses.dataclass
-class Origin:
-    """Where an output tensor comes from: (model, input tensor, the source's own parameters) in order, and its slice."""
-
-    sources: list
-    slice_parameters: dict
-    position: float
-    base: str | None
-
-
-def origin(config, name):
-    parts = name.split(".")
-    layer = next((int(part) for part in parts if part.isdigit()), None)
-    slices = config.get("slices") or [{"sources": whole_models(config)}]
-    if layer is None:
-        # Embeddings belong to the first slice, all that follows the layers to the last; both are at the start of a gradient.
-        part = slices[0] if "embed" in name else slices[-1]
-        return origin_in(config, part, name, 0, lambda one: name)
-    first = 0
-    for part in slices:
-        count = part["sources"][0]["layer_range"][1] - part["sources"][0]["layer_range"][0]
-        if layer < first + count:
-            inside = layer - first
-            position = inside / (count - 1) if count > 1 else 1
-            moved = lambda one: name.replace(f".{layer}.", f".{one['layer_range'][0] + inside}.", 1)
-            return origin_in(config, part, name, position, moved)
-        first += count
-    raise ValueError(f"{name} lies in no slice")
-
-
-def origin_in(config, part, name, position, input_name):
-    sources = []
-    for one in part["sources"]:
-        found = input_name(one)
-        if found not in cached_checkpoint(one["model"]):
-            assert found == "lm_head.weight", found
-            found = "model.embed_tokens.weight"
-        sources.append((one["model"], found, one.get("parameters", {})))
-    base = part.get("base_model", config.get("base_model"))
-    return Origin(sources, part.get("parameters", {}), position, base)
-
-
-def whole_models(config):
-    listed = config["models"]
-    base = config.get("base_model")
-    if base and all(one["model"] != base for one in listed):
-        listed = [*listed, {"model": base}]
-    return [one | {"layer_range": [0, layer_count(one["model"])]} for one in listed]
-
-
-@functools.lru_cache(maxsize=None)
-def layer_count(folder):
-    return json.loads((pathlib.Path(folder) / "config.json").read_text())["num_hidden_layers"]
-
-
-def parameter(config, place, source_at, key, default):
-    """The value of a number for one model and tensor: the innermost scope with an entry for this tensor wins."""
-    _, name, own = place.sources[source_at]
-    for scope in (own, place.slice_parameters, config.get("parameters", {})):
-        if key in scope:
-            for entry in entries(scope[key]):
-                if entry.get("filter") in (None, "*") or entry["filter"] in name:
-                    return interpolate(entry["value"], place.position)
-    return default
-
-
-def entries(setting):
-    if isinstance(setting, list) and setting and isinstance(setting[0], dict):
-        return setting
-    return [setting] if isinstance(setting, dict) else [{"value": setting}]
-
-
-def interpolate(value, position):
-    if not isinstance(value, list):
-        return value
-    at = position * (len(value) - 1)
-    low = math.trunc(at)
-    high = min(low + 1, len(value) - 1)
-    return value[low] + (at - low) * (value[high] - value[low])
-
-
-def input_arrays(place):
-    return [cached_checkpoint(folder)[name].float().numpy() for folder, name, _ in place.sources]
-
-
-def task_vectors(config, name):
-    """Base, and (task vector, weight, density) of every other model, in float32 as both tools compute them."""
-    place = origin(config, name)
-    arrays = input_arrays(place)
-    base_at = next(i for i, (folder, _, _) in enumerate(place.sources) if folder == place.base)
-    vectors = [
-        (arrays[i] - arrays[base_at], parameter(config, place, i, "weight", None), parameter(config, place, i, "density", 1))
-        for i in range(len(arrays))
-        if i != base_at
-    ]
-    return arrays[base_at], vectors
-
-
-def undecided(config, name):
-    """Elements whose value is a free choice or hangs on a rounding; may have to be broadcast to the tensor's shape."""
-    of_method = {"ties": ties_undecided, "nuslerp": nuslerp_undecided}.get(config["merge_method"])
-    return of_method(config, name) if of_method else np.array(False)
-
-
-def nuslerp_undecided(config, name):
-    """Vectors that are opposite: no way between them is the shortest. mergeforge adds them up, as both tools do where the
-    cosine is -1; rounding decides whether mergekit finds that or turns one to the other by a right angle to both."""
-    place = origin(config, name)
-    arrays = dict(zip((folder for folder, _, _ in place.sources), input_arrays(place)))
-    base = arrays.pop(place.base, 0)
-    parameters = config["parameters"]
-    axis = None if parameters.get("nuslerp_flatten", True) else 0 if parameters.get("nuslerp_row_wise") else -1
-    length = functools.partial(np.linalg.norm, axis=axis, keepdims=True)
-    a, b = ((x - base).astype(np.float64) for x in arrays.values())
-    a, b = (x / np.maximum(length(x), 1e-7) for x in (a, b))
-    cosine = (a * b).sum(axis=axis, keepdims=True)
-    return (cosine < 0) & (length(b - cosine * a) <= PARALLEL_SINE)
-
-
-def ties_undecided(config, name):
-    """Elements whose magnitude is the k-th, where only some of that magnitude are kept (which ones depends on the sort), and
-    those whose vote is within rounding of zero."""
-    base, vectors = task_vectors(config, name)
-    free = np.zeros(base.shape, bool)
-    vote = np.zeros(base.shape)
-    total = np.zeros(base.shape)
-    for delta, weight, density in vectors:
-        magnitude = np.abs(delta)
-        kept = magnitude > -1
-        if density < 1:
-            k = max(1, math.trunc(density * delta.size))
-            cut = np.partition(magnitude, magnitude.size - k, axis=None)[magnitude.size - k]
-            kept = magnitude >= cut
-            if kept.sum() > k and cut > 0:
-                free |= magnitude == cut
-        vote += np.where(kept, weight * delta.astype(np.float64), 0)
-        total += np.where(kept, np.abs(weight * delta.astype(np.float64)), 0)
-    return free | ((total > 0) & (np.abs(vote) <= TOLERANCE * total))
+# Ranks of magnitudes are counted in so many parts.
+PARTS = 10
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,7 +110,7 @@ def judge(case, ours, theirs, ours_error, theirs_error):
     elif case.kind in ("refused", "ours_refuses"):
         judge_refusal(result, ours, ours_error, theirs_error)
     elif case.kind == "theirs_refuses":
-        result.problems += [f"mergeforge refused: {ours_error}"] if ours_error else copies_amiss(case.config, ours)
+        result.problems += [f"mergeforge refused: {ours_error}"] if ours_error else outputs_amiss(case.config, ours)
         result.problems += [] if theirs_error else ["mergekit accepted it"]
     elif ours_error or theirs_error:
         result.problems += [f"mergeforge refused: {ours_error}"] if ours_error else []
@@ -260,13 +131,16 @@ def judge_refusal(result, ours, ours_error, theirs_error):
         result.note = "agree (both refuse)"
 
 
-def copies_amiss(config, ours):
-    """What is equal in all models must come out so."""
+def outputs_amiss(config, ours):
+    """Where there is nothing to compare with: what is equal in all models must come out so, and random masks must be right."""
     amiss = []
     for name, out in load_checkpoint(ours).items():
         first, *others = input_arrays(origin(config, name))
         if all((first == other).all() for other in others) and (out.numpy() != first).any():
             amiss.append(f"{name} is equal in all models, and merged it is another")
+        if config["merge_method"].startswith("della"):
+            base, (vector,) = task_vectors(config, name)
+            amiss += check_one_mask(config, name, "mergeforge", base, vector, out.numpy())
     return amiss
 
 
@@ -278,12 +152,64 @@ def judge_outputs(result, ours, theirs):
         apart = sorted(ours.keys() ^ theirs.keys())
         result.problems.append(f"{len(apart)} tensors only on one side: {', '.join(apart[:3])}")
         return
+    if result.case.kind == "types":
+        compare_types(result, ours, theirs)
+        return
+    if result.case.kind == "theirs_nan":
+        compare_finite(result, ours, theirs)
+        return
+    if result.case.kind == "float64":
+        compare_fusion(result, ours, theirs, exact)
+        theirs = {name: tensor.to(theirs[name].dtype) for name, tensor in exact.items()}
     for name in sorted(ours):
         a, b = ours[name], theirs[name]
         if (a.dtype, a.shape) != (b.dtype, b.shape):
             result.problems.append(f"{name} is {describe(a)}, not {describe(b)}")
     if not result.problems:
         compare_random(result, ours, theirs) if result.case.kind == "random" else compare_values(result, ours, theirs, exact)
+
+
+def compare_types(result, ours, theirs):
+    """mergekit writes float32 whatever the config asks for."""
+    asked = result.case.config["dtype"]
+    for name in sorted(ours):
+        a, b = describe(ours[name]), describe(theirs[name])
+        if not a.startswith(f"{asked} ") or not b.startswith("float32 ") or ours[name].shape != theirs[name].shape:
+            result.problems.append(f"{name}: {a} and {b}")
+
+
+def compare_finite(result, ours, theirs):
+    for name in sorted(ours):
+        if not torch.isfinite(ours[name]).all():
+            result.problems.append(f"{name}: mergeforge wrote NaN or infinity")
+    if all(torch.isfinite(tensor).all() for tensor in theirs.values()):
+        result.problems.append("mergekit wrote numbers")
+
+
+def compare_fusion(result, ours, theirs, exact):
+    """arcee_fusion: how many elements of the other model are taken over, by mergekit in float32 too. What mergekit selects by a
+    sample of the importances is compared with the definition."""
+    taken, elements, apart = [0, 0, 0], 0, 0
+    for name in sorted(ours):
+        base, x = base_and_other(result.case.config, name)
+        stored = torch.from_numpy(base).to(ours[name].dtype)
+        moved = [(tensor != stored).numpy() & (x != base) for tensor in (ours[name], theirs[name], exact[name])]
+        taken = [count + int(mask.sum()) for count, mask in zip(taken, moved)]
+        apart += int((moved[1] != moved[2]).sum())
+        elements += base.size
+        if name in result.case.exempt:
+            importance, threshold, unsure = fusion(result.case.config, name)
+            decided = (np.abs(importance - threshold) > unsure) & (x != base)
+            if ((moved[0] != (importance >= threshold)) & decided).any():
+                result.problems.append(f"{name}: mergeforge does not take over what the definition says")
+    if not apart:
+        result.note = "agree"
+    elif not result.problems:
+        ours, float32, float64 = (f"{100 * count / elements:.3f} %" for count in taken)
+        result.note = (
+            f"differs on purpose ({result.case.why}; mergeforge takes over {ours} of the elements, mergekit at float64 "
+            f"{float64}, at float32 {float32}, others in {apart:,} of {elements:,} places)"
+        )
 
 
 def describe(tensor):
@@ -318,7 +244,8 @@ def compare_values(result, ours, theirs, exact):
         # What is stored in 16 bits is equal when its bits are: rounding has hidden anything less.
         ulp = STORED_ULP[ours[name].dtype]
         same = (a == b) if ulp else relative <= TOLERANCE
-        near = np.abs(a - b) <= ulp * np.maximum(np.abs(a), np.abs(b)) if ulp else relative <= tolerance
+        neighbours = ulp * np.maximum(np.abs(a), np.abs(b)).clip(torch.finfo(ours[name].dtype).smallest_normal)
+        near = np.abs(a - b) <= neighbours if ulp else relative <= tolerance
         far = decided & ~near
         if far.any():
             result.problems.append(f"{name}: {int(far.sum())} of {far.size} differ, by up to {relative[far].max():.2g}")
@@ -349,37 +276,63 @@ def relative_difference(a, b, inputs):
 
 
 def compare_kept(result, name, a, b):
-    """With one task vector, what TIES kept can be counted in the output: ties must not change how many are kept."""
+    """With one task vector, and in sce, what was kept can be counted in the output: ties must not change how many are kept."""
     if result.case.kind != "ties":
         return
     base, vectors = task_vectors(result.case.config, name)
-    if len(vectors) == 1:
+    if len(vectors) == 1 or result.case.config["merge_method"] == "sce":
         kept = [int((out != base).sum()) for out in (a, b)]
         if kept[0] != kept[1]:
             result.problems.append(f"{name}: {kept[0]} elements kept, not {kept[1]}")
 
 
 def compare_random(result, ours, theirs):
-    """DARE: the masks differ, so what is compared is what they leave: how many elements, how much of |delta|."""
+    """DARE and DELLA: the masks differ, so what is compared is what they leave: how many elements, how much of |delta|."""
     totals = {"mergeforge": [0, 0, 0.0], "mergekit": [0, 0, 0.0]}
+    by_rank = {tool: np.zeros((4, PARTS)) for tool in totals}
+    config = result.case.config
     for name in sorted(ours):
-        base, vectors = task_vectors(result.case.config, name)
-        moved = np.any([delta != 0 for delta, _, _ in vectors], axis=0)
+        base, vectors = task_vectors(config, name)
+        moved = np.any([vector.delta != 0 for vector in vectors], axis=0)
         for tool, out in (("mergeforge", ours[name].numpy()), ("mergekit", theirs[name].numpy())):
             if not np.isfinite(out).all():
                 result.problems.append(f"{name}: {tool} wrote NaN or infinity")
             if len(vectors) == 1:
-                result.problems += check_one_mask(result.case.config, name, tool, base, vectors[0], out)
+                result.problems += check_one_mask(config, name, tool, base, vectors[0], out)
+                by_rank[tool] += count_by_rank(config, vectors[0], out != base)
             totals[tool][0] += int((out != base).sum())
             totals[tool][1] += int(moved.sum())
             totals[tool][2] += float(np.abs(out.astype(np.float64) - base).sum())
     compare_totals(result, *totals.values())
+    if config["merge_method"].startswith("della") and by_rank["mergekit"].any():
+        compare_ranks(result, by_rank)
+
+
+def count_by_rank(config, vector, kept):
+    """By the ranks of the magnitudes in their rows: how many elements moved, are kept, should be, and the variance of that."""
+    moved = vector.delta != 0
+    part = np.minimum((ranks(vector.delta)[moved] * PARTS).astype(int), PARTS - 1)
+    probability = probabilities(config, vector)[moved]
+    amounts = (np.ones(part.size), kept[moved], probability, probability * (1 - probability))
+    return np.stack([np.bincount(part, weights=amount, minlength=PARTS) for amount in amounts])
+
+
+def compare_ranks(result, by_rank):
+    shares = []
+    for tool, (moved, kept, expected, variance) in by_rank.items():
+        for part in np.flatnonzero(np.abs(kept - expected) > DEVIATIONS * np.sqrt(variance) + 1):
+            result.problems.append(f"{tool} kept {kept[part]:.0f} of rank {part}/{PARTS}, not {expected[part]:.0f}")
+        first, last = (kept / moved)[[0, -1]]
+        shares.append(f"{first:.4f} and {last:.4f}")
+    if not result.problems:
+        of = f"of the lowest and highest of {PARTS} classes of ranks {shares[0]}, mergekit {shares[1]}"
+        result.note = f"{result.note.removesuffix(')')}; {of})"
 
 
 def compare_totals(result, ours, theirs):
     (ours_kept, moved, ours_sum), (theirs_kept, _, theirs_sum) = ours, theirs
-    # Two binomial counts: six standard deviations of their difference, at the widest.
-    if abs(ours_kept - theirs_kept) > 6 * math.sqrt(moved / 2):
+    # Two binomial counts: the deviation of their difference, at the widest.
+    if abs(ours_kept - theirs_kept) > DEVIATIONS * math.sqrt(moved / 2):
         result.problems.append(f"{ours_kept / moved:.4f} of the elements kept, not {theirs_kept / moved:.4f}")
     if abs(ours_sum / theirs_sum - 1) > 0.01:
         result.problems.append(f"the sum of |delta| is {ours_sum / theirs_sum:.4f} times mergekit's")
@@ -392,21 +345,27 @@ def compare_totals(result, ours, theirs):
 
 def check_one_mask(config, name, tool, base, vector, out):
     """With one task vector the mask is visible: its share, one scale for all that is kept, and the sum of |delta|."""
-    delta, weight, density = vector
-    delta = delta.astype(np.float64)
+    parameters = config.get("parameters", {})
+    delta = vector.delta.astype(np.float64)
     step = out.astype(np.float64) - base
-    kept = out != base
-    moved = int((delta != 0).sum())
-    if moved == 0 or not kept.any():
-        return [] if not kept.any() else [f"{name}: {tool} moved an element that has no delta"]
+    kept, moved = out != base, delta != 0
+    if (kept & ~moved).any():
+        return [f"{name}: {tool} moved an element that has no delta"]
+    # A weight that normalises itself away leaves 1, as in a vote of one.
+    normalize = parameters.get("normalize", config["merge_method"] == "della")
+    weight = (1 if normalize else vector.weight) * parameters.get("lambda", 1)
     problems = []
-    if abs(int(kept.sum()) - density * moved) > 6 * math.sqrt(density * (1 - density) * moved) + 1:
-        problems.append(f"{name}: {tool} kept {kept.sum() / moved:.4f}, not {density}")
+    probability = probabilities(config, vector)[moved]
+    deviation = math.sqrt((probability * (1 - probability)).sum())
+    if abs(int(kept.sum()) - probability.sum()) > DEVIATIONS * deviation + 1:
+        problems.append(f"{name}: {tool} kept {kept.sum() / moved.sum():.4f}, not {probability.mean():.4f}")
+    if not kept.any():
+        return problems
     scale = np.abs(step).sum() / np.abs(delta[kept]).sum() * math.copysign(1, weight)
     expected = np.where(kept, scale * delta, 0)
     if (np.abs(step - expected) > 4 * TOLERANCE * (np.abs(base) + np.abs(expected))).any():
         problems.append(f"{name}: {tool} scaled elements by different factors")
-    if config.get("parameters", {}).get("rescale", True):
+    if parameters.get("rescale", True) and vector.density < 1:
         share = np.abs(step).sum() / (abs(weight) * np.abs(delta).sum())
         if abs(share - 1) > 1e-4:
             problems.append(f"{name}: {tool} left {share:.5f} of the sum of |delta|")
@@ -456,7 +415,7 @@ def run_case(case, args):
     config, exact = folder / "config.yml", folder / "config-float64.yml"
     config.write_text(yaml.safe_dump(case.config, sort_keys=False))
     theirs_error = run_mergekit(config, folder / "mergekit")
-    if case.kind == "angles" and not theirs_error:
+    if case.kind in ("angles", "float64") and not theirs_error:
         exact.write_text(yaml.safe_dump(case.config | {"dtype": "float64"}, sort_keys=False))
         theirs_error = run_mergekit(exact, folder / "float64")
     ours_error = run_mergeforge(args.mergeforge, config, folder / "mergeforge")

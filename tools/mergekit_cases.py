@@ -1,143 +1,17 @@
-"""What `mergekit_agreement.py` merges: the inputs, and the configs with how their two outputs compare."""
+"""What `mergekit_agreement.py` merges: the configs, with how their two outputs compare."""
 
 import dataclasses
-import functools
-import json
-import pathlib
-import shutil
-
-import torch
-from safetensors.torch import load_file, save_file
 
 # The methods that see tensors as vectors.
 ANGLES = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Inputs
-
-
-def make_inputs(models, folder):
-    """Copies of the example checkpoints that differ from them in one respect each; returns name -> folder."""
-    inputs = {name: models / name for name in ("base", "medical", "chat")}
-    for name, kwargs in {
-        "base-f32": {"of": "base", "dtype": torch.float32},
-        "base-sharded": {"of": "base", "shards": 2},
-        "medical-f16": {"of": "medical", "dtype": torch.float16},
-        "chat-f32": {"of": "chat", "dtype": torch.float32},
-        "chat-sharded": {"of": "chat", "shards": 3},
-        "third": {"of": "chat", "change": blur},
-        "bent": {"of": "medical", "dtype": torch.float32, "change": functools.partial(bend, models / "base")},
-        "far": {"of": "chat", "change": roll},
-        "deep": {"of": "chat", "change": deepen, "config": {"num_hidden_layers": 6}},
-        "medical-tied": {"of": "medical", "change": tie, "config": {"tie_word_embeddings": True}},
-        "chat-tied": {"of": "chat", "change": tie, "config": {"tie_word_embeddings": True}},
-        "chat-vocab": {"of": "chat", "change": widen_vocabulary, "config": {"vocab_size": 1040}},
-    }.items():
-        inputs[name] = folder / name
-        derive(models, inputs[name], **kwargs)
-    return {name: path.resolve() for name, path in inputs.items()}
-
-
-def derive(models, target, of, dtype=None, shards=1, change=None, config=None):
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    tensors = load_checkpoint(models / of)
-    tensors = change(tensors) if change else tensors
-    tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
-    settings = json.loads((models / of / "config.json").read_text()) | (config or {})
-    if dtype:
-        settings["dtype"] = str(dtype).removeprefix("torch.")
-    (target / "config.json").write_text(json.dumps(settings, indent=2))
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(models / of / file, target / file)
-    save_sharded(tensors, target, shards)
-
-
-def save_sharded(tensors, target, shards):
-    if shards == 1:
-        save_file(tensors, target / "model.safetensors", {"format": "pt"})
-        return
-    weight_map = {}
-    # Names dealt out in turn: a layer's tensors lie in different shards, as a reader must be able to bear.
-    for shard in range(shards):
-        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
-        part = {name: tensors[name] for name in sorted(tensors)[shard::shards]}
-        save_file(part, target / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-
-
-def blur(tensors):
-    """A third fine-tune: the chat model with 2 % of noise."""
-    noise = torch.Generator().manual_seed(1)
-    return {
-        name: (tensor.float() * (1 + 0.02 * torch.randn(tensor.shape, generator=noise))).to(tensor.dtype)
-        for name, tensor in tensors.items()
-    }
-
-
-def bend(base, tensors):
-    """Rows in turn as in the base, twice as far from it, as far on its other side, and unchanged; norms as in the base."""
-    bent = {}
-    for name, start in load_checkpoint(base).items():
-        factors = torch.tensor([0.0, 2.0, -1.0, 1.0]).repeat(len(start))[: len(start), None] if start.dim() > 1 else 0.0
-        bent[name] = start.float() + factors * (tensors[name].float() - start.float())
-    return bent
-
-
-def roll(tensors):
-    """At a right angle to the others, or nearly: each tensor's elements moved by one place."""
-    return {name: tensor.roll(1) for name, tensor in tensors.items()}
-
-
-def deepen(tensors):
-    """Layers 2 and 3 once more, on top."""
-    added = {
-        name.replace(f"layers.{layer}.", f"layers.{layer + 2}."): tensor.clone()
-        for layer in (2, 3)
-        for name, tensor in tensors.items()
-        if f"layers.{layer}." in name
-    }
-    return tensors | added
-
-
-def tie(tensors):
-    return {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
-
-
-def widen_vocabulary(tensors):
-    wide = {}
-    for name, tensor in tensors.items():
-        vocabulary = name in ("lm_head.weight", "model.embed_tokens.weight")
-        wide[name] = torch.cat([tensor, tensor[:16]]) if vocabulary else tensor
-    return wide
-
-
-def load_checkpoint(folder):
-    tensors = {}
-    for file in sorted(pathlib.Path(folder).glob("*.safetensors")):
-        shard = load_file(file)
-        assert not shard.keys() & tensors.keys(), f"{folder}: a tensor in two shards"
-        tensors |= shard
-    return tensors
-
-
-# The derived inputs are read for many cases, and are small.
-cached_checkpoint = functools.lru_cache(maxsize=None)(load_checkpoint)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Cases
 
 
 @dataclasses.dataclass
 class Case:
     """A config and how its two outputs compare.
 
-    `kind`: values (agree to rounding), ties and angles (the same, but for undecided elements), random (statistics only),
+    `kind`: values (agree to rounding), ties and angles (the same, but for undecided elements), float64 (mergekit's result at
+    float64 is compared), random (statistics only), types (mergekit stores float32 instead), theirs_nan (mergekit writes NaN),
     refused (both must fail), ours_refuses and theirs_refuses (one must fail, on purpose: `why`). `exempt` names tensors and
     config keys that differ on purpose."""
 
@@ -182,6 +56,12 @@ def all_cases(of):
         *task_arithmetic_cases(of),
         *ties_cases(of),
         *dare_cases(of),
+        *breadcrumbs_cases(of),
+        *della_cases(of),
+        *sce_cases(of),
+        *nearswap_cases(of),
+        *fusion_cases(of),
+        *ram_cases(of),
         *passthrough_cases(of),
         *slice_cases(of),
         *type_cases(of),
@@ -400,6 +280,336 @@ def dare_cases(of):
     ]
 
 
+def breadcrumbs_cases(of):
+    base, medical, chat, third = of["base"], of["medical"], of["chat"], of["third"]
+    cases = []
+    for method in ("breadcrumbs", "breadcrumbs_ties"):
+
+        def crumbs(*models, base=base, method=method, out_dtype=None, **parameters):
+            rest = {"out_dtype": out_dtype} if out_dtype else {}
+            return merge(method, list(models), base=base, parameters=parameters, **rest)
+
+        def both(density=1.0, a=0.5, b=0.8, out_dtype=None, crumbs=crumbs, **parameters):
+            models = [model(medical, density=density, weight=a), model(chat, density=density, weight=b)]
+            return crumbs(*models, out_dtype=out_dtype, **parameters)
+
+        three = [model(path, density=0.4, weight=weight) for path, weight in ((medical, 1), (chat, 0.7), (third, 0.4))]
+        gradients = [
+            model(medical, density=[1, 0.7, 0.1], gamma=[0.3, 0], weight=1),
+            model(chat, density=[0.2, 0.9], gamma=0.1, weight=[0, 0.3, 1]),
+        ]
+        densities = [{"filter": "mlp", "value": 0.2}, {"filter": "norm", "value": 1}, {"value": 0.6}]
+        gammas = [{"filter": "self_attn", "value": 0.3}, {"filter": "down_proj", "value": 0}, {"value": 0.05}]
+        apart = [model(of["medical-uneven"], density=0.5, weight=1), model(of["chat-uneven"], density=0.3, weight=0.5)]
+        own = {
+            "density left out": crumbs(model(medical, weight=0.5), model(chat, weight=0.8)),
+            "density 0.5": both(0.5),
+            "density 0.01": both(0.01),
+            "density 0.005, less than an element of norms": both(0.005),
+            "density 0": both(0.0),
+            "density 0 and 0.5": crumbs(model(medical, density=0, weight=1), model(chat, density=0.5, weight=1)),
+            "gamma 0": both(0.4, gamma=0),
+            "gamma 0.1": both(0.4, gamma=0.1),
+            "gamma 0.005, less than an element of norms": both(0.4, gamma=0.005),
+            "gamma as large as 1 − density": both(0.75, gamma=0.25),
+            "gamma larger than 1 − density": both(0.7, gamma=0.5),
+            "gamma 1": both(0.3, gamma=1),
+            "densities, gammas and weights as gradients": crumbs(*gradients),
+            "densities and gammas by filters": both(densities, gamma=gammas),
+            "a negative weight": both(0.5, 1.0, -0.5),
+            "weight 0": both(0.5, 1.0, 0),
+            "normalize": both(0.5, normalize=True),
+            "normalize, weights that add up to 0": both(0.5, 1, -1, normalize=True),
+            "rescale": both(0.3, gamma=0.05, rescale=True),
+            "lambda": both(0.5, lambda_=1.5),
+            "normalize, rescale, lambda": both(0.3, normalize=True, rescale=True, lambda_=0.7),
+            "int8_mask": both(0.5, int8_mask=True),
+            "one model": crumbs(model(chat, density=0.3, gamma=0.2, weight=0.7)),
+            "one model, rescale": crumbs(model(chat, density=0.3, weight=0.7), rescale=True),
+            "three models": crumbs(*three),
+            "twelve models": crumbs(*many(of, 12, density=0.5, weight=0.1)),
+            "base listed too": crumbs(model(base), *three),
+            "a model that is the base, rescale": crumbs(*three, model(of["base-sharded"], density=0.5, weight=1), rescale=True),
+            "hardly a magnitude twice": crumbs(*apart, base=of["base-f32"]),
+            "out_dtype bfloat16": both(0.5, out_dtype="bfloat16"),
+            "out_dtype float16": both(0.5, out_dtype="float16"),
+        }
+        cases += named(method, own, "ties")
+        thirteen = crumbs(*many(of, 13, density=0.5, weight=0.1))
+        if method == "breadcrumbs":
+            cases.append(Case(f"{method}, thirteen models", thirteen, "ties"))
+        else:
+            cases.append(Case(f"{method}, thirteen models", thirteen, "ours_refuses", VOTERS))
+    return cases
+
+
+VOTERS = "up to twelve models have a vote"
+
+
+def many(of, count, **parameters):
+    return [model(of[f"many-{i}"], **parameters) for i in range(count)]
+
+
+def della_cases(of):
+    base, medical, chat = of["base"], of["medical"], of["chat"]
+    masks = "random masks are our own"
+    cases = []
+    for method in ("della", "della_linear"):
+
+        def della(*models, base=base, method=method, out_dtype=None, **parameters):
+            rest = {"out_dtype": out_dtype} if out_dtype else {}
+            return merge(method, list(models), base=base, parameters=parameters, **rest)
+
+        def one(density, weight=0.6, della=della, **parameters):
+            return della(model(chat, density=density, weight=weight), **parameters)
+
+        def both(a, b, weights=(0.6, 0.9), della=della, **parameters):
+            models = [model(medical, density=a, weight=weights[0]), model(chat, density=b, weight=weights[1])]
+            return della(*models, **parameters)
+
+        certain = {
+            "density left out": della(model(medical, weight=0.6), model(chat, weight=0.9)),
+            "density 1": both(1, 1),
+            "density 1, epsilon 0": both(1, 1, epsilon=0),
+            "density 1, normalize": both(1, 1, normalize=True),
+            "density 1, normalize off": both(1, 1, normalize=False),
+            "density 1, rescale off": both(1, 1, rescale=False),
+            "density 1, lambda": both(1, 1, lambda_=0.7),
+            "density 1, int8_mask": both(1, 1, int8_mask=True),
+            "density 1, a negative weight": both(1, 1, (0.6, -0.4)),
+            "density 1, weight 0": both(1, 1, (0.6, 0)),
+            "density 1, weights as gradients": both(1, 1, ([0, 1, 0.5], [1, 0.2])),
+            "density 0 and 1": both(0, 1),
+            "density 0": both(0, 0),
+            "density 0 or 1 by filters": both([{"filter": "mlp", "value": 0}, {"value": 1}], 1),
+            "density 1, one model": one(1),
+            "density 0.5, a model that is the base": della(model(of["base-sharded"], density=0.5, weight=1)),
+            "density 1, twelve models": della(*many(of, 12, weight=0.1)),
+            "density 1, out_dtype bfloat16": both(1, 1, out_dtype="bfloat16"),
+            "density 1, out_dtype float16": both(1, 1, out_dtype="float16"),
+        }
+        by_filters = [{"filter": "mlp", "value": 0.3}, {"filter": "norm", "value": 1}, {"value": 0.6}]
+        random = {
+            "one model, density 0.5": one(0.5),
+            "one model, density 0.5, epsilon 0": one(0.5, epsilon=0),
+            "one model, density 0.5, epsilon 0.49": one(0.5, epsilon=0.49),
+            "one model, density 0.9, epsilon 0.05": one(0.9, epsilon=0.05),
+            "one model, density 0.2, epsilon 0.1, rescale off": one(0.2, epsilon=0.1, rescale=False),
+            "one model, density 0.5, normalize": one(0.5, normalize=True),
+            "one model, density 0.5, normalize off, lambda": one(0.5, normalize=False, lambda_=0.7),
+            "one model, density 0.5, a negative weight": one(0.5, -0.6),
+            "one model, densities and epsilons as gradients": one([0.3, 0.8], epsilon=[0.2, 0.1]),
+            "one model, densities by filters": one(by_filters, epsilon=0.25),
+            "two models": both(0.5, 0.3),
+            "two models, epsilon, normalize, lambda": both(0.3, 0.6, epsilon=0.25, normalize=True, lambda_=1.2),
+            "two models, hardly a magnitude twice": della(
+                model(of["medical-uneven"], density=0.4, weight=0.7),
+                model(of["chat-uneven"], density=0.7, weight=0.8),
+                base=of["base-f32"],
+            ),
+        }
+        cases += named(method, certain, "ties")
+        cases += [Case(f"{method}, {name}", config, "random", masks) for name, config in random.items()]
+        narrow = model(of["medical-narrow"], density=0.5, weight=0.7)
+        scalar = model(of["medical-scalar"], density=0.5, weight=0.7)
+        reason = "mergekit divides by 0 where a row has one element; its density is its probability"
+        cases += [
+            Case(f"{method}, rows of one element", della(narrow, base=of["base-narrow"]), "theirs_refuses", reason),
+            Case(
+                f"{method}, a tensor without dimensions",
+                della(scalar, base=of["base-scalar"]),
+                "theirs_refuses",
+                "mergekit looks for a second dimension",
+            ),
+            Case(
+                f"{method}, a negative epsilon",
+                one(0.5, epsilon=-0.1),
+                "ours_refuses",
+                "the largest changes would be the likeliest to go",
+            ),
+        ]
+        beyond = {
+            "density 0.9 and the default epsilon": one(0.9),
+            "density 0.1 and the default epsilon": one(0.1),
+            "a density for some tensors that epsilon does not allow": one([{"filter": "norm", "value": 0.9}, {"value": 0.5}]),
+        }
+        cases += [Case(f"{method}, {name}", config, "refused") for name, config in beyond.items()]
+    cases.append(Case("della, thirteen models", merge("della", many(of, 13, weight=0.1), base=base), "ours_refuses", VOTERS))
+    return cases
+
+
+def sce_cases(of):
+    medical, chat, third = of["medical"], of["chat"], of["third"]
+
+    def sce(*paths, base=of["base"], out_dtype=None, **parameters):
+        rest = {"out_dtype": out_dtype} if out_dtype else {}
+        return merge("sce", list(map(model, paths)), base=base, parameters=parameters, **rest)
+
+    def uneven(select_topk, *more):
+        paths = (of["medical-uneven"], of["chat-uneven"], *more)
+        return sce(*paths, base=of["base-f32"], select_topk=select_topk)
+
+    def alike(count, select_topk):
+        return sce(*(of[f"alike-{i}"] for i in range(count)), base=of["base-f32"], select_topk=select_topk)
+
+    twelve = [of[f"many-{i}"] for i in range(12)]
+    filters = [{"filter": "mlp", "value": 0.1}, {"filter": "norm", "value": 1}, {"value": 0.4}]
+    cases = {
+        "select_topk left out": sce(medical, chat),
+        "select_topk 1": sce(medical, chat, select_topk=1),
+        "select_topk 0.5": sce(medical, chat, select_topk=0.5),
+        "select_topk 0.1": sce(medical, chat, select_topk=0.1),
+        "select_topk 0.01": sce(medical, chat, select_topk=0.01),
+        "select_topk 1e-5, less than an element of each tensor": sce(medical, chat, select_topk=1e-5),
+        "select_topk 0": sce(medical, chat, select_topk=0),
+        "select_topk as a gradient": sce(medical, chat, select_topk=[0.1, 0.9]),
+        "select_topk by filters": sce(medical, chat, select_topk=filters),
+        "int8_mask": sce(medical, chat, select_topk=0.5, int8_mask=True),
+        "one model": sce(chat),
+        "one model, select_topk 0.5": sce(chat, select_topk=0.5),
+        "three models": sce(medical, chat, third),
+        "three models, select_topk 0.2": sce(medical, chat, third, select_topk=0.2),
+        "twelve models": sce(*twelve),
+        "twelve models, select_topk 0.3": sce(*twelve, select_topk=0.3),
+        "base listed too": sce(of["base"], medical, chat, select_topk=0.5),
+        "a model that is the base": sce(of["base-sharded"], chat),
+        "a model that is the base, select_topk 0.5": sce(of["base-sharded"], chat, select_topk=0.5),
+        "models that are equal, select_topk 0.5": sce(chat, of["chat-sharded"], select_topk=0.5),
+        "hardly a variance twice": uneven(1),
+        "hardly a variance twice, select_topk 0.99": uneven(0.99),
+        "hardly a variance twice, select_topk 0.5": uneven(0.5),
+        "hardly a variance twice, a count that float32 rounds up": uneven(0.33333333),
+        "hardly a variance twice, select_topk 0.1": uneven(0.1),
+        "hardly a variance twice, select_topk 0.01": uneven(0.01),
+        "hardly a variance twice, three models, select_topk 0.3": uneven(0.3, of["chat-f32"]),
+        "small changes, weights alike": sce(of["near"], of["near-too"], base=of["base-f32"]),
+        "small changes, weights alike, select_topk 0.3": sce(of["near"], of["near-too"], base=of["base-f32"], select_topk=0.3),
+        "a weight smaller than 1e-6": sce(of["nearest"], of["chat-f32"], base=of["base-f32"]),
+        "three models alike in even rows, select_topk 0.5": alike(3, 0.5),
+        "seven models alike in even rows, select_topk 0.5": alike(7, 0.5),
+        "out_dtype bfloat16": sce(medical, chat, select_topk=0.5, out_dtype="bfloat16"),
+        "out_dtype float16": sce(medical, chat, select_topk=0.5, out_dtype="float16"),
+    }
+    return [
+        *named("sce", cases, "ties"),
+        Case("sce, thirteen models", sce(*twelve, of["many-12"]), "ours_refuses", VOTERS),
+    ]
+
+
+def nearswap_cases(of):
+    base, medical, chat = of["base"], of["medical"], of["chat"]
+
+    def near(t, *paths, base=base, **rest):
+        return merge("nearswap", list(map(model, paths or (base, chat))), base=base, parameters={"t": t}, **rest)
+
+    cases = {
+        "t 0.001": near(0.001),
+        "t 0.02": near(0.02),
+        "t 0": near(0),
+        "t 100": near(100),
+        "t below 1e-6": near(3e-7),
+        "a negative t": near(-0.01),
+        "t that is a change's magnitude": near(2**-9),
+        "t as a gradient": near([0.0001, 0.01, 0.002]),
+        "t by filters": near([{"filter": "mlp", "value": 0.001}, {"filter": "self_attn", "value": [0, 0.01]}, {"value": 0.02}]),
+        "base_model listed second": near(0.005, chat, medical, base=medical),
+        "base_model not listed": near(0.005, chat, base=medical),
+        "models within 1e-6 of each other": near(4e-7, of["base-f32"], of["nearest"], base=of["base-f32"]),
+        "models near each other": near(1e-5, of["base-f32"], of["near"], base=of["base-f32"]),
+        "out_dtype bfloat16": near(0.005, out_dtype="bfloat16"),
+        "out_dtype float16": near(0.005, out_dtype="float16"),
+    }
+    return named("nearswap", cases)
+
+
+def fusion_cases(of):
+    def fuse(base, other, **rest):
+        return merge("arcee_fusion", [model(of[base]), model(of[other])], base=of[base], **rest)
+
+    rounding = "at float32, rounding shows in mergekit's divergences"
+    cases = {
+        "chat": fuse("base", "chat"),
+        "medical": fuse("base", "medical"),
+        "medical as the base": fuse("medical", "chat"),
+        "hardly an importance twice": fuse("base-f32", "chat-uneven"),
+        "a model far from the base": fuse("base", "far"),
+        "a model near the base": fuse("base-f32", "near"),
+        "out_dtype bfloat16": fuse("base", "chat", out_dtype="bfloat16"),
+        "out_dtype float16": fuse("base", "chat", out_dtype="float16"),
+        "base_model not listed": merge("arcee_fusion", [model(of["chat"])], base=of["base"]),
+        "models that are equal": fuse("base", "base-sharded"),
+    }
+    sampled = "mergekit takes quartiles of more than a million importances from a random sample, mergeforge from all"
+    exempt = ("model.embed_tokens.weight", "lm_head.weight")
+    return [
+        *[Case(f"arcee_fusion, {name}", config, "float64", rounding) for name, config in cases.items()],
+        Case("arcee_fusion, tensors of a million elements", fuse("base-large", "medical-large"), "float64", sampled, exempt),
+        Case(
+            "arcee_fusion, dtype bfloat16",
+            fuse("base", "chat", dtype="bfloat16"),
+            "types",
+            "mergekit stores float32",
+            exempt=("dtype",),
+        ),
+    ]
+
+
+def ram_cases(of):
+    medical, chat, third = of["medical"], of["chat"], of["third"]
+    cases = []
+    for method, own in (("ram", {}), ("ramplus_tl", {"r": 0.3, "alpha": 0.5})):
+
+        def ram(*paths, base=of["base"], method=method, dtype="float32", out_dtype=None, **parameters):
+            rest = {"out_dtype": out_dtype} if out_dtype else {}
+            return merge(method, list(map(model, paths)), base=base, dtype=dtype, parameters=parameters, **rest)
+
+        twelve = [of[f"many-{i}"] for i in range(12)]
+        filters = [{"filter": "mlp", "value": 0.003}, {"filter": "norm", "value": 0}, {"value": 0.01}]
+        f32 = {"base": of["base-f32"]}
+        of_method = {
+            "two models": ram(medical, chat),
+            "two models, epsilon 0": ram(medical, chat, epsilon=0, **own),
+            "two models, epsilon 0.003": ram(medical, chat, epsilon=0.003, **own),
+            "two models, an epsilon that is a change's magnitude": ram(medical, chat, epsilon=2**-9, **own),
+            "two models, epsilon 10": ram(medical, chat, epsilon=10, **own),
+            "two models, epsilon as a gradient": ram(medical, chat, epsilon=[1e-5, 0.01], **own),
+            "two models, epsilon by filters": ram(medical, chat, epsilon=filters, **own),
+            "one model": ram(chat, **own),
+            "one model, epsilon 0.003": ram(chat, epsilon=0.003, **own),
+            "three models": ram(medical, chat, third, **own),
+            "three models, epsilon 0.003": ram(medical, chat, third, epsilon=0.003, **own),
+            "twelve models": ram(*twelve, **own),
+            "twelve models, epsilon 0.005": ram(*twelve, epsilon=0.005, **own),
+            "small changes": ram(of["near"], of["near-too"], epsilon=3e-6, **own, **f32),
+            "base listed too": ram(of["base"], medical, chat, epsilon=0.003, **own),
+            "inputs of three types": ram(of["medical-f16"], of["chat-f32"], third, epsilon=0.003, **own),
+            "out_dtype bfloat16": ram(medical, chat, epsilon=0.003, out_dtype="bfloat16", **own),
+            "out_dtype float16": ram(medical, chat, epsilon=0.003, out_dtype="float16", **own),
+        }
+        if method == "ramplus_tl":
+            of_method |= {
+                f"two models, {name}": ram(medical, chat, epsilon=0.003, **parameters)
+                for name, parameters in {
+                    "r 1": {"r": 1},
+                    "r 0": {"r": 0},
+                    "a negative r": {"r": -0.5},
+                    "alpha 0": {"alpha": 0},
+                    "alpha 100": {"alpha": 100},
+                    "a negative alpha": {"alpha": -0.5},
+                    "r and alpha as gradients": {"r": [0, 1], "alpha": [1, 0.1]},
+                }.items()
+            }
+        cases += named(method, of_method)
+        cases.append(Case(f"{method}, thirteen models", ram(*twelve, of["many-12"]), "ours_refuses", VOTERS))
+        below = ram(medical, chat, epsilon=-1)
+        cases.append(Case(f"{method}, a negative epsilon", below, "ours_refuses", "what is no change would count as one"))
+    unchanged = merge("ramplus_tl", [model(chat), model(of["base-sharded"])], base=of["base"], parameters={"epsilon": 0})
+    reason = "mergekit divides 0 by 0 where a model has changed nothing"
+    cases.append(Case("ramplus_tl, epsilon 0 and a model that is the base", unchanged, "theirs_nan", reason))
+    in_bfloat16 = merge("ramplus_tl", [model(medical), model(chat)], base=of["base"], dtype="bfloat16")
+    return [*cases, Case("ramplus_tl, dtype bfloat16", in_bfloat16, "types", "mergekit stores float32", exempt=("dtype",))]
+
+
 def passthrough_cases(of):
     medical, chat = of["medical"], of["chat"]
 
@@ -440,6 +650,10 @@ def slice_cases(of):
         {"sources": [source(base, 0, 2), source(chat, 0, 2, weight=1, density=[0.3, 0.6]), source(medical, 0, 2, weight=2)]},
         {"sources": [source(base, 2, 4), source(chat, 2, 4, weight=1, density=0.2), source(medical, 2, 4, weight=1)]},
     ]
+    selected = [
+        {"sources": [source(base, 0, 3), source(chat, 0, 3), source(medical, 1, 4)], "parameters": {"select_topk": 0.5}},
+        {"sources": [source(base, 2, 4), source(chat, 2, 4), source(medical, 2, 4)]},
+    ]
     uneven = [{"sources": trimmed[0]["sources"][:2]}, trimmed[1]]
     return [
         Case("slices, a base_model of their own", merge("slerp", slices=own_bases, base=medical, parameters={"t": 0.2})),
@@ -447,6 +661,12 @@ def slice_cases(of):
         Case("slices of one layer", merge("slerp", slices=single, base=medical, parameters={"t": [0, 0.7]})),
         Case("slices, task vectors", merge("task_arithmetic", slices=vectors, base=base)),
         Case("slices, ties", merge("ties", slices=trimmed, base=base, parameters={"density": 0.5}), "ties"),
+        Case(
+            "slices, breadcrumbs_ties",
+            merge("breadcrumbs_ties", slices=trimmed, base=base, parameters={"gamma": 0.05}),
+            "ties",
+        ),
+        Case("slices, sce", merge("sce", slices=selected, base=base, parameters={"select_topk": [0.2, 0.6]}), "ties"),
         Case(
             "slices with two sources, then three",
             merge("ties", slices=uneven, base=base, parameters={"density": 0.5}),
@@ -473,6 +693,7 @@ def type_cases(of):
     mixed = [model(of["medical-f16"], weight=0.3), model(of["chat-f32"], weight=0.3), model(of["base"], weight=0.4)]
     vectors = [model(of["medical-f16"], weight=0.5), model(of["chat"], weight=1)]
     tied = [model(of["medical-tied"], weight=0.3), model(of["chat-tied"], weight=0.7)]
+    written = "config.json names the type that was written"
     return [
         Case("out_dtype bfloat16", merge("linear", halves, out_dtype="bfloat16")),
         Case("out_dtype float16", merge("linear", halves, out_dtype="float16")),
@@ -485,9 +706,19 @@ def type_cases(of):
         Case(
             "inputs of three types, no dtype",
             merge("linear", mixed, dtype=None),
-            why="config.json names the type that was written",
+            why=written,
             exempt=("dtype",),
         ),
+        Case("dtype float64", merge("linear", halves, dtype="float64")),
+        Case("out_dtype float64", merge("linear", halves, out_dtype="float64")),
+        Case("an input of float64", merge("linear", [halves[0], model(of["chat-f64"], weight=0.5)])),
+        Case(
+            "an input of float64, no dtype",
+            merge("linear", [model(of["chat-f64"], weight=0.5), halves[0]], dtype=None),
+            why=written,
+            exempt=("dtype",),
+        ),
+        Case("float64 copied, no dtype", merge("passthrough", [model(of["chat-f64"])], dtype=None)),
         Case("task vectors of two types", merge("task_arithmetic", vectors, base=of["base-f32"])),
         Case("a sharded input", merge("linear", [halves[0], model(of["chat-sharded"], weight=0.5)])),
         Case("tied models", merge("linear", tied)),
@@ -527,6 +758,7 @@ def scope_cases(of):
 def refused_cases(of):
     base, medical, chat = of["base"], of["medical"], of["chat"]
     halves = [model(medical, weight=0.5), model(chat, weight=0.5)]
+    unweighted = [model(medical), model(chat)]
     unequal = [{"sources": [source(medical, 0, 2, weight=0.5), source(chat, 0, 3, weight=0.5)]}]
     no_base = [{"sources": [source(medical, 0, 4, weight=0.5), source(chat, 0, 4, weight=0.5)]}]
     cases = {
@@ -542,6 +774,17 @@ def refused_cases(of):
         "multislerp without a weight": merge("multislerp", [halves[0], model(chat)]),
         "model_stock without base_model": merge("model_stock", [model(base), model(medical), model(chat)]),
         "model_stock of one model": merge("model_stock", [model(medical)], base=base),
+        "breadcrumbs without base_model": merge("breadcrumbs", halves),
+        "breadcrumbs without a weight": merge("breadcrumbs", [model(medical)], base=base),
+        "della without base_model": merge("della", halves),
+        "sce without base_model": merge("sce", unweighted),
+        "nearswap without t": merge("nearswap", [model(base), model(medical)], base=base),
+        "nearswap of three models": merge("nearswap", [model(base), *unweighted], base=base, parameters={"t": 0.1}),
+        "nearswap without base_model": merge("nearswap", unweighted, parameters={"t": 0.1}),
+        "arcee_fusion of three models": merge("arcee_fusion", [model(base), *unweighted], base=base),
+        "arcee_fusion without base_model": merge("arcee_fusion", unweighted),
+        "ram without base_model": merge("ram", unweighted),
+        "ramplus_tl with an r that is no number": merge("ramplus_tl", unweighted, base=base, parameters={"r": "much"}),
         "vocabularies of two sizes": merge("linear", [halves[0], model(of["chat-vocab"], weight=0.5)]),
         "ranges of two lengths": merge("linear", slices=unequal),
         "a base_model that is not in the slice": merge("task_arithmetic", slices=no_base, base=base),

@@ -17,13 +17,22 @@ def shown(parameter):
     if parameter["required"]:
         return f"**`{parameter['name']}`**"
     default = parameter["default"]
-    word = {None: "none", True: "true", False: "false"}.get(default) if not isinstance(default, float) else f"{default:g}"
+    words = {None: "none", True: "true", False: "false"}
+    word = f"{default:g}" if isinstance(default, float) else words.get(default, default)
     return f"`{parameter['name']}` ({word})"
 
 
-def row(method):
+def common(methods):
+    """The shared parameters that no method needs and several have: they stand below the table, once."""
+    unset = lambda p: not p["per_model"] and not p["required"] and p["default"] is None
+    names = [p["name"] for method in methods for p in method["parameters"] if unset(p)]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
+
+
+def row(method, left_out):
     def parameters(per_model):
-        return ", ".join(shown(p) for p in method["parameters"] if p["per_model"] == per_model) or "–"
+        own = [p for p in method["parameters"] if p["per_model"] == per_model and p["name"] not in left_out]
+        return ", ".join(map(shown, own)) or "–"
 
     paper = method["paper"]
     name = f"[`{method['name']}`]({paper['url']})" if paper else f"`{method['name']}`"
@@ -32,7 +41,10 @@ def row(method):
 
 def table(methods):
     head = "| method | output | `base_model` | per model | for all models |\n| --- | --- | --- | --- | --- |\n"
-    return "\n" + head + "".join(map(row, methods)) + "\n"
+    left_out = common(methods)
+    having = [f"`{method['name']}`" for method in methods if any(p["name"] in left_out for p in method["parameters"])]
+    below = f"Beside these, {', '.join(having)} take {', '.join(f'`{name}`' for name in left_out)} (none; beyond mergekit).\n"
+    return "\n" + head + "".join(row(method, left_out) for method in methods) + "\n" + below + "\n"
 
 
 def main():

@@ -42,7 +42,7 @@ pub const CHUNK_TILES: u64 = 128;
 fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
     let Needs { record_words, sum_words, .. } = widest.needs(chunk_tiles);
     let counters = 2 * RECORDS_MAX * 4 * record_words as u64;
-    let element_bytes = (widest.input_bytes + widest.output_bytes).max(16);
+    let element_bytes = (widest.input_bytes + widest.output_bytes + widest.wide_bytes).max(16);
     let chunk_bytes = chunk_tiles * (TILE * element_bytes) as u64;
     let sums = chunk_tiles * 4 * sum_words as u64;
     let columns = gathered(widest, chunk_tiles);
@@ -351,7 +351,7 @@ impl CpuLane<'_> {
 
 /// The bytes of a span in one input.
 fn bytes_of(launch: &Launch, span: &Span, place: usize) -> usize {
-    span.elements * launch.floats[place].bytes()
+    launch.floats[place].bytes_of(span.elements as u64) as usize
 }
 
 #[cfg(test)]

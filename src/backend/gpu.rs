@@ -93,7 +93,7 @@ impl SlotBytes {
 pub(super) fn lane_bytes(widest: &Widest, chunk_tiles: u64) -> LaneBytes {
     let device = depth(widest, chunk_tiles) as u64 * SlotBytes::of(widest, chunk_tiles).all();
     // What is copied without a kernel goes through three buffers of the worker.
-    let copied = 3 * chunk_tiles * (TILE * widest.copied_bytes) as u64;
+    let copied = chunk_tiles * (TILE * (3 * widest.copied_bytes + widest.wide_bytes)) as u64;
     // Reads past the page cache come in whole blocks.
     let blocks = 4 * chunk_tiles * TILE as u64;
     LaneBytes {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Launch, ReadInputs, Segment, Span, SpanInput};
+use crate::dtype::Float;
 use crate::error::Result;
 use crate::kernel::TILE;
 
@@ -78,9 +79,9 @@ impl<S> Held<S> {
                     found.push(FoundInput { span: index, place, held: Some(slot), offset });
                     continue;
                 }
-                let room = padded(span, float.bytes());
+                let room = padded(span, *float);
                 let slot = &mut slot[read_bytes as usize..][..room as usize];
-                let (input, padding) = slot.split_at_mut(span.elements * float.bytes());
+                let (input, padding) = slot.split_at_mut(float.bytes_of(span.elements as u64) as usize);
                 read.read(index, place, input)?;
                 // NaN, so that a kernel which counts what lies past the end is noticed.
                 padding.fill(0xff);
@@ -143,6 +144,6 @@ impl<S> Held<S> {
 }
 
 /// The bytes that a span of an input takes in a slot.
-pub(super) fn padded(span: &Span, element_bytes: usize) -> u64 {
-    (span.elements.next_multiple_of(TILE) * element_bytes) as u64
+pub(super) fn padded(span: &Span, float: Float) -> u64 {
+    float.bytes_of(span.elements.next_multiple_of(TILE) as u64)
 }

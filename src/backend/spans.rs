@@ -5,12 +5,11 @@
 
 use std::ops::Range;
 
-use multiversion::multiversion;
-
 use super::memory::{lengthen, reserve};
 use super::{Launch, OddValues, Span, SpanResult, Tally};
 use crate::dtype::{Float, StoredBf16, decode, encode_all, finite_max};
 use crate::error::Result;
+use crate::instructions::for_each_instruction_set;
 use crate::kernel::philox::TileMask;
 use crate::kernel::thinning::Mask;
 use crate::kernel::{Job, Outcome, TILE, Target, TileInputs};
@@ -74,7 +73,7 @@ impl Room {
             let encoded = self.values.room_for(part.len() * output.bytes());
             // An input that is not finite makes its result so: only where there is one, inputs are looked at.
             if encode_tile(output, merged, encoded) > finite_max(output) {
-                let mut odd = elements.stored.odd(&part, &mut [0.0; TILE]);
+                let mut odd = elements.stored.odd(job.merged(), &part, &mut [0.0; TILE]);
                 odd.count_overflow(merged, finite_max(output));
                 tally.odd += odd;
             }
@@ -150,20 +149,6 @@ fn tiles_of(span: &Span) -> impl Iterator<Item = (u64, Range<usize>)> {
     let (first, elements) = (span.tiles.start, span.elements);
     let part = move |start: usize| (first + (start / TILE) as u64, start..elements.min(start + TILE));
     (0..elements).step_by(TILE).map(part)
-}
-
-/// Compiles functions for several instruction sets, the best of which is chosen at run time. None of them fuses or
-/// reorders arithmetic, so they all give the same bytes.
-macro_rules! for_each_instruction_set {
-    ($($(#[$about:meta])* $vis:vis fn $name:ident($($argument:ident: $kind:ty),*) $(-> $out:ty)? $body:block)*) => {$(
-        $(#[$about])*
-        #[multiversion(targets(
-            "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+bmi1+bmi2+lzcnt+popcnt",
-            "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt",
-            "aarch64+neon",
-        ))]
-        $vis fn $name($($argument: $kind),*) $(-> $out)? $body
-    )*};
 }
 
 for_each_instruction_set! {
@@ -283,19 +268,17 @@ impl<'a> Stored<'a> {
                 decode_tile(Float::BF16, bytemuck::cast_slice(&inputs[input][part.clone()]), decoded);
             }
             Self::Any { inputs, floats } => {
-                let (float, bytes) = (floats[input], floats[input].bytes());
-                decode_tile(float, &inputs[input][part.start * bytes..part.end * bytes], decoded);
+                let float = floats[input];
+                // Parts begin with tiles, which are whole bytes of any type.
+                let place = |element: usize| float.bytes_of(element as u64) as usize;
+                decode_tile(float, &inputs[input][place(part.start)..place(part.end)], decoded);
             }
         }
     }
 
-    /// What is odd about the part of the inputs.
-    fn odd(&self, part: &Range<usize>, decoded: &mut [f32]) -> OddValues {
+    /// What is odd about the part of the first inputs.
+    fn odd(&self, inputs: usize, part: &Range<usize>, decoded: &mut [f32]) -> OddValues {
         let mut odd = OddValues::default();
-        let inputs = match self {
-            Self::Bf16(inputs) => inputs.len(),
-            Self::Any { floats, .. } => floats.len(),
-        };
         for input in 0..inputs {
             self.decode(input, part, decoded);
             odd.count(&decoded[..part.len()]);

@@ -80,7 +80,8 @@ impl Entry {
     /// The entry for a kind of launch.
     pub(super) fn of(LaunchKind { kernel, models, floats }: &LaunchKind, dialect: &Dialect) -> Self {
         let models = Some(*models).filter(|models| *models <= (dialect.compiled)(kernel).models);
-        let alike = floats.iter().all(|float| *float == floats[0]);
+        // No kernel is compiled for bits alone.
+        let alike = floats.iter().all(|float| *float == floats[0] && *float != Float::Bit);
         Self { kernel, models: models.unwrap_or(0), float: alike.then_some(floats[0]) }
     }
 }
@@ -101,8 +102,8 @@ impl Table {
             }
             _ => 1,
         };
-        let element_bytes: usize = launch.floats.iter().map(|float| float.bytes()).sum();
         let elements: usize = launch.spans.iter().map(|span| span.elements).sum();
+        let bytes = |float: &Float| float.bytes_of(elements as u64);
         Ok(Self {
             words,
             entry,
@@ -110,7 +111,8 @@ impl Table {
             threads: THREADS as u32,
             result_bytes: results.end,
             // Each further group of models reads the base again.
-            read_bytes: (elements * (element_bytes + (groups - 1) * launch.floats[0].bytes())) as u64,
+            read_bytes: launch.floats.iter().map(bytes).sum::<u64>()
+                + (groups - 1) as u64 * bytes(&launch.floats[0]),
             written_bytes: results.spans.iter().map(|(_, used)| *used as u64).sum(),
             spans: results.spans,
         })

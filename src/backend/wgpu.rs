@@ -190,7 +190,7 @@ impl Wgpu {
         let mut end = *read_bytes;
         for (input, place) in found.iter().zip(&mut places) {
             if let Some(slot) = &input.held {
-                let bytes = padded(&launch.spans[input.span], launch.floats[input.place].bytes());
+                let bytes = padded(&launch.spans[input.span], launch.floats[input.place]);
                 commands.copy_buffer_to_buffer(&slot.place, input.offset, &own.place, end, bytes);
                 *place = end;
                 end += bytes;
@@ -493,7 +493,7 @@ impl Redo {
         let InputsOf { launch, index, memory, places } = *span;
         let (gpu, span) = (&*wgpu.gpu, &launch.spans[index]);
         let bytes: Vec<u64> =
-            launch.floats.iter().map(|float| (span.elements * float.bytes()) as u64).collect();
+            launch.floats.iter().map(|float| float.bytes_of(span.elements as u64)).collect();
         let places = &places[index * bytes.len()..][..bytes.len()];
         let inputs = match &mut self.inputs {
             Some(inputs) => inputs,

@@ -12,6 +12,7 @@ mod round;
 
 use std::ffi::OsString;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,15 +23,13 @@ use super::at_hand;
 use super::floor::{Floor, copies};
 use super::synth::{self, Spec};
 use crate::error::{Error, Kind, Result};
+use crate::method::{Base, METHODS, Method, Scope};
 use crate::stream::Watch;
 use place::in_memory;
 
 pub(super) use place::HeldFolder;
 pub use place::{choose, folder_name};
 pub use round::{Round, Strip, StripRow, places, round};
-
-/// The methods that are measured. A copy, as passthrough makes, is what the floor is already.
-pub const METHODS: [&str; 6] = ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"];
 
 /// A thread copies from and to at most so many bytes, and all of them together no more than `COPY_BYTES_ALL`.
 const COPY_BYTES: u64 = 512 << 20;
@@ -41,8 +40,8 @@ const COPY_BYTES_ALL: u64 = 4 << 30;
 pub struct Setup {
     /// The checkpoints.
     pub spec: Spec,
-    /// One of [`METHODS`].
-    pub method: String,
+    /// Any. A copy, as passthrough makes, is what the floor is already.
+    pub method: &'static Method,
     /// Fine-tunes that are merged.
     pub models: usize,
     /// What of each task vector is kept, by methods that leave something out.
@@ -102,18 +101,30 @@ pub struct Turn {
 impl Setup {
     /// The models that the method reads; 0 is the base.
     pub fn inputs(&self) -> Vec<usize> {
-        let without_base = ["linear", "slerp"].contains(&self.method.as_str());
-        (usize::from(without_base)..=self.models).collect()
+        (usize::from(!uses_base(self.method))..=self.models).collect()
     }
 
     /// Refuses what the method cannot do, before anything is made.
     ///
     /// # Errors
-    /// Kind `Config`: slerp takes two models; only a disk can be cold.
+    /// Kind `Config`: a method takes so many models and no others; only a disk can be cold.
     pub fn check(&self) -> Result<()> {
-        if self.method == "slerp" && self.models != 2 {
-            return Err(Error::config(format!("slerp merges 2 models, not {}", self.models))
-                .hint("leave --models away, or choose another --method"));
+        if self.method.reads_importance() {
+            let refusal = format!("{} reads importance, and no files of it are made here", self.method.name);
+            return Err(Error::config(refusal).hint("choose another --method"));
+        }
+        let tuned = tuned(self.method);
+        if !tuned.contains(&self.models) {
+            let takes = match (*tuned.start(), *tuned.end()) {
+                (least, most) if least == most => format!("{least}"),
+                (least, usize::MAX) => format!("{least} or more"),
+                (least, most) => format!("{least} to {most}"),
+            };
+            return Err(Error::config(format!(
+                "{} merges {takes} fine-tunes, not {}",
+                self.method.name, self.models
+            ))
+            .hint("leave --models away, or choose another --method"));
         }
         if self.cold && in_memory(&self.dir) {
             let refusal = format!("--cold: {} lies in memory, where nothing is cold", self.dir.display());
@@ -125,33 +136,68 @@ impl Setup {
     /// The merge as a config. JSON is YAML, and needs no thought about what to quote.
     fn config(&self) -> String {
         let names: Vec<String> = self.inputs().iter().map(|&model| name(model)).collect();
-        let base = match self.method.as_str() {
-            "linear" => None,
-            "slerp" => Some("model-1"),
-            _ => Some("base"),
+        // slerp has no base beside the two models.
+        let base = match self.method.base {
+            Base::Required if !uses_base(self.method) => Some(name(1)),
+            _ if uses_base(self.method) => Some(name(0)),
+            _ => None,
         };
-        let mut own = json!({ "weight": 1.0 / self.models as f64 });
-        if ["ties", "dare_linear", "dare_ties"].contains(&self.method.as_str()) {
-            own["density"] = self.density.into();
+        let (mut own, mut shared) = (serde_json::Map::new(), serde_json::Map::new());
+        for parameter in self.method.parameters {
+            let value: Value = match parameter.name {
+                "weight" => (1.0 / self.models as f64).into(),
+                "density" if self.method.name != "task_arithmetic" => self.density.into(),
+                "t" => if self.method.name == "nearswap" { 0.001 } else { 0.5 }.into(),
+                "select_topk" => self.density.into(),
+                _ => continue,
+            };
+            let of = if parameter.scope == Scope::Shared { &mut shared } else { &mut own };
+            of.insert(parameter.name.into(), value);
         }
-        let is_slerp = self.method == "slerp";
-        let tuned = names.iter().filter(|name| is_slerp || Some(name.as_str()) != base);
+        let is_tuned = |name: &&String| !uses_base(self.method) || Some(*name) != base.as_ref();
         let model = |name: &String| {
-            if is_slerp { json!({ "model": name }) } else { json!({ "model": name, "parameters": own }) }
+            if own.is_empty() {
+                json!({ "model": name })
+            } else {
+                json!({ "model": name, "parameters": own })
+            }
         };
         let mut config = json!({
-            "merge_method": self.method,
-            "models": tuned.map(model).collect::<Vec<Value>>(),
+            "merge_method": self.method.name,
+            "models": names.iter().filter(is_tuned).map(model).collect::<Vec<Value>>(),
             "dtype": self.spec.float.name(),
         });
         if let Some(base) = base {
             config["base_model"] = base.into();
         }
-        if is_slerp {
-            config["parameters"] = json!({ "t": 0.5 });
+        if !shared.is_empty() {
+            config["parameters"] = shared.into();
         }
         format!("{config:#}\n")
     }
+}
+
+/// Whether a method reads the base beside the fine-tunes. slerp's base is one of two models, which are fine-tunes here.
+fn uses_base(method: &Method) -> bool {
+    method.base != Base::Ignored && method.name != "slerp"
+}
+
+/// How many fine-tunes a method can merge.
+fn tuned(method: &Method) -> RangeInclusive<usize> {
+    let bases = usize::from(method.base == Base::Required && uses_base(method));
+    let most = method.models.end();
+    (method.models.start() - bases).max(1)..=if *most == usize::MAX { *most } else { most - bases }
+}
+
+/// The methods that can be measured: all but those that read files beside the models.
+pub fn measured() -> impl Iterator<Item = &'static str> {
+    METHODS.iter().filter(|method| !method.reads_importance()).map(|method| method.name)
+}
+
+/// How many fine-tunes a method merges if nothing is said: two, or as near to that as it can.
+pub fn usual_models(method: &Method) -> usize {
+    let tuned = tuned(method);
+    2.clamp(*tuned.start(), *tuned.end())
 }
 
 /// A model as the config names it: its folder, seen from the folder of the set.
@@ -346,32 +392,38 @@ mod tests {
     use crate::bench::shapes::Shape;
     use crate::config::Config;
     use crate::dtype::Float;
+    use crate::method;
 
-    fn setup(method: &str, models: usize) -> Setup {
+    fn setup(method: &'static Method, models: usize) -> Setup {
         let shape = Shape::find("tiny", None).unwrap();
         let spec = Spec { shape, float: Float::BF16, seed: 1, shard_bytes: None };
-        let (method, dir) = (method.into(), PathBuf::from("somewhere"));
+        let dir = PathBuf::from("somewhere");
         Setup { spec, method, models, density: 0.5, dir, cold: false, repeat: 1, threads: 1, strip: false }
     }
 
     #[test]
     fn every_config_is_one_and_names_the_inputs() {
-        for method in METHODS {
-            let setup = setup(method, 2);
+        for method in METHODS.iter().filter(|method| !method.reads_importance()) {
+            let setup = setup(method, usual_models(method));
             setup.check().unwrap();
             let config = Config::parse("config.yml", &setup.config()).unwrap();
-            assert!(config.warnings.is_empty(), "{method}: {:?}", config.warnings);
+            assert!(config.warnings.is_empty(), "{}: {:?}", method.name, config.warnings);
             let mut named: Vec<String> =
                 crate::plan::references(&config).iter().map(|model| model.value.to_string()).collect();
             named.sort();
             let inputs: Vec<String> = setup.inputs().into_iter().map(name).collect();
-            assert_eq!(named, inputs, "{method}");
+            assert_eq!(named, inputs, "{}", method.name);
         }
     }
 
     #[test]
-    fn slerp_takes_two_models() {
-        assert_eq!(setup("slerp", 3).check().unwrap_err().kind, Kind::Config);
+    fn what_a_method_cannot_do_here_is_refused() {
+        for (method, models) in
+            [("slerp", 3), ("nearswap", 2), ("model_stock", 1), ("ties", 13), ("fisher", 2)]
+        {
+            let method = method::find(method).unwrap();
+            assert_eq!(setup(method, models).check().unwrap_err().kind, Kind::Config, "{}", method.name);
+        }
     }
 
     #[test]

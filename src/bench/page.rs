@@ -74,7 +74,7 @@ fn title(measured: &MergeTimes) -> String {
     let shape = setup.spec.shape;
     format!(
         "mergeforge: {} of {} models, {} ({} layers)",
-        setup.method, setup.models, shape.name, shape.layers
+        setup.method.name, setup.models, shape.name, shape.layers
     )
 }
 

@@ -26,6 +26,8 @@ pub struct ModelCard<'a> {
     pub seed: u64,
     /// The config, as written.
     pub yaml: &'a str,
+    /// The same merge as a config of mergekit's `linear`, where the method is none of mergekit's.
+    pub linear: Option<&'a str>,
 }
 
 /// A model on the card.
@@ -54,8 +56,11 @@ pub fn model_card(card: &ModelCard<'_>) -> String {
     let merged = (0..card.models.len()).filter(is_merged).map(|place| linked(&card.models[place]));
     let models = list(merged);
     let licences = licences(card.models);
-    let fence = "`".repeat(longest_run_of_backticks(card.yaml).max(2) + 1);
-    let (version, seed, yaml) = (card.version, card.seed, card.yaml.trim_end());
+    let (version, seed, yaml) = (card.version, card.seed, fenced(card.yaml));
+    let linear = card.linear.map_or(String::new(), |linear| {
+        let config = fenced(linear);
+        format!("\nIts weights written out, as a config of `linear`, which mergekit has too:\n\n{config}\n")
+    });
     format!(
         "{}\
 # {title}
@@ -76,12 +81,16 @@ Method: {method}
 Running mergeforge {version} on this config with `--random-seed {seed}` and the same inputs gives the
 same weights, byte for byte.
 
-{fence}yaml
 {yaml}
-{fence}
-",
+{linear}",
         front_matter(card.models)
     )
+}
+
+/// A config as a block of code.
+fn fenced(yaml: &str) -> String {
+    let fence = "`".repeat(longest_run_of_backticks(yaml).max(2) + 1);
+    format!("{fence}yaml\n{}\n{fence}", yaml.trim_end())
 }
 
 fn list(items: impl Iterator<Item = String>) -> String {
@@ -195,6 +204,7 @@ mod tests {
             base_is_merged: false,
             models: &models,
             yaml: "a: |\n  ````\n\n",
+            linear: None,
         };
         let text = model_card(&card);
         let header =
@@ -206,6 +216,9 @@ mod tests {
         let listed = "Merged models:\n\n- [`org/a`](https://huggingface.co/org/a)\n- `./local`\n";
         assert!(text.contains(&format!("Base model: `org/base`\n\n{listed}\n## Config")), "{text}");
         assert!(text.ends_with("`````yaml\na: |\n  ````\n`````\n"));
+        let text = model_card(&ModelCard { linear: Some("models: []\n"), ..card });
+        let both = "`````\n\nIts weights written out, as a config of `linear`, which mergekit has too:\n\n```yaml\nmodels: []\n```\n";
+        assert!(text.ends_with(both), "{text}");
         let text = model_card(&ModelCard { base_is_merged: true, ..card });
         assert!(text.contains(&format!("{listed}- `org/base`\n")), "{text}");
     }

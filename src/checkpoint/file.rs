@@ -101,14 +101,14 @@ fn mode(_metadata: &Metadata) -> u32 {
 pub fn with_limit_hint(error: Error, cause: &io::Error) -> Error {
     #[cfg(unix)]
     if cause.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) {
-        return error.hint("allow more open files (`ulimit -n`): every shard is one");
+        return error.hint("allow more open files (`ulimit -n`)");
     }
     let _ = cause;
     error
 }
 
 /// Lets this process open as many files as the system permits: twelve models of 200 shards pass the usual
-/// limit of 1024. Where it cannot be raised, opening says so when it matters.
+/// limit of 1024. Where that is too few, files are closed and opened again: see `handles`.
 pub fn raise_open_file_limit() {
     #[cfg(unix)]
     {
@@ -119,6 +119,19 @@ pub fn raise_open_file_limit() {
             let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
         });
     }
+}
+
+/// How many files the system lets this process open.
+pub fn open_files_max() -> usize {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, getrlimit};
+        raise_open_file_limit();
+        getrlimit(Resource::Nofile).current.map_or(usize::MAX, |most| most as usize)
+    }
+    // Windows ends at the memory.
+    #[cfg(not(unix))]
+    usize::MAX
 }
 
 /// How data is read.

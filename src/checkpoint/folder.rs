@@ -32,7 +32,8 @@ pub struct ModelFolder {
     pub path: PathBuf,
     /// What no link leaves: the folder itself, or the repository in the cache whose snapshot it is. Without symlinks.
     root: PathBuf,
-    handle: Dir,
+    /// The root's own numbers: it is opened anew for each file, since there may be hundreds of models.
+    number: Option<(u64, u64)>,
     /// Where the folder lies below the root.
     within: PathBuf,
 }
@@ -49,8 +50,19 @@ impl ModelFolder {
             Some(root) => (root.to_path_buf(), real.strip_prefix(root).unwrap_or(Path::new("")).into()),
             None => (real, PathBuf::new()),
         };
-        let handle = Dir::open_ambient_dir(&root, cap_std::ambient_authority()).map_err(failed)?;
-        Ok(Arc::new(Self { path: path.into(), root, handle, within }))
+        let number = number_of(&open_root(&root).map_err(failed)?).map_err(failed)?;
+        Ok(Arc::new(Self { path: path.into(), root, number, within }))
+    }
+
+    /// A handle of the root: of the same folder as at first, wherever its path leads by now.
+    fn handle(&self) -> Result<Dir> {
+        let failed = |e: io::Error| with_limit_hint(Error::reading(&self.path, &e), &e);
+        let handle = open_root(&self.root).map_err(failed)?;
+        if number_of(&handle).map_err(failed)? == self.number {
+            return Ok(handle);
+        }
+        Err(Error::input(format!("{} was replaced while it was read", self.path.display()))
+            .hint("merge again when nothing changes it any more"))
     }
 
     /// The folder without symlinks.
@@ -89,7 +101,7 @@ impl ModelFolder {
         let place = self.place_of(below)?;
         let place = if place.as_os_str().is_empty() { Path::new(".") } else { &place };
         let mut names = BTreeSet::new();
-        for (count, entry) in self.handle.read_dir(place).map_err(failed)?.enumerate() {
+        for (count, entry) in self.handle()?.read_dir(place).map_err(failed)?.enumerate() {
             if count == FILES_MAX {
                 let refusal = format!("{} holds more than {FILES_MAX} files", path.display());
                 return Err(Error::input(refusal).hint("give the folder of a model, with nothing else in it"));
@@ -102,11 +114,13 @@ impl ModelFolder {
     /// The name of the file here that this is as well, under another name or through a link; none where there is no such file,
     /// or where the system does not number files.
     pub fn name_of(&self, file: &Metadata) -> Option<String> {
-        let is_same = |name: &String| {
-            let found = fs::metadata(self.path.join(name));
-            found.is_ok_and(|found| number(&found).is_some_and(|found| Some(found) == number(file)))
-        };
-        self.names("").ok()?.into_iter().find(is_same)
+        self.names("").ok()?.into_iter().find(|name| self.is(name, file))
+    }
+
+    /// Whether the file of this name is that one as well.
+    pub fn is(&self, name: &str, file: &Metadata) -> bool {
+        let found = fs::metadata(self.path.join(name));
+        found.is_ok_and(|found| number(&found).is_some_and(|found| Some(found) == number(file)))
     }
 
     /// Where a name leads, below the root and without symlinks.
@@ -150,6 +164,25 @@ impl ModelFolder {
             }
             _ => Error::reading(&path, cause),
         }
+    }
+}
+
+fn open_root(root: &Path) -> io::Result<Dir> {
+    Dir::open_ambient_dir(root, cap_std::ambient_authority())
+}
+
+/// As [`number`], of an open folder.
+fn number_of(folder: &Dir) -> io::Result<Option<(u64, u64)>> {
+    #[cfg(unix)]
+    {
+        use cap_std::fs::MetadataExt;
+        let metadata = folder.dir_metadata()?;
+        Ok(Some((metadata.dev(), metadata.ino())))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        Ok(None)
     }
 }
 
@@ -199,7 +232,7 @@ impl InputFile {
     pub fn open(&self) -> Result<(File, Metadata)> {
         let path = self.path();
         let place = self.folder.place_of(&self.name)?;
-        let handle = &self.folder.handle;
+        let handle = self.folder.handle()?;
         let mut options = OpenOptions::new();
         // A pipe that took the file's place would else wait for ever.
         options.read(true).nonblock(true).follow(FollowSymlinks::No);

@@ -31,6 +31,9 @@ pub const FILE_NAME_BYTES_MAX: usize = 255;
 /// The files of a model's folder.
 pub const FILES_MAX: usize = 1 << 16;
 
+/// The names that a pattern is compared with: those of many runs.
+pub const LOOKED_AT_MAX: usize = 1 << 17;
+
 /// A tokenizer or vocabulary. The largest have some 50 MB.
 pub const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 

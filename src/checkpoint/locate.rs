@@ -24,6 +24,24 @@ pub fn locate(path: &str, revision: Option<&str>) -> Result<PathBuf> {
     Places::of_this_process().locate(path, revision)
 }
 
+/// The file, or the folder with files, that a path names: the tensors of one that belongs to a model. A leading `~/` is expanded.
+///
+/// # Errors
+/// Kind `Config`: there is nothing of this name.
+pub fn locate_tensors(path: &str) -> Result<PathBuf> {
+    let place = Places::of_this_process().expand(Path::new(path));
+    if place.exists() {
+        return Ok(place);
+    }
+    Err(Error::config(format!("there is no file or folder {}", place.display()))
+        .hint("relative paths start at the current folder, not at the config"))
+}
+
+/// A path with a leading `~` replaced by the home folder.
+pub(super) fn expanded(path: &Path) -> PathBuf {
+    Places::of_this_process().expand(path)
+}
+
 /// What the environment says about where models lie. A value, so that tests need not change the process's.
 #[derive(Debug, Default)]
 struct Places {

@@ -4,13 +4,13 @@ use indexmap::IndexMap;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::dtype::Float;
+use crate::dtype::{Dtype, float_name};
 
 /// What a merge changes in the donor's `config.json`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ConfigEdits {
     /// The type of the output's tensors.
-    pub dtype: Option<Float>,
+    pub dtype: Option<Dtype>,
     /// How many layers the output has.
     pub layers: Option<usize>,
     /// Whether the output's `lm_head` is its embedding.
@@ -48,7 +48,7 @@ pub fn config_json(donor: &str, edits: &ConfigEdits) -> Vec<u8> {
     if let Some(dtype) = edits.dtype
         && !DTYPE_KEYS.iter().any(|key| config.contains_key(*key))
     {
-        config.insert("torch_dtype".into(), json_text(dtype.name()));
+        config.insert("torch_dtype".into(), json_text(float_name(dtype)));
     }
     if let Some(tied) = edits.tied {
         config.insert("tie_word_embeddings".into(), json_text(tied));
@@ -79,7 +79,7 @@ fn edit_present(config: &mut Written, edits: &ConfigEdits) {
         }
     };
     for key in DTYPE_KEYS {
-        set(key, edits.dtype.map(|dtype| json_text(dtype.name())));
+        set(key, edits.dtype.map(|dtype| json_text(float_name(dtype))));
     }
     for key in LAYER_KEYS {
         set(key, edits.layers.map(json_text));
@@ -115,7 +115,7 @@ mod tests {
         serde_json::from_str(&edited(donor, edits)).unwrap()
     }
 
-    const ALL: ConfigEdits = ConfigEdits { dtype: Some(Float::BF16), layers: Some(9), tied: Some(true) };
+    const ALL: ConfigEdits = ConfigEdits { dtype: Some(Dtype::BF16), layers: Some(9), tied: Some(true) };
 
     #[test]
     fn edits_keep_the_order_and_everything_else() {
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn either_name_of_the_type_is_edited() {
-        let dtype = ConfigEdits { dtype: Some(Float::F16), ..ConfigEdits::default() };
+        let dtype = ConfigEdits { dtype: Some(Dtype::F16), ..ConfigEdits::default() };
         assert_eq!(edited_value(&json!({"dtype": null}), dtype), json!({"dtype": "float16"}));
         assert_eq!(edited_value(&json!({}), dtype), json!({"torch_dtype": "float16"}));
         let both = json!({"dtype": "a", "torch_dtype": "b"});

@@ -60,6 +60,8 @@ const TEMPLATE: &str = ".jinja";
 pub const MANIFEST: &str = "mergeforge.json";
 /// The config of the merge.
 pub const MERGE_CONFIG: &str = "mergekit_config.yml";
+/// The same merge as one of mergekit's `linear`, of a method that only gives the weights for it.
+pub const LINEAR_CONFIG: &str = "mergekit_linear.yml";
 /// The model card.
 pub const CARD: &str = "README.md";
 /// The config of the model.
@@ -67,7 +69,7 @@ pub const MODEL_CONFIG: &str = "config.json";
 
 /// Whether a file of this name is one that a merge writes beside the weights, in its output folder itself.
 pub(super) fn is_sidecar(name: &str) -> bool {
-    [MANIFEST, MERGE_CONFIG, CARD, MODEL_CONFIG].contains(&name) || is_companion(name)
+    [MANIFEST, MERGE_CONFIG, LINEAR_CONFIG, CARD, MODEL_CONFIG].contains(&name) || is_companion(name)
 }
 
 /// Whether a file of this name is one that a merge writes in [`TEMPLATES`].

@@ -4,8 +4,9 @@
 //! checkpoint that changes under a merge is noticed instead of merged.
 
 use std::collections::BTreeSet;
+use std::fs::Metadata;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -42,6 +43,8 @@ pub struct Source {
     tensors: IndexMap<String, TensorInfo>,
     files: Vec<SourceFile>,
     warnings: Vec<String>,
+    /// The file's name, where it is one file and not all of the folder.
+    only: Option<String>,
 }
 
 impl Source {
@@ -55,19 +58,41 @@ impl Source {
     pub fn open(name: &str, folder: &Path) -> Result<Self> {
         raise_open_file_limit();
         let folder = ModelFolder::open(folder)?;
-        let (config, config_text) = read_config(&folder)?;
+        let config = read_config(&folder)?;
+        Self::of_folder(name, folder, config)
+    }
+
+    /// Opens tensors that belong to a model: those of one safetensors file, or of a folder with the weights of a checkpoint and
+    /// no need of a `config.json`.
+    ///
+    /// # Errors
+    /// As of [`Source::open`].
+    pub fn open_tensors(name: &str, place: &Path) -> Result<Self> {
+        raise_open_file_limit();
+        let no_config = (Map::new(), String::new());
+        if place.is_dir() {
+            return Self::of_folder(name, ModelFolder::open(place)?, no_config);
+        }
+        // A link that the user named is the user's own, as one on the way to a folder is.
+        let place = if place.is_symlink() {
+            place.canonicalize().map_err(|e| Error::reading(place, &e))?
+        } else {
+            place.to_path_buf()
+        };
+        let file = place.file_name().and_then(|file| file.to_str());
+        let file = file.ok_or_else(|| Error::input(format!("{}: not a name in UTF-8", place.display())))?;
+        let parent = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut source = Self::empty(name, ModelFolder::open(parent)?, no_config)?;
+        source.add_file(file.to_owned())?;
+        source.only = Some(file.to_owned());
+        Ok(source)
+    }
+
+    fn of_folder(name: &str, folder: Arc<ModelFolder>, config: (Map<String, Value>, String)) -> Result<Self> {
         let present = folder.names("")?;
         let (shards, index) = weight_files(&folder, &present)?;
-        let mut source = Self {
-            name: name.to_owned(),
-            access: folder.access()?,
-            folder,
-            config,
-            config_text,
-            tensors: IndexMap::new(),
-            files: Vec::with_capacity(shards.len()),
-            warnings: unread_files(name, &present, &shards).into_iter().collect(),
-        };
+        let mut source = Self::empty(name, folder, config)?;
+        source.warnings.extend(unread_files(name, &present, &shards));
         for shard in shards {
             source.add_file(shard)?;
         }
@@ -75,6 +100,38 @@ impl Source {
             source.check_index(&index)?;
         }
         Ok(source)
+    }
+
+    fn empty(
+        name: &str,
+        folder: Arc<ModelFolder>,
+        (config, config_text): (Map<String, Value>, String),
+    ) -> Result<Self> {
+        Ok(Self {
+            name: name.to_owned(),
+            access: folder.access()?,
+            folder,
+            config,
+            config_text,
+            tensors: IndexMap::new(),
+            files: Vec::new(),
+            warnings: Vec::new(),
+            only: None,
+        })
+    }
+
+    /// Where it lies, as the user reaches it: a folder, or a file.
+    pub fn place(&self) -> PathBuf {
+        self.only.as_ref().map_or_else(|| self.folder.path.clone(), |file| self.folder.path.join(file))
+    }
+
+    /// The file of it that this is as well, under another name or through a link.
+    pub fn file_behind(&self, file: &Metadata) -> Option<PathBuf> {
+        let name = match &self.only {
+            Some(only) => self.folder.is(only, file).then(|| only.clone()),
+            None => self.folder.name_of(file),
+        };
+        name.map(|name| self.folder.path.join(name))
     }
 
     /// The tensors in file order: shards by name, inside a shard by offset.
@@ -143,10 +200,10 @@ impl Source {
     }
 
     /// Which bytes this checkpoint is, for the manifest: the hash of each file where the Hugging Face cache
-    /// names it, else its time and the hash of its header. No path but the name that the user wrote.
+    /// names it, else its time and the hash of its header. Neither a path nor a name.
     pub fn identity(&self) -> Value {
         let files: Vec<Value> = self.files.iter().map(SourceFile::identity).collect();
-        let mut identity = json!({ "model": self.name, "files": files });
+        let mut identity = json!({ "files": files });
         if let Some(commit) = snapshot_commit(&self.folder.real()) {
             identity["revision"] = commit.into();
         }
@@ -239,7 +296,7 @@ fn read_config(folder: &Arc<ModelFolder>) -> Result<(Map<String, Value>, String)
     Ok((config, text))
 }
 
-fn is_safetensors(name: &str) -> bool {
+pub(super) fn is_safetensors(name: &str) -> bool {
     name.strip_suffix(".safetensors").is_some_and(|stem| !stem.is_empty())
 }
 
@@ -536,6 +593,39 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_exchanged_while_it_is_closed_is_noticed() {
+        let folder = two_shards(GOOD_INDEX);
+        let source = open(&folder).unwrap();
+        let read = || source.read_at(source.tensor("c").unwrap(), 0, &mut [0; 3], Reads::Copied);
+        let (path, new) = (folder.path().join("m-1.safetensors"), folder.path().join("new"));
+        fs::copy(&path, &new).unwrap();
+        read().unwrap();
+        fs::rename(new, path).unwrap();
+        crate::checkpoint::handles::make_room(1);
+        assert!(read().unwrap_err().message.contains("changed while it was read"));
+    }
+
+    #[test]
+    fn a_folder_that_is_exchanged_is_noticed() {
+        let folder = two_shards(GOOD_INDEX);
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        for entry in fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_file() {
+                fs::copy(&entry, inner.join(entry.file_name().unwrap())).unwrap();
+            }
+        }
+        let source = Source::open("me/model", &inner).unwrap();
+        fs::rename(&inner, folder.path().join("old")).unwrap();
+        fs::create_dir(&inner).unwrap();
+        for entry in fs::read_dir(folder.path().join("old")).unwrap().map(|entry| entry.unwrap().path()) {
+            fs::rename(&entry, inner.join(entry.file_name().unwrap())).unwrap();
+        }
+        let read = source.read_at(source.tensor("c").unwrap(), 0, &mut [0; 3], Reads::Copied);
+        assert!(read.unwrap_err().message.contains("was replaced while it was read"));
+    }
+
+    #[test]
     #[should_panic(expected = "read inside the tensor c")]
     fn reading_past_a_tensor_is_a_mistake() {
         let source = open(&two_shards(GOOD_INDEX)).unwrap();
@@ -547,11 +637,40 @@ mod tests {
         let folder = folder(&[(SINGLE, &shard(&[("a", &[1])]))]);
         let identity = open(&folder).unwrap().identity();
         let file = &identity["files"][0];
-        assert_eq!((&identity["model"], &file["file"]), (&json!("me/model"), &json!(SINGLE)));
+        assert_eq!(file["file"], SINGLE);
         assert_eq!(file["header_blake3"].as_str().unwrap().len(), 64);
         assert!(file["modified"].as_str().unwrap().contains('.'));
         assert!(identity.get("revision").is_none());
         assert!(!identity.to_string().contains(folder.path().to_str().unwrap()));
+    }
+
+    #[test]
+    fn tensors_of_a_model_are_a_file_or_a_folder_without_a_config() {
+        let folder = folder(&[("mask.safetensors", &shard(&[("a", &[1])])), ("other.safetensors", b"")]);
+        fs::remove_file(folder.path().join(CONFIG)).unwrap();
+        let file = folder.path().join("mask.safetensors");
+        let source = Source::open_tensors("the mask", &file).unwrap();
+        assert_eq!((source.tensors().len(), source.place()), (1, file.clone()));
+        assert!(source.warnings().is_empty());
+        let behind = |name: &str| source.file_behind(&fs::metadata(folder.path().join(name)).unwrap());
+        assert_eq!((behind("mask.safetensors"), behind("other.safetensors")), (Some(file.clone()), None));
+        assert!(Source::open_tensors("both", folder.path()).unwrap_err().message.contains("index missing"));
+        fs::remove_file(folder.path().join("other.safetensors")).unwrap();
+        let source = Source::open_tensors("all", folder.path()).unwrap();
+        assert_eq!((source.tensors().len(), source.place()), (1, folder.path().to_path_buf()));
+        assert_eq!(source.file_behind(&fs::metadata(&file).unwrap()), Some(file));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_of_tensors_may_be_a_link() {
+        let (folder, elsewhere) = (folder(&[(SINGLE, &shard(&[("a", &[1])]))]), tempfile::tempdir().unwrap());
+        let link = elsewhere.path().join("mask");
+        std::os::unix::fs::symlink(folder.path().join(SINGLE), &link).unwrap();
+        let source = Source::open_tensors("the mask", &link).unwrap();
+        let mut byte = [0];
+        source.read_at(source.tensor_at(0), 0, &mut byte, Reads::Copied).unwrap();
+        assert_eq!(byte, [1]);
     }
 
     #[cfg(unix)]

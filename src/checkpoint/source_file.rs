@@ -1,16 +1,17 @@
 //! One file of an input checkpoint: read by position, past the page cache or mapped, as it was when its header was read.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::file::{Reads, open_direct, read_exact_at, read_exact_past_cache};
+use super::file::{Reads, read_exact_at, read_exact_past_cache};
 use super::folder::InputFile;
+use super::handles::{Handles, Slot};
 use super::header::TensorInfo;
 use super::mapped::Mapped;
 use crate::error::{Error, Result};
@@ -23,10 +24,8 @@ pub(super) struct SourceFile {
     file: InputFile,
     stamp: Stamp,
     header: blake3::Hash,
-    /// Opened at the first read: a plan over hundreds of shards keeps none open.
-    handle: OnceLock<File>,
-    /// For reads past the page cache, where they are wanted and possible.
-    direct: OnceLock<Option<File>>,
+    /// Opened at the first read: a plan over hundreds of shards keeps none open. Closed where others need the room.
+    handles: Arc<Slot>,
     /// In memory, where that is wanted and possible.
     mapped: OnceLock<Option<Mapped>>,
 }
@@ -57,37 +56,24 @@ impl Stamp {
 impl SourceFile {
     /// A file as it was when its header, of this hash, was read.
     pub(super) fn new(name: String, file: InputFile, stamp: Stamp, header: blake3::Hash) -> Self {
-        let (handle, direct, mapped) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Self { name, file, stamp, header, handle, direct, mapped }
+        Self { name, file, stamp, header, handles: Arc::default(), mapped: OnceLock::new() }
     }
 
-    fn handle(&self) -> Result<&File> {
-        if let Some(file) = self.handle.get() {
-            return Ok(file);
-        }
-        let (file, metadata) = self.file.open()?;
-        self.verify(&metadata)?;
-        // Where two threads came here at once, one handle stays and the other is closed.
-        Ok(self.handle.get_or_init(|| file))
+    fn handles(&self) -> Result<Arc<Handles>> {
+        self.handles.get(|| {
+            let (file, metadata) = self.file.open()?;
+            self.verify(&metadata)?;
+            Ok(file)
+        })
     }
 
+    /// What is mapped stays so when the file is closed.
     fn mapped(&self) -> Result<Option<&Mapped>> {
-        let handle = self.handle()?;
-        Ok(self.mapped.get_or_init(|| Mapped::new(handle, self.stamp.bytes)).as_ref())
-    }
-
-    /// The handle for reads past the page cache of so many bytes, where they are wanted and possible.
-    fn direct(&self, reads: Reads, bytes: usize) -> Option<&File> {
-        /// What is smaller shares its blocks with its neighbours, which will be wanted too.
-        const DIRECT_BYTES_MIN: usize = 64 << 10;
-        if reads != Reads::Direct || bytes < DIRECT_BYTES_MIN {
-            return None;
+        if let Some(mapped) = self.mapped.get() {
+            return Ok(mapped.as_ref());
         }
-        if let Some(direct) = self.direct.get() {
-            return direct.as_ref();
-        }
-        let handle = self.handle().ok()?;
-        self.direct.get_or_init(|| open_direct(handle)).as_ref()
+        let handles = self.handles()?;
+        Ok(self.mapped.get_or_init(|| Mapped::new(&handles.file, self.stamp.bytes)).as_ref())
     }
 
     fn verify(&self, metadata: &Metadata) -> Result<()> {
@@ -118,10 +104,14 @@ impl SourceFile {
         into: &mut [u8],
         reads: Reads,
     ) -> Result<()> {
-        let (handle, offset) = (self.handle()?, tensor.offset + offset);
-        let read = match self.direct(reads, into.len()) {
-            Some(direct) => read_exact_past_cache(handle, direct, into, offset),
-            None => read_exact_at(handle, into, offset),
+        /// What is smaller shares its blocks with its neighbours, which will be wanted too.
+        const DIRECT_BYTES_MIN: usize = 64 << 10;
+        let (handles, offset) = (self.handles()?, tensor.offset + offset);
+        let past_cache = reads == Reads::Direct && into.len() >= DIRECT_BYTES_MIN;
+        let direct = if past_cache { handles.direct() } else { None };
+        let read = match direct {
+            Some(direct) => read_exact_past_cache(&handles.file, direct, into, offset),
+            None => read_exact_at(&handles.file, into, offset),
         };
         read.map_err(|e| self.read_error(tensor, &e))
     }

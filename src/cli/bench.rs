@@ -9,12 +9,13 @@ use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
 use super::{CommonArgs, cache_folder, cores, count, show};
-use crate::bench::merge::{self, Child, METHODS, MergeTimes, Setup};
+use crate::bench::merge::{self, Child, MergeTimes, Setup};
 use crate::bench::page;
 use crate::bench::shapes::{SHAPES, Shape};
 use crate::bench::synth::Spec;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::method;
 use crate::text::bytes;
 use crate::{Options, prepare_config, read_config};
 
@@ -29,12 +30,12 @@ pub(super) struct BenchMergeArgs {
     #[arg(long, value_name = "N", value_parser = count)]
     layers: Option<usize>,
     /// The merge method
-    #[arg(long, value_name = "NAME", default_value = "ties", value_parser = PossibleValuesParser::new(METHODS))]
+    #[arg(long, value_name = "NAME", default_value = "ties", value_parser = PossibleValuesParser::new(merge::measured()))]
     method: String,
-    /// Fine-tunes that are merged, beside the base where the method has one
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = models)]
-    models: usize,
-    /// What of each task vector ties and dare keep
+    /// Fine-tunes that are merged, beside the base where the method has one [default: 2, or as many as the method takes]
+    #[arg(long, value_name = "N", value_parser = models)]
+    models: Option<usize>,
+    /// What methods keep that leave something out
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
     density: f64,
     /// The type of all tensors; a config's names (bfloat16) do too
@@ -128,11 +129,12 @@ impl BenchMergeArgs {
             Type::F32 => Float::F32,
         };
         let shape = Shape::find(&self.shape, self.layers)?;
+        let method = method::find(&self.method)?;
         let (seed, shard_bytes) = (self.common.random_seed, self.common.out_shard_size);
         let setup = Setup {
             spec: Spec { shape, float, seed, shard_bytes },
-            method: self.method.clone(),
-            models: self.models,
+            method,
+            models: self.models.unwrap_or_else(|| merge::usual_models(method)),
             density: self.density,
             dir: PathBuf::new(),
             cold: self.cold,
@@ -202,7 +204,7 @@ fn table(measured: &MergeTimes) {
     let (setup, round) = (&measured.setup, &measured.typical().round);
     show::line(&format!(
         "{} of {} models, {} ({} layers) in {}, on {} ({} threads); {}; medians of {}, and the fastest",
-        setup.method,
+        setup.method.name,
         setup.models,
         setup.spec.shape.name,
         setup.spec.shape.layers,
@@ -267,7 +269,7 @@ fn measured_json(measured: &MergeTimes) -> Json {
         "layers": setup.spec.shape.layers,
         "dtype": setup.spec.float.name(),
         "seed": setup.spec.seed,
-        "method": setup.method,
+        "method": setup.method.name,
         "models": setup.models,
         "density": setup.density,
         "device": round.device,

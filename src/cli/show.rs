@@ -14,7 +14,7 @@ use crate::backend::Limits;
 use crate::backend::device::Device;
 use crate::error::{Error, Result};
 use crate::input::Input;
-use crate::method::{self, Base, METHODS, Method, Parameter, Scope, Settings, Value, ValueKind};
+use crate::method::{self, Base, METHODS, Method, Parameter, Scope, Settings, Value, ValueKind, Values};
 use crate::plan::{Action, LeftOut, Plan, Tensor};
 use crate::report::Report;
 use crate::stream::Budget;
@@ -164,13 +164,21 @@ fn reads(prepared: &Prepared) -> String {
     format!("{} of inputs{again}", bytes(once))
 }
 
+/// So many models are named where a merge is told of in a line: the plan has them all.
+const NAMED_MAX: usize = 16;
+
 /// What a merge is about to do, in a few lines.
 pub(super) fn summary(prepared: &Prepared) {
     let plan = &prepared.plan;
+    let named: Vec<&str> = plan.models.iter().take(NAMED_MAX).map(String::as_str).collect();
+    let more = match plan.models.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
     talk(&one_line(&format!(
-        "{} of {}: {} tensors, {} to write; reads {}",
+        "{} of {}{more}: {} tensors, {} to write; reads {}",
         plan.method.name,
-        plan.models.join(", "),
+        named.join(", "),
         plan.tensors.len(),
         bytes(plan.layout.file_bytes),
         reads(prepared),
@@ -215,6 +223,13 @@ pub(super) fn done(out: &Path, prepared: &Prepared, moved: (u64, u64), elapsed: 
         // Chunks that were mended are written twice.
         bytes(plan.layout.total_bytes),
     )));
+}
+
+/// What merging found out about tensors.
+pub(super) fn remarks(report: &Report) {
+    for (remark, tensors) in report.remarks() {
+        note(&format!("{remark} ({tensors} of {} tensors)", report.merged.len()));
+    }
 }
 
 /// How busy the stages were, and what holds the merge back.
@@ -301,12 +316,17 @@ pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbos
     for (i, model) in plan.models.iter().enumerate() {
         let roles = [(plan.base == Some(i), "base"), (plan.donor == i, "gives config and tokenizer")];
         let roles: Vec<&str> = roles.iter().filter(|(yes, _)| *yes).map(|(_, role)| *role).collect();
+        let weight = plan.weights.as_ref().map_or(String::new(), |weights| {
+            let share = weights[i] / weights.iter().sum::<f64>();
+            format!("  weight {}", (share * 1e6).round() / 1e6)
+        });
         out!(
-            "model    {model}{}",
+            "model    {model}{weight}{}",
             if roles.is_empty() { String::new() } else { format!("  ({})", roles.join(", ")) }
         );
     }
     let copied = plan.tensors.iter().filter(|t| matches!(t.action, Action::Copy(_))).count();
+    plan.element_files.iter().for_each(|file| out!("file     {file}"));
     out!("tensors  {} merged, {copied} copied", plan.tensors.len() - copied);
     out!("read     {}", reads(prepared));
     out!("write    {} in {} file(s)", bytes(plan.layout.file_bytes), plan.layout.shards.len());
@@ -340,44 +360,69 @@ fn shape(tensor: &Tensor) -> String {
 
 fn action(plan: &Plan, tensor: &Tensor) -> String {
     match &tensor.action {
-        Action::Copy(copy) => format!("copied from {}", plan.models[source_of(plan, copy.holders[0])]),
+        Action::Copy(copy) => format!("copied from {}", model_of(plan, copy.holders[0])),
         Action::Merge(merge) => {
-            let shared =
-                merge.settings.shared.iter().map(|(name, value)| format!("{name} {}", shown(*value)));
+            let shared = set(&merge.settings.shared).map(|(name, value)| format!("{name} {}", shown(*value)));
             let own = merge
                 .inputs
                 .iter()
+                // What the processor makes for the method stands behind the models.
+                .take(merge.settings.inputs)
                 .enumerate()
-                .map(|(place, input)| of_input(plan, &merge.settings, place, source_of(plan, *input)));
-            own.chain(shared).collect::<Vec<_>>().join("; ")
+                .map(|(place, input)| {
+                    of_input(&merge.settings, place, &model_of(plan, *input), mask_of(plan, *input))
+                });
+            // Their weights are listed with the models, once.
+            let own = if plan.weights.is_some() { vec!["all models".into()] } else { own.collect() };
+            own.into_iter().chain(shared).collect::<Vec<_>>().join("; ")
         }
     }
 }
 
-fn of_input(plan: &Plan, settings: &Settings, input: usize, source: usize) -> String {
-    let values = settings.per_input[input].iter().map(|(name, value)| format!("{name} {}", shown(*value)));
-    let role = if settings.base == Some(input) { vec!["base".to_string()] } else { Vec::new() };
-    let words = role.into_iter().chain(values).collect::<Vec<_>>().join(" ");
-    format!("{}{}{words}", plan.models[source], if words.is_empty() { "" } else { ": " })
+fn of_input(settings: &Settings, place: usize, model: &str, mask: Option<&str>) -> String {
+    let values = set(&settings.per_input[place]).map(|(name, value)| format!("{name} {}", shown(*value)));
+    let role = (settings.base == Some(place)).then(|| "base".to_string());
+    let mask = mask.map(|mask| format!("mask {mask}"));
+    let words = role.into_iter().chain(values).chain(mask).collect::<Vec<_>>().join(" ");
+    format!("{model}{}{words}", if words.is_empty() { "" } else { ": " })
 }
 
-/// The model that an input comes from.
-fn source_of(plan: &Plan, input: usize) -> usize {
-    crate::input::stored(&plan.inputs, input)[0].source
+/// The mask of a model's input, if it has one.
+fn mask_of(plan: &Plan, input: usize) -> Option<&str> {
+    let stored = crate::input::stored(&plan.inputs, input);
+    let file = stored.iter().find_map(|at| at.source.checked_sub(plan.models.len()))?;
+    Some(&plan.element_files[file])
+}
+
+/// The model that an input comes from, or what it is if it comes from none.
+fn model_of(plan: &Plan, input: usize) -> String {
+    match (crate::input::source(&plan.inputs, input), &plan.inputs[input]) {
+        (None, Input::Made(made)) => made.to_string(),
+        (source, _) => plan.models[source.expect("a stored tensor is a model's")].clone(),
+    }
 }
 
 /// A tensor's name in its model, or what an input is made of.
 fn input_name(prepared: &Prepared, input: usize) -> String {
     match &prepared.plan.inputs[input] {
         Input::Stored(at) => prepared.sources[at.source].tensor_at(at.tensor).name.clone(),
-        Input::Made(made) => made.to_string(),
+        Input::Made(made) => match made.of()[..] {
+            [of] => input_name(prepared, of),
+            _ => made.to_string(),
+        },
     }
+}
+
+/// The values that are set to something.
+fn set(values: &Values) -> impl Iterator<Item = &(&'static str, Value)> {
+    values.iter().filter(|(_, value)| *value != Value::Null)
 }
 
 fn shown(value: Value) -> String {
     match value {
         Value::Number(number) => format!("{number}"),
         Value::Flag(flag) => format!("{flag}"),
+        Value::Word(word) => word.into(),
         Value::Null => "none".into(),
     }
 }
@@ -386,6 +431,7 @@ fn value_json(value: Value) -> Json {
     match value {
         Value::Number(number) => json!(number),
         Value::Flag(flag) => json!(flag),
+        Value::Word(word) => json!(word),
         Value::Null => Json::Null,
     }
 }
@@ -403,17 +449,32 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
     let tensor = |(tensor, place): (&Tensor, &crate::checkpoint::Place)| {
         let action = match &tensor.action {
             Action::Copy(copy) => {
-                let holder = |input: &usize| json!({ "model": plan.models[source_of(plan, *input)], "tensor": input_name(prepared, *input) });
+                let holder = |input: &usize| json!({ "model": model_of(plan, *input), "tensor": input_name(prepared, *input) });
                 json!({ "copy": copy.holders.iter().map(holder).collect::<Vec<_>>() })
             }
             Action::Merge(merge) => {
                 let input = |(i, input): (usize, &usize)| {
                     let tensor = input_name(prepared, *input);
-                    json!({ "model": plan.models[source_of(plan, *input)], "tensor": tensor, "base": merge.settings.base == Some(i),
-                            "parameters": values(&merge.settings.per_input[i]) })
+                    let mask = mask_of(plan, *input);
+                    // Of a masked tensor the model's own name.
+                    let own = mask.and_then(|_| crate::input::stored(&plan.inputs, *input).first().copied());
+                    let tensor = own
+                        .map_or(tensor, |at| prepared.sources[at.source].tensor_at(at.tensor).name.clone());
+                    let parameters = values(merge.settings.per_input.get(i).map_or(&[], Vec::as_slice));
+                    let mut of = json!({ "model": model_of(plan, *input), "tensor": tensor, "base": merge.settings.base == Some(i),
+                            "parameters": parameters });
+                    if let Some(mask) = mask {
+                        of["mask"] = mask.into();
+                    }
+                    of
                 };
-                json!({ "merge": merge.inputs.iter().enumerate().map(input).collect::<Vec<_>>(),
-                        "parameters": values(&merge.settings.shared), "sweeps_most": merge.recipe.sweeps_most })
+                let (models, made) = merge.inputs.split_at(merge.settings.inputs.min(merge.inputs.len()));
+                let mut action = json!({ "merge": models.iter().enumerate().map(input).collect::<Vec<_>>(),
+                        "parameters": values(&merge.settings.shared), "sweeps_most": merge.recipe.sweeps_most });
+                if !made.is_empty() {
+                    action["made"] = made.iter().map(|input| input_name(prepared, *input)).collect();
+                }
+                action
             }
         };
         json!({ "name": &*tensor.name, "dtype": format!("{:?}", tensor.dtype), "shape": &*tensor.shape,
@@ -425,7 +486,7 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
         "base_model": plan.base.map(|base| &plan.models[base]), "donor": plan.models[plan.donor],
         "read_bytes": read, "read_bytes_most": most, "write_bytes": plan.layout.file_bytes,
         "memory_bytes": budget.host_bytes, "threads": limits.threads,
-        "notes": plan.notes, "warnings": plan.warnings.iter().map(|w| &w.message).collect::<Vec<_>>(),
+        "weights": plan.weights, "notes": plan.notes, "warnings": plan.warnings.iter().map(|w| &w.message).collect::<Vec<_>>(),
         "left_out": plan.left_out.iter().map(left_out).collect::<Vec<_>>(),
         "tensors": plan.tensors.iter().zip(&plan.layout.places).map(tensor).collect::<Vec<_>>(),
     })
@@ -442,7 +503,8 @@ pub(super) fn methods(name: Option<&str>, as_json: bool) -> Result<()> {
     } else if name.is_some() {
         chosen.iter().for_each(|method| explain(method));
     } else {
-        chosen.iter().for_each(|method| out!("{:16} {}", method.name, method.summary));
+        let width = chosen.iter().map(|method| method.name.len()).max().unwrap_or(0);
+        chosen.iter().for_each(|method| out!("{:width$}  {}", method.name, method.summary));
     }
     Ok(())
 }
@@ -450,15 +512,23 @@ pub(super) fn methods(name: Option<&str>, as_json: bool) -> Result<()> {
 fn explain(method: &Method) {
     out!("{}: {}", method.name, method.summary);
     out!("");
-    out!("    {}", method.formula);
+    method.formula.lines().for_each(|line| out!("    {line}"));
     out!("");
     if let Some(paper) = method.paper {
         out!("paper       {} <{}>", paper.title, paper.url);
+    }
+    if let Some(evidence) = method.evidence {
+        out!("evidence    {evidence}");
+    }
+    if let Some(decided) = method.by_processor {
+        out!("processor   {decided}");
     }
     out!(
         "base_model  {}",
         match base(method) {
             OPTIONAL => "optional: the models' differences to it are merged instead of the models",
+            LISTED =>
+                "one of the models, which are weighted by their places in the list; gives config and tokenizer",
             ONE_MORE =>
                 "one more model, merged like the others, where it is not listed; gives config and tokenizer",
             NOT_NEEDED => {
@@ -472,13 +542,19 @@ fn explain(method: &Method) {
         out!("");
         out!("parameters");
     }
+    let width = method.parameters.iter().map(|parameter| parameter.name.len()).max().unwrap_or(0);
     for parameter in method.parameters {
-        out!("  {:10} {:30} {}", parameter.name, describe(parameter), parameter.meaning);
+        let words = match parameter.kind {
+            ValueKind::Word(words) => format!(": {}", words.join(", ")),
+            _ => String::new(),
+        };
+        out!("  {:width$}  {:30} {}{words}", parameter.name, describe(parameter), parameter.meaning);
     }
 }
 
 /// What a method does with a `base_model` that it does not need.
 const ONE_MORE: &str = "one more model";
+const LISTED: &str = "one of the models";
 const NOT_NEEDED: &str = "not needed";
 const OPTIONAL: &str = "optional";
 
@@ -488,6 +564,7 @@ fn base(method: &Method) -> &'static str {
         (Base::Required, _) => "required",
         (Base::Optional, _) => OPTIONAL,
         (_, 1) => NOT_NEEDED,
+        _ if method.weighs_by_position() => LISTED,
         _ => ONE_MORE,
     }
 }
@@ -512,22 +589,29 @@ fn describe(parameter: &Parameter) -> String {
 
 fn method_json(method: &Method) -> Json {
     let parameter = |p: &Parameter| {
+        let words = match p.kind {
+            ValueKind::Word(words) => json!(words),
+            _ => Json::Null,
+        };
         let kind = match p.kind {
             ValueKind::Number => "number",
             ValueKind::Count => "whole number",
             ValueKind::NumberOrNull => "number or null",
             ValueKind::Flag => "flag",
+            ValueKind::File => "file",
+            ValueKind::Word(_) => "word",
         };
         let scope = match p.scope {
             Scope::Input => "every model",
             Scope::NonBase => "every model but the base",
             Scope::Shared => "all models together",
         };
-        json!({ "name": p.name, "kind": kind, "scope": scope, "per_model": p.scope != Scope::Shared, "required": p.default.is_none(),
+        json!({ "name": p.name, "kind": kind, "words": words, "scope": scope, "per_model": p.scope != Scope::Shared, "required": p.default.is_none(),
                 "default": p.default.map_or(Json::Null, value_json), "meaning": p.meaning })
     };
     json!({ "name": method.name, "summary": method.summary, "formula": method.formula,
             "paper": method.paper.map(|paper| json!({ "title": paper.title, "url": paper.url })),
+            "evidence": method.evidence, "by_processor": method.by_processor,
             "base_model": base(method), "base_model_required": method.base == Base::Required,
             "models_least": method.models.start(), "models_most": Some(method.models.end()).filter(|most| **most < usize::MAX),
             "parameters": method.parameters.iter().map(parameter).collect::<Vec<_>>() })

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
+use crate::method::ValueKind;
 use proptest::prelude::*;
 
 const MODELS: &str = "merge_method: linear\nmodels:\n  - model: a\n";
@@ -105,8 +106,8 @@ name: mine
     assert_eq!(config.parameters["normalize"].value.0[0].value, WrittenValue::One(Scalar::Bool(true)));
     let filters = config.parameters["t"].value.0.iter().map(|entry| entry.filter.as_deref());
     assert_eq!(filters.collect::<Vec<_>>(), [Some("self_attn"), None]);
-    assert_eq!(config.dtype.unwrap().value, Float::F32);
-    assert_eq!(config.out_dtype.unwrap().value, Float::BF16);
+    assert_eq!(config.dtype.unwrap().value, Dtype::F32);
+    assert_eq!(config.out_dtype.unwrap().value, Dtype::BF16);
     assert_eq!(config.tokenizer.unwrap().value, TokenizerSource::Base);
     assert_eq!(config.chat_template.unwrap().value, "auto");
     assert_eq!(config.warnings, []);
@@ -232,14 +233,14 @@ fn models_are_paths_with_a_revision() {
 #[test]
 fn dtypes() {
     for (written, float) in [
-        ("bfloat16", Float::BF16),
-        ("torch.bfloat16", Float::BF16),
-        ("float16", Float::F16),
-        ("'float32'", Float::F32),
+        ("bfloat16", Dtype::BF16),
+        ("torch.bfloat16", Dtype::BF16),
+        ("float16", Dtype::F16),
+        ("'float32'", Dtype::F32),
+        ("float64", Dtype::F64),
     ] {
         assert_eq!(parse(&with(&format!("dtype: {written}"))).dtype.unwrap().value, float);
     }
-    assert_refused(&with("dtype: float64"), "c.yaml:1:8: float64 is not supported yet", "use float32");
     assert_refused(
         &with("out_dtype: int64"),
         "c.yaml:1:12: `int64` is not a type",
@@ -327,7 +328,8 @@ fn a_config_of_mergekit_moe_is_recognised() {
 fn a_parameter_beside_its_place_is_reported_where_it_belongs() {
     let belongs = "(it belongs under `parameters:`) is ignored";
     for method in crate::method::METHODS {
-        for name in method.parameters.iter().map(|parameter| parameter.name) {
+        let values = method.parameters.iter().filter(|parameter| parameter.kind != ValueKind::File);
+        for name in values.map(|parameter| parameter.name) {
             let beside_model = format!("{MODELS}    {name}: 1");
             assert_warned(&beside_model, &format!("c.yaml:4:5: unknown key `{name}` {belongs}"));
             assert_warned(
@@ -338,6 +340,28 @@ fn a_parameter_beside_its_place_is_reported_where_it_belongs() {
     }
     let within_a_reference = with("base_model: {model: {path: a, weight: 1}}");
     assert_warned(&within_a_reference, "c.yaml:1:31: unknown key `weight` is ignored");
+}
+
+#[test]
+fn masks_and_importance_stand_in_a_models_entry() {
+    let entry = "{model: b, mask: ~/m.safetensors, importance: 7}";
+    let file = |value: &str, column| Some(Located { value: value.into(), at: Position { line: 2, column } });
+    let config = parse(&format!("merge_method: ties\nmodels: [{entry}, {{model: c, mask: null}}]"));
+    let files: Vec<&ElementFiles> = config.entries().iter().map(|entry| entry.files).collect();
+    let both = ElementFiles { mask: file("~/m.safetensors", 27), importance: file("7", 56) };
+    assert_eq!(files, [&both, &ElementFiles::default()]);
+    let config = parse(&format!("merge_method: ties\nslices: [{{sources: [{entry}]}}]"));
+    let [entry] = config.entries()[..] else { panic!("one entry") };
+    assert_eq!(entry.files.mask.as_ref().unwrap().value, "~/m.safetensors");
+    assert!(entry.slice.is_some());
+    for wrong in ["[a]", "{path: a}", "''"] {
+        let config = format!("merge_method: ties\nmodels: [{{model: b, mask: {wrong}}}]");
+        assert_refused(&config, "c.yaml:2:27: expected the path of a safetensors file or of a folder", "");
+    }
+    let belongs = "(it belongs in a model's entry, beside `model:`) is ignored";
+    assert_warned(&with("mask: a"), &format!("c.yaml:1:1: unknown key `mask` {belongs}"));
+    let slice = "merge_method: ties\nslices: [{importance: a, sources: [{model: b}]}]";
+    assert_warned(slice, &format!("c.yaml:2:11: unknown key `importance` {belongs}"));
 }
 
 /// A file full of names must not fill a screen.

@@ -2,10 +2,11 @@
 
 use super::yaml::{self, Key, Node, Yaml};
 use super::{
-    Conditional, Config, ConfiguredParameter, Inputs, ListedModel, Located, ModelRef, Parameters, Position,
-    Scalar, Slice, SliceSource, TokenizerSource, Warning, WrittenValue, error_at, quoted,
+    Conditional, Config, ConfiguredParameter, ElementFiles, Inputs, ListedGlob, ListedModel, Located,
+    ModelRef, Parameters, Position, Scalar, Slice, SliceSource, TokenizerSource, Warning, WrittenValue,
+    error_at, quoted,
 };
-use crate::dtype::Float;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result, did_you_mean};
 use indexmap::IndexMap;
 use std::fmt;
@@ -28,16 +29,22 @@ const TOP_KEYS: &[&str] = &[
 ];
 /// Named in mergekit's README, but gone from its schema.
 const LEGACY_KEYS: &[&str] = &["embed_slerp", "input_model_parameters"];
-/// The parameters of mergekit's methods, which are often written beside `parameters` instead of under it.
+/// The parameters of mergekit's methods and of ours, which are often written beside `parameters` instead of under it.
 const PARAMETERS: &[&str] = &[
+    "agree",
     "alpha",
+    "balance",
+    "decay",
     "density",
     "eps",
     "epsilon",
     "filter_wise",
+    "floor",
     "gamma",
     "int8_mask",
     "lambda",
+    "lines_alpha",
+    "lines_beta",
     "max_iter",
     "normalize",
     "normalize_weights",
@@ -48,14 +55,19 @@ const PARAMETERS: &[&str] = &[
     "scale",
     "select_topk",
     "t",
+    "tall",
     "tol",
     "weight",
+    "weights",
+    "window",
 ];
+/// The keys of files that say something of a model's elements. Where they are not read, they stand in the wrong place.
+const ELEMENT_FILES: &[&str] = &["mask", "importance"];
 /// Keys of mergekit-moe's configs, whose `experts` become one model.
 const MOE_KEYS: &[&str] = &["experts", "gate_mode"];
 const PARAMETER_FORMS: &str =
     "expected a number, a list of numbers (a gradient over the layers) or a list of {filter, value}";
-const DTYPES: &[&str] = &["bfloat16", "float16", "float32"];
+const DTYPES: &[&str] = &["bfloat16", "float16", "float32", "float64"];
 /// So many unknown keys are named.
 const NAMED_MAX: usize = 4;
 const LITERAL_PATH_HINT: &str = "a path that contains `@` or `+` is written {model: {path: …}}";
@@ -67,11 +79,14 @@ pub fn read(file: &str, source: &str) -> Result<Config> {
     let document = yaml::parse(file, source)?;
     let mut walk = Walk { file, ignored: Vec::new() };
     let top = walk.document(&document)?;
+    let merge_method = walk.merge_method(&top)?;
+    let (inputs, globs) = walk.inputs(&top)?;
     Ok(Config {
         file: file.to_string(),
         source: source.to_string(),
-        merge_method: walk.merge_method(&top)?,
-        inputs: walk.inputs(&top)?,
+        merge_method,
+        inputs,
+        globs,
         base_model: walk.optional(&top, "base_model", Walk::model)?,
         dtype: walk.optional(&top, "dtype", |walk, node| walk.dtype(node))?,
         out_dtype: walk.optional(&top, "out_dtype", |walk, node| walk.dtype(node))?,
@@ -163,6 +178,9 @@ fn meant(key: &str, known: &[&str]) -> String {
     if LEGACY_KEYS.contains(&key) {
         return " (mergekit ignores it too)".into();
     }
+    if ELEMENT_FILES.contains(&key) {
+        return " (it belongs in a model's entry, beside `model:`)".into();
+    }
     if known.contains(&"parameters") && PARAMETERS.contains(&key) {
         return " (it belongs under `parameters:`)".into();
     }
@@ -189,6 +207,12 @@ fn listed(all: &[&Located<Ignored>]) -> String {
             format!("{} unknown keys are ignored: {named}{more}", all.len())
         }
     }
+}
+
+/// An entry of `models`.
+enum Entry {
+    Model(ListedModel),
+    Glob(ListedGlob),
 }
 
 /// The way through the tree, collecting what is ignored.
@@ -279,7 +303,7 @@ impl Walk<'_> {
         self.error(fields.at, format_args!("`{key}` is missing")).hint(hint)
     }
 
-    fn inputs(&mut self, top: &Fields) -> Result<Inputs> {
+    fn inputs(&mut self, top: &Fields) -> Result<(Inputs, Vec<ListedGlob>)> {
         if let Some(at) = top.key_at("modules") {
             let message = "modules: (multi-module models) is not supported yet";
             return Err(self.error(at, message).hint("merge each module as a checkpoint of its own"));
@@ -289,8 +313,10 @@ impl Walk<'_> {
             ((Some(models), Some(slices)), ..) => Err(self
                 .error(models.max(slices), "`models` and `slices` exclude each other")
                 .hint("`models` merges whole models, `slices` stacks layers: keep one")),
-            (_, Some(node), None) => Ok(Inputs::Models(self.list(node, "models", Self::input)?)),
-            (_, None, Some(node)) => Ok(Inputs::Slices(self.list(node, "slices", Self::slice)?)),
+            (_, Some(node), None) => self.models(node),
+            (_, None, Some(node)) => {
+                Ok((Inputs::Slices(self.list(node, "slices", Self::slice)?), Vec::new()))
+            }
             _ => {
                 let slip = top.slip_of("models").or_else(|| top.slip_of("slices"));
                 let hint = slip.unwrap_or("list the inputs under `models:`, each as `- model: path`".into());
@@ -316,9 +342,46 @@ impl Walk<'_> {
         }
     }
 
-    fn input(&mut self, node: &Node) -> Result<ListedModel> {
-        let fields = self.entry(node, &["model", "parameters"])?;
-        Ok(ListedModel { model: self.required_model(&fields)?, parameters: self.parameters(&fields)? })
+    /// A list of models and patterns, or one pattern by itself.
+    fn models(&mut self, node: &Node) -> Result<(Inputs, Vec<ListedGlob>)> {
+        let entries = match &node.kind {
+            Yaml::Map(entries) if entries.iter().any(|(key, _)| key.name == "glob") => {
+                vec![self.input(node)?]
+            }
+            _ => self.list(node, "models", Self::input)?,
+        };
+        let (mut models, mut globs) = (Vec::new(), Vec::new());
+        for entry in entries {
+            match entry {
+                Entry::Model(model) => models.push(model),
+                Entry::Glob(glob) => globs.push(ListedGlob { before: models.len(), ..glob }),
+            }
+        }
+        Ok((Inputs::Models(models), globs))
+    }
+
+    fn input(&mut self, node: &Node) -> Result<Entry> {
+        let fields = self.entry(node, &["model", "glob", "mask", "importance", "parameters"])?;
+        let Some(glob) = fields.get("glob") else {
+            let (model, files) = (self.required_model(&fields)?, self.element_files(&fields)?);
+            return Ok(Entry::Model(ListedModel {
+                model,
+                files,
+                parameters: self.parameters(&fields)?.into(),
+            }));
+        };
+        if let Some(at) = fields.key_at("model") {
+            return Err(self
+                .error(at, "`model` and `glob` exclude each other")
+                .hint("give the model an entry of its own"));
+        }
+        if let Some((key, at)) = ELEMENT_FILES.iter().find_map(|key| Some((key, fields.key_at(key)?))) {
+            let message =
+                format!("`{key}` is about the elements of one model, and `glob` stands for several");
+            return Err(self.error(at, message).hint("give the model an entry of its own, with `model`"));
+        }
+        let (pattern, parameters) = (self.text(glob)?, self.parameters(&fields)?.into());
+        Ok(Entry::Glob(ListedGlob { pattern, before: 0, parameters }))
     }
 
     fn slice(&mut self, node: &Node) -> Result<Slice> {
@@ -356,12 +419,28 @@ impl Walk<'_> {
     }
 
     fn slice_source(&mut self, node: &Node) -> Result<SliceSource> {
-        let fields = self.entry(node, &["model", "layer_range", "parameters"])?;
+        let fields = self.entry(node, &["model", "layer_range", "mask", "importance", "parameters"])?;
         Ok(SliceSource {
             model: self.required_model(&fields)?,
             layer_range: self.optional(&fields, "layer_range", |walk, node| walk.layer_range(node))?,
+            files: self.element_files(&fields)?,
             parameters: self.parameters(&fields)?,
         })
+    }
+
+    /// The files that say something of a model's elements.
+    fn element_files(&mut self, fields: &Fields) -> Result<ElementFiles> {
+        Ok(ElementFiles {
+            mask: self.optional(fields, "mask", Self::path)?,
+            importance: self.optional(fields, "importance", Self::path)?,
+        })
+    }
+
+    fn path(&mut self, node: &Node) -> Result<Located<String>> {
+        let path = node.text().filter(|path| !path.trim().is_empty()).map(str::to_string);
+        let path = path
+            .ok_or_else(|| self.error(node.at, "expected the path of a safetensors file or of a folder"))?;
+        Ok(Located { value: path, at: node.at })
     }
 
     /// An entry that names a model; the bare path is a slip worth a hint of its own.
@@ -469,17 +548,15 @@ impl Walk<'_> {
         self.error(at, format_args!("LoRA adapters are not supported ({})", quoted(text))).hint(hint)
     }
 
-    fn dtype(&self, node: &Node) -> Result<Located<Float>> {
+    fn dtype(&self, node: &Node) -> Result<Located<Dtype>> {
         let Some(text) = node.text() else {
             return Err(self.error(node.at, "expected a type").hint(format!("one of {}", DTYPES.join(", "))));
         };
         let value = match text.strip_prefix("torch.").unwrap_or(text) {
-            "bfloat16" => Float::BF16,
-            "float16" => Float::F16,
-            "float32" => Float::F32,
-            "float64" => {
-                return Err(self.error(node.at, "float64 is not supported yet").hint("use float32"));
-            }
+            "bfloat16" => Dtype::BF16,
+            "float16" => Dtype::F16,
+            "float32" => Dtype::F32,
+            "float64" => Dtype::F64,
             other => {
                 return Err(self
                     .error(node.at, format_args!("{} is not a type to merge in", quoted(text)))
@@ -600,6 +677,7 @@ fn near_dtype(typed: &str) -> String {
         "bf16" => Some("bfloat16"),
         "f16" | "fp16" | "half" => Some("float16"),
         "f32" | "fp32" | "float" => Some("float32"),
+        "f64" | "fp64" | "double" => Some("float64"),
         _ => near(typed, DTYPES),
     };
     near.map_or_else(|| format!("use one of {}", DTYPES.join(", ")), |near| format!("did you mean `{near}`?"))

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::{Floats, Made, ReadElements, by_rows};
+use super::{Floats, Made, READ_MAX, ReadElements, by_rows, fit};
 use crate::dtype::{Float, encode};
 use crate::error::Result;
 
@@ -35,6 +35,15 @@ impl Made for Adapted {
         Float::F32
     }
 
+    fn working_bytes(&self, elements: u64) -> u64 {
+        let rows = (elements / self.columns + 2).min((BLOCK / self.rank.max(1)).max(1));
+        let (a, b) = (self.columns.min(BLOCK), rows * self.rank);
+        let parts = elements / self.columns.min(BLOCK) + 2;
+        // The weight, the sums, and the room for bytes, each in f32 at the most.
+        let values = a + b + 2 * elements + a.max(b).max(elements);
+        values * Float::F32.bytes() as u64 + parts * size_of::<(u64, Range<u64>)>() as u64
+    }
+
     /// Of `A` and of `B` at most a block is in memory at a time.
     fn read(&self, range: Range<u64>, mut into: &mut [u8], from: &mut dyn ReadElements) -> Result<()> {
         let long = self.columns > BLOCK;
@@ -55,7 +64,7 @@ impl Made for Adapted {
 }
 
 /// The most elements of a row of `A`, and of rows of `B`, in memory: 4 MiB.
-const BLOCK: u64 = 1 << 20;
+const BLOCK: u64 = READ_MAX;
 
 /// Columns in parts of at most a block.
 fn cut(columns: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
@@ -86,11 +95,11 @@ impl Adapted {
         let (first_row, first) = &parts[0];
         let columns = if parts.len() == 1 { first.clone() } else { 0..self.columns };
         let Room { bytes, a, b, sums, weight } = room;
-        b.resize(parts.len() * self.rank as usize, 0.0);
+        fit(b, parts.len() * self.rank as usize);
         self.b.values(first_row * self.rank, b, bytes, from)?;
-        a.resize((columns.end - columns.start) as usize, 0.0);
+        fit(a, (columns.end - columns.start) as usize);
         sums.clear();
-        sums.resize(elements, 0.0);
+        fit(sums, elements);
         for rank in 0..self.rank {
             self.a.values(rank * self.columns + columns.start, a, bytes, from)?;
             let mut rest = &mut sums[..];
@@ -101,7 +110,7 @@ impl Adapted {
                 rest = behind;
             }
         }
-        weight.resize(elements, 0.0);
+        fit(weight, elements);
         self.weight.values(first_row * self.columns + first.start, weight, bytes, from)?;
         weight.iter_mut().zip(&*sums).for_each(|(weight, sum)| *weight += self.scale * sum);
         encode(Float::F32, weight, into);

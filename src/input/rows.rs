@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::{Floats, Made, ReadElements, by_rows};
+use super::{Floats, Made, ReadElements, by_rows, fit};
 use crate::dtype::{Float, encode};
 use crate::error::Result;
 
@@ -87,14 +87,14 @@ impl Rows {
                 if float == self.float {
                     return from.bytes(input, first * float.bytes() as u64, into);
                 }
-                room.sum.resize(elements, 0.0);
+                fit(&mut room.sum, elements);
                 self.of[*of].values(first, &mut room.sum, &mut room.bytes, from)?;
                 encode(self.float, &room.sum, into);
             }
             (Row::Mean(holders), _) => {
                 room.sum.clear();
-                room.sum.resize(elements, 0.0);
-                room.term.resize(elements, 0.0);
+                fit(&mut room.sum, elements);
+                fit(&mut room.term, elements);
                 for (of, row) in holders {
                     self.of[*of].values(place(*row), &mut room.term, &mut room.bytes, from)?;
                     room.sum.iter_mut().zip(&room.term).for_each(|(sum, term)| *sum += term);
@@ -122,6 +122,11 @@ impl Made for Rows {
 
     fn float(&self) -> Float {
         self.float
+    }
+
+    /// A sum, a term, and the term's bytes.
+    fn working_bytes(&self, elements: u64) -> u64 {
+        3 * elements.min(self.columns) * Float::F32.bytes() as u64
     }
 
     fn read(&self, range: Range<u64>, mut into: &mut [u8], from: &mut dyn ReadElements) -> Result<()> {

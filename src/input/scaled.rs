@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use super::{Floats, Made, ReadElements, by_rows};
+use super::{Floats, Made, ReadElements, by_rows, fit};
 use crate::dtype::{Dtype, Float, encode};
 use crate::error::Result;
 
@@ -75,16 +75,21 @@ impl Made for Scaled {
         Float::F32
     }
 
+    /// A row's codes and values, and its scales with their bytes.
+    fn working_bytes(&self, elements: u64) -> u64 {
+        elements.min(self.columns) * (1 + 3 * Float::F32.bytes()) as u64
+    }
+
     fn read(&self, range: Range<u64>, mut into: &mut [u8], from: &mut dyn ReadElements) -> Result<()> {
         let table = table(self.format).expect("the format was looked at when this was made");
         let [block_rows, block_columns] = self.block;
         let scales_of_row = self.columns.div_ceil(block_columns);
         let (mut codes, mut scales, mut values, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (row, columns) in by_rows(range, self.columns) {
-            codes.resize((columns.end - columns.start) as usize, 0u8);
+            fit(&mut codes, (columns.end - columns.start) as usize);
             from.bytes(self.codes, row * self.columns + columns.start, &mut codes)?;
             let first = columns.start / block_columns;
-            scales.resize((columns.end.div_ceil(block_columns) - first) as usize, 0.0);
+            fit(&mut scales, (columns.end.div_ceil(block_columns) - first) as usize);
             let place = row / block_rows * scales_of_row + first;
             self.scales.values(place, &mut scales, &mut bytes, from)?;
             values.clear();

@@ -169,7 +169,7 @@ fn fast<E: Element>(
 }
 
 /// Of so many models the terms of an element are at hand at once.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 
 /// So few models that all of an element's terms are at hand at once.
 #[inline(always)]
@@ -305,11 +305,11 @@ fn terms<const N: usize, E: Element>(
 }
 
 /// The factors of all sets of models in pairs: without the first model, and the bits that change with it.
-struct Scale([(u32, u32); 1 << (FEW - 1)]);
+pub(super) struct Scale([(u32, u32); 1 << (FEW - 1)]);
 
 impl Scale {
     #[inline(always)]
-    fn new(scale: &[f32]) -> Self {
+    pub(super) fn new(scale: &[f32]) -> Self {
         let bits = |set: usize| scale.get(set).map_or(0, |factor| factor.to_bits());
         Self(std::array::from_fn(|pair| (bits(2 * pair), bits(2 * pair) ^ bits(2 * pair + 1))))
     }
@@ -318,7 +318,7 @@ impl Scale {
     /// addresses and then load, which takes longer, but for the first choice being none between two loads; and it would not
     /// always unroll inner loops before it makes the outer one a loop of vectors.
     #[inline(always)]
-    fn of(&self, [one, two, four, eight]: [bool; FEW]) -> f32 {
+    pub(super) fn of(&self, [one, two, four, eight]: [bool; FEW]) -> f32 {
         let pair = |pair: usize| self.0[pair].0 ^ (self.0[pair].1 & u32::from(one).wrapping_neg());
         let (p0, p1, p2, p3) = (pair(0), pair(1), pair(2), pair(3));
         let (p4, p5, p6, p7) = (pair(4), pair(5), pair(6), pair(7));
@@ -330,13 +330,13 @@ impl Scale {
 
 /// The sign bit that is elected.
 #[inline(always)]
-fn elected(sum: f32) -> u32 {
+pub(super) fn elected(sum: f32) -> u32 {
     if sum >= 0.0 { 0 } else { 1 << 31 }
 }
 
 /// Whether a term has the elected sign.
 #[inline(always)]
-fn agrees(v: f32, elected: u32) -> bool {
+pub(super) fn agrees(v: f32, elected: u32) -> bool {
     f32::from_bits(v.to_bits() ^ elected) > 0.0
 }
 

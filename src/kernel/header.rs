@@ -27,6 +27,7 @@ const CONSTANTS: &[(&str, u32)] = &[
     ("FLOAT_F16", float_code(Float::F16)),
     ("FLOAT_BF16", float_code(Float::BF16)),
     ("FLOAT_MIXED", FLOAT_MIXED),
+    ("FLOAT_BIT", float_code(Float::Bit)),
     ("INFINITY_BITS", INFINITY_BITS),
     ("KEY_MAX", KEY_MAX),
     ("F16_FINITE_MAX", F16_FINITE_MAX),

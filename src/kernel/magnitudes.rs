@@ -150,7 +150,7 @@ fn count<E: Element>(bracket: Bracket, x: &[E], base: &[E], counts: &mut [u32]) 
     let len = x.len().min(TILE);
     let (x, base) = (&x[..len], &base[..len]);
     let mut bins = [OUTSIDE; TILE];
-    let (mut above, mut uneven) = (0u32, 0u32);
+    let (mut above, mut uneven, mut first) = (0u32, 0u32, 0u32);
     for i in 0..len {
         let key = key(x[i].value() - base[i].value());
         let bin = key.wrapping_sub(lowest) >> shift;
@@ -158,10 +158,13 @@ fn count<E: Element>(bracket: Bracket, x: &[E], base: &[E], counts: &mut [u32]) 
         let inside = not_below && bin < BINS as u32;
         above += u32::from(not_below) - u32::from(inside);
         uneven += u32::from(inside && key & low_bits != 0);
-        bins[i] = if inside { bin as u16 } else { OUTSIDE };
+        // Zeros are often many: one counter after the other would wait for itself.
+        first += u32::from(not_below && bin == 0);
+        bins[i] = if inside && bin != 0 { bin as u16 } else { OUTSIDE };
     }
     counts[ABOVE] += above;
     counts[UNEVEN] += uneven;
+    counts[0] += first;
     // Few keys are inside, and where is not to be foreseen: rows with none are passed over, those of the others are gathered
     // without a branch, then counted.
     let mut gathered = [0u16; TILE];

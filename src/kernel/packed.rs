@@ -101,6 +101,7 @@ pub const fn float_code(float: Float) -> u32 {
         Float::F32 => 0,
         Float::F16 => 1,
         Float::BF16 => 2,
+        Float::Bit => 4,
     }
 }
 

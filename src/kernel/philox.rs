@@ -50,12 +50,17 @@ pub fn keeps(element: u64, key: [u32; 2], keep: u32) -> bool {
     (draw(0) << 16 | draw(1)) < keep
 }
 
+/// A density from 0 to 1 as a probability in units of 2^-32.
+pub fn probability(density: f64) -> u32 {
+    (density * 4_294_967_296.0).round().min(f64::from(u32::MAX)) as u32
+}
+
 /// The draws of a tile's elements, one after the other, as two words of 64 bits per call.
 type Draws = [[u64; 2]; BLOCKS];
 
-/// Draws for a tile.
+/// Draws for a tile, or for less of it.
 #[inline(always)]
-fn draw(first_block: u64, call: u32, key: [u32; 2], draws: &mut Draws) {
+fn draw(first_block: u64, call: u32, key: [u32; 2], draws: &mut [[u64; 2]]) {
     for (block, draws) in (first_block..).zip(draws) {
         let [w0, w1, w2, w3] = philox4x32([block as u32, (block >> 32) as u32, call, 0], key).map(u64::from);
         *draws = [(w1 << 32 | w0).to_le(), (w3 << 32 | w2).to_le()];
@@ -66,6 +71,23 @@ fn draw(first_block: u64, call: u32, key: [u32; 2], draws: &mut Draws) {
 #[inline(always)]
 fn halves(draws: &Draws) -> &[u16; TILE] {
     bytemuck::cast_ref(draws)
+}
+
+/// The upper 16 of the 32 bits that elements from number `first` on draw. Where they equal the upper half of a probability,
+/// [`keeps`] decides.
+#[inline(always)]
+pub fn upper_draws(first: u64, key: [u32; 2], into: &mut [u16]) {
+    let mut skipped = (first % DRAWS as u64) as usize;
+    let (mut block, mut next) = (first / DRAWS as u64, 0);
+    let mut draws = [[0; 2]; BLOCKS];
+    while next < into.len() {
+        let blocks = (skipped + into.len() - next).div_ceil(DRAWS).min(BLOCKS);
+        draw(block, 0, key, &mut draws[..blocks]);
+        let ours = &halves(&draws)[skipped..blocks * DRAWS];
+        let len = ours.len().min(into.len() - next);
+        into[next..next + len].iter_mut().zip(ours).for_each(|(into, draw)| *into = u16::from_le(*draw));
+        (block, next, skipped) = (block + blocks as u64, next + len, 0);
+    }
 }
 
 /// The elements of a tile that are kept: bit `i / 32` of word `i % 32` is element `i`, so that neighbours have the same bit of
@@ -138,6 +160,19 @@ mod tests {
             let sigma = (draws * p * (1.0 - p)).sqrt();
             let kept = kept(tiles, [7, 9], keep);
             assert!((kept as f64 - p * draws).abs() <= 4.5 * sigma + 1.0, "{keep:08x}: {kept}");
+        }
+    }
+
+    #[test]
+    fn upper_draws_are_those_of_the_plain_rule() {
+        for (first, len) in [(0, 1), (3, 3), (7, 2), (8, 16), (1021, 2077), ((8 << 32) - 5, 40)] {
+            let mut draws = vec![0; len];
+            upper_draws(first, [5, 6], &mut draws);
+            for (element, draw) in (first..).zip(draws) {
+                let keep = u32::from(draw) << 16;
+                assert!(!keeps(element, [5, 6], keep), "{element}");
+                assert!(keep == 0xffff << 16 || keeps(element, [5, 6], keep + 0x1_0000), "{element}");
+            }
         }
     }
 

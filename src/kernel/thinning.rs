@@ -54,9 +54,7 @@ impl Keep {
     pub(super) fn keeps(&self, element: u64, delta: f32) -> bool {
         match self {
             Self::All => true,
-            Self::Trim(trim) => {
-                key(delta) > trim.threshold || (key(delta) == trim.threshold && element < trim.cut())
-            }
+            Self::Trim(trim) => trim.keeps(element, key(delta)),
             Self::Random(mask) => philox::keeps(element, mask.key, mask.keep),
         }
     }
@@ -92,6 +90,11 @@ impl Trim {
     /// The flat index of the first dropped element among those equal to the threshold.
     pub fn cut(&self) -> u64 {
         u64::from(self.cut_tile) * TILE as u64 + u64::from(self.cut_lane)
+    }
+
+    /// Whether the element with this flat index is kept, by the plain rule.
+    pub(super) fn keeps(&self, element: u64, key: u32) -> bool {
+        key > self.threshold || (key == self.threshold && element < self.cut())
     }
 
     /// How many of the tile's elements stand before the cut.

@@ -32,8 +32,12 @@ pub struct Widest {
     pub output_bytes: usize,
     /// Bytes per element of what is copied without a kernel: 0 where nothing is.
     pub copied_bytes: usize,
+    /// Bytes per element of what is stored as float64, which is made or copied beside the kernels: 0 where nothing is.
+    pub wide_bytes: usize,
     /// Models whose task vectors are measured: 0 where nothing is.
     pub measured: usize,
+    /// Questions about models that are counted at once: there may be two about a model.
+    pub questions: usize,
     /// Spans of a launch.
     pub spans: usize,
     /// Of tensors whose rows have coefficients of their own, the elements of the shortest row; 0 where there are none.
@@ -42,6 +46,8 @@ pub struct Widest {
     pub columns: u64,
     /// Bytes of the sums and coefficients of all rows or columns of a tensor.
     pub segment_bytes: u64,
+    /// Bytes that the made inputs of a tensor keep until it is done.
+    pub kept_bytes: u64,
     /// Tiles of the largest tensor.
     pub tiles: u64,
     /// Bytes of all inputs that are read more than once.
@@ -86,7 +92,7 @@ impl Widest {
 
     /// Models whose magnitudes are counted.
     pub(super) fn counted(&self) -> usize {
-        self.measured.min(VOTERS_MAX)
+        self.measured.min(VOTERS_MAX).max(self.questions)
     }
 
     /// The most spans of a launch over so many tiles that is no launch over rows or columns.

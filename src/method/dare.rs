@@ -4,7 +4,7 @@
 //! generator, keyed by seed, tensor name and model: the same on every device and schedule.
 
 use super::task_vectors::{Thinning, parameters, recipe};
-use super::{Base, Method, Paper};
+use super::{Base, Method, Paper, RELIABLE};
 use crate::kernel::VOTERS_MAX;
 
 const DARE: Paper = Paper {
@@ -17,6 +17,8 @@ pub(super) const DARE_LINEAR: Method = Method {
     summary: "task vectors thinned out at random, rescaled, weighted and added to the base",
     formula: "out = base + λ·Σ wᵢ·rᵢ·mᵢ·(xᵢ − base), mᵢ ~ Bernoulli(density), rᵢ = Σ|δᵢ| / Σ|mᵢ·δᵢ|",
     paper: Some(DARE),
+    evidence: RELIABLE,
+    by_processor: None,
     base: Base::Required,
     models: 1..=usize::MAX,
     parameters: &const { parameters(false, true) },
@@ -28,6 +30,8 @@ pub(super) const DARE_TIES: Method = Method {
     summary: "task vectors thinned out at random and rescaled, a sign elected per element, the agreeing added",
     formula: "vᵢ = wᵢ·rᵢ·mᵢ·(xᵢ − base), mᵢ ~ Bernoulli(density); s = sign Σ vᵢ; out = base + λ·Σ_{sign vᵢ = s} vᵢ",
     paper: Some(DARE),
+    evidence: RELIABLE,
+    by_processor: None,
     base: Base::Required,
     models: 1..=VOTERS_MAX + 1,
     parameters: &const { parameters(false, true) },

@@ -20,6 +20,8 @@ pub(super) const KARCHER: Method = Method {
         title: "Karcher, Riemannian center of mass and mollifier smoothing (1977)",
         url: "https://doi.org/10.1002/cpa.3160300502",
     }),
+    evidence: None,
+    by_processor: None,
     base: Base::Ignored,
     models: 1..=geometry::MODELS_MAX,
     parameters: &[

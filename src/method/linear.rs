@@ -16,6 +16,8 @@ pub(super) const LINEAR: Method = Method {
         title: "Wortsman et al., Model soups (ICML 2022)",
         url: "https://arxiv.org/abs/2203.05482",
     }),
+    evidence: None,
+    by_processor: None,
     base: Base::Ignored,
     models: 1..=usize::MAX,
     parameters: &[
@@ -27,15 +29,22 @@ pub(super) const LINEAR: Method = Method {
 
 fn recipe(settings: &Settings) -> Result<Recipe> {
     let weights: Vec<f64> = (0..settings.inputs).map(|i| settings.number_of(i, "weight")).collect();
+    if settings.flag("normalize") {
+        return normalised(&weights);
+    }
+    let coefficients: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+    Ok(weighted_sum(&coefficients, false))
+}
+
+/// `Σ wᵢ xᵢ / Σ wᵢ`, around the first model with a weight.
+pub(super) fn normalised(weights: &[f64]) -> Result<Recipe> {
     let sum: f64 = weights.iter().sum();
-    let normalize = settings.flag("normalize");
-    if normalize && vanishes(sum, weights.iter().map(|w| w.abs()).sum()) {
+    if vanishes(sum, weights.iter().map(|w| w.abs()).sum()) {
         return Err(Error::config("linear: the weights add up to 0, and normalize divides by their sum")
             .hint("set normalize: false, or give weights with another sum"));
     }
-    let coefficients: Vec<f32> =
-        weights.iter().map(|w| if normalize { w / sum } else { *w } as f32).collect();
-    Ok(weighted_sum(&coefficients, normalize))
+    let coefficients: Vec<f32> = weights.iter().map(|w| (w / sum) as f32).collect();
+    Ok(weighted_sum(&coefficients, true))
 }
 
 /// A weighted sum that leaves inputs with coefficient 0 unread.

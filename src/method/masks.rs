@@ -1,9 +1,6 @@
 //! Random masks of task vectors: how likely an element is kept, and what the generator is keyed by.
 
-/// A density in (0, 1) as a probability in units of 2^-32.
-pub(super) fn probability(density: f64) -> u32 {
-    (density * 4_294_967_296.0).round().min(f64::from(u32::MAX)) as u32
-}
+pub(super) use crate::kernel::philox::probability;
 
 /// The generator's key for one model's mask of one tensor: the first 64 bits of a BLAKE3 hash.
 ///

@@ -18,6 +18,8 @@ pub(super) const MODEL_STOCK: Method = Method {
         title: "Jang et al., Model Stock (ECCV 2024)",
         url: "https://arxiv.org/abs/2403.19522",
     }),
+    evidence: None,
+    by_processor: None,
     base: Base::Required,
     models: 3..=geometry::MODELS_MAX,
     parameters: &[Parameter::flag(

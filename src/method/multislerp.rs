@@ -19,6 +19,8 @@ pub(super) const MULTISLERP: Method = Method {
         title: "Buss and Fillmore, Spherical averages and applications to spherical splines and interpolation (2001)",
         url: "https://doi.org/10.1145/502122.502124",
     }),
+    evidence: None,
+    by_processor: None,
     base: Base::Optional,
     models: 1..=geometry::MODELS_MAX - 1,
     parameters: &[

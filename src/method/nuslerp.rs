@@ -21,6 +21,8 @@ pub(super) const NUSLERP: Method = Method {
         title: "Shoemake, Animating rotation with quaternion curves (SIGGRAPH 1985)",
         url: "https://doi.org/10.1145/325165.325242",
     }),
+    evidence: None,
+    by_processor: None,
     base: Base::Optional,
     models: 2..=2,
     parameters: &[

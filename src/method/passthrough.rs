@@ -10,6 +10,8 @@ pub(super) const PASSTHROUGH: Method = Method {
     summary: "one model's tensors as they are; with slices, layers stacked from several models",
     formula: "out = x   (with scale: out = scale·x)",
     paper: None,
+    evidence: None,
+    by_processor: None,
     base: Base::Ignored,
     models: 1..=1,
     parameters: &[Parameter {

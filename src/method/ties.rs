@@ -3,7 +3,7 @@
 //! The sign is that of the weighted sum, and the average is weighted: with equal weights it is the paper's.
 
 use super::task_vectors::{Thinning, parameters, recipe};
-use super::{Base, Method, Paper};
+use super::{Base, Method, Paper, RELIABLE};
 use crate::kernel::VOTERS_MAX;
 
 pub(super) const TIES: Method = Method {
@@ -14,6 +14,8 @@ pub(super) const TIES: Method = Method {
         title: "Yadav et al., TIES-Merging (NeurIPS 2023)",
         url: "https://arxiv.org/abs/2306.01708",
     }),
+    evidence: RELIABLE,
+    by_processor: None,
     base: Base::Required,
     models: 1..=VOTERS_MAX + 1,
     parameters: &const { parameters(true, false) },

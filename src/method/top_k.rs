@@ -4,7 +4,7 @@
 //! A sample shows where each model's k-th magnitude is likely to be: among a few levels, where magnitudes are
 //! often equal, or else in a bracket of bins. A counting sweep then finds the exact key there, or the narrower
 //! stretch that holds it, and the next sweep goes on; after a guess that missed, a larger sample from other places
-//! makes a better one. Samples decide how many sweeps it takes, never the result. Where equal keys have to be cut, only
+//! makes a better one. Of more searches than kernels count for at once, some wait. Samples decide how many sweeps it takes, never the result. Where equal keys have to be cut, only
 //! the stretch with the cut is scanned again.
 //!
 //! Where the sample leaves little doubt about the key itself, the merge may be made with that key and a guessed cut, and only the
@@ -14,10 +14,11 @@
 
 use std::ops::{Range, RangeInclusive};
 
+use crate::error::{Error, Result};
 use crate::kernel::levels::{self, LEVELS_MAX};
 use crate::kernel::magnitudes::{self, ABOVE, BINS, Bracket, UNEVEN};
 use crate::kernel::thinning::Trim;
-use crate::kernel::{Job, KEY_MAX, RECORDS_MAX, TILE, WORDS_TILES_MAX, keys, tiles};
+use crate::kernel::{Job, KEY_MAX, RECORDS_MAX, TILE, VOTERS_MAX, WORDS_TILES_MAX, keys, tiles};
 use crate::recipe::{Foreseen, Measured, Pass, Segments, TileCounts, everything};
 
 /// A sample is one of so many tiles, spread over the tensor: the more there is to count, the better a guess pays. One that is
@@ -42,8 +43,6 @@ pub(super) struct TopK {
     /// The searches that the pass under way measures, in its order.
     measuring: Vec<usize>,
     asked: Asked,
-    samples: u32,
-    counted: u32,
     guess: Guess,
 }
 
@@ -77,6 +76,9 @@ struct Search {
     /// How many keys are at or above the interval's start, and its end.
     from_start: u64,
     from_end: u64,
+    /// How many samples were taken for it, and how often it was counted for.
+    samples: u32,
+    counted: u32,
     /// Whether a sweep has counted and not found it.
     missed: bool,
     bracket: Bracket,
@@ -87,6 +89,8 @@ struct Search {
     /// Whether `found` is that guess.
     guessed: bool,
     found: Option<Selected>,
+    /// Whether no key fits what was counted.
+    lost: bool,
 }
 
 /// A guess by a sample.
@@ -139,12 +143,15 @@ impl TopK {
             interval: 0..KEY_MAX + 1,
             from_start: elements,
             from_end: 0,
+            samples: 0,
+            counted: 0,
             missed: false,
             bracket: bracket(&(0..KEY_MAX + 1)),
             levels: Vec::new(),
             likely: None,
             guessed: false,
             found: None,
+            lost: false,
         };
         Self {
             elements,
@@ -152,8 +159,6 @@ impl TopK {
             searches: inputs.map(search).collect(),
             measuring: Vec::new(),
             asked: Asked::Sample,
-            samples: 0,
-            counted: 0,
             guess: Guess::No,
         }
     }
@@ -171,7 +176,7 @@ impl TopK {
     /// Takes in how much the thresholds keep, in the order of the inputs given. The selection then goes on from there.
     pub(super) fn prove(&mut self, kept: impl Iterator<Item = u64>) {
         self.guess = Guess::No;
-        self.counted = 0;
+        self.searches.iter_mut().for_each(|search| search.counted = 0);
         let all = tiles(self.elements);
         for (search, kept) in self.searches.iter_mut().zip(kept).filter(|(search, _)| search.guessed) {
             search.take_kept(kept, all);
@@ -196,14 +201,26 @@ impl TopK {
         pass
     }
 
+    /// For a merge that is not proven by what it keeps: whether all thresholds fit what was counted.
+    ///
+    /// # Errors
+    /// Kind `Device`: one does not.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.searches.iter().any(|search| search.lost) {
+            return Err(Error::device("counts of magnitudes contradict each other")
+                .hint("`mergeforge check` tests the device; please report this"));
+        }
+        Ok(())
+    }
+
     /// The passes that are likely: a sample, which settles small tensors, and a sweep that counts, in whichever way.
     pub(super) fn foreseen(&self) -> Vec<Foreseen> {
-        let models = self.searches.len();
-        let inputs = self.searches.iter().map(|search| search.input);
+        let models = self.searches.len().min(VOTERS_MAX);
+        let inputs = self.searches.iter().take(VOTERS_MAX).map(|search| search.input);
         let reads: Vec<usize> = std::iter::once(self.base).chain(inputs).collect();
         let mut foreseen = vec![Foreseen::new(&reads, keys::Job { models })];
         if tiles(self.elements) > *SAMPLE_TILES.start() {
-            let brackets = self.searches.iter().map(|search| search.bracket).collect();
+            let brackets = self.searches.iter().take(VOTERS_MAX).map(|search| search.bracket).collect();
             // Of all models; and the cuts, of one after the other.
             for models in [models, 1] {
                 let job = levels::Job { models: vec![Vec::new(); models] };
@@ -241,29 +258,29 @@ impl TopK {
 
     /// A first sample for every model, and a second one for those whose next sweep would miss again.
     fn sampling_pass(&mut self) -> Option<Pass> {
-        let wants = |search: &Search| match self.samples {
+        let wants = |search: &Search| match search.samples {
             0 => true,
             1 => self.is_open(search) && search.missed && bracket(&search.interval).shift > 0,
             _ => false,
         };
-        self.measuring = (0..self.searches.len()).filter(|search| wants(&self.searches[*search])).collect();
-        if self.measuring.is_empty() {
-            return None;
-        }
+        let wanting = || (0..self.searches.len()).filter(|search| wants(&self.searches[*search]));
+        let taken = wanting().map(|search| self.searches[search].samples).min()?;
+        let alike = |search: &usize| self.searches[*search].samples == taken;
+        self.measuring = wanting().filter(alike).take(VOTERS_MAX).collect();
         self.asked = Asked::Sample;
         let all = tiles(self.elements);
         let first = (all / SAMPLED_OF).clamp(*SAMPLE_TILES.start(), *SAMPLE_TILES.end());
-        let tile = |i: u64| match self.samples {
+        let tile = |i: u64| match taken {
             0 => i * all / first,
             // Between those of the first.
             _ => (2 * i + 1) * all / (4 * first),
         };
-        let count = if self.samples == 0 { first } else { 2 * first };
+        let count = if taken == 0 { first } else { 2 * first };
         let over = match all {
             all if all <= count => everything(self.elements),
             _ => (0..count).map(tile).map(|tile| tile..tile + 1).collect(),
         };
-        self.samples += 1;
+        self.measuring.iter().for_each(|search| self.searches[*search].samples += 1);
         Some(self.pass(Job::Keys(keys::Job { models: self.measuring.len() }), over))
     }
 
@@ -292,14 +309,16 @@ impl TopK {
         open.retain(|search| {
             let search = &mut self.searches[*search];
             // Only inputs that change under the merge come to this; what is kept in the end will show it.
-            let is_lost = self.counted == COUNTING_SWEEPS_MAX || search.interval.is_empty();
+            let is_lost = search.counted == COUNTING_SWEEPS_MAX || search.interval.is_empty();
             if is_lost {
                 search.found = Some(Selected { threshold: KEY_MAX, cut: TieCut::At(0) });
+                search.lost = true;
             }
             !is_lost
         });
+        open.truncate(VOTERS_MAX);
         self.measuring = open;
-        self.counted += u32::from(!self.measuring.is_empty());
+        self.measuring.iter().for_each(|search| self.searches[*search].counted += 1);
         // All models are counted by the same kernel: one that needs bins gives them to all.
         let measuring = || self.measuring.iter().map(|search| &self.searches[*search]);
         let job = if measuring().all(|search| !search.levels.is_empty()) {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 use super::warnings::few;
 use super::{At, Planner};
 use crate::checkpoint::Source;
-use crate::dtype::{Dtype, Float};
+use crate::dtype::{Dtype, is_float};
 use crate::error::Error;
 use crate::text::cut_to;
 
@@ -32,7 +32,7 @@ impl Planner<'_> {
         }
         // Of a single model tensors may be copied; those that are not are refused one by one.
         if *self.method.models.end() > 1 {
-            self.sources.iter().filter(|source| holds_quantised(source)).for_each(|source| {
+            self.models.iter().filter(|source| holds_quantised(source)).for_each(|source| {
                 self.problems.add(quantised(source));
             });
         }
@@ -43,7 +43,7 @@ impl Planner<'_> {
         let donor = &self.sources[self.donor()];
         let of_donor = facts(&donor.config);
         let mut groups: IndexMap<String, Vec<usize>> = IndexMap::new();
-        for (place, source) in self.sources.iter().enumerate() {
+        for (place, source) in self.models.iter().enumerate() {
             let differences: Vec<String> =
                 facts(&source.config).iter().zip(&of_donor).filter_map(difference).collect();
             if !differences.is_empty() {
@@ -71,7 +71,7 @@ impl Planner<'_> {
     fn different_architectures(&self) -> Option<Error> {
         const SHOWN_MAX: usize = 4;
         let mut groups: IndexMap<String, Vec<usize>> = IndexMap::new();
-        for (place, source) in self.sources.iter().enumerate() {
+        for (place, source) in self.models.iter().enumerate() {
             let architectures = source.config.get("architectures").and_then(Json::as_array);
             let names: Vec<&str> = architectures.into_iter().flatten().filter_map(Json::as_str).collect();
             if !names.is_empty() {
@@ -99,7 +99,7 @@ fn holds_quantised(source: &Source) -> bool {
 
 /// Whether a tensor of a quantised model is one of its weights: not where it is of floats, or a buffer such as positions.
 fn may_be_packed(dtype: Dtype) -> bool {
-    Float::of(dtype).is_none() && ![Dtype::BOOL, Dtype::F64, Dtype::I64].contains(&dtype)
+    !is_float(dtype) && ![Dtype::BOOL, Dtype::I64].contains(&dtype)
 }
 
 fn quantised(source: &Source) -> Error {
@@ -126,20 +126,19 @@ pub(super) fn why_not_copied(
     holders: &[At],
     dtypes: &[Dtype],
 ) -> Option<Error> {
-    use Dtype::{BOOL, F64, I8, I16, I32, I64, U8, U16, U32, U64};
+    use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
     let integers = [BOOL, U8, I8, I16, U16, I32, U32, I64, U64];
     for (at, dtype) in holders.iter().zip(dtypes) {
         let source = &sources[at.source];
         if may_be_packed(*dtype) && quantisation(&source.config).is_some() {
             return Some(quantised(source));
         }
-        if Float::of(*dtype).is_none() && !integers.contains(dtype) {
+        if !is_float(*dtype) && !integers.contains(dtype) {
             let message =
                 format!("tensor {tensor}: {} stores it as {dtype:?}, which cannot be merged", source.name);
-            return Some(Error::config(message).hint(match dtype {
-                F64 => "convert the checkpoint to float32 first",
-                _ => "convert the checkpoint to bfloat16 first, with the scales that such types have beside them",
-            }));
+            return Some(Error::config(message).hint(
+                "convert the checkpoint to bfloat16 first, with the scales that such types have beside them",
+            ));
         }
     }
     let stored = |dtype: &Dtype| format!("{dtype:?}");

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::checkpoint::layout::StoredTensor;
 use crate::checkpoint::{ConfigEdits, Layout, Source};
-use crate::dtype::{Dtype, Float};
+use crate::dtype::{Dtype, F64_BYTES, Float};
 use crate::error::Error;
 use crate::input::{self, Input};
-use crate::kernel::{SEGMENT_SPANS_MAX, SPANS_MAX, Widest, tiles};
+use crate::kernel::{Job, SEGMENT_SPANS_MAX, SPANS_MAX, Widest, tiles};
 use crate::method::{Method, Settings};
-use crate::recipe::{Passes, Segments};
+use crate::recipe::{Foreseen, Passes, Segments};
 
 /// Everything that a merge will do.
 #[derive(Debug)]
@@ -20,8 +20,12 @@ pub struct Plan {
     pub seed: u64,
     /// The models, as named in the config, in the order of the sources.
     pub models: Vec<String>,
+    /// The files that say something of models' elements, as named in the config: the sources behind the models.
+    pub element_files: Vec<String>,
     /// Which of them is the base, if the config names one.
     pub base: Option<usize>,
+    /// Of a method that weighs models by their places in the list: the weight of each, where it is the same in all tensors.
+    pub weights: Option<Vec<f64>>,
     /// Which of them gives config.json and the tokenizer.
     pub donor: usize,
     /// What is read: actions refer to it by number.
@@ -62,8 +66,8 @@ pub struct Tensor {
 pub enum Action {
     /// One input's values, all holders agreeing.
     Copy(Copied),
-    /// The method's arithmetic.
-    Merge(Merge),
+    /// The method's arithmetic. Copies, of which a checkpoint may have many, need not its room.
+    Merge(Box<Merge>),
 }
 
 /// A tensor that is copied.
@@ -71,10 +75,10 @@ pub enum Action {
 pub struct Copied {
     /// The inputs that must all be equal; the first is copied.
     pub holders: Vec<usize>,
-    /// The float type it has, if it is one.
-    pub from: Option<Float>,
-    /// The float type it is stored in, if it is one.
-    pub to: Option<Float>,
+    /// The type of floats it has, if it is one.
+    pub from: Option<Dtype>,
+    /// The type of floats it is stored in, if it is one.
+    pub to: Option<Dtype>,
 }
 
 /// A tensor that is merged.
@@ -105,6 +109,33 @@ pub struct LeftOut {
     pub tensors: usize,
 }
 
+impl Tensor {
+    /// The inputs that are read for it.
+    pub fn inputs(&self) -> &[usize] {
+        match &self.action {
+            Action::Copy(copy) => &copy.holders,
+            Action::Merge(merge) => &merge.inputs,
+        }
+    }
+
+    /// The most bytes that inputs keep which are made for it, until it is done.
+    pub fn kept_bytes(&self, inputs: &[Input]) -> u64 {
+        sum(self.inputs().iter().map(|input| input::kept_bytes(inputs, *input)))
+    }
+}
+
+/// The weight of each of so many models, of a method that weighs them by their places in the list; none where it differs from
+/// tensor to tensor.
+pub(super) fn weights(method: &Method, tensors: &[Tensor], models: usize) -> Option<Vec<f64>> {
+    let mut merges = tensors.iter().filter_map(|tensor| match &tensor.action {
+        Action::Merge(merge) => Some(&merge.settings),
+        Action::Copy(_) => None,
+    });
+    let first = merges.next().filter(|first| method.weighs_by_position() && first.inputs == models)?;
+    let alike = |settings: &Settings| (settings.inputs, &*settings.shared) == (first.inputs, &*first.shared);
+    if merges.all(alike) { method.weights_for_linear(first) } else { None }
+}
+
 impl Plan {
     /// Bytes read if every input is read once; and, but for samples and single tiles, if every recipe needs all of its sweeps and
     /// nothing is held between them.
@@ -120,7 +151,9 @@ impl Plan {
         let of = |tensor: &Tensor| match &tensor.action {
             Action::Copy(copy) => sum(copy.holders.iter().map(bytes)),
             Action::Merge(merge) => {
-                let once = sum(merge.inputs.iter().map(bytes));
+                // What the method's recipe leaves out is not read: models without a weight, or all that only made inputs read.
+                let read = merge.recipe.reads();
+                let once = sum(read.iter().filter_map(|place| merge.inputs.get(*place)).map(bytes));
                 once.saturating_mul(u64::from(sweeps(merge)))
             }
         };
@@ -138,18 +171,47 @@ impl Plan {
         uses
     }
 
+    /// The most bytes that a worker needs while it reads so many elements of a made input.
+    pub fn working_bytes(&self, elements: u64) -> u64 {
+        let of_tensor = |tensor: &Tensor| {
+            let elements = elements.min(tensor.elements);
+            tensor.inputs().iter().map(|input| input::working_bytes(&self.inputs, *input, elements)).max()
+        };
+        self.tensors.iter().filter_map(of_tensor).max().unwrap_or(0)
+    }
+
     /// The widest launches: of every number the largest that any tensor needs.
     pub fn widest(&self) -> Widest {
         let mut widest = Widest { inputs: 1, tiles: 1, spans: SPANS_MAX, ..Widest::default() };
         let uses = self.uses();
         for tensor in &self.tensors {
             widest.tiles = widest.tiles.max(tiles(tensor.elements));
+            widest.kept_bytes = widest.kept_bytes.max(tensor.kept_bytes(&self.inputs));
             match &tensor.action {
-                Action::Copy(_) => widest.copied_bytes = 16,
+                Action::Copy(copy) => {
+                    widest.copied_bytes = 16;
+                    if [copy.from, copy.to].contains(&Some(Dtype::F64)) {
+                        // What is read, compared with it, and stored.
+                        widest.wide_bytes = 3 * F64_BYTES;
+                    }
+                }
                 Action::Merge(merge) => {
+                    if tensor.dtype == Dtype::F64 {
+                        widest.wide_bytes = widest.wide_bytes.max(F64_BYTES);
+                    }
                     let bytes: usize = merge.floats.iter().map(|float| float.bytes()).sum();
-                    widest.inputs = widest.inputs.max(merge.inputs.len());
+                    let mut reads = merge.inputs.len();
                     widest.input_bytes = widest.input_bytes.max(bytes);
+                    // A pass may read an input for each of several questions about it.
+                    for Foreseen { reads: of_pass, job } in merge.recipe.begin().foreseen() {
+                        reads = reads.max(of_pass.len());
+                        let floats = of_pass.iter().filter_map(|input| merge.floats.get(*input));
+                        widest.input_bytes = widest.input_bytes.max(floats.map(|float| float.bytes()).sum());
+                        if matches!(job, Job::Keys(_) | Job::Levels(_) | Job::Magnitudes(_)) {
+                            widest.questions = widest.questions.max(of_pass.len() - 1);
+                        }
+                    }
+                    widest.inputs = widest.inputs.max(reads);
                     widest.output_bytes = widest.output_bytes.max(merge.output.bytes());
                     let measures = merge.recipe.sweeps_most > 1;
                     let segments = merge.recipe.by.count(tensor.elements);
@@ -172,7 +234,7 @@ impl Plan {
                         }
                     }
                     if measures {
-                        widest.measured = widest.measured.max(merge.inputs.len());
+                        widest.measured = widest.measured.max(reads);
                     }
                     if measures || merge.inputs.iter().any(|input| uses[*input] > 1) {
                         let inputs_bytes = tensor.elements.saturating_mul(bytes as u64);
@@ -199,7 +261,7 @@ impl StoredTensor for Tensor {
     }
 }
 
-/// A sum of bytes to read, which no disk has so many of; it stays at the largest number.
+/// A sum of bytes, of which no disk has so many; it stays at the largest number.
 fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
     bytes.fold(0, u64::saturating_add)
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::problems::Problems;
-use super::{Base, Method, method_of};
+use super::{Base, Method, elements, method_of};
 use crate::config::{Config, Inputs, Located, ModelRef, Position};
 use crate::error::{Error, Result};
 
@@ -29,7 +29,11 @@ pub fn references(config: &Config) -> Vec<Located<ModelRef>> {
 ///
 /// # Errors
 /// There is no such method, or what is wrong with the models, at its line and column.
+///
+/// # Panics
+/// When patterns are among them: see [`super::with_found_models`].
 pub fn check_models(config: &Config) -> Result<()> {
+    assert!(config.globs.is_empty(), "models are found before they are counted");
     let method = method_of(config)?;
     let mut problems = Problems::default();
     if method.base == Base::Required && config.base_model.is_none() && !every_slice_has_a_base(config) {
@@ -46,6 +50,14 @@ pub fn check_models(config: &Config) -> Result<()> {
             }
             let base = config.base_model.as_ref();
             let unlisted = base.is_some_and(|base| !listed.contains(&base.value));
+            if let Some(base) = base.filter(|_| unlisted && method.weighs_by_position()) {
+                let message = format!(
+                    "{} weighs models by their places in the list, and {} has none",
+                    method.name, base.value
+                );
+                let problem = config.error_at(base.at, message);
+                problems.add(problem.hint("list it under `models:`, or remove `base_model:`"));
+            }
             let count = models.len() + usize::from(unlisted);
             let count = count - usize::from(method.base == Base::Optional && base.is_some());
             let wrong = wrong_count(config, method, count, models.len(), config.merge_method.at);
@@ -64,6 +76,7 @@ pub fn check_models(config: &Config) -> Result<()> {
             slices.iter().filter_map(wrong).for_each(|wrong| problems.add(wrong));
         }
     }
+    elements::check(config, method, &mut problems);
     too_many(config).into_iter().for_each(|problem| problems.add(problem));
     problems.stop()
 }
@@ -77,7 +90,9 @@ fn every_slice_has_a_base(config: &Config) -> bool {
 
 /// Which model to name as the base.
 fn base_to_add(method: &Method) -> &'static str {
-    if method.parameters.iter().any(|parameter| parameter.name == "t") {
+    if method.name == "nearswap" {
+        "add `base_model:`, the model that is drawn towards the other"
+    } else if method.parameters.iter().any(|parameter| parameter.name == "t") {
         "add `base_model:` with one of the two models: `t: 0` gives that one, `t: 1` the other"
     } else {
         "add `base_model:`, the checkpoint that the others were trained from"

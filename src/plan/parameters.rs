@@ -65,7 +65,7 @@ pub(super) fn resolve<'a>(
         }
         let Some(entry) = left.first(entries, tensor) else { continue };
         let value = evaluate(parameter.kind, &entry.value, position)
-            .map_err(|expected| wrong(config, parameter.name, *at, expected))?;
+            .map_err(|expected| wrong(config, parameter, *at, Some(&entry.value), expected))?;
         if value.is_some() {
             return Ok(value);
         }
@@ -85,6 +85,7 @@ fn evaluate(
 ) -> std::result::Result<Option<Value>, &'static str> {
     match (kind, written) {
         (ValueKind::NumberOrNull, Written::One(Scalar::Null)) => Ok(Some(Value::Null)),
+        (ValueKind::File, _) => Err("a path beside `model:`"),
         (_, Written::One(Scalar::Null)) => Ok(None),
         (ValueKind::Number | ValueKind::NumberOrNull, Written::One(scalar)) => {
             Ok(Some(Value::Number(number(scalar)?)))
@@ -97,6 +98,8 @@ fn evaluate(
             Ok(Some(Value::Number(count(interpolate(scalars, position)?)?)))
         }
         (ValueKind::Flag, Written::One(scalar)) => Ok(Some(Value::Flag(flag(scalar)?))),
+        (ValueKind::Word(words), Written::One(scalar)) => Ok(Some(Value::Word(word(words, scalar)?))),
+        (ValueKind::Word(_), Written::Gradient(_)) => Err(ONE_WORD),
         (ValueKind::Flag, Written::Gradient(scalars)) => {
             let at = (position * (scalars.len() - 1) as f64) as usize;
             Ok(Some(Value::Flag(flag(&scalars[at])?)))
@@ -107,6 +110,7 @@ fn evaluate(
 /// What parameters take.
 const FINITE_NUMBER: &str = "a finite number";
 const TRUTH_VALUE: &str = "true or false";
+const ONE_WORD: &str = "one word";
 
 fn number(scalar: &Scalar) -> std::result::Result<f64, &'static str> {
     // Weights are used as f32.
@@ -115,6 +119,12 @@ fn number(scalar: &Scalar) -> std::result::Result<f64, &'static str> {
 
 fn flag(scalar: &Scalar) -> std::result::Result<bool, &'static str> {
     scalar.as_bool().ok_or(TRUTH_VALUE)
+}
+
+/// A word of a list.
+fn word(words: &[&'static str], scalar: &Scalar) -> std::result::Result<&'static str, &'static str> {
+    let is_meant = |word: &&&str| matches!(scalar, Scalar::Text(text) if text.trim() == **word);
+    words.iter().find(is_meant).copied().ok_or(ONE_WORD)
 }
 
 /// Linear interpolation between the two values around a position. The others are checked by [`check_gradients`], once and not
@@ -131,23 +141,55 @@ fn interpolate(values: &[Scalar], position: f64) -> std::result::Result<f64, &'s
 /// Gradients of the method's parameters that are not of numbers where they should be go to the problems.
 pub(super) fn check_gradients(config: &Config, method: &Method, problems: &mut Problems) {
     for (_, scope) in config.scopes() {
-        let numbers = method.parameters.iter().filter(|parameter| parameter.kind != ValueKind::Flag);
+        let is_number = |parameter: &&Parameter| {
+            !matches!(parameter.kind, ValueKind::Flag | ValueKind::Word(_) | ValueKind::File)
+        };
+        let numbers = method.parameters.iter().filter(is_number);
         for (parameter, written) in numbers.filter_map(|p| Some((p, scope.get(p.name)?))) {
             let gradients = written.value.0.iter().filter_map(|entry| match &entry.value {
                 Written::Gradient(scalars) => Some(scalars),
                 Written::One(_) => None,
             });
             if let Some(expected) = gradients.flatten().find_map(|scalar| number(scalar).err()) {
-                problems.add(wrong(config, parameter.name, written.at, expected));
+                problems.add(wrong(config, parameter, written.at, None, expected));
             }
         }
     }
 }
 
-fn wrong(config: &Config, parameter: &str, at: Position, expected: &str) -> Error {
-    let example = if expected == TRUTH_VALUE { "true" } else { "0.5" };
-    let hint = format!("for example `{parameter}: {example}`");
-    config.error_at(at, format!("`{parameter}` takes {expected}")).hint(hint)
+/// The error of a value that is not what a parameter takes.
+fn wrong(
+    config: &Config,
+    parameter: &Parameter,
+    at: Position,
+    written: Option<&Written>,
+    expected: &str,
+) -> Error {
+    let (parameter, kind) = (parameter.name, parameter.kind);
+    let ValueKind::Word(words) = kind else {
+        let example = match kind {
+            _ if expected == TRUTH_VALUE => "true",
+            ValueKind::Count => "2",
+            _ => "0.5",
+        };
+        let hint = format!("for example `{parameter}: {example}`");
+        return config.error_at(at, format!("`{parameter}` takes {expected}")).hint(hint);
+    };
+    let error = config.error_at(at, format!("`{parameter}` takes {expected}: {}", words.join(", ")));
+    match written {
+        // The distance costs memory by length, and no slip is this long.
+        Some(Written::One(Scalar::Text(text))) if text.len() <= 64 => {
+            let meant = did_you_mean(text, words.iter().copied());
+            error.hint(
+                meant
+                    .map_or("for example the first of them".into(), |near| format!("did you mean `{near}`?")),
+            )
+        }
+        Some(Written::Gradient(_)) => {
+            error.hint("numbers of your own go to `merge_method: linear`, as the `weight` of each model")
+        }
+        _ => error,
+    }
 }
 
 /// A number as a count.
@@ -174,7 +216,7 @@ impl Unread {
             for (name, Located { at, .. }) in parameters.iter().filter(|(name, p)| seen.insert((p.at, *name)))
             {
                 let known = method.parameters.iter().find(|parameter| parameter.name == name);
-                match known {
+                match known.filter(|parameter| parameter.kind != ValueKind::File) {
                     None => all.add_unknown(config, method, name, *at),
                     Some(parameter) if own && parameter.scope == Scope::Shared => {
                         all.misplaced.push(misplaced(config, method, name, *at));
@@ -187,9 +229,14 @@ impl Unread {
     }
 
     fn add_unknown(&mut self, config: &Config, method: &Method, name: &str, at: Position) {
-        let names = method.parameters.iter().map(|parameter| parameter.name);
+        let values = method.parameters.iter().filter(|parameter| parameter.kind != ValueKind::File);
+        let names = values.map(|parameter| parameter.name);
         let warning =
             config.error_at(at, format!("{} has no parameter `{name}`: it is ignored", method.name));
+        if ["mask", "importance"].contains(&name) {
+            let hint = format!("`{name}` is the path of a file, and stands beside `model:`");
+            return self.unknown.push(warning.hint(hint));
+        }
         let hint = match did_you_mean(name, names.clone()) {
             Some(meant) => {
                 self.slips.entry(meant).or_insert_with(|| warning.message.clone());

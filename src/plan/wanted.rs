@@ -9,7 +9,7 @@ use indexmap::{IndexMap, IndexSet};
 use super::{Base, LeftOut, Planner, names};
 use crate::checkpoint::Source;
 use crate::checkpoint::layout::TENSORS_MAX;
-use crate::config::{Inputs, Parameters, Slice, SliceSource};
+use crate::config::{ElementFiles, Inputs, Parameters, Slice, SliceSource};
 use crate::error::Error;
 use crate::input::Input;
 use crate::text::runs;
@@ -42,6 +42,7 @@ pub(super) struct Members<'a> {
 struct Member<'a> {
     source: usize,
     own: Option<&'a Parameters>,
+    files: Option<&'a ElementFiles>,
     /// Of a slice's layers: the stack they come from, and the first of them.
     from: Option<(&'a str, usize)>,
 }
@@ -53,6 +54,8 @@ pub(super) struct Want<'w, 'a> {
     pub(super) name: Cow<'w, str>,
     /// The parameters written under this model.
     pub(super) own: Option<&'a Parameters>,
+    /// The files beside it that say something of its elements.
+    pub(super) files: Option<&'a ElementFiles>,
 }
 
 impl<'a> Wanted<'a> {
@@ -65,7 +68,7 @@ impl<'a> Wanted<'a> {
                 }
                 _ => Cow::Borrowed(&*self.name),
             };
-            Want { source: member.source, name, own: member.own }
+            Want { source: member.source, name, own: member.own, files: member.files }
         };
         self.members.all.iter().map(want).collect()
     }
@@ -81,12 +84,13 @@ impl<'a> Planner<'a> {
                     .map(|input| Member {
                         source: self.source_of(&input.model.value),
                         own: Some(&input.parameters),
+                        files: Some(&input.files),
                         from: None,
                     })
                     .collect();
                 let base = self.config.base_model.as_ref().map(|base| self.source_of(&base.value));
                 if let Some(base) = base.filter(|base| members.iter().all(|member| member.source != *base)) {
-                    members.push(Member { source: base, own: None, from: None });
+                    members.push(Member { source: base, own: None, files: None, from: None });
                 }
                 let base = members.iter().position(|member| Some(member.source) == base);
                 self.of_models(Members { all: members, base, slice: None })
@@ -153,7 +157,7 @@ impl<'a> Planner<'a> {
 
     /// The tensors of stacked slices: loose ones before, the layers renumbered, loose ones after.
     fn of_slices(&mut self, slices: &'a [Slice]) -> Vec<Wanted<'a>> {
-        let stacks: Vec<Option<Stack>> = self.sources.iter().map(Stack::of).collect();
+        let stacks: Vec<Option<Stack>> = self.models.iter().map(Stack::of).collect();
         let (first, last) = (&slices[0], &slices[slices.len() - 1]);
         let mut all = self.loose(first, true);
         let mut next_layer = 0;
@@ -211,6 +215,7 @@ impl<'a> Planner<'a> {
             parts.push(Part {
                 source,
                 own: &written.parameters,
+                files: &written.files,
                 stack,
                 first: range.start,
                 layers: range.len(),
@@ -269,6 +274,7 @@ impl<'a> Planner<'a> {
         let member = |source: &'a SliceSource| Member {
             source: self.source_of(&source.model.value),
             own: Some(&source.parameters),
+            files: Some(&source.files),
             from: None,
         };
         let all = slice.sources.iter().map(member).collect();
@@ -316,6 +322,7 @@ impl<'a> Stack<'a> {
 struct Part<'a, 's> {
     source: usize,
     own: &'a Parameters,
+    files: &'a ElementFiles,
     stack: &'s Stack<'a>,
     first: usize,
     layers: usize,
@@ -323,7 +330,8 @@ struct Part<'a, 's> {
 
 impl<'a> Part<'a, '_> {
     fn member(&self) -> Member<'a> {
-        Member { source: self.source, own: Some(self.own), from: Some((self.stack.name, self.first)) }
+        let from = Some((self.stack.name, self.first));
+        Member { source: self.source, own: Some(self.own), files: Some(self.files), from }
     }
 
     /// The layers that have tensors, counted from the first of the slice.
@@ -360,12 +368,14 @@ pub(super) fn tied_embedding(source: &Source) -> Option<usize> {
     embeddings.next().is_none().then_some(only)
 }
 
-/// Input tensors that no tensor of the output comes from, by model: layers together, loose ones by name where they are few.
+/// Tensors of models that no tensor of the output comes from, by model: layers together, loose ones by name where they are few.
 pub(super) fn left_out(sources: &[Source], inputs: &[Input]) -> Vec<LeftOut> {
     let mut used: Vec<Vec<bool>> = sources.iter().map(|source| vec![false; source.tensors().len()]).collect();
     for input in inputs {
-        if let Input::Stored(at) = input {
-            used[at.source][at.tensor] = true;
+        if let Input::Stored(at) = input
+            && let Some(used) = used.get_mut(at.source)
+        {
+            used[at.tensor] = true;
         }
     }
     sources.iter().zip(&used).flat_map(|(source, used)| left_out_of(source, used)).collect()

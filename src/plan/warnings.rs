@@ -81,7 +81,7 @@ impl Planner<'_> {
     pub(super) fn same_folders(&self) -> Vec<Error> {
         let mut known = HashMap::new();
         let mut warnings = Vec::new();
-        for source in self.sources {
+        for source in self.models {
             let folder = source.folder.real();
             let first = *known.entry(folder).or_insert(&source.name);
             if first != &source.name {
@@ -111,6 +111,17 @@ impl Planner<'_> {
                 warnings.entry(name).or_default().push(warning.hint(hint));
             }
         }
+        let shared = tensors.iter().filter_map(merge).flat_map(|merge| merge.settings.shared.iter());
+        for (name, value) in shared {
+            let Some((_, (low, high))) = ranged.iter().find(|(ranged, _)| ranged == name) else { continue };
+            let Value::Number(number) = value else { continue };
+            if !(*low..=*high).contains(number) && !warnings.contains_key(name) {
+                let message = format!("{name} {number} is not from {low} to {high}");
+                let hint = format!("more than {high} acts as {high}, less than {low} as {low}");
+                let written = self.config.parameters.get(*name).map_or(self.config.merge_method.at, |p| p.at);
+                warnings.entry(name).or_default().push(self.config.error_at(written, message).hint(hint));
+            }
+        }
         warnings.into_values().flat_map(few).collect()
     }
 
@@ -120,7 +131,7 @@ impl Planner<'_> {
         let is_this = |model: &Located<ModelRef>| self.source_of(&model.value) == source;
         let scopes: Vec<&Parameters> = match &config.inputs {
             Inputs::Models(models) => {
-                models.iter().filter(|input| is_this(&input.model)).map(|input| &input.parameters).collect()
+                models.iter().filter(|input| is_this(&input.model)).map(|input| &*input.parameters).collect()
             }
             Inputs::Slices(slices) => {
                 let own = slices.iter().flat_map(|slice| &slice.sources);
@@ -146,6 +157,14 @@ impl Planner<'_> {
             self.method.parameters.iter().any(|p| p.name == name.as_str() && p.scope == Scope::NonBase)
         });
         names.map(|name| format!("{name} of {} is not read: it is the base", base.value)).collect()
+    }
+
+    /// What the processor does for whichever device merges, and for how many tensors.
+    pub(super) fn work_of_the_processor(&self, tensors: &[Tensor]) -> Option<String> {
+        let decided = self.method.by_processor?;
+        let makes = |tensor: &&Tensor| matches!(&tensor.action, Action::Merge(merge) if !merge.recipe.made.is_empty());
+        let count = tensors.iter().filter(makes).count();
+        (count > 0).then(|| format!("{}: the processor {decided} ({count} tensors)", self.method.name))
     }
 
     /// config.json may list something for every layer of the donor; such lists are not cut to fit.
@@ -178,24 +197,19 @@ fn own_values<'a>(
     merge: &'a Merge,
 ) -> impl Iterator<Item = (&'static str, f64, usize)> + 'a {
     merge.settings.per_input.iter().zip(&merge.inputs).flat_map(|(values, input)| {
-        let source = source_of(inputs, *input);
+        let source = input::source(inputs, *input);
         values.iter().filter_map(move |(name, value)| match value {
-            Value::Number(number) => Some((*name, *number, source)),
-            Value::Flag(_) | Value::Null => None,
+            Value::Number(number) => Some((*name, *number, source?)),
+            Value::Flag(_) | Value::Word(_) | Value::Null => None,
         })
     })
-}
-
-/// The model that an input comes from.
-fn source_of(inputs: &[Input], input: usize) -> usize {
-    input::stored(inputs, input)[0].source
 }
 
 /// Stacked layers of models that do not fit together: the same tensor has other dimensions in another layer.
 pub(super) fn uneven_layers(inputs: &[Input], tensors: &[Tensor]) -> Option<Error> {
     let first_source = |tensor: &Tensor| match &tensor.action {
-        Action::Copy(copy) => source_of(inputs, copy.holders[0]),
-        Action::Merge(merge) => source_of(inputs, merge.inputs[0]),
+        Action::Copy(copy) => input::source(inputs, copy.holders[0]),
+        Action::Merge(merge) => input::source(inputs, merge.inputs[0]),
     };
     let mut first: HashMap<&str, &Tensor> = HashMap::new();
     for tensor in tensors {

@@ -3,6 +3,7 @@
 use crate::backend::Limits;
 use crate::backend::device::{Device, LaneBytes};
 use crate::error::{Error, Result};
+use crate::kernel::TILE;
 use crate::plan::Plan;
 
 /// What a merge may use.
@@ -25,10 +26,16 @@ impl Budget {
     /// Not even one worker with chunks of one tile fits.
     pub fn limits(&self, plan: &Plan, on: &Device) -> Result<Limits> {
         let widest = plan.widest();
-        // Two tensors may be solved for at a time.
+        let lane = |chunk_tiles: u64| {
+            let lane = (on.family.lane_bytes)(&widest, chunk_tiles);
+            LaneBytes { host: lane.host + plan.working_bytes(chunk_tiles * TILE as u64), ..lane }
+        };
+        // Two tensors may be solved for at a time, and made inputs of two be kept; where memory is short, those of one.
         let solving = 2 * widest.segment_bytes;
-        let host_bytes = self.host_bytes.saturating_sub(solving);
-        let lane = |chunk_tiles: u64| (on.family.lane_bytes)(&widest, chunk_tiles);
+        let two_fit = solving + 2 * widest.kept_bytes + lane(1).host <= self.host_bytes;
+        let kept_bytes = if two_fit { 2 * widest.kept_bytes } else { widest.kept_bytes };
+        let kept = solving + kept_bytes;
+        let host_bytes = self.host_bytes.saturating_sub(kept);
         let fits = |threads: u64, LaneBytes { host, device, binding }: LaneBytes| {
             threads * host <= host_bytes
                 && threads * device <= self.device_bytes
@@ -47,7 +54,8 @@ impl Budget {
         while !fits(threads, lane(chunk_tiles)) {
             if chunk_tiles == 1 {
                 let LaneBytes { host, .. } = lane(1);
-                return Err(self.too_little_memory(LaneBytes { host: host + solving, ..lane(1) }, on));
+                let needed = LaneBytes { host: host + kept, ..lane(1) };
+                return Err(self.too_little_memory(needed, kept_bytes > 0, on));
             }
             chunk_tiles /= 2;
         }
@@ -57,10 +65,10 @@ impl Budget {
             0 => host_bytes - threads * host,
             device => self.device_bytes - threads * device,
         };
-        Ok(Limits { threads: threads as usize, chunk_tiles, hold_bytes, widest })
+        Ok(Limits { threads: threads as usize, chunk_tiles, hold_bytes, kept_bytes, widest })
     }
 
-    fn too_little_memory(&self, needed: LaneBytes, on: &Device) -> Error {
+    fn too_little_memory(&self, needed: LaneBytes, keeps: bool, on: &Device) -> Error {
         if needed.binding > on.binding_bytes {
             return Error::device(format!(
                 "{}: its kernels can use {} bytes at once, and this merge needs {}",
@@ -75,8 +83,11 @@ impl Budget {
         } else {
             ("--device-memory", self.device_bytes, needed.device)
         };
-        Error::config(format!("{flag} {given} bytes: this merge needs at least {needed} bytes"))
-            .hint("give it more; the default is a good choice")
+        Error::config(format!("{flag} {given} bytes: this merge needs at least {needed} bytes")).hint(if keeps {
+            "give it more: what the processor decides of the largest tensor stays in memory until it is merged"
+        } else {
+            "give it more; the default is a good choice"
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tensors that are copied: bytes that need no arithmetic, and so no device. Whoever holds them has to agree.
 
 use crate::backend::{OddValues, Output, ReadInputs, SpanResult, Tally};
-use crate::dtype::{Float, decode, encode};
+use crate::dtype::{Dtype, Float, decode, encode, encode_narrowed, float_bytes, narrow_to_odd, widen};
 use crate::error::{Error, Result};
 use crate::kernel::TILE;
 use crate::plan::{Copied, Tensor};
@@ -51,27 +51,39 @@ impl Copier {
 }
 
 /// The units that a copy is cut by, and the bytes of each: elements of the type where it is a float, else bytes.
-pub(super) fn units(tensor: &Tensor, from: Option<Float>) -> (u64, usize) {
+pub(super) fn units(tensor: &Tensor, from: Option<Dtype>) -> (u64, usize) {
     match from {
-        Some(float) => (tensor.elements, float.bytes()),
+        Some(float) => (tensor.elements, float_bytes(float)),
         None => (tensor.bytes, 1),
     }
 }
 
-/// The bytes to store: as they are when the type stays, else decoded and encoded.
+/// The bytes to store: as they are when the type stays, else decoded and encoded, each element rounded once.
 fn convert<'a>(copied: &Copied, bytes: &'a [u8], encoded: &'a mut Vec<u8>, odd: &mut OddValues) -> &'a [u8] {
     let (Some(from), Some(to)) = (copied.from, copied.to) else { return bytes };
-    let changes = from != to;
-    let elements = bytes.len() / from.bytes();
-    encoded.resize(elements * to.bytes(), 0);
+    let (changes, from_bytes, to_bytes) = (from != to, float_bytes(from), float_bytes(to));
+    let elements = bytes.len() / from_bytes;
+    encoded.resize(if changes { elements * to_bytes } else { 0 }, 0);
     let mut values = [0.0; TILE];
     for first in (0..elements).step_by(TILE) {
         let len = TILE.min(elements - first);
-        let values = &mut values[..len];
-        decode(from, &bytes[first * from.bytes()..][..len * from.bytes()], values);
+        let (values, raw) = (&mut values[..len], &bytes[first * from_bytes..][..len * from_bytes]);
+        match Float::of(from) {
+            Some(float) => decode(float, raw, values),
+            // Only what is infinite becomes so.
+            None => narrow_to_odd(raw, values),
+        }
         odd.count(values);
         if changes {
-            odd.overflowed += encode(to, values, &mut encoded[first * to.bytes()..][..len * to.bytes()]);
+            let into = &mut encoded[first * to_bytes..][..len * to_bytes];
+            odd.overflowed += match (Float::of(from), Float::of(to)) {
+                (Some(_), Some(to)) => encode(to, values, into),
+                (None, Some(to)) => encode_narrowed(to, raw, values, into),
+                (_, None) => {
+                    widen(values.iter().copied(), into);
+                    0
+                }
+            };
         }
     }
     if changes { encoded } else { bytes }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::copies::units;
 use crate::backend::{Launch, Segment, Span, SpanInput};
-use crate::dtype::Float;
+use crate::dtype::{Float, float_bytes};
 use crate::kernel::{Job, Outcome, RECORD_TILES_MIN, RECORDS_MAX, SPANS_MAX, TILE, WORDS_TILES_MAX, tiles};
 use crate::plan::{Copied, Merge, Tensor};
 use crate::recipe::{Pass, Segments, everything};
@@ -82,7 +82,7 @@ impl Cut {
         Self {
             member,
             tensor: index,
-            output_bytes: copied.to.map_or(1, |to| to.bytes() as u64),
+            output_bytes: copied.to.map_or(1, |to| float_bytes(to) as u64),
             inputs: copied.holders.iter().map(input).collect(),
             work: PassWork::Copy,
             left: Left::new(Segments::Whole, elements, everything(elements)),
@@ -121,7 +121,8 @@ impl Cut {
         Self {
             member,
             tensor: index,
-            output_bytes: merge.output.bytes() as u64,
+            // Of what is stored, to which the kernel's results may have to be widened.
+            output_bytes: float_bytes(tensor.dtype) as u64,
             inputs: reads.iter().map(input).collect(),
             work: PassWork::Kernel(KernelPass {
                 job: Arc::new(job),

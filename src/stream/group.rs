@@ -12,7 +12,7 @@ use crate::backend::{OddValues, Output, SpanResult, Tally};
 use crate::error::{Error, Result};
 use crate::kernel::tiles;
 use crate::plan::{Action, Plan, Tensor};
-use crate::recipe::{Machine, Threshold};
+use crate::recipe::{Machine, Remark, Threshold};
 use crate::timeline::{By, Stage};
 
 /// The result of one tensor.
@@ -26,6 +26,8 @@ pub struct Merged {
     pub redone: u64,
     /// Chunks that were written once more, because a guess was wrong there.
     pub mended: u64,
+    /// What a user should know about it.
+    pub remark: Option<Remark>,
     /// Thresholds that were found for its inputs, or found right.
     pub thresholds: Vec<Threshold>,
 }
@@ -36,6 +38,8 @@ pub(super) struct Group {
     pub(super) shard: usize,
     /// Bytes of the inputs that are worth holding while the group is open.
     pub(super) held_bytes: u64,
+    /// Bytes that inputs keep which are made for it.
+    pub(super) kept_bytes: u64,
     state: Mutex<State>,
 }
 
@@ -48,6 +52,8 @@ pub(super) struct Planned {
     pub(super) shard: usize,
     /// As of the group; what a group of rows or columns keeps of its segments is more than fits beside another one's.
     pub(super) held_bytes: u64,
+    /// As of the group: no more than of the tensor with the most.
+    pub(super) kept_bytes: u64,
 }
 
 struct State {
@@ -74,7 +80,7 @@ struct TensorWork {
 enum Remaining {
     Copy,
     Merge(Box<dyn Machine>),
-    Done(Vec<Threshold>),
+    Done(Vec<Threshold>, Option<Remark>),
 }
 
 /// Cuts the plan into groups: runs of small tensors that are merged alike and go to one file, and every other tensor alone.
@@ -86,20 +92,25 @@ pub(super) fn plan_groups(plan: &Plan, chunk_tiles: u64) -> Vec<Planned> {
     let mut groups: Vec<Planned> = Vec::new();
     let mut group_tiles = 0;
     let uses = plan.uses();
+    let kept_bytes: Vec<u64> = plan.tensors.iter().map(|tensor| tensor.kept_bytes(&plan.inputs)).collect();
+    let most_kept_bytes = kept_bytes.iter().copied().max().unwrap_or(0);
     for (i, tensor) in plan.tensors.iter().enumerate() {
         let own_tiles = tiles(tensor.elements);
         let (shard, held_bytes) = (plan.layout.places[i].shard, held_bytes(tensor, &uses));
         let joins = group_tiles + own_tiles <= chunk_tiles
             && groups.last().is_some_and(|group| {
-                group.shard == shard && merged_alike(&plan.tensors[group.tensors.start], tensor)
+                group.shard == shard
+                    && group.kept_bytes + kept_bytes[i] <= most_kept_bytes
+                    && merged_alike(&plan.tensors[group.tensors.start], tensor)
             });
         match groups.last_mut() {
             Some(group) if joins => {
                 group.tensors.end = i + 1;
                 group.held_bytes = group.held_bytes.saturating_add(held_bytes);
+                group.kept_bytes += kept_bytes[i];
             }
             _ => {
-                groups.push(Planned { tensors: i..i + 1, shard, held_bytes });
+                groups.push(Planned { tensors: i..i + 1, shard, held_bytes, kept_bytes: kept_bytes[i] });
                 group_tiles = 0;
             }
         }
@@ -130,8 +141,8 @@ fn held_bytes(tensor: &Tensor, uses: &[u32]) -> u64 {
         return u64::MAX;
     }
     let again = merge.recipe.sweeps_most > 1 || merge.inputs.iter().any(|input| uses[*input] > 1);
-    let element_bytes: usize = merge.floats.iter().map(|float| float.bytes()).sum();
-    if again { tensor.elements.saturating_mul(element_bytes as u64) } else { 0 }
+    let bytes = merge.floats.iter().map(|float| float.bytes_of(tensor.elements));
+    if again { bytes.fold(0, u64::saturating_add) } else { 0 }
 }
 
 /// Whether two tensors can share launches.
@@ -144,10 +155,10 @@ fn merged_alike(a: &Tensor, b: &Tensor) -> bool {
 
 impl Group {
     pub(super) fn new(stream: &Stream<'_>, planned: Planned) -> Self {
-        let Planned { tensors, shard, held_bytes } = planned;
+        let Planned { tensors, shard, held_bytes, kept_bytes } = planned;
         let members = tensors.map(|tensor| TensorWork::new(stream, tensor)).collect();
         let state = Mutex::new(State { members, left: VecDeque::new(), pending: 0 });
-        Self { shard, held_bytes, state }
+        Self { shard, held_bytes, kept_bytes, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -210,10 +221,12 @@ impl Group {
     pub(super) fn merged(&self) -> Vec<(usize, Merged)> {
         let mut state = self.state();
         let merged = |member: &mut TensorWork| {
-            let Remaining::Done(thresholds) = &mut member.way else { unreachable!("the group is done") };
-            let (digest, thresholds) = (member.digest.finish(), std::mem::take(thresholds));
+            let Remaining::Done(thresholds, remark) = &mut member.way else {
+                unreachable!("the group is done")
+            };
+            let (digest, thresholds, remark) = (member.digest.finish(), std::mem::take(thresholds), *remark);
             let (odd, redone, mended) = (member.tally().odd, member.redone, member.mended);
-            (member.tensor, Merged { digest, odd, redone, mended, thresholds })
+            (member.tensor, Merged { digest, odd, redone, mended, remark, thresholds })
         };
         state.members.iter_mut().map(merged).collect()
     }
@@ -229,7 +242,7 @@ impl TensorWork {
         let chunks = tiles(elements).div_ceil(stream.sizes.chunk_tiles) as usize;
         Self {
             tensor,
-            way: if elements == 0 { Remaining::Done(Vec::new()) } else { way },
+            way: if elements == 0 { Remaining::Done(Vec::new(), None) } else { way },
             fold: Fold::Nothing,
             digest: Digest::new(planned.bytes, chunks),
             tallies: vec![Tally::default(); chunks],
@@ -251,7 +264,7 @@ impl TensorWork {
         let measured = std::mem::replace(&mut self.fold, Fold::Nothing).finish(|| self.tally().kept);
         let cut = match (&tensor.action, &mut self.way) {
             (Action::Copy(copied), Remaining::Copy) => {
-                self.way = Remaining::Done(Vec::new());
+                self.way = Remaining::Done(Vec::new(), None);
                 Cut::copy(index, self.tensor, tensor, copied)
             }
             (Action::Merge(merge), Remaining::Merge(machine)) => {
@@ -260,7 +273,7 @@ impl TensorWork {
                     ..error
                 })?;
                 let Some(pass) = next else {
-                    self.way = Remaining::Done(machine.thresholds());
+                    self.way = Remaining::Done(machine.thresholds(), machine.remark());
                     return Ok(None);
                 };
                 let shared = |input| stream.is_shared(input);

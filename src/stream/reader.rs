@@ -26,12 +26,13 @@ impl<'a> Reader<'a> {
         Self { stream, by, spans, element_bytes, columns }
     }
 
-    /// Reads from an input, whatever it is.
-    fn read_from(&mut self, input: usize, start: u64, into: &mut [u8]) -> Result<()> {
-        let bytes = into.len() as u64;
-        self.stream.timeline.time(Stage::Read, self.by, bytes, || self.stream.bytes(input, start, into))?;
-        self.stream.watch.moved(bytes, 0);
-        Ok(())
+    /// Reads so many elements of an input, whatever it is, from number `first` on.
+    fn read_from(&mut self, input: usize, first: u64, elements: u64, into: &mut [u8]) -> Result<()> {
+        let (bytes, stream) = (into.len() as u64, self.stream);
+        stream.timeline.time(Stage::Read, self.by, bytes, || match &stream.plan.inputs[input] {
+            Input::Stored(_) => stream.bytes(input, first * (bytes / elements.max(1)), into),
+            Input::Made(made) => made.read(first..first + elements, into, &mut Parts(stream)),
+        })
     }
 
     /// Of a span whose elements lie one behind the other, and where that is a tensor of a checkpoint: which, and which bytes.
@@ -64,7 +65,7 @@ impl<'a> Reader<'a> {
             let mut row = vec![0; width * element_bytes];
             for place in 0..first.elements {
                 let element = first.first_element() + place as u64 * first.segment.stride;
-                self.read_from(number, element * element_bytes as u64, &mut row)?;
+                self.read_from(number, element, width as u64, &mut row)?;
                 columns.put(place, &row);
             }
             self.columns[input] = columns;
@@ -80,8 +81,7 @@ impl ReadInputs for Reader<'_> {
         if part.segment.stride > 1 {
             return self.read_column(span, input, into);
         }
-        let start = part.first_element() * self.element_bytes[input] as u64;
-        self.read_from(part.inputs[input].input, start, into)
+        self.read_from(part.inputs[input].input, part.first_element(), part.elements as u64, into)
     }
 
     fn is_mapped(&self, span: usize, input: usize) -> Result<bool> {
@@ -105,12 +105,15 @@ impl ReadInputs for Reader<'_> {
 }
 
 impl Stream<'_> {
-    /// Fills `into` with an input's bytes from `start` on.
+    /// Fills `into` with an input's bytes from `start` on: whole elements, of at least a byte. What is read of files for it counts
+    /// as moved.
     fn bytes(&self, input: usize, start: u64, into: &mut [u8]) -> Result<()> {
         match &self.plan.inputs[input] {
             Input::Stored(at) => {
                 let source = &self.sources[at.source];
-                source.read_at(source.tensor_at(at.tensor), start, into, self.reads)
+                source.read_at(source.tensor_at(at.tensor), start, into, self.reads)?;
+                self.watch.moved(into.len() as u64, 0);
+                Ok(())
             }
             Input::Made(made) => {
                 let element_bytes = made.float().bytes() as u64;

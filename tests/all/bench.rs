@@ -156,8 +156,8 @@ fn a_set_without_room_is_refused_with_its_bytes_and_nothing_is_made() {
 fn what_cannot_be_measured_is_refused_before_anything_is_made() {
     let dir = tempfile::tempdir().unwrap();
     for (flags, code, says) in [
-        (&["--method", "slerp", "--models", "3"][..], 2, "slerp merges 2 models"),
-        (&["--method", "passthrough"], 2, "possible values: linear"),
+        (&["--method", "slerp", "--models", "3"][..], 2, "slerp merges 2 fine-tunes"),
+        (&["--method", "tie"], 2, "possible values: linear"),
         (&["--shape", "gpt-5"], 2, "tinyllama-1.1b"),
         (&["--models", "13"], 2, "from 1 to 12"),
         (&["--density", "0"], 2, "above 0"),

@@ -99,17 +99,31 @@ models: [{model: DIR/a}, {model: DIR/b}]
 #[test]
 fn methods_are_listed() {
     assert_snapshot!(run(["methods"]).succeeded().stdout, @r"
-    linear           weighted average of the models
-    slerp            spherical interpolation from the base to one other model
-    nuslerp          spherical interpolation between two models, or between their differences to a base
-    multislerp       spherical interpolation of several models, or of their differences to a base, in one step
-    karcher          mean of the models' directions on the sphere, with their mean length
-    model_stock      average of the models, drawn towards the base by the angle between their task vectors
-    task_arithmetic  the models' differences to the base, weighted and added to it
-    ties             task vectors trimmed to their largest magnitudes, a sign elected per element, the agreeing averaged
-    dare_linear      task vectors thinned out at random, rescaled, weighted and added to the base
-    dare_ties        task vectors thinned out at random and rescaled, a sign elected per element, the agreeing added
-    passthrough      one model's tensors as they are; with slices, layers stacked from several models
+    linear            weighted average of the models
+    average           mean of checkpoints of one run, oldest first, weighted by position (beyond mergekit)
+    fisher            average of the models, each element weighted by its importance to each model, which files say (beyond mergekit)
+    slerp             spherical interpolation from the base to one other model
+    nuslerp           spherical interpolation between two models, or between their differences to a base
+    multislerp        spherical interpolation of several models, or of their differences to a base, in one step
+    karcher           mean of the models' directions on the sphere, with their mean length
+    model_stock       average of the models, drawn towards the base by the angle between their task vectors
+    task_arithmetic   the models' differences to the base, weighted and added to it
+    ties              task vectors trimmed to their largest magnitudes, a sign elected per element, the agreeing averaged
+    dare_linear       task vectors thinned out at random, rescaled, weighted and added to the base
+    dare_ties         task vectors thinned out at random and rescaled, a sign elected per element, the agreeing added
+    breadcrumbs       task vectors without their largest and smallest magnitudes, weighted and added to the base
+    breadcrumbs_ties  task vectors without their largest and smallest magnitudes, a sign elected per element, the agreeing added
+    della             task vectors thinned out at random, small magnitudes more than large ones, a sign elected per element, the agreeing averaged
+    della_linear      task vectors thinned out at random, small magnitudes more than large ones, rescaled, weighted and added to the base
+    sce               the elements in which task vectors differ most, weighted by their squares, those of the minority's sign erased
+    ram               changes that several models share averaged, those of one model taken whole
+    ramplus_tl        as ram, with the changes of one model enlarged the more of its changes are shared
+    nearswap          the base, drawn towards the other model where the two are near each other
+    arcee_fusion      the other model's elements where their change matters most, the base elsewhere
+    magmax            of each element the task vector with the largest magnitude (beyond mergekit)
+    emr               EMR's elected task vector: of each element the elected sign, and the largest magnitude that has it (beyond mergekit)
+    consensus         the sum of the task vectors where enough of them matter by their TALL masks, the base elsewhere (beyond mergekit)
+    passthrough       one model's tensors as they are; with slices, layers stacked from several models
     ");
 }
 
@@ -121,16 +135,20 @@ fn a_method_is_explained() {
         vᵢ = wᵢ·top_k(xᵢ − base); s = sign Σ vᵢ; out = base + λ·Σ_{sign vᵢ = s} vᵢ / Σ_{sign vᵢ = s} wᵢ
 
     paper       Yadav et al., TIES-Merging (NeurIPS 2023) <https://arxiv.org/abs/2306.01708>
+    evidence    on language models plain task arithmetic was the most reliable method of a comparison (arXiv 2511.21437): compare with it
     base_model  required
     models      1 to 13
 
     parameters
-      weight     (per model but base, required) the task vector's weight
-      density    (per model but base, default 1) the share of the task vector's elements that is kept
-      normalize  (shared, default true)         divide by the sum of the weights (of the agreeing models, with a vote)
-      rescale    (shared, default false)        scale what is kept so that the task vector's L1 norm stays
-      lambda     (shared, default 1)            a factor for the merged task vector
-      int8_mask  (shared, default false)        accepted for mergekit's sake; it never changed a result
+      weight       (per model but base, required) the task vector's weight
+      density      (per model but base, default 1) the share of the task vector's elements that is kept
+      normalize    (shared, default true)         divide by the sum of the weights (of the agreeing models, with a vote)
+      rescale      (shared, default false)        scale what is kept so that the task vector's L1 norm stays
+      lambda       (shared, default 1)            a factor for the merged task vector
+      int8_mask    (shared, default false)        accepted for mergekit's sake; it never changed a result
+      balance      (shared, default none)         weights are divided by the task vectors' norms to this power, relative to the norms' mean: 1 is NAN (arXiv 2505.16148)
+      lines_alpha  (shared, default none)         LiNeS (arXiv 2410.17146): lambda is multiplied by alpha + beta * depth, from alpha at the first layer on
+      lines_beta   (shared, default none)         LiNeS: what the last layer has more than the first; 1 - alpha where it is null
     ");
     run(["methods", "tied"])
         .failed(2, &["error: there is no merge method `tied`", "hint: did you mean `ties`?"]);
@@ -250,7 +268,10 @@ fn a_plan_is_printed_as_json() {
             "normalize": true,
             "rescale": false,
             "lambda": 1.0,
-            "int8_mask": false
+            "int8_mask": false,
+            "balance": null,
+            "lines_alpha": null,
+            "lines_beta": null
           },
           "sweeps_most": 12
         }
@@ -465,7 +486,7 @@ fn what_is_wrong_with_a_config_is_reported_with_the_way_out() {
     hint: did you mean `ties`?
     -- method like none
     error: DIR/config.yml:1:15: there is no merge method `averaging_of_everything`
-    hint: the methods are linear, slerp, nuslerp, multislerp, karcher, model_stock, task_arithmetic, ties, dare_linear, dare_ties, passthrough
+    hint: the methods are linear, average, fisher, slerp, nuslerp, multislerp, karcher, model_stock, task_arithmetic, ties, dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, sce, ram, ramplus_tl, nearswap, arcee_fusion, magmax, emr, consensus, passthrough
     -- missing weight
     error: DIR/config.yml:1:15: linear needs `weight`, and DIR/b has none
     hint: add `parameters: {weight: …}` to the model, or to the whole config for all models

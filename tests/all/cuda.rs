@@ -14,8 +14,10 @@ use safetensors::Dtype;
 use tempfile::TempDir;
 
 use super::first_use;
+use crate::averages;
 use crate::command::{self, Ended, ROOT, assert_nothing_left, mergeforge};
 use crate::cuda_driver::{Driver, Sanitizer};
+use crate::float64;
 use crate::models::{self, PLAIN, Tensors, stored, tuned, weights};
 use crate::same_bytes;
 
@@ -74,23 +76,27 @@ fn kernels_stay_within_their_memory_and_have_no_races() {
     }
 }
 
-/// The kernel that is compiled for a mistake in a file. One in a header is made in a kernel that uses all of it, into which
-/// the header is written: the others need not be compiled again.
+/// The kernel that is compiled for a mistake in a file. One in a header is made in a kernel that uses all of it, or the one that
+/// stands before the header's name, into which the header is written: the others need not be compiled again.
 fn kernel_of(file: &str) -> &str {
     match file {
         "prelude.cuh" => "consensus",
         "counting.cuh" => "magnitudes",
-        kernel => kernel.trim_end_matches(".cu"),
+        "choice.cuh" => "elect",
+        kernel => kernel.split('/').next().expect("a first part").trim_end_matches(".cu"),
     }
 }
 
 /// The kernels with one mistake in a file: what stands there, and what takes its place. Entries of `consensus` which a quick
 /// check does not ask for are left out.
 pub fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
+    let kernel = kernel_of(file);
+    let file = file.split('/').next_back().expect("a last part");
     let folder = command::mistaken("kernels", file, right, wrong);
-    let kernel = folder.path().join(format!("{}.cu", kernel_of(file)));
+    let is_consensus = kernel == "consensus";
+    let kernel = folder.path().join(format!("{kernel}.cu"));
     let mut source = std::fs::read_to_string(&kernel).unwrap();
-    if matches!(file, "prelude.cuh" | "counting.cuh") {
+    if Path::new(file).extension().is_some_and(|kind| kind == "cuh") {
         let header = folder.path().join(file);
         let text = std::fs::read_to_string(&header).unwrap().replace("#pragma once\n", "");
         std::fs::copy(Path::new(ROOT).join("kernels").join(file), header).unwrap();
@@ -98,7 +104,7 @@ pub fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
         assert!(source.contains(&include), "{} includes {file}", kernel.display());
         source = source.replacen(&include, &text, 1);
     }
-    if kernel_of(file) == "consensus" {
+    if is_consensus {
         let asked_for = |line: &&str| !["_1_##", "_3_##", "_4_##"].iter().any(|entry| line.contains(entry));
         source = source.lines().filter(asked_for).flat_map(|line| [line, "\n"]).collect();
     }
@@ -164,6 +170,45 @@ fn mistakes_in_kernels_are_caught() {
         ("counting.cuh", "sub(fabsf(delta), interval", "sub(delta, interval"),
         ("masked_sums.cu", "v[i] = i < lanes ? absolute(v[i]) : 0.0f;", "v[i] = absolute(v[i]);"),
         ("keys.cu", "model * length", "model * TILE"),
+    ];
+    for (file, right, wrong) in cases {
+        assert_caught(file, right, wrong);
+    }
+}
+
+/// Choices of elements, the rules of elections, what is measured of a choice, and bits, which all kernels read.
+#[test]
+fn mistakes_in_choices_and_elections_are_caught() {
+    let cases = [
+        // Cuts; the upper end of a band; which input decides; tiles of the tensor.
+        ("choice.cuh", "lane < cut_lane", "lane <= cut_lane"),
+        ("choice.cuh", "tile < cut_tile", "tile <= cut_tile"),
+        ("choice.cuh", "above && !beyond", "above"),
+        ("choice.cuh", "1 + models + choice.selector", "models + choice.selector"),
+        ("choice.cuh", "work.span->first_tile + tile, deciding", "tile, deciding"),
+        // Ties of votes and magnitudes; who counts; odd values that do not spread; what is kept, counted past the end.
+        ("elect.cu", "sum >= 0.0f ? v > 0.0f", "sum > 0.0f ? v > 0.0f"),
+        ("elect.cu", "key_of(terms.v[i]) > key_of", "key_of(terms.v[i]) >= key_of"),
+        ("elect.cu", "agree && key_of(v) > key_of", "key_of(v) > key_of"),
+        ("elect.cu", "absolute(terms.delta[i]) >= mul", "absolute(terms.delta[i]) > mul"),
+        ("elect.cu", "terms.kept >> i & (unsigned)holds", "(unsigned)holds"),
+        ("elect.cu", "made.holders[i] >= election.least", "made.holders[i] > election.least"),
+        ("elect.cu", "agree ? part.share : 0.0f", "agree ? 1.0f : 0.0f"),
+        ("elect.cu", "agree ? 0.0f : mul(0.0f, v)", "0.0f"),
+        ("elect.cu", "terms.kept & exist", "terms.kept"),
+        ("elect.cu", "finish<FLOAT, true>", "finish<FLOAT, false>"),
+        ("chosen_sums.cu", "mul(is_kept >> i & 1 ? 1.0f : 0.0f, x[i])", "is_kept >> i & 1 ? x[i] : 0.0f"),
+        ("chosen_sums.cu", "i < lanes ? mul(own, own) : 0.0f", "mul(own, own)"),
+        ("holders.cu", "own[i] > threshold", "own[i] >= threshold"),
+        ("holders.cu", "held_by[i] == 1u << m", "held_by[i] >> m == 1"),
+        ("nearswap.cu", "d > 0.0f ? nearness.t : -nearness.t", "nearness.t"),
+        ("nearswap.cu", "absolute(d) < nearness.near", "absolute(d) < nearness.t"),
+        ("nearswap.cu", "add(swapped, mul(0.0f, d))", "swapped"),
+        // Where a thread's bits are.
+        ("keys/prelude.cuh", "threadIdx.x / 4 % 4", "threadIdx.x / 4 % 2"),
+        ("keys/prelude.cuh", "threadIdx.x % 4 * 8", "threadIdx.x % 4 * 4"),
+        ("keys/prelude.cuh", "threadIdx.x / 16 :", "threadIdx.x / 32 :"),
+        ("keys/prelude.cuh", "TILE / 128", "TILE / 64"),
     ];
     for (file, right, wrong) in cases {
         assert_caught(file, right, wrong);
@@ -253,8 +298,34 @@ fn case(method: &str, seed: u64) -> tempfile::TempDir {
 }
 
 #[test]
+fn float64_gives_the_bytes_of_the_cpu() {
+    for folder in float64::cases() {
+        let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
+        for more in [&["--threads", "2"][..], &["--threads", "1", "--chunk-tiles", "1"]] {
+            let more = [&["--device", "cuda"], more].concat();
+            let found = merged(merge(driver(), &[("SEED", "6")], folder.path(), &more), folder.path());
+            assert!(found == expected, "{more:?}");
+        }
+    }
+}
+
+#[test]
+fn averages_of_many_checkpoints_give_the_bytes_of_the_cpu() {
+    let folder = averages::many();
+    crate::command::config(folder.path(), &averages::config_of_many(folder.path(), "average"));
+    let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
+    for more in
+        [&["--threads", "2"][..], &["--threads", "1", "--chunk-tiles", "1"], &["--device-memory", "8MB"]]
+    {
+        let more = [&["--device", "cuda"], more].concat();
+        let found = merged(merge(driver(), &[("SEED", "5")], folder.path(), &more), folder.path());
+        assert!(found == expected, "{more:?}");
+    }
+}
+
+#[test]
 fn every_method_gives_the_bytes_of_the_cpu() {
-    for way in same_bytes::ways() {
+    for way in same_bytes::all_ways() {
         let folder = case(way, 30);
         let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
         let ways: [&[&str]; 4] = [

@@ -73,6 +73,7 @@ impl Way {
         Settings {
             tensor: "t".into(),
             seed: 0,
+            depth: 0.0,
             shape: shape.into(),
             elements: shape.iter().product::<usize>() as u64,
             inputs: self.models + usize::from(self.with_base),
@@ -383,6 +384,7 @@ fn by_hand(method: &str, shared: Values, base: bool, weights: Option<&[f64]>, x:
     let settings = Settings {
         tensor: "t".into(),
         seed: 0,
+        depth: 0.0,
         shape: [2].into(),
         elements: 2,
         inputs: inputs.len(),

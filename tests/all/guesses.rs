@@ -95,6 +95,7 @@ fn settings(elements: usize, densities: &[f64]) -> Settings {
     Settings {
         tensor: "t".into(),
         seed: 0,
+        depth: 0.0,
         shape: [elements].into(),
         elements: elements as u64,
         inputs: 1 + densities.len(),
@@ -104,6 +105,9 @@ fn settings(elements: usize, densities: &[f64]) -> Settings {
             ("rescale", Value::Flag(false)),
             ("lambda", Value::Number(1.0)),
             ("int8_mask", Value::Flag(false)),
+            ("balance", Value::Null),
+            ("lines_alpha", Value::Null),
+            ("lines_beta", Value::Null),
         ]
         .into(),
         per_input: std::iter::once(Vec::new()).chain(densities.iter().map(own)).collect::<Vec<_>>().into(),

@@ -1,13 +1,19 @@
-//! Inputs that are made of others, in plans made here: no config reaches them yet. A merge that reads them writes the bytes
+//! Inputs that are made of others, in plans made here: no config reaches these kinds yet. A merge that reads them writes the bytes
 //! of the same merge of a checkpoint that holds what they yield.
 
+use std::fmt;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use mergeforge::backend::device::Device;
 use mergeforge::backend::devices::processor;
 use mergeforge::checkpoint::Reads;
-use mergeforge::dtype::Float;
-use mergeforge::input::{Adapted, Floats, Input, Made, Row, Rows, Scaled};
+use mergeforge::dtype::{Float, decode};
+use mergeforge::input::{
+    Adapted, Floats, Importance, Input, Made, Masked, Ranks, ReadElements, Row, Rows, Scaled, Spread, Vectors,
+};
 use mergeforge::plan::{Action, Choices, Plan};
 use mergeforge::{Options, Prepared, merge, prepare};
 use safetensors::Dtype;
@@ -99,6 +105,50 @@ fn kinds(plan: &Plan, weight: usize, base: &Tensors, own: &[f32]) -> Vec<(Box<dy
     vec![(Box::new(adapted), with_adapter), (Box::new(in_blocks), dequantised), (Box::new(rows), rearranged)]
 }
 
+/// Kinds that compare a model with the base: what each is, and what it yields when all of it is read at once. Their formulas are
+/// tested where they are.
+fn comparisons(plan: &Plan, base: usize, model: usize, stored: &Tensors) -> Vec<(Box<dyn Made>, Vec<f32>)> {
+    let of = |input| Floats { input, float: Float::BF16 };
+    let (base, model) = (of(base), of(model));
+    let (columns, elements) = (COLUMNS as u64, (ROWS * COLUMNS) as u64);
+    let vectors = Vectors { len: columns, stride: 1 };
+    let crossing = Vectors { len: ROWS as u64, stride: columns };
+    let made: Vec<Box<dyn Made>> = vec![
+        Box::new(Importance::new(base, model, columns, elements)),
+        Box::new(Spread::new(base, vec![model, base])),
+        Box::new(Masked::new(base, model, number(plan, "codes"), Dtype::I8).unwrap()),
+        Box::new(Ranks::new([base, model], vectors, elements, 0.5, 0.2, [1, 2])),
+        Box::new(Ranks::new([base, model], crossing, elements, 0.5, 0.2, [1, 2])),
+    ];
+    let mut whole = Whole { base: base.input, model: model.input, codes: number(plan, "codes"), stored };
+    let yields = |made: Box<dyn Made>| {
+        let mut bytes = vec![0; made.float().bytes_of(elements) as usize];
+        made.read(0..elements, &mut bytes, &mut whole).unwrap();
+        made.release();
+        let mut values = vec![0.0; elements as usize];
+        decode(made.float(), &bytes, &mut values);
+        (made, values)
+    };
+    made.into_iter().map(yields).collect()
+}
+
+/// Two weights and a mask in memory.
+struct Whole<'a> {
+    base: usize,
+    model: usize,
+    codes: usize,
+    stored: &'a Tensors,
+}
+
+impl ReadElements for Whole<'_> {
+    fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> mergeforge::error::Result<()> {
+        let names = [(self.base, "w"), (self.model, "first"), (self.codes, "codes")];
+        let name = names.into_iter().find(|(number, _)| *number == input).unwrap().1;
+        into.copy_from_slice(&self.stored[name].bytes[start as usize..][..into.len()]);
+        Ok(())
+    }
+}
+
 fn config(folder: &Path, method: &str, first: &str) -> Prepared {
     let path = |name: &str| folder.join(name).display().to_string();
     let text = format!(
@@ -159,16 +209,25 @@ fn made_inputs_merge_as_the_tensors_they_stand_for() {
     base.extend([weight(&of_base, Dtype::BF16)]);
     write("base", &base);
     write("first", &Tensors::from([weight(&own, Dtype::BF16)]));
+    let mut all = base.clone();
+    all.extend([("first".to_string(), stored(Dtype::BF16, &[ROWS, COLUMNS], &own))]);
     write("second", &Tensors::from([weight(&tuned(&of_base, 3), Dtype::BF16)]));
     // One sweep, several sweeps over what is held, and rows and columns by themselves.
     for method in ["task_arithmetic", "ties", "model_stock", "nuslerp"] {
-        for kind in 0..3 {
+        for kind in 0..8 {
             let mut prepared = config(folder.path(), method, "first");
             let plan = &mut prepared.plan;
             let place = plan.tensors.iter().position(|tensor| &*tensor.name == "w").unwrap();
             let Action::Merge(merge) = &plan.tensors[place].action else { panic!("w is merged") };
             let stands_for = merge.inputs[0];
-            let (made, expected) = kinds(plan, stands_for, &base, &own).swap_remove(kind);
+            let of_base = merge.inputs[merge.settings.base.unwrap()];
+            let mut made = kinds(plan, stands_for, &base, &own);
+            made.extend(comparisons(plan, of_base, stands_for, &all));
+            let (made, expected) = made.swap_remove(kind);
+            // Rows and columns do not begin with whole bytes of bits.
+            if made.float() == Float::Bit && ["model_stock", "nuslerp"].contains(&method) {
+                continue;
+            }
             let what = format!("{method}, {made}");
             assert!(made.of().iter().all(|of| *of < plan.inputs.len()));
             let float = made.float();
@@ -218,4 +277,144 @@ pub fn check_shared_inputs(device: &Device) {
             assert!(found == expected, "{method}, {}, {threads} threads", device.id());
         }
     }
+}
+
+/// An input of zeros that keeps memory while it is read, and counts how much all of them keep.
+#[derive(Debug)]
+struct Keeping {
+    bytes: u64,
+    keeps: AtomicBool,
+    all: Arc<Counted>,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    bytes: Mutex<u64>,
+    most: AtomicU64,
+    /// How often something was kept anew.
+    made: AtomicU64,
+}
+
+impl Made for Keeping {
+    fn of(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    fn float(&self) -> Float {
+        Float::F32
+    }
+
+    fn read(
+        &self,
+        _: Range<u64>,
+        into: &mut [u8],
+        _: &mut dyn ReadElements,
+    ) -> mergeforge::error::Result<()> {
+        let mut bytes = self.all.bytes.lock().unwrap();
+        if !self.keeps.swap(true, Ordering::Relaxed) {
+            *bytes += self.bytes;
+            self.all.most.fetch_max(*bytes, Ordering::Relaxed);
+            self.all.made.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(bytes);
+        // Long enough for others to open what comes next.
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        into.fill(0);
+        Ok(())
+    }
+
+    fn working_bytes(&self, elements: u64) -> u64 {
+        1000 * elements
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn release(&self) {
+        let mut bytes = self.all.bytes.lock().unwrap();
+        if self.keeps.swap(false, Ordering::Relaxed) {
+            *bytes -= self.bytes;
+        }
+    }
+}
+
+impl fmt::Display for Keeping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "zeros that keep {} bytes", self.bytes)
+    }
+}
+
+/// A plan of small and large tensors whose first model's weights are made, and keep memory: at most 9,000,000 bytes each.
+fn keeping(folder: &Path) -> (Prepared, Arc<Counted>) {
+    let shape = |i: usize| if i.is_multiple_of(3) { vec![20 + i] } else { vec![30, 200 + i] };
+    for (name, seed) in [("base", 1), ("first", 2), ("second", 3)] {
+        let tensor = |i: usize| {
+            (format!("w{i:02}"), stored(Dtype::BF16, &shape(i), &weights(shape(i).iter().product(), seed)))
+        };
+        models::write(&folder.join(name), &(0..40).map(tensor).collect(), PLAIN);
+    }
+    let mut prepared = config(folder, "ties", "first");
+    let all = Arc::new(Counted::default());
+    for (i, tensor) in prepared.plan.tensors.iter_mut().enumerate() {
+        let Action::Merge(merge) = &mut tensor.action else { panic!("all are merged") };
+        let bytes = (i as u64 * 7 % 9 + 1) * 1_000_000;
+        let made = Keeping { bytes, keeps: AtomicBool::new(false), all: Arc::clone(&all) };
+        merge.inputs[0] = prepared.plan.inputs.len();
+        merge.floats[0] = Float::F32;
+        prepared.plan.inputs.push(Input::Made(Box::new(made)));
+    }
+    (prepared, all)
+}
+
+/// Groups whose inputs keep memory wait for each other, and what they keep is freed with each.
+#[test]
+fn inputs_keep_no_more_than_was_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (prepared, all) = keeping(folder.path());
+    let out = folder.path().join("out");
+    let options = |threads| Options {
+        out: out.clone(),
+        device: processor(),
+        budget: mergeforge::stream::Budget { threads, chunk_tiles: Some(2), ..RUN.budget },
+        copy_tokenizer: true,
+        model_card: true,
+        reads: Reads::Mapped,
+        cache: None,
+        recall: false,
+    };
+    for (threads, made) in [(1, 40), (8, 80)] {
+        merge(&prepared, &options(threads), &Quiet).unwrap();
+        std::fs::remove_dir_all(&out).unwrap();
+        let most = all.most.load(Ordering::Relaxed);
+        assert!((9_000_000..=18_000_000).contains(&most), "{most} bytes with {threads} threads");
+        assert_eq!((*all.bytes.lock().unwrap(), all.made.load(Ordering::Relaxed)), (0, made));
+    }
+}
+
+/// What inputs keep and what they are read in is counted in the memory that a merge may use.
+#[test]
+fn made_inputs_are_counted_in_the_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let (prepared, _) = keeping(folder.path());
+    let plain = config(folder.path(), "ties", "first");
+    let limits = |prepared: &Prepared, host_bytes: u64| {
+        let budget =
+            mergeforge::stream::Budget { threads: 2, host_bytes, device_bytes: 0, chunk_tiles: Some(1) };
+        budget.limits(&prepared.plan, &processor())
+    };
+    let held = |prepared: &Prepared| limits(prepared, 64 << 20).unwrap().hold_bytes;
+    // What the refusal of a merge without memory says that it needs.
+    let needed = |prepared: &Prepared| -> u64 {
+        let refusal = limits(prepared, 0).unwrap_err().message;
+        refusal.split(' ').rev().find_map(|word| word.parse().ok()).unwrap()
+    };
+    // Of f32 in place of bfloat16 a tile takes two bytes more for each element, in a lane's two buffers at the most.
+    let assert_counted = |difference: u64, tensors: u64, threads: u64| {
+        let counted = tensors * 9_000_000 + threads * 1000 * 1024;
+        assert!((counted..=counted + 16 * 1024).contains(&difference), "{difference}, not {counted}");
+    };
+    // Those of two tensors are kept at a time, and where memory is short those of one.
+    assert_counted(held(&plain) - held(&prepared), 2, 2);
+    assert_counted(needed(&prepared) - needed(&plain), 1, 1);
 }

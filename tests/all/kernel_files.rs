@@ -13,15 +13,17 @@ struct Sources {
     prelude: Vec<u8>,
     params: Vec<u8>,
     counting: Vec<u8>,
+    choice: Vec<u8>,
     kernel: Vec<u8>,
 }
 
 impl Sources {
-    fn parts(&self) -> [(String, &[u8]); 4] {
+    fn parts(&self) -> [(String, &[u8]); 5] {
         [
             ("prelude.cuh".into(), &self.prelude),
             ("params.cuh".into(), &self.params),
             ("counting.cuh".into(), &self.counting),
+            ("choice.cuh".into(), &self.choice),
             (format!("{}.cu", self.name), &self.kernel),
         ]
     }
@@ -44,10 +46,8 @@ impl Sources {
             let text = String::from_utf8_lossy(content);
             for line in text.lines().filter_map(|line| line.trim_start().strip_prefix('#')) {
                 let Some(header) = line.trim_start().strip_prefix("include").map(str::trim) else { continue };
-                if !["\"prelude.cuh\"", "\"params.cuh\"", "\"counting.cuh\""]
-                    .iter()
-                    .any(|known| header.starts_with(known))
-                {
+                let known = ["\"prelude.cuh\"", "\"params.cuh\"", "\"counting.cuh\"", "\"choice.cuh\""];
+                if !known.iter().any(|known| header.starts_with(known)) {
                     found.push(format!("kernels/{file} includes {header}, which the hash does not know"));
                 }
             }
@@ -134,6 +134,7 @@ fn all_sources() -> Vec<Sources> {
         prelude: read("prelude.cuh"),
         params: read("params.cuh"),
         counting: read("counting.cuh"),
+        choice: read("choice.cuh"),
         kernel: read(&format!("{name}.cu")),
         name,
     };
@@ -162,6 +163,7 @@ fn planted() -> (Sources, String) {
         prelude: b"#include \"params.cuh\"\n".to_vec(),
         params: b"#define TILE 1024\n".to_vec(),
         counting: b"#include \"prelude.cuh\"\n".to_vec(),
+        choice: b"#include \"prelude.cuh\"\n".to_vec(),
         kernel: b"#include \"prelude.cuh\"  // all there is\n".to_vec(),
     };
     let hash = sources.hash("nvcc");
@@ -180,6 +182,7 @@ fn altered_sources_are_found() {
         Sources { prelude: b"#include \"params.cuh\"\n\n".to_vec(), ..sources.clone() },
         Sources { params: b"#define TILE 1025\n".to_vec(), ..sources.clone() },
         Sources { counting: b"\n#include \"prelude.cuh\"\n".to_vec(), ..sources.clone() },
+        Sources { choice: b"\n#include \"prelude.cuh\"\n".to_vec(), ..sources.clone() },
         Sources { kernel: b"#include \"prelude.cuh\"".to_vec(), ..sources.clone() },
         // The same bytes in a row, cut elsewhere.
         Sources {

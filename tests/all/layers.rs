@@ -18,6 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "lib",
             "report",
             "check",
+            "method",
             "stream",
             "checkpoint",
             "backend",
@@ -29,16 +30,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("check", &["backend", "kernel", "dtype", "timeline", "cache"]),
     ("thresholds", &["plan", "input", "recipe", "checkpoint", "kernel", "stream", "cache"]),
-    ("report", &["lib", "plan", "method", "checkpoint", "backend", "stream", "config", "timeline"]),
+    ("report", &["lib", "plan", "method", "checkpoint", "backend", "stream", "config", "dtype", "timeline"]),
     (
         "stream",
         &["plan", "input", "recipe", "checkpoint", "backend", "kernel", "dtype", "timeline", "threads"],
     ),
     ("plan", &["config", "input", "method", "recipe", "checkpoint", "kernel", "dtype"]),
-    ("backend", &["kernel", "dtype", "timeline", "threads"]),
+    ("backend", &["kernel", "dtype", "timeline", "threads", "instructions"]),
     ("method", &["recipe", "kernel"]),
     ("recipe", &["kernel"]),
-    ("input", &["dtype"]),
+    ("input", &["kernel", "dtype", "instructions"]),
     ("kernel", &["dtype"]),
     ("checkpoint", &["dtype"]),
     ("config", &["dtype"]),
@@ -46,6 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("timeline", &[]),
     ("threads", &[]),
     ("cache", &[]),
+    ("instructions", &[]),
     ("error", &[]),
     ("text", &[]),
 ];
@@ -70,6 +72,7 @@ const ALL: &[&str] = &[
     "timeline",
     "threads",
     "cache",
+    "instructions",
 ];
 
 /// Words that only these layers may say; an empty list: nobody.

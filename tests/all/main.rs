@@ -13,12 +13,17 @@ mod accelerators {
 }
 
 mod allocation;
+mod averages;
 mod bench;
+mod choices;
+mod choices_oracle;
 mod cli;
 mod command;
 mod cuda_driver;
+mod elements;
 mod fast;
 mod faults;
+mod float64;
 mod geometry;
 mod guesses;
 mod hardening;

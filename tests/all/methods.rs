@@ -75,6 +75,7 @@ fn settings(
     Settings {
         tensor: "t".into(),
         seed: 5,
+        depth: 0.0,
         shape: [elements].into(),
         elements: elements as u64,
         inputs,
@@ -84,12 +85,15 @@ fn settings(
     }
 }
 
-fn family(normalize: bool, rescale: bool, lambda: f64) -> [(&'static str, Value); 4] {
+fn family(normalize: bool, rescale: bool, lambda: f64) -> [(&'static str, Value); 7] {
     [
         ("normalize", Value::Flag(normalize)),
         ("rescale", Value::Flag(rescale)),
         ("lambda", Value::Number(lambda)),
         ("int8_mask", Value::Flag(false)),
+        ("balance", Value::Null),
+        ("lines_alpha", Value::Null),
+        ("lines_beta", Value::Null),
     ]
 }
 
@@ -248,22 +252,22 @@ fn half_ulp(dtype: Dtype, x: f64) -> f64 {
 }
 
 /// A merge of made models: shapes, types, forms and numbers drawn from a seed.
-struct Case {
-    base: Tensors,
-    models: Vec<Tensors>,
-    weights: Vec<f64>,
-    densities: Vec<f64>,
+pub struct Case {
+    pub base: Tensors,
+    pub models: Vec<Tensors>,
+    pub weights: Vec<f64>,
+    pub densities: Vec<f64>,
     dtype: Option<Dtype>,
 }
 
 const DTYPES: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
 
 impl Case {
-    fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         let mut random = Random(seed);
         let mut pick = |n: usize| (random.next() % n as u64) as usize;
         let models = 1 + pick(5);
-        let shapes: [&[usize]; 7] = [&[1], &[], &[3, 5], &[1024], &[33, 61], &[20, 1111], &[7]];
+        let shapes: [&[usize]; 8] = [&[1], &[], &[3, 5], &[1024], &[33, 61], &[20, 1111], &[7], &[4, 6, 50]];
         let mixed = pick(2) == 0;
         let plain = DTYPES[pick(3)];
         let mut dtypes = |_: usize| if mixed { DTYPES[pick(3)] } else { plain };
@@ -291,7 +295,7 @@ impl Case {
         case
     }
 
-    fn write(&self, folder: &Path, seed: u64) {
+    pub fn write(&self, folder: &Path, seed: u64) {
         let form = |i: u64| Form {
             shards: 1 + ((seed + i) % 3) as usize,
             reversed: (seed + i) % 2 == 1,
@@ -312,7 +316,7 @@ impl Case {
         }
     }
 
-    fn config(&self, folder: &Path, method: &str, shared: &str, base: bool) -> String {
+    pub fn config(&self, folder: &Path, method: &str, shared: &str, base: bool) -> String {
         let mut config = format!("merge_method: {method}\n{}parameters: {{{shared}}}\n", self.dtype_line());
         if base {
             config += &format!("base_model: {}\n", folder.join("base").display());
@@ -328,7 +332,7 @@ impl Case {
     }
 
     /// The type the contract stores a tensor in.
-    fn stored_as(&self, name: &str, with_base: bool) -> Dtype {
+    pub fn stored_as(&self, name: &str, with_base: bool) -> Dtype {
         let base = with_base.then(|| self.base[name].dtype);
         let all: Vec<Dtype> = base.into_iter().chain(self.models.iter().map(|m| m[name].dtype)).collect();
         let promoted = if all.iter().all(|dtype| *dtype == all[0]) { all[0] } else { Dtype::F32 };
@@ -347,6 +351,8 @@ fn the_family_of_task_arithmetic_merges_as_the_oracle_does() {
         ("ties", Thinning::Magnitude, true, true, false),
         ("dare_linear", Thinning::Random { seed: 9 }, false, false, true),
         ("dare_ties", Thinning::Random { seed: 9 }, true, false, true),
+        ("breadcrumbs", Thinning::Outliers { gamma: 0.03 }, false, false, false),
+        ("breadcrumbs_ties", Thinning::Outliers { gamma: 0.6 }, true, false, false),
     ];
     for seed in 0..24 {
         let folder = tempfile::tempdir().unwrap();
@@ -358,6 +364,9 @@ fn the_family_of_task_arithmetic_merges_as_the_oracle_does() {
             if seed % 3 == 1 {
                 (normalize, rescale, lambda) = (!normalize, !rescale, 0.75);
                 shared = format!("normalize: {normalize}, rescale: {rescale}, lambda: {lambda}");
+            }
+            if let Thinning::Outliers { gamma } = thinning {
+                shared += &format!("{}gamma: {gamma}", if shared.is_empty() { "" } else { ", " });
             }
             let rule = Family { thinning, vote, normalize, rescale, lambda };
             let config = case.config(folder.path(), method, &shared, true);
@@ -490,9 +499,11 @@ fn a_model_merged_with_itself_comes_back_bit_for_bit() {
         models::write(&folder.path().join(name), &case.base, PLAIN);
     }
     let path = |name: &str| folder.path().join(name).display().to_string();
-    for method in METHODS.iter().map(|method| method.name).filter(|method| *method != "passthrough") {
+    // What reads importance is tried with its files.
+    let others = METHODS.iter().filter(|method| !method.reads_importance()).map(|method| method.name);
+    for method in others.filter(|method| *method != "passthrough") {
         let models = match method {
-            "slerp" => 1,
+            "slerp" | "nearswap" | "arcee_fusion" => 1,
             "nuslerp" => 2,
             _ => 3,
         };
@@ -501,6 +512,9 @@ fn a_model_merged_with_itself_comes_back_bit_for_bit() {
             path("base")
         );
         (0..models).for_each(|i| config += &format!("  - model: {}\n", path(&format!("m{i}"))));
+        if method == "average" {
+            config += &format!("  - model: {}\n", path("base"));
+        }
         models::run(folder.path(), &config, method, RUN).unwrap();
         assert_eq!(models::read(&folder.path().join(method)), case.base, "{method}");
     }

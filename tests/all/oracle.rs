@@ -22,11 +22,24 @@ pub struct Family {
     pub lambda: f64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Thinning {
     None,
     Magnitude,
-    Random { seed: u64 },
+    Random {
+        seed: u64,
+    },
+    /// A band of magnitudes: the share `gamma` of the largest goes.
+    Outliers {
+        gamma: f64,
+    },
+    /// By ranks in vectors of `len` elements, which lie `stride` apart.
+    Ranked {
+        seed: u64,
+        epsilon: f64,
+        len: usize,
+        stride: usize,
+    },
 }
 
 /// An exact result with what an f32 engine may differ from it by, before the output is rounded.
@@ -34,6 +47,11 @@ pub enum Thinning {
 pub struct Expected {
     pub exact: Vec<f64>,
     pub slack: Vec<f64>,
+}
+
+/// The contract's bound on f32 arithmetic: of N models and a base, with all magnitudes added up.
+pub fn slack_of(models: usize, magnitude: f64) -> f64 {
+    slack(models, magnitude)
 }
 
 /// The contract's bound on f32 arithmetic: (N + 4) · 2^-24 · (|base| + Σ |c·x|).
@@ -82,7 +100,7 @@ fn tile_sum(terms: &[f32]) -> f32 {
 }
 
 /// A sum over a tensor: tiles in f32, the tiles in f64.
-fn sum(terms: impl Iterator<Item = f32>) -> f64 {
+pub fn sum(terms: impl Iterator<Item = f32>) -> f64 {
     terms.collect::<Vec<_>>().chunks(1024).map(|tile| f64::from(tile_sum(tile))).sum()
 }
 
@@ -110,14 +128,51 @@ fn key(delta: f32) -> u32 {
     if delta.is_nan() { u32::MAX } else { delta.abs().to_bits() }
 }
 
+/// The places of values from the largest magnitude down, of equal ones the first before the others.
+pub fn descending(values: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    // A stable sort keeps equal magnitudes in their order.
+    order.sort_by_key(|i| std::cmp::Reverse(key(values[*i])));
+    order
+}
+
 /// Which elements of a task vector stay: the k largest magnitudes, of equal ones the first.
 pub fn largest(delta: &[f32], density: f64) -> Vec<bool> {
     let k = ((density * delta.len() as f64).trunc() as usize).max(1);
-    let mut order: Vec<usize> = (0..delta.len()).collect();
-    // A stable sort keeps equal magnitudes in their order.
-    order.sort_by_key(|i| std::cmp::Reverse(key(delta[*i])));
+    first(descending(delta).into_iter().take(k), delta.len())
+}
+
+fn first(kept: impl Iterator<Item = usize>, elements: usize) -> Vec<bool> {
+    let mut keep = vec![false; elements];
+    kept.for_each(|i| keep[i] = true);
+    keep
+}
+
+/// Which elements of a task vector are in the band of magnitudes, counted from the smallest up.
+pub fn band(delta: &[f32], density: f64, gamma: f64) -> Vec<bool> {
+    let n = delta.len();
+    let target = (density * n as f64).trunc() as usize;
+    let top = (gamma * n as f64).trunc() as usize;
+    let bottom = (n as i64 - target as i64 - top as i64).max(0) as usize;
+    let ascending = descending(delta).into_iter().rev();
+    first(ascending.skip(bottom).take(target), n)
+}
+
+/// Which elements a mask keeps whose probabilities grow with the ranks of magnitudes in vectors.
+pub fn ranked(delta: &[f32], density: f64, by: Thinning, tensor: &str, position: usize) -> Vec<bool> {
+    let Thinning::Ranked { seed, epsilon, len, stride } = by else { panic!("{by:?} has no ranks") };
     let mut keep = vec![false; delta.len()];
-    order.into_iter().take(k).for_each(|i| keep[i] = true);
+    for vector in 0..delta.len() / len.max(1) {
+        let start = vector / stride * stride * len + vector % stride;
+        let places: Vec<usize> = (0..len).map(|i| start + i * stride).collect();
+        let mut ranked: Vec<usize> = (0..len).collect();
+        ranked.sort_by_key(|i| key(delta[places[*i]]));
+        for (rank, i) in ranked.into_iter().enumerate() {
+            let share = if len == 1 { 0.5 } else { rank as f64 / (len - 1) as f64 };
+            let probability = (density - epsilon) + 2.0 * epsilon * share;
+            keep[places[i]] = drawn(places[i], probability, seed, tensor, position);
+        }
+    }
     keep
 }
 
@@ -135,20 +190,36 @@ fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// Which elements a random mask keeps.
 pub fn chosen(elements: usize, density: f64, seed: u64, tensor: &str, position: usize) -> Vec<bool> {
+    let key = mask_key(seed, tensor, position);
+    (0..elements).map(|i| draw(i, key) < limit(density)).collect()
+}
+
+/// Whether one element is drawn.
+fn drawn(element: usize, probability: f64, seed: u64, tensor: &str, position: usize) -> bool {
+    draw(element, mask_key(seed, tensor, position)) < limit(probability)
+}
+
+fn limit(probability: f64) -> u32 {
+    ((probability * 2f64.powi(32)).round() as u64).min(u64::from(u32::MAX)) as u32
+}
+
+/// Two 16-bit draws, one after the other, are one of 32 bits.
+fn draw(element: usize, key: [u32; 2]) -> u32 {
+    let half = |call: u32| {
+        let words = philox([(element / 8) as u32, 0, call, 0], key);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        u32::from(u16::from_le_bytes([bytes[2 * (element % 8)], bytes[2 * (element % 8) + 1]]))
+    };
+    half(0) << 16 | half(1)
+}
+
+fn mask_key(seed: u64, tensor: &str, position: usize) -> [u32; 2] {
     let mut name = seed.to_le_bytes().to_vec();
     name.extend((position as u32).to_le_bytes());
     name.extend(tensor.as_bytes());
     let hash = blake3::derive_key("mergeforge 2026 random mask", &name);
     let key = u64::from_le_bytes(hash[..8].try_into().unwrap());
-    let key = [key as u32, (key >> 32) as u32];
-    let keep = ((density * 2f64.powi(32)).round() as u64).min(u64::from(u32::MAX)) as u32;
-    let draw = |element: usize, call: u32| {
-        let words = philox([(element / 8) as u32, 0, call, 0], key);
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        u32::from(u16::from_le_bytes([bytes[2 * (element % 8)], bytes[2 * (element % 8) + 1]]))
-    };
-    // Two 16-bit draws, one after the other, are one of 32 bits.
-    (0..elements).map(|i| (draw(i, 0) << 16 | draw(i, 1)) < keep).collect()
+    [key as u32, (key >> 32) as u32]
 }
 
 fn divisor(weights: &[f64]) -> f64 {
@@ -169,6 +240,8 @@ pub fn thinned(base: &[f32], models: &[Model], family: &Family, tensor: &str) ->
             _ if model.density <= 0.0 => none.clone(),
             Thinning::Magnitude => largest(&delta, model.density),
             Thinning::Random { seed } => chosen(base.len(), model.density, seed, tensor, position),
+            Thinning::Outliers { gamma } => band(&delta, model.density, gamma),
+            Thinning::Ranked { .. } => ranked(&delta, model.density, family.thinning, tensor, position),
         };
         let mut scale = 1.0;
         if family.rescale && model.density < 1.0 && model.density > 0.0 && family.thinning != Thinning::None {

@@ -125,7 +125,7 @@ fn stacked_layers_of_different_widths_are_reported() {
     plan(folder.path(), &config, &["--strict"]).failed(2, &["layers of different models"]);
 }
 
-/// `density: 50` was meant as per cent; a base's own weight changes nothing; della is known but not here.
+/// `density: 50` was meant as per cent; a base's own weight changes nothing; probabilities end at 1.
 #[test]
 fn what_makes_no_sense_is_reported() {
     let folder = tempfile::tempdir().unwrap();
@@ -141,7 +141,9 @@ fn what_makes_no_sense_is_reported() {
         reported.contains("note: weight of ") && reported.contains("is not read: it is the base"),
         "{reported}"
     );
-    plan(folder.path(), &config.replace("ties", "della"), &[]).failed(2, &["`della` is not supported yet"]);
+    let della = config.replace("ties", "della").replace("density: 50", "density: 0.9");
+    plan(folder.path(), &della, &[])
+        .failed(2, &["from 0.7500 to 1.0500", "epsilon can be from 0 to just below 0.1000"]);
 }
 
 /// Without the anchor, weights that no binary fraction holds would move the last bits of equal f32 values.

@@ -21,7 +21,7 @@ use safetensors::Dtype;
 use tempfile::TempDir;
 
 use crate::command;
-use crate::models::{self, Form, Quiet, Random, Stored, Tensors, stored, tuned, weights};
+use crate::models::{self, Form, PLAIN, Quiet, Random, Stored, Tensors, stored, tuned, weights};
 
 const THREADS: [usize; 3] = [1, 2, 8];
 const CHUNK_TILES: [u64; 5] = [1, 2, 16, 128, 1 << 20];
@@ -66,7 +66,8 @@ impl Cut {
             chunk_tiles: Some(self.chunk_tiles),
         };
         match self.memory {
-            Memory::Bytes(bytes) => with(bytes),
+            // What is made by the processor may need more.
+            Memory::Bytes(bytes) => with(bytes.max(least_bytes(prepared, 1))),
             Memory::Least => with(least_bytes(prepared, 1)),
             Memory::LeastFor(threads) => with(least_bytes(prepared, threads)),
         }
@@ -107,7 +108,7 @@ const SHAPES: [(&str, &[usize]); 12] = [
 
 const FLOATS: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
 
-/// Checkpoints of mixed types, every one sharded and ordered in its own way.
+/// Checkpoints of mixed types, every one sharded and ordered in its own way, and masks and importance for them.
 pub fn checkpoints(folder: &Path, seed: u64) {
     let mut random = Random(seed);
     let base: Vec<Vec<f32>> =
@@ -129,30 +130,87 @@ pub fn checkpoints(folder: &Path, seed: u64) {
         tensors.insert("rope.table".into(), Stored { dtype: Dtype::I64, shape: vec![448], bytes });
         let form = Form { shards: 1 + model, reversed: (seed + model as u64).is_multiple_of(2), tied: false };
         models::write(&folder.join(format!("m{model}")), &tensors, form);
+        said_of_elements(folder, model, seed);
     }
+}
+
+/// A mask and the importance of a model's elements. One tensor is in no mask, one in no file of importance.
+fn said_of_elements(folder: &Path, model: usize, seed: u64) {
+    let mut random = Random(!seed ^ model as u64);
+    let (mut masks, mut importance) = (Tensors::new(), Tensors::new());
+    for (i, (name, shape)) in SHAPES.iter().enumerate() {
+        let elements = shape.iter().product();
+        let bits: Vec<u8> = (0..elements).map(|_| (random.next() % 2) as u8).collect();
+        let mask = match (i + model) % 3 {
+            0 => Stored { dtype: Dtype::BOOL, shape: shape.to_vec(), bytes: bits },
+            1 => Stored {
+                dtype: Dtype::I64,
+                shape: shape.to_vec(),
+                bytes: bits.iter().flat_map(|bit| (u64::from(*bit) << 40).to_le_bytes()).collect(),
+            },
+            _ => {
+                stored(Dtype::F16, shape, &bits.iter().map(|bit| -0.5 * f32::from(*bit)).collect::<Vec<_>>())
+            }
+        };
+        masks.insert((*name).into(), mask);
+        // Squares, of which many are below the floor.
+        let squares: Vec<f32> =
+            (0..elements).map(|_| (random.normal() * random.normal() * 1e-3).powi(2) as f32).collect();
+        importance.insert((*name).into(), stored(FLOATS[(i + 2 * model) % 3], shape, &squares));
+    }
+    masks.remove("model.layers.1.a.weight");
+    importance.remove("model.layers.1.d.weight");
+    models::write(&folder.join(format!("mask{model}")), &masks, Form { shards: 2, ..PLAIN });
+    models::write(&folder.join(format!("importance{model}")), &importance, PLAIN);
 }
 
 /// Every method, and what some do otherwise: behind a stroke.
 pub fn ways() -> Vec<&'static str> {
-    let others = ["nuslerp/rows", "nuslerp/columns", "model_stock/rows", "multislerp/base"];
+    let others = [
+        "nuslerp/rows",
+        "nuslerp/columns",
+        "model_stock/rows",
+        "multislerp/base",
+        "ties/masked",
+        "della/masked",
+    ];
     METHODS.iter().map(|method| method.name).chain(others).collect()
+}
+
+/// The same, and a way that needs more memory.
+pub fn all_ways() -> Vec<&'static str> {
+    [ways(), vec!["breadcrumbs/many"]].concat()
 }
 
 /// A config for a way to merge, with what it needs: the parameters that measure and draw are on.
 pub fn config(folder: &Path, way: &str) -> String {
     let method = way.split('/').next().expect("a way begins with a method");
-    let model = |i: usize| folder.join(format!("m{i}")).display().to_string();
+    // Beyond the third, models are the first ones once more, by other names.
+    let model = |i: usize| {
+        format!(
+            "{}/{}m{}",
+            folder.display(),
+            "./".repeat(i.saturating_sub(1) / 3),
+            if i > 3 { (i - 1) % 3 + 1 } else { i }
+        )
+    };
     let (base, models, parameters): (_, &[usize], _) = match way {
         "passthrough" => (None, &[1], "scale: [{filter: layers.0, value: 0.7}, {value: null}]"),
         "slerp" => (Some(0), &[1, 0], "t: 0.3"),
         "nuslerp" => (None, &[1, 2], "weight: 0.3"),
         "nuslerp/rows" => (Some(0), &[1, 2], "weight: [0.2, 0.6], nuslerp_flatten: false"),
         "nuslerp/columns" => (None, &[2, 1], "weight: 0.3, nuslerp_flatten: false, nuslerp_row_wise: true"),
-        "linear" | "karcher" => (None, &[1, 2, 3], "weight: 0.3"),
+        "nearswap" => (Some(0), &[2], "t: 0.002"),
+        "arcee_fusion" => (Some(0), &[2], ""),
+        "sce" => (Some(0), &[1, 2, 3], "select_topk: 0.4"),
+        "linear" | "karcher" | "fisher" => (None, &[1, 2, 3], "weight: 0.3"),
+        "average" => (None, &[0, 1, 2, 3], "weights: 1-sqrt, window: 3"),
         "multislerp" => (None, &[1, 2, 3], ""),
         "model_stock" | "multislerp/base" => (Some(0), &[1, 2, 3], ""),
         "model_stock/rows" => (Some(0), &[1, 2], "filter_wise: true"),
-        _ => (Some(0), &[1, 2, 3], "weight: [0.4, 0.9], density: 0.37, rescale: true"),
+        // Two questions about each model: more than any vote has models.
+        "breadcrumbs/many" => (Some(0), &[1, 2, 3, 4, 5, 6, 7, 8], "weight: 0.1, density: 0.37, gamma: 0.1"),
+        _ => (Some(0), &[1, 2, 3], "weight: [0.4, 0.9], density: 0.37, rescale: true, gamma: 0.1"),
     };
     let mut config = format!("merge_method: {method}\nparameters: {{{parameters}}}\nmodels:\n");
     for i in models {
@@ -162,7 +220,14 @@ pub fn config(folder: &Path, way: &str) -> String {
         } else {
             "{}".into()
         };
-        config += &format!("  - model: {}\n    parameters: {own}\n", model(*i));
+        let beside = match way.split('/').next_back() {
+            Some("masked") if *i != 2 => format!("    mask: {}\n", folder.join(format!("mask{i}")).display()),
+            Some("fisher") => {
+                format!("    importance: {}\n", folder.join(format!("importance{i}")).display())
+            }
+            _ => String::new(),
+        };
+        config += &format!("  - model: {}\n{beside}    parameters: {own}\n", model(*i));
     }
     base.iter().for_each(|i| config += &format!("base_model: {}\n", model(*i)));
     config

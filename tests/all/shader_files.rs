@@ -20,7 +20,7 @@ use naga::{
 };
 
 /// Files in `src/kernel/` that are no kernels.
-const NO_KERNELS: [&str; 6] = ["header", "packed", "philox", "sums", "thinning", "widest"];
+const NO_KERNELS: [&str; 7] = ["choice", "header", "packed", "philox", "sums", "thinning", "widest"];
 
 /// Files in `shaders/` that stand before every kernel.
 const PARTS: [&str; 4] = ["no_subgroups", "params", "prelude", "subgroups"];

@@ -6,7 +6,9 @@
 use mergeforge::backend::cpu::Cpu;
 use mergeforge::check::{self, Case, CaseValues, Depth, Types, Use, jobs};
 use mergeforge::dtype::Float;
-use mergeforge::kernel::thinning::Keep;
+use mergeforge::kernel::choice::Choice;
+use mergeforge::kernel::elect::Rule;
+use mergeforge::kernel::thinning::{Keep, Trim};
 use mergeforge::kernel::{Job, KERNELS};
 
 use crate::models::Random;
@@ -51,9 +53,50 @@ fn planted(job: &Job, fault: usize) -> Option<Job> {
         }
         (Job::Magnitudes(job), 0) => job.models[0].shift += 1,
         (Job::MaskedSums(job), 0) => job.models.iter_mut().for_each(|keep| *keep = Keep::All),
+        (Job::Elect(job), 0) => {
+            job.models.iter_mut().for_each(|part| part.coefficient = next_up(part.coefficient));
+        }
+        (Job::Elect(job), 1) => match &mut job.rule {
+            Rule::Sum => {}
+            Rule::Signs(scale) | Rule::Kept(scale) => {
+                scale.iter_mut().for_each(|scale| *scale = next_up(*scale));
+            }
+            Rule::Largest(scale) | Rule::Elected(scale) | Rule::Common { scale, .. } => {
+                *scale = next_up(*scale);
+            }
+        },
+        (Job::Elect(job), 2) => job.models.iter_mut().for_each(|part| shifted(&mut part.choice, 1, 0)),
+        (Job::Elect(job), 3) => job.models.iter_mut().for_each(|part| shifted(&mut part.choice, 0, 100)),
+        (Job::Elect(job), _) => match &mut job.rule {
+            Rule::Signs(_) => job.models.iter_mut().for_each(|part| part.share = next_up(part.share)),
+            Rule::Common { least, .. } => *least += 1,
+            _ => {}
+        },
+        (Job::ChosenSums(job), 0) => job.models.iter_mut().for_each(|choice| *choice = Choice::All),
+        (Job::ChosenSums(job), 1) => job.models.iter_mut().for_each(|choice| shifted(choice, 1, 0)),
+        (Job::ChosenSums(job), 2) => job.models.iter_mut().for_each(|choice| shifted(choice, 0, 100)),
+        (Job::Holders(job), 0) => {
+            job.models.iter_mut().filter(|key| **key == 0.25f32.to_bits()).for_each(|key| *key -= 1);
+        }
+        (Job::Nearswap(job), 0) => job.t = next_up(job.t),
+        // Few are nearer than the least distances.
+        (Job::Nearswap(job), 1) if job.near >= 0.25 => job.factor = next_up(job.factor),
         _ => {}
     }
     (wrong != *job).then_some(wrong)
+}
+
+/// Moves a choice's thresholds and cuts.
+fn shifted(choice: &mut Choice, key: u32, lane: u32) {
+    let trims: &mut [&mut Trim] = match choice {
+        Choice::All => &mut [],
+        Choice::Trim(trim) | Choice::By { trim, .. } => &mut [trim],
+        Choice::Band { kept, dropped } => &mut [kept, dropped],
+    };
+    for trim in trims {
+        trim.threshold += key;
+        trim.cut_lane += lane;
+    }
 }
 
 #[test]
@@ -65,7 +108,7 @@ fn wrong_kernels_are_caught() {
         for fault in 0..5 {
             let Some(wrong) = planted(&job, fault) else { continue };
             // In numbers that are all tiny, some faults cannot show.
-            let (floats, kinds) = (vec![Float::BF16; models + 1], [CaseValues::Ordinary]);
+            let (floats, kinds) = (vec![Float::BF16; job.inputs()], [CaseValues::Ordinary]);
             let case = Case::new(&job, floats, Float::F32, &[5000, 777], &kinds, &mut random);
             let expected = case.of_twin();
             let found = case.with(&wrong).on(&Cpu::new(0), Use::Again).unwrap().bits;
@@ -73,5 +116,5 @@ fn wrong_kernels_are_caught() {
             caught += 1;
         }
     }
-    assert!(caught >= 20, "only {caught} faults were planted");
+    assert!(caught >= 80, "only {caught} faults were planted");
 }

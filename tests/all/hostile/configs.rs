@@ -63,6 +63,12 @@ const HOLES: &[(&str, &str)] = &[
         "revision",
         "merge_method: linear\nmodels: [{model: {model: {path: ../b, revision: @}}}, {model: ../a}]\n",
     ),
+    ("glob", "merge_method: average\nmodels: {glob: @}\n"),
+    ("an entry's glob", "merge_method: average\nmodels: [{glob: @}, {model: ../a}]\n"),
+    (
+        "weights of average",
+        "merge_method: average\nparameters: {weights: @, window: @}\nmodels: [{model: ../b}, {model: ../a}]\n",
+    ),
     ("slices", "merge_method: passthrough\nslices: @\n"),
     ("sources", "merge_method: passthrough\nslices: [{sources: @}]\n"),
     ("an entry of sources", "merge_method: passthrough\nslices: [{sources: [@]}]\n"),

@@ -257,7 +257,8 @@ fn names(cases: &mut Cases) {
         let entry = entry(&name, "BF16", "[1]", start, start + 2);
         cases.more_tensors(&format!("tensor name: {what}"), Ends::Open, &entry, 2);
     }
-    // Nobody can merge or convert this type, so that the name gets into a message.
+    // The base model has no such tensor, so that the name gets into a message.
+    let lacked = "merge_method: linear\nparameters: {weight: 0.5}\nbase_model: ../a\nmodels: [{model: b}, {model: ../a}]\n";
     let shown = [
         "x\\nerror: forged",
         "\\u001b[2J\\u009b31m",
@@ -273,7 +274,11 @@ fn names(cases: &mut Cases) {
         .enumerate()
     {
         let entry = entry(&name, "F64", "[1]", start, start + 8);
-        cases.more_tensors(&format!("tensor name in a message: {i}"), Ends::Refused, &entry, 8);
+        cases.merged(format!("tensor name in a message: {i}"), Ends::Refused, lacked, move |b| {
+            let (header, data) = good();
+            let header = format!("{},{entry}}}", header.strip_suffix('}').unwrap());
+            fs::write(b.join(SINGLE), [weights(header.as_bytes(), 0), data, vec![0; 8]].concat()).unwrap();
+        });
     }
     let long = [
         ("1 MB", "x".to_string()),

@@ -75,7 +75,7 @@ pub(super) const CONSENSUS: Method = Method {
     recipe: |settings| {
         let (agree, models) = (settings.number("agree"), settings.non_base().count());
         if agree > models as f64 || agree < 1.0 {
-            let problem = format!("agree is {agree}, and there are {models} models besides the base");
+            let problem = format!("agree is {agree}, and the number of models besides the base is {models}");
             return Err(Error::config(problem).hint(format!("with 1 to {models}, something can be kept")));
         }
         recipe(settings, |lambda, settings| Rule::Common {

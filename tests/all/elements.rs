@@ -187,7 +187,7 @@ fn a_mask_of_ones_takes_all_of_a_model_and_one_of_zeros_nothing() {
 
 /// Files that are not there for some tensors, or say something of others.
 #[test]
-fn what_a_mask_lacks_counts_and_what_nothing_reads_is_told() {
+fn what_a_mask_lacks_counts_and_what_nothing_reads_is_reported() {
     let tied = Tied::new();
     let masks = tied.mask("some.safetensors", &ALL[..2], |i| i % 3 == 0);
     let (merged, ended) = tied.merged(&tied.config("ties", "  mask: HEREsome.safetensors\n"));
@@ -293,6 +293,11 @@ fn what_cannot_be_masked_is_refused_before_anything_is_read() {
     tied.put("shape.safetensors", &wrong);
     wrong.insert(ALL[3].into(), Stored { dtype: Dtype::C64, shape: vec![33], bytes: vec![1; 33 * 8] });
     tied.put("type.safetensors", &wrong);
+    let prefixed = |(name, mask): (&String, &Stored)| (format!("module.{name}"), mask.clone());
+    tied.put(
+        "prefix.safetensors",
+        &tied.mask("mask.safetensors", &ALL, |_| true).iter().map(prefixed).collect(),
+    );
     let here = |file: &str| format!("  mask: HERE{file}.safetensors\n");
     let refused = |config: &str, code: i32, says: &[&str]| {
         drop(command::plan(tied.path(), config, &[]).failed(code, says));
@@ -306,6 +311,14 @@ fn what_cannot_be_masked_is_refused_before_anything_is_read() {
         &tied.config("ties", &here("type")),
         2,
         &["tensor model.norm.weight: it is of C64 in ", "a mask is of truth values"],
+    );
+    refused(
+        &tied.config("ties", &here("prefix")),
+        2,
+        &[
+            "prefix.safetensors: none of its tensors has the name of one of the model's",
+            "without a prefix such as `module.`",
+        ],
     );
     refused(
         &tied.config("ties", &here("nothing")),
@@ -435,7 +448,7 @@ fn by_importance(tied: &Tied, second: &Tensors) -> String {
 }
 
 #[test]
-fn importance_that_lacks_or_makes_no_sense_is_told() {
+fn importance_that_lacks_or_makes_no_sense_is_reported() {
     let tied = Tied::new();
     let fine = important(&tied.models[2], 2, &[ALL[3]]);
     let config = by_importance(&tied, &fine);

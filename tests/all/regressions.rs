@@ -141,6 +141,9 @@ fn what_makes_no_sense_is_reported() {
         reported.contains("note: weight of ") && reported.contains("is not read: it is the base"),
         "{reported}"
     );
+    let sce = config.replace("ties", "sce") + "parameters: {select_topk: 30}\n";
+    let reported = plan(folder.path(), &sce, &[]).succeeded().stderr;
+    assert!(reported.contains("select_topk 30 is not from 0 to 1"), "{reported}");
     let della = config.replace("ties", "della").replace("density: 50", "density: 0.9");
     plan(folder.path(), &della, &[])
         .failed(2, &["from 0.7500 to 1.0500", "epsilon can be from 0 to just below 0.1000"]);

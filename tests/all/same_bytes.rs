@@ -173,6 +173,8 @@ pub fn ways() -> Vec<&'static str> {
         "multislerp/base",
         "ties/masked",
         "della/masked",
+        "task_arithmetic/balanced",
+        "breadcrumbs/balanced",
     ];
     METHODS.iter().map(|method| method.name).chain(others).collect()
 }
@@ -208,6 +210,12 @@ pub fn config(folder: &Path, way: &str) -> String {
         "multislerp" => (None, &[1, 2, 3], ""),
         "model_stock" | "multislerp/base" => (Some(0), &[1, 2, 3], ""),
         "model_stock/rows" => (Some(0), &[1, 2], "filter_wise: true"),
+        "task_arithmetic/balanced" => {
+            (Some(0), &[1, 2, 3], "weight: 0.4, balance: 1, lines_alpha: 0.3, normalize: true")
+        }
+        "breadcrumbs/balanced" => {
+            (Some(0), &[1, 2, 3], "weight: 0.4, balance: 0.5, lines_alpha: 0.3, density: 0.37, gamma: 0.1")
+        }
         // Two questions about each model: more than any vote has models.
         "breadcrumbs/many" => (Some(0), &[1, 2, 3, 4, 5, 6, 7, 8], "weight: 0.1, density: 0.37, gamma: 0.1"),
         _ => (Some(0), &[1, 2, 3], "weight: [0.4, 0.9], density: 0.37, rescale: true, gamma: 0.1"),

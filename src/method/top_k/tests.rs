@@ -24,6 +24,7 @@ fn counts_that_contradict_each_other_end_the_search() {
             sweeps += 1;
             assert!(sweeps < 20, "count {count}: no end");
         }
+        assert!(selection.check().is_err(), "count {count}: a merge without a proof has to notice");
     }
 }
 

@@ -13,7 +13,7 @@ use mergeforge::backend::spans::{decode_tile, encode_tile};
 use mergeforge::backend::{Backend, Launch, Segment, Span, SpanInput, SpanResult};
 use mergeforge::bench::{jobs, tensors};
 use mergeforge::dtype::{self, Float};
-use mergeforge::input::{Floats, Importance, Made, Ranks, ReadElements, Spread, Vectors};
+use mergeforge::input::{Adapted, Floats, Importance, Made, Ranks, ReadElements, Spread, Vectors};
 use mergeforge::kernel::{Job, TILE};
 use mergeforge::timeline::Timeline;
 
@@ -108,6 +108,16 @@ fn made_ranks(bencher: Bencher, float: Float) {
 #[divan::bench(args = [Float::BF16, Float::F32])]
 fn made_spread(bencher: Bencher, float: Float) {
     bench_made(bencher, float, &Spread::new(floats(0, float), vec![floats(1, float), floats(2, float)]));
+}
+
+/// An adapter that is added: of 2 · rank operations for each element.
+#[divan::bench(args = [8, 16, 64])]
+fn made_adapted(bencher: Bencher, rank: u64) {
+    let [weight, a, b] = [0, 1, 2].map(|input| floats(input, Float::BF16));
+    let rows = CHUNK as u64 / COLUMNS;
+    let (experts, columns, transposed) = (1, COLUMNS, false);
+    let made = Adapted { weight, a, b, experts, rows, columns, rank, scale: 0.5, transposed };
+    bench_made(bencher, Float::BF16, &made);
 }
 
 const COLUMNS: u64 = 4096;

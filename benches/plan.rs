@@ -24,7 +24,7 @@ const SHAPE: [usize; 2] = [16, 16];
 const TENSOR_BYTES: usize = 2 * SHAPE[0] * SHAPE[1];
 
 const MODELS: [&str; 3] = ["base", "domain", "chat"];
-const CHOICES: Choices = Choices { seed: 0, shard_bytes: Some(5_000_000_000), allow_crimes: false };
+const CHOICES: Choices = Choices { seed: 0, shard_bytes: Some(5_000_000_000), ..Choices::USUAL };
 
 fn main() {
     divan::main();

@@ -4,7 +4,9 @@
 //! of an output goes, [`Sink`] writes it, and the sidecars are the small files beside the weights. Whatever
 //! a file says about itself is checked here, once, so that the rest of the program need not doubt it.
 
+mod adapter;
 mod card;
+pub mod companions;
 mod file;
 mod folder;
 pub mod globs;
@@ -16,30 +18,35 @@ mod limits;
 pub mod locate;
 mod mapped;
 mod model_config;
+pub mod names;
 mod out_file;
 mod out_folder;
+mod outline;
 mod partial;
+mod pickle;
 pub mod sidecars;
 pub mod sink;
 pub mod source;
 mod source_file;
+mod weight_files;
 
+pub use adapter::{Adapter, LowRank, Tokens};
 pub use card::{CardModel, ModelCard, model_card};
+pub use companions::{Companion, Companions, LeftFile, Revision, companions};
 pub use file::{Access, Reads};
 pub(crate) use file::{read_exact_at, read_small, write_all_at};
 pub use folder::{InputFile, ModelFolder};
 pub use header::TensorInfo;
 pub use layout::{Layout, OutTensor, Place, Shard, layout};
 pub use licence::licence;
-pub use limits::TOKENIZER_BYTES_MAX;
+pub use limits::{COMPANION_BYTES_MAX, TOKENIZER_BYTES_MAX, TOKENS_MAX};
 pub use locate::{locate, locate_tensors};
 pub(crate) use mapped::WritableMap;
-pub use model_config::{ConfigEdits, config_json, per_layer_lists};
+pub use model_config::{ConfigEdits, LayerCount, config_json, per_layer_lists};
 pub use out_file::{OutFile, Storing};
 pub use out_folder::{check_out, free_bytes};
-pub use sidecars::{
-    CARD, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, Sidecar, check_companions,
-    companion_files,
-};
+pub use outline::outline;
+pub use sidecars::{CARD, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, MOE_CONFIG, Sidecar};
 pub use sink::Sink;
 pub use source::Source;
+pub(crate) use source::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};

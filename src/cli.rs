@@ -6,11 +6,16 @@
 
 mod bench;
 mod devices;
+mod extract;
+mod files;
 mod kinds;
 mod mergekit;
+mod moe;
 mod progress;
 mod show;
 mod signals;
+mod staged;
+mod warnings;
 mod writes;
 
 use std::path::{Path, PathBuf};
@@ -23,13 +28,19 @@ use crate::backend::device::Device;
 use crate::backend::devices::{self as known_devices, Candidate, processor};
 use crate::check::{self, Depth};
 use crate::checkpoint::Reads;
+use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::plan::Choices;
+use crate::plan::{Choices, PartlyHeldPolicy};
+use crate::report::Report;
 use crate::stream::Budget;
 use crate::timeline::Timeline;
-use crate::{Options, Prepared, check_room, floor, merge_recording, prepare_config, read_config, report};
+use crate::{
+    Options, Prepared, check_room, floor, is_moe, merge_recording, prepare_config, read_config, read_stages,
+    report,
+};
 use mergekit::MergekitArgs;
 use progress::Progress;
+use warnings::{Warnings, checked};
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
 #[derive(Debug, Parser)]
@@ -48,8 +59,16 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 2 the command, the config or the p
 enum Command {
     /// Merge models as a mergekit YAML says, into a new checkpoint folder
     Merge(MergeArgs),
+    /// Carry out all merges of a config with several documents, as mergekit-multi does
+    #[command(alias = "mergekit-multi")]
+    Multi(staged::MultiArgs),
+    /// Make a mixture of experts of dense models, as a mergekit-moe YAML says
+    Moe(moe::MoeArgs),
     /// Show what a merge would do, from the config and the checkpoints' headers alone
     Plan(PlanArgs),
+    /// Make a low-rank adapter, as PEFT reads it, of a fine-tuned model and its base
+    #[command(visible_alias = "mergekit-extract-lora")]
+    ExtractLora(Box<extract::ExtractArgs>),
     /// List the merge methods, or explain one
     Methods {
         /// The method to explain
@@ -117,18 +136,29 @@ enum BenchCommand {
 }
 
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct MergeArgs {
     /// The config: a mergekit YAML
     config: PathBuf,
     /// The folder to make; it must not exist, or be empty
     out: PathBuf,
+    /// Of a config with several documents: keep the results of those with a name, each in a folder of its name in this one
+    #[arg(long, short = 'I', value_name = "DIR")]
+    intermediate_dir: Option<PathBuf>,
+    #[command(flatten)]
+    flags: MergeFlags,
+}
+
+/// What both ways to merge take.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+struct MergeFlags {
     #[command(flatten)]
     common: CommonArgs,
     /// Copy the tokenizer files of the base model (or of the first one)
     #[arg(long, overrides_with = "no_copy_tokenizer")]
     copy_tokenizer: bool,
-    /// Leave out the tokenizer files, and what else goes beside the weights: generation config, templates, code
+    /// Leave out the tokenizer files, and what else goes beside the weights: generation and processor configs, templates,
+    /// code, licences, the modules of sentence-transformers
     #[arg(long)]
     no_copy_tokenizer: bool,
     /// Write the model card README.md
@@ -157,13 +187,15 @@ struct MergeArgs {
 
 #[derive(Debug, Args)]
 struct PlanArgs {
-    /// The config: a mergekit YAML
+    /// The config: a mergekit YAML, or one of mergekit-moe
     config: PathBuf,
     /// The folder that the merge would make: checks that it is free and its disk large enough
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
     common: CommonArgs,
+    #[command(flatten)]
+    untrained: moe::Untrained,
     /// Show every tensor
     #[arg(long, short)]
     verbose: bool,
@@ -172,7 +204,9 @@ struct PlanArgs {
     json: bool,
 }
 
+/// What all that plans a merge of a user's takes.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct CommonArgs {
     /// Treat warnings as errors
     #[arg(long)]
@@ -182,6 +216,24 @@ struct CommonArgs {
     allow_crimes: bool,
     #[arg(long, hide = true)]
     no_allow_crimes: bool,
+    /// Cut embeddings of different numbers of rows to the fewest, whatever their tokens are
+    #[arg(long = "unsafe-truncate-embeddings", overrides_with = "keep_embeddings")]
+    truncate_embeddings: bool,
+    #[arg(long = "no-unsafe-truncate-embeddings", hide = true)]
+    keep_embeddings: bool,
+    /// Leave out tensors that only some of the models have
+    #[arg(long, short = 'i', alias = "intersection", conflicts_with = "tensor_union")]
+    tensor_intersection: bool,
+    /// Merge tensors that only some of the models have from those alone
+    #[arg(long, short = 'u', alias = "union")]
+    tensor_union: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// How a merge is done, whatever is merged.
+#[derive(Debug, Args)]
+struct RunArgs {
     /// The most tensor data in a shard, like 5GB or mergekit's 5B [default: an eighth of all, from 1GB to 5GB: a file takes
     /// one writer at a time]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
@@ -223,7 +275,22 @@ enum How {
 
 impl CommonArgs {
     fn choices(&self) -> Choices {
-        Choices { seed: self.random_seed, shard_bytes: self.out_shard_size, allow_crimes: self.allow_crimes }
+        Choices {
+            allow_crimes: self.allow_crimes,
+            truncate_embeddings: self.truncate_embeddings,
+            partly_held: match (self.tensor_intersection, self.tensor_union) {
+                (true, _) => PartlyHeldPolicy::LeftOut,
+                (_, true) => PartlyHeldPolicy::Merged,
+                _ => PartlyHeldPolicy::Copied,
+            },
+            ..self.run.choices()
+        }
+    }
+}
+
+impl RunArgs {
+    fn choices(&self) -> Choices {
+        Choices { seed: self.random_seed, shard_bytes: self.out_shard_size, ..Choices::USUAL }
     }
 
     fn reads(&self, prepared: &Prepared) -> Reads {
@@ -309,7 +376,10 @@ pub fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Merge(args) => run_merge(&args),
+        Command::Multi(args) => staged::multi(&args),
+        Command::Moe(args) => moe::run(&args),
         Command::Plan(args) => run_plan(&args),
+        Command::ExtractLora(args) => extract::run(&args),
         Command::Methods { name, json } => show::methods(name.as_deref(), json),
         Command::Devices { json } => devices::list(json),
         Command::Check { device, quick, json } => {
@@ -348,62 +418,92 @@ fn usage(answer: &clap::Error) -> ExitCode {
 }
 
 fn run_merge(args: &MergeArgs) -> Result<()> {
-    let progress = Progress::new(args.quiet)?;
-    let started = Instant::now();
-    args.mergekit.notes.iter().for_each(|note| show::note(note));
-    let prepared = prepared(&args.config, &args.common)?;
-    let cache = cache_folder();
-    let works = |device: &Device| check::before_first_use(device, cache.as_deref());
-    let (device, budget) = args.common.device(!args.quiet, &works)?;
-    budget.limits(&prepared.plan, &device)?;
-    if !args.quiet {
-        show::summary(&prepared);
-        show::folders_to_make(&args.out);
+    let MergeArgs { config, out, intermediate_dir, flags } = args;
+    let progress = Progress::new(flags.quiet)?;
+    flags.mergekit.notes.iter().for_each(|note| show::note(note));
+    match (read_stages(config)?.single(), intermediate_dir) {
+        (Ok(config), None) => merge_one(&prepared(config, &flags.common)?, out, flags, &progress),
+        (Ok(config), Some(_)) => {
+            show::note("--intermediate-dir: the config has one document, and so no other results to keep");
+            merge_one(&prepared(config, &flags.common)?, out, flags, &progress)
+        }
+        (Err(stages), kept) => {
+            stages.check_result()?;
+            let places = staged::Places { out: Some(out), kept: kept.as_deref(), again: false };
+            staged::merge(&stages, &places, flags, &progress)
+        }
     }
-    let options = Options {
-        out: args.out.clone(),
-        budget,
-        device,
-        copy_tokenizer: !args.no_copy_tokenizer,
-        model_card: !args.no_write_model_card,
-        reads: args.common.reads(&prepared),
-        cache,
-        recall: !args.no_cache,
-    };
-    let timeline = match &args.trace {
+}
+
+/// Carries out the plan whose result was asked for.
+fn merge_one(prepared: &Prepared, out: &Path, flags: &MergeFlags, progress: &Progress) -> Result<()> {
+    let timeline = match &flags.trace {
         Some(file) => {
-            report::check_trace(file, &args.config, &args.out, &prepared)?;
+            report::check_trace(file, Path::new(&prepared.config.file), out, prepared)?;
             Timeline::keeping()
         }
         None => Timeline::new(),
     };
-    progress.expect(prepared.plan.layout.total_bytes);
-    let outcome = merge_recording(&prepared, &options, &progress, timeline);
-    progress.finish();
-    let report = outcome?;
-    show::odd_values(&prepared.plan, &report);
-    show::remarks(&report);
-    if !args.quiet {
-        show::done(&args.out, &prepared, progress.moved_bytes(), started.elapsed());
-        show::shares(&report);
-    }
-    if let Some(file) = &args.trace {
-        report.write_trace(file, &prepared)?;
-        if !args.quiet {
+    let report = merge_into(prepared, out, flags, progress, timeline)?;
+    if let Some(file) = &flags.trace {
+        report.write_trace(file, prepared)?;
+        if !flags.quiet {
             show::traced(file, &report);
         }
     }
-    if args.json {
+    if flags.json {
         show::json(report.manifest());
     }
     Ok(())
 }
 
+/// Carries out a plan, and says what it did.
+fn merge_into(
+    prepared: &Prepared,
+    out: &Path,
+    flags: &MergeFlags,
+    progress: &Progress,
+    timeline: Timeline,
+) -> Result<Report> {
+    let started = Instant::now();
+    let cache = cache_folder();
+    let works = |device: &Device| check::before_first_use(device, cache.as_deref());
+    let (device, budget) = flags.common.run.device(!flags.quiet, &works)?;
+    budget.limits(&prepared.plan, &device)?;
+    if !flags.quiet {
+        show::summary(prepared, !flags.no_copy_tokenizer);
+        show::folders_to_make(out);
+    }
+    let options = Options {
+        out: out.to_path_buf(),
+        budget,
+        device,
+        copy_tokenizer: !flags.no_copy_tokenizer,
+        model_card: !flags.no_write_model_card,
+        reads: flags.common.run.reads(prepared),
+        cache,
+        recall: !flags.no_cache,
+    };
+    progress.expect(prepared.plan.layout.total_bytes);
+    let before = progress.moved_bytes();
+    let outcome = merge_recording(prepared, &options, progress, timeline);
+    progress.finish();
+    let report = outcome?;
+    show::odd_values(&prepared.plan, &report);
+    show::remarks(&report);
+    if !flags.quiet {
+        let (read, written) = progress.moved_bytes();
+        show::done(out, prepared, (read - before.0, written - before.1), started.elapsed());
+        show::shares(&report);
+    }
+    Ok(report)
+}
+
 fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Result<()> {
-    let (device, budget) = common.device(true, &|_| Ok(()))?;
+    let (device, budget) = common.run.device(true, &|_| Ok(()))?;
     let progress = Progress::new(true)?;
-    let prepared = prepared(config, common)?;
-    let reads = common.reads(&prepared);
+    let prepared = prepared(read_config(config)?, common)?;
+    let reads = common.run.reads(&prepared);
     let options = Options {
         out,
         device,
@@ -421,46 +521,39 @@ fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Re
 }
 
 fn run_plan(args: &PlanArgs) -> Result<()> {
-    let prepared = prepared(&args.config, &args.common)?;
-    let (device, budget) = args.common.device(false, &|_| Ok(()))?;
+    if is_moe(&args.config)? {
+        return show_plan(&moe::prepared(&args.config, &args.common, &args.untrained)?, args);
+    }
+    match read_stages(&args.config)?.single() {
+        Ok(config) => show_plan(&prepared(config, &args.common)?, args),
+        Err(stages) => staged::plan(&stages, args),
+    }
+}
+
+fn show_plan(prepared: &Prepared, args: &PlanArgs) -> Result<()> {
+    let (device, budget) = args.common.run.device(false, &|_| Ok(()))?;
     let limits = budget.limits(&prepared.plan, &device)?;
     if let Some(out) = &args.out {
-        let (reads, cache) = (args.common.reads(&prepared), None);
+        let (reads, cache) = (args.common.run.reads(prepared), None);
         let (copy_tokenizer, model_card) = (true, true);
         let out = out.clone();
         let recall = false;
         check_room(
-            &prepared,
+            prepared,
             &Options { out, device, budget, copy_tokenizer, model_card, reads, cache, recall },
         )?;
     }
     if args.json {
-        show::json(&show::plan_json(&prepared, &budget, &limits));
+        show::json(&show::plan_json(prepared, &budget, &limits));
     } else {
-        show::plan(&prepared, &budget, &limits, args.verbose);
+        show::plan(prepared, &budget, &limits, args.verbose);
     }
     Ok(())
 }
 
 /// Plans, and reports the warnings or refuses them.
-fn prepared(config: &std::path::Path, common: &CommonArgs) -> Result<Prepared> {
-    let choices = common.choices();
-    let config = read_config(config)?;
-    let of_config = config.warnings.iter();
-    let mut warnings: Vec<Error> = of_config.map(|warning| Error::config(warning.message.as_str())).collect();
-    // Told before the plan is made: a slip of a key is often why it fails.
-    warnings.iter().for_each(show::warning);
-    let prepared = prepare_config(config, &choices)?;
-    prepared.plan.warnings.iter().for_each(show::warning);
-    warnings.extend(prepared.plan.warnings.iter().cloned());
-    if common.strict && !warnings.is_empty() {
-        let refusal = Error::config(format!(
-            "refused for its warnings, {} in all: --strict makes them errors",
-            warnings.len()
-        ));
-        return Err(refusal.hint("correct what they name, or leave out --strict"));
-    }
-    Ok(prepared)
+fn prepared(config: Config, common: &CommonArgs) -> Result<Prepared> {
+    checked(&config.warnings.clone(), common, || prepare_config(config, &common.choices()))
 }
 
 /// As [`known_devices::choose`], with a hint for mergekit's words.

@@ -11,7 +11,14 @@
 //!
 //! This is the only place that knows YAML. It opens no file and knows no method: `plan` resolves.
 
+mod broken;
+mod ignored;
+mod inputs;
+pub mod moe;
 mod plain;
+mod references;
+mod tokenizer;
+mod values;
 mod walk;
 mod yaml;
 
@@ -50,8 +57,12 @@ pub struct Located<T> {
 pub struct Config {
     /// The file as named on the command line, for messages.
     pub file: String,
-    /// The text, verbatim.
+    /// The text, verbatim; of several documents, this one's.
     pub source: String,
+    /// Where it begins.
+    pub at: Position,
+    /// What other documents of the file call its result.
+    pub name: Option<Located<String>>,
     /// The method's name, unchecked.
     pub merge_method: Located<String>,
     /// What is merged.
@@ -66,21 +77,36 @@ pub struct Config {
     pub out_dtype: Option<Located<Dtype>>,
     /// Parameters of the whole merge.
     pub parameters: Parameters,
-    /// From `tokenizer_source`, or `source` under `tokenizer`.
-    pub tokenizer: Option<Located<TokenizerSource>>,
+    /// From `tokenizer_source` or `tokenizer`.
+    pub tokenizer: Option<Tokenizer>,
     /// `auto`, the name of a packaged template, or a Jinja template.
     pub chat_template: Option<Located<String>>,
     /// What was ignored, in order of appearance.
     pub warnings: Vec<Warning>,
 }
 
-/// The two ways to say what is merged. Neither is ever empty, but for a list of nothing but patterns.
+/// The three ways to say what is merged. None is ever empty, but for a list of nothing but patterns.
 #[derive(Debug, Clone)]
 pub enum Inputs {
     /// Whole models.
     Models(Vec<ListedModel>),
     /// Stacks of layers, from bottom to top.
     Slices(Vec<Slice>),
+    /// Parts of models, such as a language model and a vision tower, each merged by itself.
+    Modules(Vec<Module>),
+}
+
+/// An entry of `modules`.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// Its name, unchecked.
+    pub name: Located<String>,
+    /// Where the entry's mapping begins.
+    pub at: Position,
+    /// Models or slices.
+    pub inputs: Inputs,
+    /// Parameters of this module.
+    pub parameters: Parameters,
 }
 
 /// An entry of `models`.
@@ -92,6 +118,8 @@ pub struct ListedModel {
     pub files: ElementFiles,
     /// Its parameters, which models that a pattern found share.
     pub parameters: Arc<Parameters>,
+    /// What stands beside the model and not under `parameters`, and is not read.
+    pub beside: Vec<Located<String>>,
 }
 
 /// An entry of `models` for every folder that matches a pattern.
@@ -151,13 +179,37 @@ pub struct SliceSource {
     pub parameters: Parameters,
 }
 
-/// A model: a folder or a name on the hub, displayed as written, `path@revision`.
+/// A model: a folder or a name on the hub, perhaps with an adapter. Displayed as `path@revision+lora@revision`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelRef {
     /// A local folder or `organisation/name`.
     pub path: String,
     /// A branch, tag or commit on the hub.
     pub revision: Option<String>,
+    /// The `LoRA` adapter that is applied to it.
+    pub lora: Option<AdapterRef>,
+}
+
+/// An adapter: a folder or a name on the hub, displayed as `path@revision`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterRef {
+    /// A local folder or `organisation/name`.
+    pub path: String,
+    /// A branch, tag or commit on the hub.
+    pub revision: Option<String>,
+}
+
+/// What is asked for of the output's tokenizer.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    /// Where it is asked for.
+    pub at: Position,
+    /// Whose vocabulary the output gets.
+    pub source: TokenizerSource,
+    /// Settings of single tokens, in the order of appearance.
+    pub tokens: IndexMap<String, Located<TokenSetting>>,
+    /// The rows of embeddings are filled up to a multiple of this; at least 1.
+    pub pad_to_multiple_of: Option<Located<u64>>,
 }
 
 /// Whose vocabulary the output gets.
@@ -169,6 +221,40 @@ pub enum TokenizerSource {
     Base,
     /// That model's.
     Model(ModelRef),
+}
+
+/// What is asked for of one token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSetting {
+    /// The row of models that have none.
+    pub source: Option<TokenRow>,
+    /// Whether it is the row of all models, of those that have one too.
+    pub force: bool,
+}
+
+/// A row of an embedding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenRow {
+    /// The same token's, of that model.
+    Model(ModelRef),
+    /// That token's, of that model.
+    ModelToken {
+        /// The model.
+        model: ModelRef,
+        /// The token.
+        token: Token,
+    },
+    /// Nothing but 0.
+    Zero,
+}
+
+/// A token of a vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Token {
+    /// By its text.
+    Text(String),
+    /// By its number.
+    Id(u64),
 }
 
 /// Parameters by name. Names are unchecked: each method knows its own.
@@ -216,51 +302,72 @@ pub struct Warning {
     pub message: String,
 }
 
+impl Inputs {
+    /// Every entry of a model, in order.
+    pub fn entries(&self) -> Vec<Entry<'_>> {
+        match self {
+            Inputs::Models(models) => models
+                .iter()
+                .map(|listed| Entry { model: &listed.model, files: &listed.files, slice: None })
+                .collect(),
+            Inputs::Slices(slices) => slices.iter().flat_map(Slice::entries).collect(),
+            Inputs::Modules(modules) => modules.iter().flat_map(|module| module.inputs.entries()).collect(),
+        }
+    }
+
+    /// The stacks of layers, of whichever module.
+    pub fn slices(&self) -> Vec<&Slice> {
+        match self {
+            Inputs::Models(_) => Vec::new(),
+            Inputs::Slices(slices) => slices.iter().collect(),
+            Inputs::Modules(modules) => modules.iter().flat_map(|module| module.inputs.slices()).collect(),
+        }
+    }
+
+    /// Every scope of parameters, and whether it belongs to one model.
+    fn scopes(&self) -> Vec<(bool, &Parameters)> {
+        match self {
+            Inputs::Models(models) => models.iter().map(|input| (true, &*input.parameters)).collect(),
+            Inputs::Slices(slices) => slices.iter().flat_map(Slice::scopes).collect(),
+            Inputs::Modules(modules) => modules
+                .iter()
+                .flat_map(|module| [vec![(false, &module.parameters)], module.inputs.scopes()].concat())
+                .collect(),
+        }
+    }
+}
+
+impl Slice {
+    fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.sources.iter().map(|source| Entry {
+            model: &source.model,
+            files: &source.files,
+            slice: Some(self),
+        })
+    }
+
+    fn scopes(&self) -> impl Iterator<Item = (bool, &Parameters)> {
+        let sources = self.sources.iter().map(|source| (true, &source.parameters));
+        std::iter::once((false, &self.parameters)).chain(sources)
+    }
+}
+
 impl Config {
     /// Every entry of a model, in order.
     pub fn entries(&self) -> Vec<Entry<'_>> {
-        let mut entries = Vec::new();
-        match &self.inputs {
-            Inputs::Models(models) => entries.extend(models.iter().map(|listed| Entry {
-                model: &listed.model,
-                files: &listed.files,
-                slice: None,
-            })),
-            Inputs::Slices(slices) => {
-                for slice in slices {
-                    entries.extend(slice.sources.iter().map(|source| Entry {
-                        model: &source.model,
-                        files: &source.files,
-                        slice: Some(slice),
-                    }));
-                }
-            }
-        }
-        entries
+        self.inputs.entries()
     }
 
     /// Every scope of parameters, and whether it belongs to one model.
     pub fn scopes(&self) -> Vec<(bool, &Parameters)> {
-        let mut scopes = vec![(false, &self.parameters)];
-        match &self.inputs {
-            Inputs::Models(models) => {
-                scopes.extend(models.iter().map(|input| (true, &*input.parameters)));
-                scopes.extend(self.globs.iter().map(|glob| (true, &*glob.parameters)));
-            }
-            Inputs::Slices(slices) => {
-                for slice in slices {
-                    scopes.push((false, &slice.parameters));
-                    scopes.extend(slice.sources.iter().map(|source| (true, &source.parameters)));
-                }
-            }
-        }
-        scopes
+        let of_globs = self.globs.iter().map(|glob| (true, &*glob.parameters));
+        std::iter::once((false, &self.parameters)).chain(self.inputs.scopes()).chain(of_globs).collect()
     }
 
     /// Reads a config from its text.
     ///
     /// # Errors
-    /// The first thing that is not as mergekit's schema has it, at its line and column.
+    /// All that is not as mergekit's schema has it, each at its line and column.
     pub fn parse(file: &str, source: &str) -> Result<Config> {
         walk::read(file, source)
     }
@@ -269,6 +376,14 @@ impl Config {
     pub fn error_at(&self, at: Position, message: impl fmt::Display) -> Error {
         error_at(&self.file, at, message)
     }
+}
+
+/// Reads the configs of a text that has several documents.
+///
+/// # Errors
+/// All that is not as mergekit's schema has it, each at its line and column.
+pub fn parse_all(file: &str, source: &str) -> Result<Vec<Config>> {
+    walk::read_all(file, source)
 }
 
 fn error_at(file: &str, at: Position, message: impl fmt::Display) -> Error {
@@ -281,11 +396,37 @@ impl fmt::Display for Position {
     }
 }
 
+impl ModelRef {
+    /// The model without its adapter.
+    #[must_use]
+    pub fn base(&self) -> Self {
+        Self { lora: None, ..self.clone() }
+    }
+
+    /// Whether it is written as a name on the hub, `organisation/name`.
+    pub fn is_on_hub(&self) -> bool {
+        let mut parts = self.path.split('/');
+        let plain = |part: &str| !part.is_empty() && !part.starts_with(['.', '~']) && !part.contains('\\');
+        parts.next().is_some_and(plain) && parts.next().is_some_and(plain) && parts.next().is_none()
+    }
+}
+
 impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.path)?;
-        self.revision.iter().try_for_each(|revision| write!(f, "@{revision}"))
+        revisioned(f, &self.path, self.revision.as_deref())?;
+        self.lora.iter().try_for_each(|lora| write!(f, "+{lora}"))
     }
+}
+
+impl fmt::Display for AdapterRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        revisioned(f, &self.path, self.revision.as_deref())
+    }
+}
+
+fn revisioned(f: &mut fmt::Formatter<'_>, path: &str, revision: Option<&str>) -> fmt::Result {
+    f.write_str(path)?;
+    revision.iter().try_for_each(|revision| write!(f, "@{revision}"))
 }
 
 impl Scalar {

@@ -35,15 +35,17 @@ impl Kind {
     }
 }
 
-/// A failure, shown to the user as `error: message`, then `hint: …` where there is a way out.
+/// A failure, shown to the user as `error: message`, then `hint: …` where there is a way out; and so on for what else is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     /// What kind of failure this is.
     pub kind: Kind,
-    /// What failed and on what, in one line or, where several things are wrong, a few.
+    /// What failed and on what, in one line.
     pub message: String,
     /// What the user can do about it.
     pub hint: Option<String>,
+    /// What else is wrong, where several things are, each with its own hint. These have no others.
+    pub others: Vec<Self>,
 }
 
 /// The result of everything that can fail.
@@ -52,7 +54,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Whatever the message quotes, it is one line.
     fn new(kind: Kind, message: &str) -> Self {
-        Self { kind, message: one_line(message), hint: None }
+        Self { kind, message: one_line(message), hint: None, others: Vec::new() }
     }
 
     /// The config, the command or the plan is wrong.
@@ -87,7 +89,7 @@ impl Error {
 
     /// The user asked to stop.
     pub fn interrupted() -> Self {
-        Self { kind: Kind::Interrupted, message: "interrupted: nothing was written".into(), hint: None }
+        Self::new(Kind::Interrupted, "interrupted: nothing was written")
     }
 
     /// Adds the way out.
@@ -97,28 +99,36 @@ impl Error {
         self
     }
 
-    /// Several failures as one, a line each, and one hint of each kind: hints are of a kind that differ only in what they quote.
-    /// The kind of error is the first one's.
+    /// Several failures as one. A hint that helps against several of them in a row stands after the last. The kind of error is
+    /// the first one's.
     ///
     /// # Panics
     /// When there is none.
     #[must_use]
     pub fn all(errors: Vec<Self>) -> Self {
         /// The rest is counted.
-        const SHOWN_MAX: usize = 16;
-        let kind = errors.first().expect("an error is made of errors").kind;
+        const SHOWN_MAX: usize = 8;
+        let mut errors: Vec<Self> = errors.into_iter().flat_map(Self::one_by_one).collect();
         let more = errors.len().saturating_sub(SHOWN_MAX);
-        let (mut messages, mut hints) = (Vec::new(), Vec::<String>::new());
-        for Self { message, hint, .. } in errors.into_iter().take(SHOWN_MAX) {
-            messages.push(message);
-            let of_a_kind = |one: &str, other: &str| one.split('`').next() == other.split('`').next();
-            hints.extend(hint.filter(|hint| !hints.iter().any(|other| of_a_kind(hint, other))));
+        errors.truncate(SHOWN_MAX);
+        for place in 1..errors.len() {
+            if errors[place - 1].hint == errors[place].hint {
+                errors[place - 1].hint = None;
+            }
         }
+        let mut errors = errors.into_iter();
+        let mut first = errors.next().expect("an error is made of errors");
+        first.others.extend(errors);
         if more > 0 {
-            messages.push(format!("… and {more} more"));
+            first.others.push(Self::new(first.kind, &format!("… and {more} more")));
         }
-        let hint = (!hints.is_empty()).then(|| hints.join("\nhint: "));
-        Self { kind, message: messages.join("\n"), hint }
+        first
+    }
+
+    /// What is wrong, each by itself.
+    pub fn one_by_one(mut self) -> Vec<Self> {
+        let others = std::mem::take(&mut self.others);
+        std::iter::once(self).chain(others).collect()
     }
 
     /// The process exit code: 2 for config, 3 for input, 4 for output, 5 for the device, 130 when interrupted.
@@ -135,7 +145,8 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        self.others.iter().try_for_each(|other| write!(f, "\n{other}"))
     }
 }
 
@@ -162,13 +173,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_errors_are_one_with_a_line_each_and_few_hints() {
+    fn several_errors_are_one_and_each_keeps_its_hint() {
         let missing = |i: usize| Error::config(format!("no m{i}")).hint(format!("run `get m{i}` first"));
-        let all = Error::all(vec![missing(0), missing(1), Error::input("damaged").hint("get it again")]);
-        let hint = Some("run `get m0` first\nhint: get it again".into());
-        assert_eq!(all, Error { kind: Kind::Config, message: "no m0\nno m1\ndamaged".into(), hint });
-        let many = Error::all((0..100).map(missing).collect());
-        assert!(many.message.ends_with("no m15\n… and 84 more"), "{many}");
+        let damaged = || Error::input("damaged").hint("get it again");
+        let all = Error::all(vec![missing(0), missing(1), damaged()]);
+        assert_eq!((all.kind, all.to_string().as_str()), (Kind::Config, "no m0\nno m1\ndamaged"));
+        assert_eq!(all.clone().one_by_one(), [missing(0), missing(1), damaged()]);
+        let many = Error::all((0..100).map(missing).collect()).to_string();
+        assert!(many.ends_with("no m7\n… and 92 more"), "{many}");
         assert_eq!(Error::all(vec![missing(7)]), missing(7));
+        let nested = Error::all(vec![Error::all(vec![missing(0), missing(1)]), damaged()]);
+        assert_eq!(nested, all);
+        let alike = Error::all(vec![missing(0), damaged(), damaged(), missing(1)]).one_by_one();
+        assert_eq!(
+            alike.iter().map(|error| error.hint.is_some()).collect::<Vec<_>>(),
+            [true, false, true, true]
+        );
     }
 }

@@ -6,28 +6,43 @@
 //! line here.
 
 mod adapted;
+mod directed;
+mod drawn;
 mod elementary;
 mod fisher;
+mod gates;
 mod importance;
 mod masked;
+mod merged;
+mod microscaled;
 mod narrowed;
+mod noisy;
 mod ranks;
 mod rows;
 mod scaled;
+mod shifted;
 mod spread;
 mod zeros;
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 
 pub use adapted::Adapted;
+pub use directed::Directed;
+pub use drawn::{Drawn, Law, draw_key};
 pub use fisher::{Fisher, Stated, Weighed};
+pub use gates::{Gates, PromptTokens};
 pub use importance::Importance;
 pub use masked::Masked;
+pub use merged::{Merged, Renumbered};
+pub use microscaled::Microscaled;
 pub use narrowed::Narrowed;
+pub use noisy::Noisy;
 pub use ranks::{Ranks, Vectors};
 pub use rows::{Row, Rows};
-pub use scaled::Scaled;
+pub use scaled::{Scaled, Scales};
+pub use shifted::Shifted;
 pub use spread::Spread;
 pub use zeros::Zeros;
 
@@ -63,12 +78,53 @@ impl Input {
     }
 }
 
-/// The tensors of checkpoints that an input comes from, the principal one first.
-pub fn stored(inputs: &[Input], input: usize) -> Vec<At> {
-    match &inputs[input] {
-        Input::Stored(at) => vec![*at],
-        Input::Made(made) => made.of().into_iter().flat_map(|of| stored(inputs, of)).collect(),
+/// An input and all that it is made of, each once, in the order in which they are met: the principal one of each first.
+fn behind(inputs: &[Input], input: usize) -> Vec<usize> {
+    let (mut met, mut order, mut next) = (HashSet::new(), Vec::new(), vec![input]);
+    while let Some(input) = next.pop() {
+        if met.insert(input) {
+            order.push(input);
+            next.extend(inputs[input].of().into_iter().rev());
+        }
     }
+    order
+}
+
+/// A number for an input, of those for what it is made of: each is found once, however many ways lead to it.
+fn fold(inputs: &[Input], input: usize, number: impl Fn(&Input, &dyn Fn(usize) -> u64) -> u64) -> u64 {
+    let mut order = behind(inputs, input);
+    // What an input is made of has smaller numbers.
+    order.sort_unstable();
+    let mut known = HashMap::new();
+    for input in order {
+        let found = number(&inputs[input], &|of| known[&of]);
+        known.insert(input, found);
+    }
+    known[&input]
+}
+
+/// The tensors of checkpoints that an input comes from, each once, the principal one first.
+pub fn stored(inputs: &[Input], input: usize) -> Vec<At> {
+    let at = |input: usize| match &inputs[input] {
+        Input::Stored(at) => Some(*at),
+        Input::Made(_) => None,
+    };
+    behind(inputs, input).into_iter().filter_map(at).collect()
+}
+
+/// The bytes of checkpoints that are read where an input is read once, as often as they are read for it. `bytes` has those of
+/// a tensor, or of so many of its elements.
+pub fn read_bytes(inputs: &[Input], input: usize, bytes: impl Fn(At, Option<u64>) -> u64) -> u64 {
+    fold(inputs, input, |input, known| match input {
+        Input::Stored(at) => bytes(*at, None),
+        Input::Made(made) => {
+            let of = made.reads().into_iter().map(|(of, elements)| match &inputs[of] {
+                Input::Stored(at) => bytes(*at, elements),
+                Input::Made(_) => known(of),
+            });
+            of.fold(0, u64::saturating_add)
+        }
+    })
 }
 
 /// The model that an input comes from: that of its principal tensor, if it has one.
@@ -80,6 +136,11 @@ pub fn source(inputs: &[Input], input: usize) -> Option<usize> {
 pub trait Made: fmt::Debug + fmt::Display + Send + Sync {
     /// The numbers of the inputs that it is made of; all are smaller than its own.
     fn of(&self) -> Vec<usize>;
+
+    /// The same with how many of their elements are read for all of its own, where those are not all.
+    fn reads(&self) -> Vec<(usize, Option<u64>)> {
+        self.of().into_iter().map(|of| (of, None)).collect()
+    }
 
     /// The type that its elements have.
     fn float(&self) -> Float;
@@ -101,29 +162,43 @@ pub trait Made: fmt::Debug + fmt::Display + Send + Sync {
 
     /// Frees what it keeps, because a tensor that reads it is done. A read that comes later makes it anew.
     fn release(&self) {}
+
+    /// Itself, if it is an input of another plan: whoever numbers it again needs no second layer around it.
+    fn as_renumbered(&self) -> Option<&Renumbered> {
+        None
+    }
 }
 
 /// The most bytes of memory that a read of so many elements of an input takes while it goes on.
 pub fn working_bytes(inputs: &[Input], input: usize, elements: u64) -> u64 {
     let Input::Made(made) = &inputs[input] else { return 0 };
     let asked = elements.max(READ_MAX);
-    let inner = made.of().into_iter().map(|of| working_bytes(inputs, of, asked)).max();
-    made.working_bytes(elements).saturating_add(inner.unwrap_or(0))
+    let inner = |of: usize| {
+        fold(inputs, of, |input, known| {
+            let Input::Made(made) = input else { return 0 };
+            let inner = made.of().into_iter().map(known).max();
+            made.working_bytes(asked).saturating_add(inner.unwrap_or(0))
+        })
+    };
+    made.working_bytes(elements).saturating_add(made.of().into_iter().map(inner).max().unwrap_or(0))
 }
 
 /// The most bytes of memory that an input keeps until it is released, with those that it is made of.
 pub fn kept_bytes(inputs: &[Input], input: usize) -> u64 {
-    let Input::Made(made) = &inputs[input] else { return 0 };
-    let inner = made.of().into_iter().map(|of| kept_bytes(inputs, of));
-    inner.fold(made.kept_bytes(), u64::saturating_add)
+    made_behind(inputs, input).fold(0, |sum, made| sum.saturating_add(made.kept_bytes()))
 }
 
 /// Frees what an input keeps, and those that it is made of.
 pub fn release(inputs: &[Input], input: usize) {
-    if let Input::Made(made) = &inputs[input] {
-        made.release();
-        made.of().into_iter().for_each(|of| release(inputs, of));
-    }
+    made_behind(inputs, input).for_each(Made::release);
+}
+
+/// An input, if it is made, and all made ones that it is made of.
+fn made_behind(inputs: &[Input], input: usize) -> impl Iterator<Item = &dyn Made> {
+    behind(inputs, input).into_iter().filter_map(|input| match &inputs[input] {
+        Input::Made(made) => Some(&**made),
+        Input::Stored(_) => None,
+    })
 }
 
 /// The most elements that an input asks another one for at once, if it is not asked for more itself.

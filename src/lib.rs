@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod dtype;
 pub mod error;
+pub mod extract;
 pub mod input;
 mod instructions;
 pub mod kernel;
@@ -23,26 +24,32 @@ pub mod method;
 pub mod plan;
 pub mod recipe;
 pub mod report;
+pub mod stages;
 pub mod stream;
 pub mod text;
 pub mod threads;
 pub mod thresholds;
 pub mod timeline;
+pub mod tokenizer;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use backend::device::Device;
 use backend::{Backend, Limits};
-use checkpoint::{Access, Reads, Sink, Source};
-use config::Config;
+use checkpoint::{Access, Companions, Reads, Sink, Source};
+use config::moe::{self, MoeConfig};
+use config::{Config, Position};
 use error::{Error, Result};
-use plan::{Choices, Plan};
-use report::Report;
+use indexmap::IndexMap;
+use plan::{Choices, Place, Plan};
+use report::{Intermediate, Report};
+use stages::{FusedStage, Made, Stages, Way};
 use stream::{Budget, Streamed, Watch, Work};
 use timeline::{Shares, Timeline};
 
@@ -51,21 +58,40 @@ use timeline::{Shares, Timeline};
 pub struct Prepared {
     /// The config as written.
     pub config: Config,
-    /// The models, in the plan's order, and then the files that say something of their elements.
+    /// What is on disk: models' folders, and the files that say something of their elements.
     pub sources: Vec<Source>,
     /// What will happen.
     pub plan: Plan,
+    /// What becomes of the files beside the donor's weights.
+    pub companions: Companions,
+    /// What each source is: what the config refers to, and behind that what documents read that are merged on the way.
+    pub(crate) opened: Vec<Place>,
+    /// How many of them the config itself refers to.
+    own: usize,
+    /// Which of the sources stand for results of other documents.
+    pub(crate) results: HashMap<usize, Arc<Intermediate>>,
 }
 
 impl Prepared {
-    /// The models.
-    pub fn models(&self) -> &[Source] {
-        &self.sources[..self.plan.models.len()]
+    /// The folder of each model.
+    pub fn models(&self) -> impl Iterator<Item = &Source> {
+        self.plan.models.iter().map(|model| &self.sources[model.source])
     }
 
-    /// The files that say something of their elements.
-    pub fn element_files(&self) -> &[Source] {
-        &self.sources[self.plan.models.len()..]
+    /// The models that are read for others, by their sources: those that documents merge on the way to this one.
+    pub fn models_of_stages(&self) -> impl Iterator<Item = usize> {
+        let behind = self.opened.iter().enumerate().skip(self.own);
+        behind.filter(|(_, place)| matches!(place, Place::Model(_))).map(|(source, _)| source)
+    }
+
+    /// The files that say something of models' elements.
+    pub fn element_files(&self) -> impl Iterator<Item = &Source> {
+        self.plan.element_files.iter().map(|file| &self.sources[*file])
+    }
+
+    /// The source that gives config.json, the tokenizer and the other files beside the weights.
+    pub fn donor(&self) -> &Source {
+        &self.sources[self.plan.models[self.plan.donor].source]
     }
 }
 
@@ -74,6 +100,36 @@ impl Prepared {
 /// # Errors
 /// It cannot be read, or is no config.
 pub fn read_config(file: &Path) -> Result<Config> {
+    Config::parse(&file.display().to_string(), &read_text(file)?)
+}
+
+/// Reads a config of one document or of several.
+///
+/// # Errors
+/// It cannot be read, or is no config.
+pub fn read_stages(file: &Path) -> Result<Stages> {
+    let text = read_text(file)?;
+    Stages::of(config::parse_all(&file.display().to_string(), &text)?, &text)
+}
+
+/// Reads a config of experts.
+///
+/// # Errors
+/// It cannot be read, or is no such config.
+pub fn read_moe(file: &Path) -> Result<MoeConfig> {
+    moe::parse(&file.display().to_string(), &read_text(file)?)
+}
+
+/// Whether a file is a config of experts, and none of a merge.
+///
+/// # Errors
+/// It cannot be read.
+pub fn is_moe(file: &Path) -> Result<bool> {
+    Ok(moe::is_moe(&read_text(file)?))
+}
+
+/// The text of a config.
+fn read_text(file: &Path) -> Result<String> {
     let failed = |cause| {
         Error::config(format!("cannot read {}: {cause}", file.display()))
             .hint("the first argument is a merge config in YAML, as mergekit takes it")
@@ -82,9 +138,8 @@ pub fn read_config(file: &Path) -> Result<Config> {
     // One byte more than a config may have is enough to refuse it.
     let limit = config::SOURCE_BYTES_MAX as u64 + 1;
     File::open(file).and_then(|file| file.take(limit).read_to_end(&mut source)).map_err(failed)?;
-    let source = String::from_utf8(source)
-        .map_err(|_| Error::config(format!("{}: this is not text in UTF-8", file.display())))?;
-    Config::parse(&file.display().to_string(), &source)
+    String::from_utf8(source)
+        .map_err(|_| Error::config(format!("{}: this is not text in UTF-8", file.display())))
 }
 
 /// Reads the headers of a config's models, and plans the merge. No tensor data is read.
@@ -92,12 +147,67 @@ pub fn read_config(file: &Path) -> Result<Config> {
 /// # Errors
 /// Everything that is wrong with the config or the headers.
 pub fn prepare_config(config: Config, choices: &Choices) -> Result<Prepared> {
+    prepare_among(config, &Made::new(), choices)
+}
+
+/// The same of a document that may name the results of others.
+fn prepare_among(config: Config, made: &Made, choices: &Choices) -> Result<Prepared> {
     let (config, notes) = plan::with_found_models(config)?;
     plan::check_models(&config)?;
-    let sources = open(&config)?;
-    let mut plan = Plan::new(&config, &sources, choices)?;
+    let mut places = plan::places(&config)?;
+    let own = places.len();
+    let mut fused = Vec::new();
+    for place in 0..own {
+        let (opened, at) = places.get_index(place).expect("there are so many");
+        let Some((name, outcome)) = opened.among(made) else { continue };
+        let Way::Fused(stage) = &outcome.way else { continue };
+        let (at, name) = (*at, name.clone());
+        for leaf in &stage.opened {
+            places.entry(leaf.clone()).or_insert(at);
+        }
+        fused.push((name, Arc::clone(stage)));
+    }
+    let sources = open(&config, &places, made)?;
+    let numbers = |stage: &FusedStage| -> Vec<Option<usize>> {
+        stage.opened.iter().map(|place| places.get_index_of(place)).collect()
+    };
+    let numbers: Vec<_> = fused.iter().map(|(_, stage)| numbers(stage)).collect();
+    let stages: Vec<_> =
+        fused.iter().zip(&numbers).map(|((name, stage), numbers)| stage.among(name, numbers)).collect();
+    let mut plan = Plan::with_stages(&config, &sources, &stages, choices)?;
     plan.notes.extend(notes);
-    Ok(Prepared { config, sources, plan })
+    let companions = companions(&plan, &sources)?;
+    let result = |(source, place): (usize, &Place)| Some((source, Arc::clone(&place.among(made)?.1.known)));
+    let results = places.keys().enumerate().filter_map(result).collect();
+    let opened = places.into_keys().collect();
+    Ok(Prepared { config, sources, plan, companions, opened, own, results })
+}
+
+/// Reads the headers of the models that become experts, and plans their mixture. No tensor data is read. `untrained` says that
+/// experts which do the same are wanted, because the mixture will be trained.
+///
+/// # Errors
+/// Everything that is wrong with the config or the headers.
+pub fn prepare_moe(moe: &MoeConfig, untrained: bool, choices: &Choices) -> Result<Prepared> {
+    plan::check_moe(moe, untrained)?;
+    let config = moe.listed();
+    let places = plan::places(&config)?;
+    let sources = open(&config, &places, &Made::new())?;
+    let plan = Plan::moe(moe, &config, &sources, choices)?;
+    let companions = companions(&plan, &sources)?;
+    let (own, results) = (places.len(), HashMap::new());
+    Ok(Prepared { config, sources, plan, companions, opened: places.into_keys().collect(), own, results })
+}
+
+/// The files beside the weights, as the plan has them.
+fn companions(plan: &Plan, sources: &[Source]) -> Result<Companions> {
+    let of = |source: usize| checkpoint::companions(&sources[source]);
+    let of_donor = of(plan.models[plan.donor].source)?;
+    let chosen = match plan.tokenizer {
+        Some(source) => of_donor.with_tokenizer_of(of(source)?),
+        None => of_donor,
+    };
+    Ok(chosen.revised(&plan.revision))
 }
 
 /// Reads and plans: [`read_config`], then [`prepare_config`].
@@ -111,24 +221,33 @@ pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
 /// Threads that open models: their headers come from a disk that serves few at a time.
 const OPENERS_MAX: usize = 16;
 
-/// Opens every model that a config refers to, and the files that say something of their elements.
-fn open(config: &Config) -> Result<Vec<Source>> {
-    let (models, files) = (plan::references(config), plan::element_files(config)?);
-    let open_model = |model: &config::Located<config::ModelRef>| {
-        let folder = checkpoint::locate(&model.value.path, model.value.revision.as_deref())?;
-        Source::open(&model.value.to_string(), &folder)
-    };
-    let open_file = |file: &config::Located<String>| {
-        Source::open_tensors(&file.value, &checkpoint::locate_tensors(&file.value)?)
-    };
+/// Opens all that a config refers to.
+fn open(config: &Config, places: &IndexMap<Place, Position>, made: &Made) -> Result<Vec<Source>> {
     let open = |place: usize| {
-        let (opened, at) = match models.get(place) {
-            Some(model) => (open_model(model), model.at),
-            None => (open_file(&files[place - models.len()]), files[place - models.len()].at),
+        let (place, at) = places.get_index(place).expect("there are so many");
+        let opened = match place {
+            Place::Model(model) if place.among(made).is_some() => match &made[&model.path].way {
+                Way::Folder(folder) => Source::open(&model.path, folder),
+                Way::Fused(stage) => stage.open(&model.path),
+            },
+            Place::Model(model) => {
+                let folder = checkpoint::locate(&model.path, model.revision.as_deref());
+                folder.and_then(|folder| Source::open(&model.to_string(), &folder))
+            }
+            Place::Adapter(adapter) => {
+                let folder = checkpoint::locate(&adapter.path, adapter.revision.as_deref());
+                folder.and_then(|folder| Source::open_adapter(&adapter.to_string(), &folder))
+            }
+            Place::Tensors(path) => {
+                checkpoint::locate_tensors(path).and_then(|place| Source::open_tensors(path, &place))
+            }
         };
-        opened.map_err(|error| Error { message: config.error_at(at, error.message).message, ..error })
+        opened.map_err(|error| {
+            let hint = config.meant_tokenizer_source(*at).or(error.hint);
+            Error { message: config.error_at(*at, error.message).message, hint, ..error }
+        })
     };
-    let count = models.len() + files.len();
+    let count = places.len();
     let opened: Vec<OnceLock<Result<Source>>> = (0..count).map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     threads::share(count.min(OPENERS_MAX), |_| {
@@ -279,9 +398,7 @@ pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
     let Prepared { sources, plan, .. } = prepared;
     let inputs: Vec<PathBuf> = sources.iter().map(Source::place).collect();
     checkpoint::check_out(&options.out, &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
-    // What is copied at the end had better be there at the beginning.
-    let companions = checkpoint::check_companions(&sources[plan.donor].folder)?;
-    let copied = if options.copy_tokenizer { companions } else { 0 };
+    let copied = if options.copy_tokenizer { prepared.companions.bytes() } else { 0 };
     let needed = plan.layout.file_bytes + copied + report::other_bytes(prepared);
     match checkpoint::free_bytes(&options.out) {
         Some(free) if free < needed => {

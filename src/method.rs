@@ -15,6 +15,7 @@ mod geometry;
 mod karcher;
 mod linear;
 mod masks;
+mod mixture;
 mod model_stock;
 mod multislerp;
 mod nearswap;
@@ -61,6 +62,9 @@ pub const METHODS: &[&Method] = &[
     &elected::CONSENSUS,
     &passthrough::PASSTHROUGH,
 ];
+
+/// What a mixture of experts is made by. No merge has it, and so it is none of [`METHODS`].
+pub const MIXTURE: &Method = &mixture::MIXTURE;
 
 /// What a comparison of methods on language models found, for methods that it speaks of.
 const RELIABLE: Option<&str> = Some(

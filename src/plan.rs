@@ -3,40 +3,62 @@
 //! The plan is data: it prints, it counts its bytes, and the stream obeys it. Every error that the config or
 //! the checkpoints' headers can show is found here, all of them at once where that is possible.
 
+mod adapters;
+mod align;
+mod bare;
+mod buffers;
+mod chat_template;
 mod compatible;
 mod data;
+mod effects;
 mod elements;
+mod experts;
 mod globs;
 mod making;
 mod models;
+mod modules;
+mod moe;
 mod names;
 mod parameters;
+mod partly_held;
+mod parts;
 mod problems;
+mod quantised;
+mod staged;
+mod truncated;
+mod views;
+mod vocabulary;
 mod wanted;
 mod warnings;
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
+use std::rc::Rc;
 use std::sync::Arc;
 
-pub use data::{Action, Copied, LeftOut, Merge, Plan, Tensor};
+pub use data::{
+    Action, ChatTemplate, Copied, LeftOut, Merge, Plan, PlannedModel, RowCounts, Tensor, Vocabulary,
+};
 pub use elements::element_files;
 pub use globs::with_found_models;
-pub use models::{MODELS_MAX, check_models, references};
+pub use models::{MODELS_MAX, Place, check_models, places, references};
+pub use moe::check_moe;
+pub use partly_held::PartlyHeldPolicy;
+pub use staged::{Fused, Stage, why_not_fused};
 
 use crate::checkpoint::layout::DATA_BYTES_MAX;
-use crate::checkpoint::{ConfigEdits, InputFile, Source, TOKENIZER_BYTES_MAX, TensorInfo, layout};
+use crate::checkpoint::{ConfigEdits, LayerCount, Source, layout};
 use crate::config::{Config, Inputs, Located, ModelRef};
 use crate::dtype::{Dtype, Float, computed_as, is_float, promote};
 use crate::error::{Error, Result};
-use crate::input::{At, Input, Narrowed};
 use crate::method::{self, Base, Method, Parameter, Scope, Settings, Value, ValueKind, Values};
 use crate::recipe::Recipe;
 use elements::ElementsSeen;
+use modules::Modules;
 use parameters::{Comparisons, Unread};
+use partly_held::PartlyHeld;
 use problems::Problems;
+use views::{Held, InputList, Model, View, Views};
 use wanted::{Want, Wanted};
-use warnings::PartlyHeld;
 
 /// What a plan depends on besides config and headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +69,21 @@ pub struct Choices {
     pub shard_bytes: Option<u64>,
     /// Whether models of different architectures are merged all the same.
     pub allow_crimes: bool,
+    /// Whether embeddings of different numbers of rows are cut to the fewest.
+    pub truncate_embeddings: bool,
+    /// What becomes of tensors that only some of the models have.
+    pub partly_held: PartlyHeldPolicy,
+}
+
+impl Choices {
+    /// What is chosen where nothing is said.
+    pub const USUAL: Self = Self {
+        seed: 0,
+        shard_bytes: None,
+        allow_crimes: false,
+        truncate_embeddings: false,
+        partly_held: PartlyHeldPolicy::Copied,
+    };
 }
 
 /// The method that a config names.
@@ -59,45 +96,67 @@ pub fn method_of(config: &Config) -> Result<&'static Method> {
 }
 
 impl Plan {
-    /// Resolves a config against the headers of its models; `sources` are those of [`references`], in order, and then those of
-    /// [`element_files`].
+    /// Resolves a config against the headers of its models; `sources` are those of [`places`], in order.
     ///
     /// # Errors
     /// All that is wrong with the config and the models together, as one error of kind `Config`.
     pub fn new(config: &Config, sources: &[Source], choices: &Choices) -> Result<Self> {
+        Self::with_stages(config, sources, &[], choices)
+    }
+
+    /// The same where some models are results of other documents, merged while they are read. What these read stands behind the
+    /// sources of [`places`].
+    ///
+    /// # Errors
+    /// As of [`Plan::new`].
+    pub fn with_stages(
+        config: &Config,
+        sources: &[Source],
+        fused: &[Fused<'_>],
+        choices: &Choices,
+    ) -> Result<Self> {
         check_models(config)?;
         let method = method_of(config)?;
-        let places: HashMap<_, _> =
-            references(config).into_iter().map(|model| model.value).zip(0..).collect();
-        let models = &sources[..places.len()];
-        let files = element_files(config)?.into_iter().map(|file| file.value).zip(models.len()..);
+        // What changes the models does so here.
+        let (views, vocabulary) = views(config, method, sources, fused, choices)?;
+        let donor = views.donor();
+        let Views { models, inputs, problems, notes, warnings, .. } = views;
+        let opened = places(config)?;
+        let files = element_files(config)?.into_iter().map(|file| {
+            let place = Place::Tensors(file.value.clone());
+            (file.value, opened.get_index_of(&place).expect("what is referred to is opened"))
+        });
         let mut planner = Planner {
             config,
             method,
             sources,
-            models,
-            places,
+            models: &models,
+            donor,
+            places: references(config).into_iter().map(|model| model.value).zip(0..).collect(),
             files: files.collect(),
             elements: ElementsSeen::default(),
-            inputs: Vec::new(),
-            numbers: sources.iter().map(|source| vec![None; source.tensors().len()]).collect(),
-            as_f32: HashMap::new(),
+            modules: None,
+            inputs,
             embeddings: models.iter().map(wanted::tied_embedding).collect(),
             choices,
             unread: Unread::find(config, method),
             comparisons: Comparisons::default(),
-            problems: Problems::default(),
+            problems,
             partly_held: PartlyHeld::default(),
             last_shared: Arc::default(),
             last_per_input: Arc::default(),
-            notes: Vec::new(),
+            last_models: Arc::default(),
+            notes,
+            warnings,
             untied: false,
             narrowed: false,
             widened: false,
         };
         parameters::check_gradients(config, method, &mut planner.problems);
-        let wanted = planner.wanted();
-        planner.check_tokenizer();
+        let mut wanted = planner.wanted()?;
+        if choices.partly_held == PartlyHeldPolicy::LeftOut {
+            planner.leave_out_partly_held(&mut wanted);
+        }
         planner.check_compatible();
         // Without a list of tensors, or with wrong models, their tensors would repeat the same error.
         planner.problems.stop()?;
@@ -109,27 +168,54 @@ impl Plan {
             }
         }
         planner.problems.stop()?;
-        planner.finish(tensors)
+        planner.finish(tensors, vocabulary)
     }
+}
+
+/// The models as a merge sees them, after all that changes them, and the vocabulary that they have then.
+fn views<'a>(
+    config: &'a Config,
+    method: &Method,
+    sources: &'a [Source],
+    fused: &[Fused<'_>],
+    choices: &Choices,
+) -> Result<(Views<'a>, vocabulary::Planned)> {
+    let mut views = Views::stored(config, sources)?;
+    staged::fuse(&mut views, fused)?;
+    bare::check(&mut views);
+    views.models.iter_mut().for_each(|model| wanted::hide_tied_head(model, sources));
+    buffers::settle(&mut views);
+    quantised::dequantise(&mut views, method);
+    // Adapters are of experts as their models store them.
+    adapters::add(&mut views)?;
+    experts::align(&mut views);
+    align::align(&mut views);
+    let vocabulary = vocabulary::align(&mut views)?;
+    if choices.truncate_embeddings {
+        truncated::truncate(&mut views);
+    }
+    views.problems.stop()?;
+    Ok((views, vocabulary))
 }
 
 /// The plan under construction.
 struct Planner<'a> {
     config: &'a Config,
     method: &'static Method,
-    /// The models, and behind them the files that say something of their elements.
+    /// What is on disk: models' folders, and the files that say something of their elements.
     sources: &'a [Source],
-    models: &'a [Source],
-    /// Which source each model is, and each of those files by its path.
+    models: &'a [Model<'a>],
+    /// As of [`Views::donor`].
+    donor: usize,
+    /// Which of the models each is, and which of the sources each of those files is, by its path.
     places: HashMap<ModelRef, usize>,
     files: HashMap<String, usize>,
     elements: ElementsSeen,
-    /// What is read, and of each source the numbers that its tensors have in it, from 1 up.
-    inputs: Vec<Input>,
-    numbers: Vec<Vec<Option<NonZeroU32>>>,
-    /// Of inputs of float64, the numbers of the same as f32.
-    as_f32: HashMap<usize, usize>,
-    /// Of each source the embedding that may stand in for its head.
+    /// What the config's modules are, where it has some and their names fit.
+    modules: Option<Rc<Modules<'a>>>,
+    /// What is read.
+    inputs: InputList,
+    /// Of each model the embedding that may stand in for its head.
     embeddings: Vec<Option<usize>>,
     choices: &'a Choices,
     unread: Unread,
@@ -139,7 +225,9 @@ struct Planner<'a> {
     /// The values of the last tensor, which are often those of the next.
     last_shared: Arc<Values>,
     last_per_input: Arc<Vec<Values>>,
+    last_models: Arc<Vec<usize>>,
     notes: Vec<String>,
+    warnings: Vec<Error>,
     /// Whether a tied embedding stands in for a head that is written.
     untied: bool,
     /// Whether float64 is read, and stored, of what is merged.
@@ -148,57 +236,30 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn source_of(&self, model: &ModelRef) -> usize {
-        *self.places.get(model).expect("every model of the config is a source")
-    }
-
-    /// The model that gives config.json and the tokenizer: the base, or else the first.
-    fn donor(&self) -> usize {
-        self.config.base_model.as_ref().map_or(0, |base| self.source_of(&base.value))
-    }
-
-    fn check_tokenizer(&mut self) {
-        if let Some(template) = &self.config.chat_template {
-            let problem = self.config.error_at(template.at, "chat_template is not supported yet");
-            self.problems
-                .add(problem.hint("remove the key, and edit chat_template in the output's tokenizer files"));
-        }
-        let donor = &self.sources[self.donor()];
-        let own = tokenizer(donor);
-        let other = self.models.iter().find(|source| !same_file(own.as_ref(), tokenizer(source).as_ref()));
-        let Some(wish) = &self.config.tokenizer else {
-            if let Some(other) = other {
-                self.notes.push(format!(
-                    "{} has another tokenizer than {}, whose is copied",
-                    other.name, donor.name
-                ));
-            }
-            return;
-        };
-        if other.is_none() && own.is_some() {
-            self.notes.push("all models have the same tokenizer: it is copied".into());
-            return;
-        }
-        let problem = self
-            .config
-            .error_at(wish.at, "the models' tokenizers differ, and merging them is not supported yet");
-        self.problems.add(problem.hint(
-            "without this key the base model's tokenizer is copied, if all vocabularies have the same size",
-        ));
+    fn model_of(&self, model: &ModelRef) -> usize {
+        *self.places.get(model).expect("every model of the config is one of its references")
     }
 
     /// What happens to one tensor, or why nothing can.
     fn tensor(&mut self, wanted: &Wanted<'a>) -> Result<Tensor> {
-        let wants = wanted.inputs();
-        let found: Vec<_> = wants.iter().map(|want| (want.source, self.find(want))).collect();
-        let holders: Vec<At> = found.iter().filter_map(|(_, at)| *at).collect();
-        self.check_shapes(wanted, &holders)?;
-        if holders.len() < found.len() {
-            return self.held_by_some(wanted, &found, &holders);
+        let mut wants = wanted.inputs();
+        let found: Vec<_> = wants.iter().map(|want| (want.model, self.find(want))).collect();
+        let holders: Vec<Held> = found.iter().filter_map(|(_, held)| *held).collect();
+        if wanted.members.copied {
+            return self.copied(wanted, &holders);
         }
-        let dtypes: Vec<Dtype> = holders.iter().map(|at| self.info(*at).dtype).collect();
-        let floats: Option<Vec<Float>> = dtypes.iter().map(|dtype| computed_as(*dtype)).collect();
-        let settings = self.settings(wanted, &wants, holders[0])?;
+        self.check_shapes(wanted, &holders)?;
+        let mut base = wanted.members.base;
+        if holders.len() < found.len() {
+            if !self.merges_some(base, &found, &holders) {
+                return self.held_by_some(wanted, &found, &holders);
+            }
+            base = self.merge_holders(&mut wants, base, &found);
+        }
+        let dtypes: Vec<Dtype> = holders.iter().map(|held| self.view(*held).dtype).collect();
+        let read = |held: &Held| computed_as(self.inputs.read_as(self.view(*held)));
+        let floats: Option<Vec<Float>> = holders.iter().map(read).collect();
+        let settings = self.settings(wanted, &wants, base, holders[0])?;
         let recipe = (self.method.recipe)(&settings).map_err(|refusal| {
             let at = self.config.merge_method.at;
             Error { hint: refusal.hint, ..self.config.error_at(at, refusal.message) }
@@ -210,15 +271,15 @@ impl<'a> Planner<'a> {
                 let output = computed_as(stored).expect("floats are stored as floats");
                 self.narrowed |= dtypes.contains(&Dtype::F64);
                 self.widened |= stored == Dtype::F64;
-                let info = self.info(holders[0]);
                 let (name, shape) = (Arc::clone(&settings.tensor), Arc::clone(&settings.shape));
-                let elements = info.elements();
+                let elements = settings.elements;
                 let bytes = stored_bytes(&name, elements, stored)?;
-                let (inputs, method) = (self.read_as_floats(&holders), self.method);
-                let mut merge = Merge { inputs, floats, output, method, settings, recipe };
+                let inputs = holders.iter().map(|held| self.inputs.as_floats(self.view(*held))).collect();
+                let (models, method) = (self.models_of(&holders), self.method);
+                let mut merge = Merge { inputs, models, floats, output, method, settings, recipe };
                 self.mask(&wants, &holders, &mut merge)?;
                 let importance = self.importance(&wants, &holders)?;
-                making::make(&mut merge, &importance, &mut self.inputs);
+                making::make(&mut merge, &importance, &mut self.inputs.inputs);
                 Ok(Tensor {
                     name,
                     shape,
@@ -233,58 +294,42 @@ impl<'a> Planner<'a> {
     }
 
     /// A tensor of integers or the like: copied when all agree.
-    fn not_floats(&mut self, wanted: &Wanted<'_>, holders: &[At], dtypes: &[Dtype]) -> Result<Tensor> {
-        match compatible::why_not_copied(self.sources, &wanted.name, holders, dtypes) {
+    fn not_floats(&mut self, wanted: &Wanted<'_>, holders: &[Held], dtypes: &[Dtype]) -> Result<Tensor> {
+        match compatible::why_not_copied(self.models, &wanted.name, holders, dtypes) {
             Some(refusal) => Err(refusal),
             None => self.copied(wanted, holders),
         }
     }
 
-    /// A tensor that only some of the models have.
-    fn held_by_some(
-        &mut self,
-        wanted: &Wanted<'_>,
-        found: &[(usize, Option<At>)],
-        holders: &[At],
-    ) -> Result<Tensor> {
-        let sources =
-            |held: bool| found.iter().filter(move |(_, at)| at.is_some() == held).map(|(source, _)| *source);
-        let (with, without): (Vec<_>, Vec<_>) = (sources(true).collect(), sources(false).collect());
-        let donor = self.donor();
-        if holders.len() < 2 && holders.iter().all(|at| at.source != donor) {
-            let (with, without) = (self.names_of(&with), self.names_of(&without));
-            let problem = format!("tensor {}: {with} has it, {without} has not", wanted.name);
-            return Err(Error::config(problem).hint(
-                "a tensor that some models lack is copied if the base model has it, or if several have it and agree; \
-                 check that the models have the same architecture",
-            ));
-        }
-        self.partly_held.add(&wanted.name, (with, without));
-        self.copied(wanted, holders)
-    }
-
-    /// A tensor that is copied, converted where it is a float and the config asks for another type.
-    fn copied(&mut self, wanted: &Wanted<'_>, holders: &[At]) -> Result<Tensor> {
-        let info = self.info(holders[0]);
-        if let Some(other) = holders.iter().find(|at| self.info(**at).dtype != info.dtype) {
-            let (a, b) = (info.dtype, self.info(*other).dtype);
+    /// A tensor that is copied, converted where it is a float and another type is stored: the one that the config asks for, or of
+    /// what is made in a wider type the model's own.
+    fn copied(&mut self, wanted: &Wanted<'_>, holders: &[Held]) -> Result<Tensor> {
+        let view = self.view(holders[0]);
+        let read: Vec<Dtype> = holders.iter().map(|held| self.inputs.read_as(self.view(*held))).collect();
+        if let Some(other) = read.iter().find(|dtype| **dtype != read[0]) {
+            let a = read[0];
             return Err(Error::config(format!(
-                "tensor {}: it can only be copied, but has types {a:?} and {b:?}",
+                "tensor {}: it can only be copied, but has types {a:?} and {other:?}",
                 wanted.name
             ))
             .hint("give it the same type in all models that have it"));
         }
-        let from = is_float(info.dtype).then_some(info.dtype);
-        let to = from.map(|float| self.stored(&[float]));
-        let dtype = to.unwrap_or(info.dtype);
-        let elements = info.elements();
+        let from = is_float(read[0]).then_some(read[0]);
+        let to = from.map(|_| self.stored(&[view.dtype]));
+        let dtype = to.unwrap_or(view.dtype);
+        let elements = view.elements();
         Ok(Tensor {
             name: (*wanted.name).into(),
-            shape: info.shape.as_slice().into(),
+            shape: view.shape.as_ref().into(),
             dtype,
             elements,
             bytes: stored_bytes(&wanted.name, elements, dtype)?,
-            action: Action::Copy(Copied { holders: self.numbered(holders), from, to }),
+            action: Action::Copy(Copied {
+                holders: holders.iter().map(|held| self.inputs.of(self.view(*held))).collect(),
+                models: self.models_of(holders),
+                from,
+                to,
+            }),
         })
     }
 
@@ -294,63 +339,46 @@ impl<'a> Planner<'a> {
         asked.map_or_else(|| floats.iter().copied().reduce(promote).expect("an input"), |dtype| dtype.value)
     }
 
-    /// The numbers among the inputs that kernels can read: of float64 those of its elements as f32.
-    fn read_as_floats(&mut self, tensors: &[At]) -> Vec<usize> {
-        let mut numbers = self.numbered(tensors);
-        for (number, at) in numbers.iter_mut().zip(tensors) {
-            if self.info(*at).dtype == Dtype::F64 {
-                let (of, inputs) = (*number, &mut self.inputs);
-                *number = *self.as_f32.entry(of).or_insert_with(|| {
-                    inputs.push(Input::Made(Box::new(Narrowed { of })));
-                    inputs.len() - 1
-                });
-            }
-        }
-        numbers
+    /// The models that hold a tensor, which are often those of the last one.
+    fn models_of(&mut self, holders: &[Held]) -> Arc<Vec<usize>> {
+        kept(&mut self.last_models, holders.iter().map(|held| held.model).collect())
     }
 
-    /// The numbers of stored tensors among the inputs.
-    fn numbered(&mut self, tensors: &[At]) -> Vec<usize> {
-        let number = |at: &At| {
-            let number = self.numbers[at.source][at.tensor].get_or_insert_with(|| {
-                self.inputs.push(Input::Stored(*at));
-                NonZeroU32::new(self.inputs.len() as u32).expect("there is an input now")
-            });
-            number.get() as usize - 1
-        };
-        tensors.iter().map(number).collect()
+    fn view(&self, held: Held) -> &'a View<'a> {
+        &self.models[held.model].tensors[held.place]
     }
 
-    fn info(&self, at: At) -> &'a TensorInfo {
-        self.sources[at.source].tensor_at(at.tensor)
+    /// The name that a tensor has in its model.
+    fn own_name(&self, held: Held) -> &'a str {
+        self.models[held.model].tensors.get_index(held.place).expect("it is held").0
     }
 
-    fn name_of(&self, source: usize) -> &'a str {
-        &self.sources[source].name
+    fn name_of(&self, model: usize) -> &'a str {
+        &self.models[model].name
     }
 
     /// Some models by name, and how many more there are.
-    fn names_of(&self, sources: &[usize]) -> String {
+    fn names_of(&self, models: &[usize]) -> String {
         const NAMED_MAX: usize = 8;
-        let named: Vec<&str> = sources.iter().take(NAMED_MAX).map(|source| self.name_of(*source)).collect();
-        let more = sources.len() - named.len();
+        let named: Vec<&str> = models.iter().take(NAMED_MAX).map(|model| self.name_of(*model)).collect();
+        let more = models.len() - named.len();
         named.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
     }
 
     /// A model's tensor; the input embedding where a tied head has none of its own.
-    fn find(&self, want: &Want<'_, '_>) -> Option<At> {
-        let embedding = || self.embeddings[want.source].filter(|_| names::is_head(&want.name));
-        let tensor = self.sources[want.source].place_of(&want.name).or_else(embedding);
-        tensor.map(|tensor| At { source: want.source, tensor })
+    fn find(&self, want: &Want<'_, '_>) -> Option<Held> {
+        let embedding = || self.embeddings[want.model].filter(|_| names::is_head(&want.name));
+        let place = self.models[want.model].tensors.get_index_of(&*want.name).or_else(embedding);
+        place.map(|place| Held { model: want.model, place })
     }
 
-    fn check_shapes(&mut self, wanted: &Wanted<'_>, holders: &[At]) -> Result<()> {
-        let mut shapes = holders.iter().map(|at| (at.source, &self.info(*at).shape));
+    fn check_shapes(&mut self, wanted: &Wanted<'_>, holders: &[Held]) -> Result<()> {
+        let mut shapes = holders.iter().map(|held| (held.model, &self.view(*held).shape));
         let Some((first, shape)) = shapes.next() else { return Ok(()) };
         let Some((other, different)) = shapes.find(|(_, other)| *other != shape) else {
             // Which models' embeddings stand in is known from the names that were found.
             self.untied |= names::is_head(&wanted.name)
-                && holders.iter().any(|at| !names::is_head(&self.info(*at).name));
+                && holders.iter().any(|held| !names::is_head(self.own_name(*held)));
             return Ok(());
         };
         let problem = Error::config(format!(
@@ -359,38 +387,51 @@ impl<'a> Planner<'a> {
             self.name_of(first),
             self.name_of(other)
         ));
-        let vocabulary = names::is_head(&wanted.name) || names::is_embedding(&wanted.name);
+        let vocabulary = names::is_over_vocabulary(&wanted.name);
         Err(problem.hint(if vocabulary {
-            "the models' vocabularies differ: resize their embeddings to the same tokenizer first"
+            "the models' vocabularies differ: `tokenizer_source: union` aligns them by token, \
+             --unsafe-truncate-embeddings cuts them to the fewest rows"
         } else {
             "only models of the same architecture and size can be merged"
         }))
     }
 
     /// Resolves every parameter for a tensor; `first` is one of its inputs, which are all of one shape.
-    fn settings(&mut self, wanted: &Wanted<'a>, wants: &[Want<'_, 'a>], first: At) -> Result<Settings> {
-        let base = wanted.members.base.filter(|_| self.method.base != Base::Ignored);
+    fn settings(
+        &mut self,
+        wanted: &Wanted<'a>,
+        wants: &[Want<'_, 'a>],
+        base: Option<usize>,
+        first: Held,
+    ) -> Result<Settings> {
+        let base = base.filter(|_| self.method.base != Base::Ignored);
         let (mut shared, mut per_input) = (Values::new(), vec![Values::new(); wants.len()]);
-        for parameter in self.method.parameters {
-            if parameter.kind == ValueKind::File {
-                continue;
-            }
+        let mut problems = Vec::new();
+        let mut put = |value, into: &mut Values| match value {
+            Ok(value) => into.push(value),
+            Err(problem) => problems.push(problem),
+        };
+        for parameter in self.method.parameters.iter().filter(|parameter| parameter.kind != ValueKind::File) {
             if parameter.scope == Scope::Shared {
-                shared.push(self.value(parameter, wanted, None)?);
+                put(self.value(parameter, wanted, None), &mut shared);
                 continue;
             }
             for (input, want) in wants.iter().enumerate() {
                 if parameter.scope == Scope::Input || base != Some(input) {
-                    per_input[input].push(self.value(parameter, wanted, Some(want))?);
+                    put(self.value(parameter, wanted, Some(want)), &mut per_input[input]);
                 }
             }
+        }
+        if let Some(last) = problems.pop() {
+            problems.into_iter().for_each(|problem| self.problems.add(problem));
+            return Err(last);
         }
         Ok(Settings {
             tensor: (*wanted.name).into(),
             seed: self.choices.seed,
             depth: wanted.position,
-            shape: self.info(first).shape.as_slice().into(),
-            elements: self.info(first).elements(),
+            shape: self.view(first).shape.as_ref().into(),
+            elements: self.view(first).elements(),
             inputs: wants.len(),
             base,
             shared: kept(&mut self.last_shared, shared),
@@ -406,18 +447,27 @@ impl<'a> Planner<'a> {
         want: Option<&Want<'_, 'a>>,
     ) -> Result<(&'static str, Value)> {
         let own = want.and_then(|want| want.own);
-        let scopes = own.into_iter().chain(wanted.members.slice).chain([&self.config.parameters]);
+        let scopes = own
+            .into_iter()
+            .chain(wanted.members.slice)
+            .chain(wanted.members.module)
+            .chain([&self.config.parameters]);
         let (tensor, at) = (want.map_or(&*wanted.name, |want| &*want.name), wanted.position);
         let value = parameters::resolve(self.config, parameter, scopes, tensor, at, &self.comparisons)?;
         value.map(|value| (parameter.name, value)).ok_or_else(|| match want {
-            None => self.missing(parameter, &wanted.name, true),
-            Some(want) => self.missing(parameter, self.name_of(want.source), want.own.is_some()),
+            None => self.missing(parameter, &wanted.name, true, None),
+            Some(want) => {
+                self.missing(parameter, self.name_of(want.model), want.own.is_some(), Some(want.model))
+            }
         })
     }
 
-    fn missing(&self, parameter: &Parameter, of: &str, listed: bool) -> Error {
+    fn missing(&self, parameter: &Parameter, of: &str, listed: bool, model: Option<usize>) -> Error {
         let Parameter { name, scope, .. } = parameter;
         let at = self.config.merge_method.at;
+        // A user who wrote it nowhere knows no tensor by name.
+        let written = self.config.scopes().iter().any(|(_, parameters)| parameters.contains_key(*name));
+        let of = if *scope == Scope::Shared && !written { "the config" } else { of };
         let error =
             self.config.error_at(at, format!("{} needs `{name}`, and {of} has none", self.method.name));
         // The commonest reason is a slip of a key.
@@ -426,6 +476,9 @@ impl<'a> Planner<'a> {
             return error.hint(
                 "base_model is merged like the others: list it with its parameters, or remove base_model",
             );
+        }
+        if let Some(at) = model.and_then(|model| self.beside(model, name)) {
+            return error.hint(format!("{}:{at}: move `{name}` under `parameters:`", self.config.file));
         }
         error.hint(match self.unread.slip_of(name) {
             Some(slip) => format!("{slip}; {meant}"),
@@ -438,19 +491,20 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn finish(mut self, tensors: Vec<Tensor>) -> Result<Plan> {
+    fn finish(mut self, tensors: Vec<Tensor>, vocabulary: vocabulary::Planned) -> Result<Plan> {
         if let Some(refusal) = self.file_that_fits_nothing() {
             return Err(refusal);
         }
         check_total(&tensors)?;
-        let donor = self.donor();
         let config_edits = self.config_edits(&tensors);
-        let mut warnings = self.unread.warnings();
-        if let (Inputs::Slices(_), Some(layers)) = (&self.config.inputs, config_edits.layers) {
-            warnings.extend(self.stale_layer_lists(layers));
-            warnings.extend(warnings::uneven_layers(&self.inputs, &tensors));
+        let mut warnings = std::mem::take(&mut self.warnings);
+        warnings.extend(self.unread.warnings());
+        let text = config_edits.counts.iter().find(|count| ["text_decoder", "default"].contains(&count.part));
+        warnings.extend(text.and_then(|text| self.stale_layer_lists(text.from, text.to)));
+        if let Inputs::Slices(_) = &self.config.inputs {
+            warnings.extend(warnings::uneven_layers(&tensors));
         }
-        let left_out = wanted::left_out(self.models, &self.inputs);
+        let left_out = self.left_out(&tensors);
         let partly_held = std::mem::take(&mut self.partly_held).notes(|sources| self.names_of(sources));
         self.notes.extend(partly_held);
         let of_sources = self.sources.iter().flat_map(|source| source.warnings().iter().cloned());
@@ -463,6 +517,7 @@ impl<'a> Planner<'a> {
         warnings.extend(self.same_folders());
         warnings.extend(self.differing_configs());
         warnings.extend(self.senseless_values(&tensors));
+        warnings.extend(self.without_effect(&tensors));
         self.notes.extend(self.values_of_the_base());
         self.notes.extend(self.work_of_the_processor(&tensors));
         let notes = self.element_notes();
@@ -472,16 +527,18 @@ impl<'a> Planner<'a> {
             weights: models.and_then(|models| data::weights(self.method, &tensors, models)),
             method: self.method,
             seed: self.choices.seed,
-            models: self.models.iter().map(|source| source.name.clone()).collect(),
-            element_files: self.sources[self.models.len()..]
-                .iter()
-                .map(|source| source.name.clone())
-                .collect(),
-            base: self.config.base_model.as_ref().map(|base| self.source_of(&base.value)),
-            donor,
+            models: self.models.iter().map(Model::planned).collect(),
+            element_files: self.element_sources(),
+            base: self.config.base_model.as_ref().map(|base| self.model_of(&base.value)),
+            donor: self.donor,
             layout: layout(&tensors, self.choices.shard_bytes),
-            inputs: self.inputs,
+            inputs: self.inputs.inputs,
             tensors,
+            vocabulary: vocabulary.vocabulary,
+            revision: vocabulary.revision,
+            tokenizer: vocabulary.tokenizer,
+            config_text: vocabulary.config_text,
+            chat_template: vocabulary.chat_template,
             config_edits,
             left_out,
             notes: self.notes,
@@ -502,28 +559,29 @@ impl<'a> Planner<'a> {
         let all = [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64];
         let most = all.into_iter().max_by_key(|float| floats(*float));
         let head = tensors.iter().any(|tensor| names::is_head(&tensor.name));
-        let untied = head && (self.untied || wanted::says_tied(&self.sources[self.donor()]) == Some(true));
-        let layers = matches!(self.config.inputs, Inputs::Slices(_))
-            .then(|| names::stacks(tensors.iter().map(|t| &*t.name)).values().copied().max().unwrap_or(0));
-        ConfigEdits { dtype: most.filter(|float| floats(*float) > 0), layers, tied: untied.then_some(false) }
-    }
-}
-
-/// A model's tokenizer.json, if it has one.
-fn tokenizer(source: &Source) -> Option<InputFile> {
-    const TOKENIZER: &str = "tokenizer.json";
-    source.folder.has(TOKENIZER).then(|| source.folder.file(TOKENIZER))
-}
-
-/// Whether both have none, or the same. One that cannot be read is another one: where it is needed, the merge says why.
-fn same_file(one: Option<&InputFile>, other: Option<&InputFile>) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => {
-            one == other || one.same_content(other, TOKENIZER_BYTES_MAX).unwrap_or(false)
+        let untied =
+            head && (self.untied || wanted::says_tied(&self.models[self.donor].config) == Some(true));
+        let keys = self.models[self.donor].edits.clone();
+        let names = || tensors.iter().map(|tensor| &*tensor.name);
+        let mut counts: Vec<_> =
+            self.modules.iter().flat_map(|modules| self.layer_counts(modules, names())).collect();
+        if let Inputs::Slices(_) = self.config.inputs {
+            let from = highest_stack(self.models[self.donor].names());
+            counts.push(LayerCount { part: "default", from, to: highest_stack(names()) });
         }
-        (None, None) => true,
-        _ => false,
+        ConfigEdits {
+            counts,
+            dtype: most.filter(|float| floats(*float) > 0),
+            tied: untied.then_some(false),
+            keys,
+            ..ConfigEdits::default()
+        }
     }
+}
+
+/// How many layers the highest stack has.
+fn highest_stack<'n>(names: impl Iterator<Item = &'n str>) -> usize {
+    names::stacks(names).values().copied().max().unwrap_or(0)
 }
 
 /// The same values in one place: tensors that are alike share theirs.

@@ -3,19 +3,21 @@
 mod linear;
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::backend::{Backend, OddValues};
 use crate::checkpoint::{
-    CARD, CardModel, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, ModelCard, Sidecar,
-    Source, companion_files, config_json, licence, model_card,
+    CARD, CardModel, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, MOE_CONFIG, ModelCard,
+    Sidecar, Source, config_json, licence, model_card,
 };
 use crate::error::{Error, Result};
-use crate::method::Scope;
+use crate::method::{MIXTURE, Scope};
+use crate::plan::PlannedModel;
 use crate::stream::Merged;
 use crate::timeline::{Shares, Stage, StageShare, StageTimes, Timeline, Who};
 use crate::{Options, Prepared};
@@ -36,6 +38,38 @@ pub struct Report {
     /// Worker threads that were asked for and that the system did not start.
     pub threads_missing: usize,
     manifest: Value,
+}
+
+/// What is said of the result of another document, which a merge reads.
+#[derive(Debug)]
+pub(crate) struct Intermediate {
+    /// The models that it is made of in the end, none of them such a result itself.
+    models: Vec<CardModel>,
+    /// Whether it is a checkpoint in a folder.
+    is_in_folder: bool,
+    /// What the manifest there says of the inputs: the folder may be gone when somebody asks.
+    inputs: Vec<Value>,
+}
+
+impl Intermediate {
+    /// One of these models, in this folder if it is in one.
+    pub(crate) fn new(models: Vec<CardModel>, folder: Option<&Path>) -> Self {
+        /// A manifest has a line for each tensor.
+        const MANIFEST_BYTES_MAX: u64 = 1 << 30;
+        #[derive(Deserialize)]
+        struct Manifest {
+            inputs: Vec<Value>,
+        }
+        // What somebody else put there has none.
+        let manifest = folder.and_then(|folder| {
+            let mut text = Vec::new();
+            let file = File::open(folder.join(MANIFEST)).ok()?;
+            file.take(MANIFEST_BYTES_MAX).read_to_end(&mut text).ok()?;
+            serde_json::from_slice::<Manifest>(&text).ok()
+        });
+        let inputs = manifest.map(|manifest| manifest.inputs).unwrap_or_default();
+        Self { models, is_in_folder: folder.is_some(), inputs }
+    }
 }
 
 impl Report {
@@ -71,8 +105,8 @@ impl Report {
             "threads": shares.threads,
             "stages": stages_json(&shares),
             "bottleneck": shares.bottleneck().stage().map(Stage::name),
-            "inputs": identities("model", prepared.models()),
-            "element_files": identities("path", prepared.element_files()),
+            "inputs": model_identities(prepared),
+            "element_files": prepared.element_files().map(|file| named_identity("path", &file.name, file)).collect::<Vec<_>>(),
             "chunks_by_cpu": merged.iter().map(|merged| merged.redone).sum::<u64>(),
             "chunks_mended": merged.iter().map(|merged| merged.mended).sum::<u64>(),
             "odd_values": odd,
@@ -143,36 +177,81 @@ impl Report {
     /// The files beside the tensors.
     pub(crate) fn sidecars(&self, prepared: &Prepared, options: &Options) -> Result<Vec<Sidecar>> {
         let (plan, config) = (&prepared.plan, &prepared.config);
-        let donor = &prepared.sources[plan.donor];
         let file =
             |file: &str, content: Vec<u8>| Sidecar { file: file.into(), content: Content::Bytes(content) };
         let mut manifest = serde_json::to_vec_pretty(&self.manifest).expect("the manifest is plain JSON");
         manifest.push(b'\n');
-        let mut files = vec![
-            file(MERGE_CONFIG, config.source.clone().into_bytes()),
-            file(MANIFEST, manifest),
-            file(MODEL_CONFIG, config_json(&donor.config_text, &plan.config_edits)),
-        ];
+        let own_config = if plan.method.name == MIXTURE.name { MOE_CONFIG } else { MERGE_CONFIG };
+        let mut files = vec![file(own_config, config.source.clone().into_bytes()), file(MANIFEST, manifest)];
         files.extend(linear::linear_config(prepared).map(|text| file(LINEAR_CONFIG, text.into_bytes())));
         if options.model_card {
             let title = options.out.file_name().map_or_else(|| "merge".into(), |name| name.to_string_lossy());
             files.push(file(CARD, card(prepared, &title).into_bytes()));
         }
-        if options.copy_tokenizer {
-            files.extend(companion_files(&donor.folder)?);
-        }
+        files.extend(model_files(prepared, options.copy_tokenizer));
         Ok(files)
     }
 }
 
-/// Which bytes inputs are, beside the names that the config calls them by.
-fn identities(key: &str, sources: &[Source]) -> Vec<Value> {
-    let identity = |source: &Source| {
-        let mut identity = source.identity();
-        identity[key] = source.name.as_str().into();
+/// The output's config.json; none where the models have none.
+pub(crate) fn model_config(prepared: &Prepared) -> Option<Vec<u8>> {
+    let (plan, donor) = (&prepared.plan, prepared.donor());
+    let text = plan.config_text.as_ref().unwrap_or(&donor.config_text);
+    donor.has_config().then(|| config_json(text, &plan.config_edits))
+}
+
+/// What makes tensors a model: its config.json, and the files that come from the donor or are made for the vocabulary.
+pub(crate) fn model_files(prepared: &Prepared, copied: bool) -> Vec<Sidecar> {
+    let config = |text| Sidecar { file: MODEL_CONFIG.into(), content: Content::Bytes(text) };
+    let mut files: Vec<Sidecar> = model_config(prepared).map(config).into_iter().collect();
+    if copied {
+        files.extend(prepared.companions.sidecars());
+    }
+    files.extend(prepared.companions.written());
+    files
+}
+
+/// Which bytes the models are, and their adapters, beside the names that the config calls them by; behind them the models of which
+/// others are merged on the way. Of what is merged while it is read there is nothing but the name; of what was merged into a folder
+/// first, which may be gone by now, there are its own inputs too.
+fn model_identities(prepared: &Prepared) -> Vec<Value> {
+    let of = |source: usize, name: &str| {
+        let result = prepared.results.get(&source);
+        let mut identity = match result {
+            Some(result) if !result.is_in_folder => json!({ "model": name }),
+            _ => named_identity("model", name, &prepared.sources[source]),
+        };
+        if result.is_some() {
+            identity["merged"] = true.into();
+        }
         identity
     };
-    sources.iter().map(identity).collect()
+    let adapted = |model: &PlannedModel| {
+        let mut identity = of(model.source, &model.name);
+        if let Some(adapter) = model.adapter.map(|adapter| &prepared.sources[adapter]) {
+            identity["adapter"] = named_identity("adapter", &adapter.name, adapter);
+        }
+        identity
+    };
+    let of_stages = prepared.models_of_stages().map(|source| of(source, &prepared.sources[source].name));
+    let mut all: Vec<Value> = prepared.plan.models.iter().map(adapted).chain(of_stages).collect();
+    for input in results(prepared).flat_map(|result| &result.inputs) {
+        if !all.contains(input) {
+            all.push(input.clone());
+        }
+    }
+    all
+}
+
+/// The results of other documents that are read, in the order of the sources.
+fn results(prepared: &Prepared) -> impl Iterator<Item = &Intermediate> {
+    (0..prepared.sources.len()).filter_map(|source| prepared.results.get(&source).map(|result| &**result))
+}
+
+fn named_identity(key: &str, name: &str, source: &Source) -> Value {
+    let mut identity = source.identity();
+    identity[key] = name.into();
+    identity
 }
 
 /// Each remark, and how many tensors it is about.
@@ -191,12 +270,12 @@ fn remarks(merged: &[Merged]) -> Vec<(&'static str, usize)> {
 pub(crate) fn other_bytes(prepared: &Prepared) -> u64 {
     const AROUND_EACH_TENSOR: usize = 120;
     const ALL_ELSE: usize = 16 << 10;
-    let Prepared { plan, config, sources } = prepared;
+    let Prepared { plan, config, .. } = prepared;
     let of_tensors: usize = plan.tensors.iter().map(|tensor| tensor.name.len() + AROUND_EACH_TENSOR).sum();
     let index = plan.layout.index.as_ref().map_or(0, Vec::len);
     // The configs stand in the card too.
     let linear = linear::linear_config(prepared).map_or(0, |text| text.len());
-    let texts = sources[plan.donor].config_text.len() + 2 * (config.source.len() + linear);
+    let texts = prepared.donor().config_text.len() + 2 * (config.source.len() + linear);
     (of_tensors + index + texts + ALL_ELSE) as u64
 }
 
@@ -219,13 +298,46 @@ fn card_model(source: &Source) -> CardModel {
         name: hub.clone().filter(|_| by_path).unwrap_or_else(|| source.name.clone()),
         commit: commit.filter(|commit| is_commit(commit) && (by_path || !revision.is_empty())),
         hub,
-        licence: licence(&source.folder),
+        licence: source.is_folder().then(|| licence(&source.folder)).flatten(),
+        is_merged: false,
+        adapter: None,
     }
+}
+
+/// The same with its adapter; the result of another document by its name alone, since its files are not what others can look up.
+fn adapted_card_model(prepared: &Prepared, model: &PlannedModel) -> CardModel {
+    let source = &prepared.sources[model.source];
+    let named = if prepared.results.contains_key(&model.source) {
+        CardModel { name: source.name.clone(), is_merged: true, ..CardModel::default() }
+    } else {
+        card_model(source)
+    };
+    let adapter = model.adapter.map(|adapter| Box::new(card_model(&prepared.sources[adapter])));
+    CardModel { adapter, ..named }
+}
+
+/// The models of a document, and behind them those of which results among them are made.
+fn card_models(prepared: &Prepared) -> Vec<CardModel> {
+    let mut all: Vec<CardModel> =
+        prepared.plan.models.iter().map(|model| adapted_card_model(prepared, model)).collect();
+    for model in results(prepared).flat_map(|result| &result.models) {
+        if !all.contains(model) {
+            all.push(model.clone());
+        }
+    }
+    all
+}
+
+/// The same without the results, of which nothing is left to name but their adapters.
+pub(crate) fn models_in_the_end(prepared: &Prepared) -> Vec<CardModel> {
+    let in_the_end =
+        |model: CardModel| if model.is_merged { model.adapter.map(|adapter| *adapter) } else { Some(model) };
+    card_models(prepared).into_iter().filter_map(in_the_end).collect()
 }
 
 fn card(prepared: &Prepared, title: &str) -> String {
     let Prepared { plan, config, .. } = prepared;
-    let models: Vec<CardModel> = prepared.models().iter().map(card_model).collect();
+    let models = card_models(prepared);
     // Where parameters are for all models but the base, the base is what the others are compared with.
     let compared = plan.method.parameters.iter().any(|parameter| parameter.scope == Scope::NonBase);
     let linear = linear::linear_config(prepared);
@@ -238,6 +350,7 @@ fn card(prepared: &Prepared, title: &str) -> String {
         base_is_merged: !compared,
         seed: plan.seed,
         version: env!("CARGO_PKG_VERSION"),
+        is_bare: !prepared.donor().has_config(),
         yaml: &config.source,
         linear: linear.as_deref(),
     })

@@ -16,6 +16,10 @@ of them are given: of all, and of those that are decided, whose value does not h
 `mergekit_undecided.py`); the differences are those of decided elements. Random masks are compared by what they leave: how many
 elements, those of DELLA by the rank of their magnitude too, and how much of |delta|.
 
+Cases with different tokenizers, adapters, modules and several stages (`mergekit_vocabularies.py`, `mergekit_adapters.py`,
+`mergekit_stages.py`) are compared with mergekit's result at `dtype: float64`, tokens with their definition too; mixtures of
+experts (`mergekit_mixtures.py`) with mergekit's own.
+
 mergekit computes the importance that arcee_fusion selects by in the tensors' type, and mergeforge in float64. What is compared
 there is mergekit's result at `dtype: float64`; the verdict says in how many elements its result at float32 differs from that.
 """
@@ -36,11 +40,25 @@ from importlib import metadata
 
 import numpy as np
 import torch
+import transformers
 import yaml
 
+import any_config_judge
+from any_config import widened
 from measuring import MERGEKIT_ENVIRONMENT, cores, processor, run, succeed, table
+from mergekit_adapters import adapter_cases, make_adapter_inputs
 from mergekit_cases import ANGLES, Case, all_cases
 from mergekit_inputs import load_checkpoint, make_inputs
+from mergekit_mixtures import make_mixture_inputs, mixture_cases
+from mergekit_stages import make_stage_inputs, stage_cases
+from mergekit_vocabularies import (
+    check_definition,
+    check_token_settings,
+    compare_templates,
+    compare_tokenizers,
+    make_token_inputs,
+    token_cases,
+)
 from mergekit_undecided import (
     TOLERANCE,
     base_and_other,
@@ -115,9 +133,39 @@ def judge(case, ours, theirs, ours_error, theirs_error):
     elif ours_error or theirs_error:
         result.problems += [f"mergeforge refused: {ours_error}"] if ours_error else []
         result.problems += [f"mergekit refused: {theirs_error}"] if theirs_error else []
+    elif case.kind in ("exact", "tokens", "mixture"):
+        judge_exact(result, ours, theirs)
     else:
         judge_outputs(result, ours, theirs)
     return result
+
+
+def judge_exact(result, ours, theirs):
+    """Everything that is in the two folders, by mergekit's result at float64."""
+    case = result.case
+    exact = theirs.parent / "float64"
+    if case.kind == "mixture":
+        judgement = any_config_judge.judge_mixture(ours, theirs, case.config)
+    else:
+        methods = [document["merge_method"] for document in (*case.stages, case.config)]
+        several = case.stages or "modules" in case.config
+        config = None if several else case.config | {"parameters": case.config.get("parameters", {})}
+        judgement = any_config_judge.judge(ours, exact, config, methods)
+    problems = judgement.problems
+    if case.kind == "tokens":
+        problems += compare_tokenizers(ours, theirs) + check_token_settings(ours)
+        if case.config["merge_method"] in ("linear", "task_arithmetic"):
+            problems += check_definition(case.config, ours)
+            # Where mergekit is off too, it is the definition here that is wrong.
+            problems += [f"mergekit: {problem}" for problem in check_definition(case.config, exact)]
+        if "chat_template" in case.config:
+            problems += compare_templates(ours, theirs)
+    result.problems += [problem for problem in problems if not problem.startswith(case.exempt)]
+    result.elements = judgement.elements
+    result.distances["ours, theirs"] = judgement.worst, 0.0, 0
+    if not result.problems and judgement.notes:
+        purpose = f"differs on purpose ({case.why})" if case.why else "agree"
+        result.note = "; ".join([purpose, *judgement.notes])
 
 
 def judge_refusal(result, ours, ours_error, theirs_error):
@@ -378,24 +426,38 @@ def check_one_mask(config, name, tool, base, vector, out):
 # Running
 
 
-def run_mergeforge(binary, config, out):
-    ran = run([binary, "merge", config, out], limit_s=600)
+def run_mergeforge(binary, config, out, verb="merge", flags=()):
+    ran = run([binary, verb, *flags, config, out], limit_s=600)
     (out.parent / "mergeforge.log").write_text(ran.out + ran.err)
     # A signal or Rust's own exit code for panics is no refusal.
     crash = "panicked, " if ran.code < 0 or ran.code == 101 else ""
-    return f"{crash}exit {ran.code}: {last_line(ran.err)}" if ran.code else None
+    errors = [line for line in ran.err.splitlines() if line.startswith("error")]
+    return f"{crash}exit {ran.code}: {errors[0] if errors else last_line(ran.err)}"[:300] if ran.code else None
 
 
-def run_mergekit(config, out):
+def run_mergekit(config, out, flags=()):
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
+    from mergekit.scripts.moe import main as run_mixture
+    from mergekit.scripts.multimerge import main as run_stages
 
     words = io.StringIO()
+    documents = list(yaml.safe_load_all(config.read_text()))
+    adapted = out.with_name(f"{out.name}-adapted")
+    options = {flag.removeprefix("--").replace("-", "_"): True for flag in flags}
+    options |= {"quiet": True, "random_seed": 1, "write_model_card": False, "lora_merge_cache": str(adapted)}
     try:
         with contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
-            settings = MergeConfiguration.model_validate(yaml.safe_load(config.read_text()))
-            run_merge(settings, str(out), options=MergeOptions(quiet=True, random_seed=1, write_model_card=False))
+            if "experts" in documents[0]:
+                run_mixture([str(config), str(out), "--quiet", "--random-seed", "1"], standalone_mode=False)
+            elif len(documents) > 1:
+                between = out.with_name(f"{out.name}-stages")
+                command = [config, "--out-path", out, "-I", between, "--quiet", "--random-seed", 1, "--no-write-model-card"]
+                run_stages(list(map(str, command)), standalone_mode=False)
+            else:
+                settings = MergeConfiguration.model_validate(documents[0])
+                run_merge(settings, str(out), options=MergeOptions(**options))
         return None
     except (Exception, SystemExit) as error:
         words.write(traceback.format_exc())
@@ -413,12 +475,16 @@ def run_case(case, args):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config, exact = folder / "config.yml", folder / "config-float64.yml"
-    config.write_text(yaml.safe_dump(case.config, sort_keys=False))
-    theirs_error = run_mergekit(config, folder / "mergekit")
-    if case.kind in ("angles", "float64") and not theirs_error:
-        exact.write_text(yaml.safe_dump(case.config | {"dtype": "float64"}, sort_keys=False))
-        theirs_error = run_mergekit(exact, folder / "float64")
-    ours_error = run_mergeforge(args.mergeforge, config, folder / "mergeforge")
+    documents = [*case.stages, case.config]
+    config.write_text(yaml.safe_dump_all(documents, sort_keys=False))
+    theirs_error = run_mergekit(config, folder / "mergekit", case.flags)
+    if case.kind in ("angles", "float64", "exact", "tokens") and not theirs_error:
+        # A type of its own, in between or in the end, is a part of the config.
+        wide = [document | {"dtype": "float64"} if "out_dtype" in document else widened(document) for document in documents]
+        exact.write_text(yaml.safe_dump_all(wide, sort_keys=False))
+        theirs_error = run_mergekit(exact, folder / "float64", case.flags)
+    verb = "moe" if "experts" in case.config else "merge"
+    ours_error = run_mergeforge(args.mergeforge, config, folder / "mergeforge", verb, case.flags)
     return judge(case, folder / "mergeforge", folder / "mergekit", ours_error, theirs_error)
 
 
@@ -456,7 +522,7 @@ def shown(distances):
     if not distances:
         return "–", "–"
     worst, total, count = distances
-    return f"{worst:.1e}", f"{total / count:.1e}"
+    return f"{worst:.1e}", f"{total / count:.1e}" if count else "–"
 
 
 def by_method(results):
@@ -503,8 +569,14 @@ def main():
     args.work = args.work.resolve()
     args.mergeforge = shutil.which(args.mergeforge) or sys.exit(f"no program {args.mergeforge}")
     torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
 
-    cases = [case for case in all_cases(make_inputs(args.models, args.work / "inputs")) if args.only in case.name]
+    everything = all_cases(make_inputs(args.models, args.work / "inputs"))
+    everything += token_cases(make_token_inputs(args.work / "token-inputs"))
+    everything += adapter_cases(make_adapter_inputs(args.work / "adapter-inputs"))
+    everything += mixture_cases(make_mixture_inputs(args.work / "mixture-inputs"))
+    everything += stage_cases(make_stage_inputs(args.work / "stage-inputs"))
+    cases = [case for case in everything if args.only in case.name]
     results = []
     for case in cases:
         results.append(run_case(case, args))

@@ -12,14 +12,19 @@ class Case:
 
     `kind`: values (agree to rounding), ties and angles (the same, but for undecided elements), float64 (mergekit's result at
     float64 is compared), random (statistics only), types (mergekit stores float32 instead), theirs_nan (mergekit writes NaN),
-    refused (both must fail), ours_refuses and theirs_refuses (one must fail, on purpose: `why`). `exempt` names tensors and
-    config keys that differ on purpose."""
+    refused (both must fail), ours_refuses and theirs_refuses (one must fail, on purpose: `why`); exact (as `any_config_judge.py`
+    compares, by mergekit's result at float64), tokens (the same, and tokenizers), mixture (of experts).
+
+    `exempt` names tensors and config keys that differ on purpose; of the last three kinds, beginnings of messages. `flags` are
+    for both tools; `stages` come before the config in its file."""
 
     name: str
     config: dict
     kind: str = "values"
     why: str = ""
     exempt: tuple = ()
+    flags: tuple = ()
+    stages: tuple = ()
 
 
 def model(path, **parameters):

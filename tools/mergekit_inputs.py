@@ -163,8 +163,9 @@ def enlarge(tensors):
 
 def load_checkpoint(folder):
     tensors = {}
-    for file in sorted(pathlib.Path(folder).glob("*.safetensors")):
-        shard = load_file(file)
+    folder = pathlib.Path(folder)
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        shard = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
         assert not shard.keys() & tensors.keys(), f"{folder}: a tensor in two shards"
         tensors |= shard
     return tensors

@@ -75,7 +75,8 @@ def whole_models(config):
 
 @functools.lru_cache(maxsize=None)
 def layer_count(folder):
-    return json.loads((pathlib.Path(folder) / "config.json").read_text())["num_hidden_layers"]
+    settings = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    return next(settings[key] for key in ("num_hidden_layers", "n_layer", "encoder_layers") if key in settings)
 
 
 def parameter(config, place, source_at, key, default):

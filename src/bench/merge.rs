@@ -322,10 +322,14 @@ fn failure(code: Option<i32>, said: &str) -> Error {
         Some(130) => Kind::Interrupted,
         _ => Kind::Config,
     };
-    let (message, hint) = said.trim().split_once("\nhint: ").unwrap_or((said.trim(), ""));
-    let message = message.strip_prefix("error: ").unwrap_or(message);
-    let message = if message.is_empty() { "the merge ended without a word" } else { message };
-    Error { kind, message: message.into(), hint: Some(hint.into()).filter(|hint: &String| !hint.is_empty()) }
+    let said = said.trim();
+    let said = if said.is_empty() { "the merge ended without a word" } else { said };
+    let one = |said: &str| {
+        let (message, hint) = said.split_once("\nhint: ").unwrap_or((said, ""));
+        let error = Error { kind, ..Error::config(message) };
+        if hint.is_empty() { error } else { error.hint(hint) }
+    };
+    Error::all(said.strip_prefix("error: ").unwrap_or(said).split("\nerror: ").map(one).collect())
 }
 
 impl MergeTimes {

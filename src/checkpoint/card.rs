@@ -24,6 +24,8 @@ pub struct ModelCard<'a> {
     pub version: &'a str,
     /// The seed of random masks.
     pub seed: u64,
+    /// Whether the output has no config.json, so that nothing says which library it is for.
+    pub is_bare: bool,
     /// The config, as written.
     pub yaml: &'a str,
     /// The same merge as a config of mergekit's `linear`, where the method is none of mergekit's.
@@ -41,6 +43,17 @@ pub struct CardModel {
     pub commit: Option<String>,
     /// The licence that its own card states.
     pub licence: Option<String>,
+    /// Whether it is the result of another document of the config, which nobody can look up and which states no licence.
+    pub is_merged: bool,
+    /// The adapter that is added to it.
+    pub adapter: Option<Box<Self>>,
+}
+
+impl CardModel {
+    /// The model, and its adapter: what can be looked up, and has a licence.
+    fn parts(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.adapter.as_deref())
+    }
 }
 
 /// The text of a card.
@@ -83,7 +96,7 @@ same weights, byte for byte.
 
 {yaml}
 {linear}",
-        front_matter(card.models)
+        front_matter(card)
     )
 }
 
@@ -98,41 +111,51 @@ fn list(items: impl Iterator<Item = String>) -> String {
 }
 
 /// The header that the Hub reads. A repository is named once, whichever of its revisions were merged.
-fn front_matter(models: &[CardModel]) -> String {
+fn front_matter(card: &ModelCard<'_>) -> String {
     let mut text = String::from("---\n");
-    let repositories: IndexSet<&str> = models.iter().filter_map(|model| model.hub.as_deref()).collect();
+    let repositories: IndexSet<&str> =
+        card.models.iter().flat_map(CardModel::parts).filter_map(|model| model.hub.as_deref()).collect();
     if !repositories.is_empty() {
         text.push_str("base_model:\n");
         // A JSON string is a YAML string, whatever it holds.
         text.extend(repositories.iter().map(|model| format!("- {}\n", Value::from(*model))));
         text.push_str("base_model_relation: merge\n");
     }
-    text.push_str("library_name: transformers\ntags:\n- mergeforge\n- mergekit\n- merge\n---\n\n");
+    text.push_str(if card.is_bare { "" } else { "library_name: transformers\n" });
+    text.push_str("tags:\n- mergeforge\n- mergekit\n- merge\n---\n\n");
     text
 }
 
-/// A model's name, and where it can be looked up.
+/// A model's name, and where it can be looked up, with its adapter.
 fn linked(model: &CardModel) -> String {
+    model.parts().map(link).collect::<Vec<_>>().join(" with the adapter ")
+}
+
+fn link(model: &CardModel) -> String {
     let name = code(&model.name);
     let plain =
         |hub: &&String| hub.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte));
     match (model.hub.as_ref().filter(plain), &model.commit) {
         (Some(hub), Some(commit)) => format!("[{name}](https://huggingface.co/{hub}/tree/{commit})"),
         (Some(hub), None) => format!("[{name}](https://huggingface.co/{hub})"),
+        (None, _) if model.is_merged => format!("{name}, merged on the way"),
         (None, _) => name,
     }
 }
 
 /// What each model's licence is, if they are not all the same.
 fn licences(models: &[CardModel]) -> String {
-    let stated = models.iter().filter_map(|model| model.licence.as_deref());
-    let different: IndexSet<String> = stated.map(str::to_lowercase).collect();
+    // Models of one base share it.
+    let parts = models.iter().flat_map(CardModel::parts).filter(|part| !part.is_merged);
+    let parts: IndexSet<(&str, Option<&str>)> =
+        parts.map(|part| (&*part.name, part.licence.as_deref())).collect();
+    let different: IndexSet<String> =
+        parts.iter().filter_map(|(_, licence)| licence.map(str::to_lowercase)).collect();
     if different.len() < 2 {
         return String::new();
     }
-    let of = |model: &CardModel| {
-        let licence = model.licence.as_deref().map_or("not stated".into(), code);
-        format!("{}: {licence}", code(&model.name))
+    let of = |(name, licence): (&str, Option<&str>)| {
+        format!("{}: {}", code(name), licence.map_or("not stated".into(), code))
     };
     format!(
         "## Licences
@@ -142,7 +165,7 @@ The models come with different licences. Whoever uses or publishes this model ha
 {}
 
 ",
-        list(models.iter().map(of))
+        list(parts.into_iter().map(of))
     )
 }
 
@@ -184,7 +207,22 @@ mod tests {
 
     fn model(name: &str, hub: Option<&str>, licence: Option<&str>) -> CardModel {
         let text = |text: Option<&str>| text.map(str::to_owned);
-        CardModel { name: name.into(), hub: text(hub), commit: None, licence: text(licence) }
+        CardModel { name: name.into(), hub: text(hub), licence: text(licence), ..CardModel::default() }
+    }
+
+    #[test]
+    fn adapters_stand_beside_their_models() {
+        let base = model("org/base", Some("org/base"), Some("mit"));
+        let adapted = CardModel {
+            adapter: Some(Box::new(model("me/lora", Some("me/lora"), Some("gpl-3.0")))),
+            ..base.clone()
+        };
+        let card = model_card(&ModelCard { title: "x", models: &[base, adapted], ..ModelCard::default() });
+        let line = "- [`org/base`](https://huggingface.co/org/base) with the adapter [`me/lora`](https://huggingface.co/me/lora)\n";
+        assert!(card.contains(line), "{card}");
+        assert!(card.contains("base_model:\n- \"org/base\"\n- \"me/lora\"\n"), "{card}");
+        assert!(card.contains("- `org/base`: `mit`\n- `me/lora`: `gpl-3.0`\n"), "{card}");
+        assert_eq!(card.matches("`mit`").count(), 1);
     }
 
     #[test]
@@ -203,6 +241,7 @@ mod tests {
             base: Some(2),
             base_is_merged: false,
             models: &models,
+            is_bare: false,
             yaml: "a: |\n  ````\n\n",
             linear: None,
         };

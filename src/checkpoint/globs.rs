@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::limits::LOOKED_AT_MAX;
 use super::locate::expanded;
 use super::sidecars::MODEL_CONFIG;
-use super::source::is_safetensors;
+use super::weight_files::is_weights;
 use crate::error::{Error, Result};
 
 /// What a pattern matches.
@@ -51,7 +51,7 @@ fn nothing(pattern: &str, others: &[String]) -> Error {
     let error = match others {
         [] => Error::config(format!("no folder matches {pattern:?}")),
         [first, ..] => Error::config(format!(
-            "no checkpoint matches {pattern:?}: {first} has neither {MODEL_CONFIG} nor safetensors files{}",
+            "no checkpoint matches {pattern:?}: {first} has neither {MODEL_CONFIG} nor files of weights{}",
             if others.len() > 1 { format!(", as {} others", others.len() - 1) } else { String::new() }
         )),
     };
@@ -113,7 +113,7 @@ fn looks_like_one(folder: &Path, left: &mut usize) -> Option<bool> {
     }
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         *left = left.checked_sub(1)?;
-        if entry.file_name().to_str().is_some_and(is_safetensors) {
+        if entry.file_name().to_str().is_some_and(is_weights) {
             return Some(true);
         }
     }

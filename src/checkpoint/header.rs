@@ -165,7 +165,7 @@ fn place(
 }
 
 /// The bytes that a shape takes, or what is wrong with it.
-fn data_bytes(dtype: Dtype, shape: &[usize]) -> std::result::Result<u64, String> {
+pub(super) fn data_bytes(dtype: Dtype, shape: &[usize]) -> std::result::Result<u64, String> {
     let elements = shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length as u64));
     let bits = elements.and_then(|elements| elements.checked_mul(dtype.bitsize() as u64));
     match bits {
@@ -175,7 +175,7 @@ fn data_bytes(dtype: Dtype, shape: &[usize]) -> std::result::Result<u64, String>
     }
 }
 
-fn shown_shape(shape: &[usize]) -> String {
+pub(super) fn shown_shape(shape: &[usize]) -> String {
     if shape.len() > 16 {
         return format!("of {} dimensions", shape.len());
     }

@@ -43,8 +43,37 @@ pub const CARD_BYTES_MAX: u64 = 4 << 20;
 /// Any other file that is copied beside the weights: templates, generation and processor configs, a model's code.
 pub const COMPANION_BYTES_MAX: u64 = 16 << 20;
 
+/// The weights of a module that sentence-transformers puts behind a model. A wide `Dense` has some 100 MB.
+pub const MODULE_BYTES_MAX: u64 = 4 << 30;
+
+/// What Git LFS leaves in the place of a file that was not downloaded has some 130 bytes.
+pub const POINTER_BYTES_MAX: u64 = 1024;
+
 /// The files that are copied beside the weights.
 pub const COMPANIONS_MAX: usize = 1024;
 
+/// The folders, one in the other, in which files are found that go beside the weights.
+pub const FOLDERS_DEEP_MAX: usize = 3;
+
 /// A reference in the Hugging Face cache: a commit has 40 characters.
 pub const REFERENCE_BYTES_MAX: u64 = 4096;
+
+/// The pickle of a file of `torch.save`. A tensor takes some 200 bytes, and one file rarely has 10,000.
+pub const PICKLE_BYTES_MAX: u64 = 32 << 20;
+
+/// What a pickle may keep while it is read, in values of 16 bytes. A tensor takes some 60.
+pub const PICKLE_VALUES_MAX: usize = 4 << 20;
+
+/// The values of a pickle that wait to be put into something. Python puts them there by the thousand.
+pub const PICKLE_STACK_MAX: usize = 1 << 18;
+
+/// The entries of a zip archive: the storages of its tensors, and a handful beside them.
+pub const ENTRIES_MAX: usize = TENSORS_MAX + 1024;
+
+/// The directory of a zip archive. An entry takes some 70 bytes.
+pub const ENTRY_DIRECTORY_BYTES_MAX: u64 = 24 << 20;
+
+/// How deep the weights may lie in a checkpoint of a trainer: `{"state_dict": {"model": …}}` is two deep.
+pub const NESTING_MAX: usize = 4;
+/// The tokens of a vocabulary, and so its ids. The largest have some million.
+pub const TOKENS_MAX: usize = 1 << 22;

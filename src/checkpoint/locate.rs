@@ -97,13 +97,22 @@ impl Places {
                 Some(revision) => Err(revision_of_folder(&folder, revision)),
             };
         }
+        if folder.is_file() && revision.is_none() {
+            return Ok(folder);
+        }
         if folder.exists() {
             return Err(Error::config(format!("{} is a file, not a model folder", folder.display()))
                 .hint("give the folder that holds config.json and the safetensors files"));
         }
         if !is_hub_name(path) {
-            return Err(Error::config(format!("there is no model folder {}", folder.display()))
-                .hint("relative paths start at the current folder, not at the config"));
+            let missing = Error::config(format!("there is no model folder {}", folder.display()));
+            return Err(if path.contains(['*', '?', '[']) {
+                missing.hint(format!(
+                    "write `- glob: {path}` in place of `- model: …` for every folder that matches"
+                ))
+            } else {
+                missing.hint("relative paths start at the current folder, not at the config")
+            });
         }
         self.in_cache(path, revision.unwrap_or("main"))
     }
@@ -282,7 +291,9 @@ mod tests {
         assert_eq!(places.locate("~/model", None).unwrap(), folder);
         assert!(refused(places.locate("~/model", Some("main"))).contains("cannot be chosen"));
         fs::write(folder.join("model.safetensors"), "").unwrap();
-        assert!(refused(places.locate("~/model/model.safetensors", None)).contains("is a file"));
+        let file = places.locate("~/model/model.safetensors", None).unwrap();
+        assert!(file.ends_with("model/model.safetensors"), "a file is a model by itself");
+        assert!(refused(places.locate("~/model/model.safetensors", Some("main"))).contains("is a file"));
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //! renamed when everything is on the disk. A reader never meets half a checkpoint.
 //!
 //! `OUT.partial` is locked while it is built. A lock dies with its process, so one that can be taken is
-//! what a killed merge left behind, and is cleared: if it is this user's own, carries our mark, and holds nothing but files of
-//! the names that a merge writes. The lock goes after the rename: a merge that is killed at any moment leaves a folder that
-//! the next one clears, or an output that is whole.
+//! what a killed merge left behind, and is cleared: if it is this user's own, carries our mark, and holds nothing but weights
+//! and the files that its lock lists, each before it is made. The lock goes after the rename: a merge that is killed at any
+//! moment leaves a folder that the next one clears, or an output that is whole.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,16 +19,19 @@ use cap_std::fs::{Dir, DirBuilder, File as CapFile, FileType, Metadata, OpenOpti
 use super::file::Access;
 use super::layout::is_weights_file;
 use super::out_folder::{nearest_existing, partial_of, resolve};
-use super::sidecars::{TEMPLATES, is_sidecar, is_template};
 use crate::error::{Error, Result};
 use crate::text::quoted;
 
 /// The file in `OUT.partial` whose lock says that a merge is at work there.
 const LOCK: &str = ".lock";
 
-/// What the lock holds: without it the folder is somebody else's, whatever its name.
+/// What the lock begins with: without it the folder is somebody else's, whatever its name. The names of the files beside the
+/// weights follow, a line each.
 const MARK: &[u8] =
     b"A merge by mergeforge writes here. What is left when it has ended is cleared by the next merge.\n";
+
+/// The most that a lock holds: a thousand names of the length that paths may have make as much.
+const LOCK_BYTES_MAX: u64 = 4 << 20;
 
 /// `OUT.partial`, locked. Dropped before [`Partial::publish`] has given it its name, it is removed with all it holds.
 ///
@@ -43,8 +47,8 @@ pub(super) struct Partial {
     access: Access,
     /// The parents that were made for it: the folders they were made in, and their names.
     made: Vec<(Dir, OsString)>,
-    /// The files that were made in it: they are removed by name, since listing a folder needs one more open file.
-    files: Mutex<Vec<String>>,
+    /// The files that were made in it.
+    files: Mutex<BTreeSet<String>>,
     keep: bool,
 }
 
@@ -84,20 +88,30 @@ impl Partial {
         &self.path
     }
 
-    /// Makes a file in it, which must not be there; a `/` in its name leads into a folder there, which is made if it has to be.
+    /// Makes a file in it, which must not be there; a `/` in its name leads into folders there, which are made if they have to be.
     ///
     /// # Errors
     /// Those of the system.
     pub fn create_file(&self, name: &str, access: Access) -> io::Result<File> {
-        if let Some((folder, _)) = name.rsplit_once('/') {
+        self.note(name)?;
+        for folder in folders_of(name).rev() {
             match self.folder.create_dir_with(folder, &private_folder()) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
             }
         }
         let file = self.folder.open_with(name, &new_file(access.file_mode()))?;
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).push(name.into());
         Ok(file.into_std())
+    }
+
+    /// Lists a file in the lock before it is made, so that a merge that is killed leaves none that is not known for its own.
+    fn note(&self, name: &str) -> io::Result<()> {
+        if name.contains('\n') {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file's name has a line's end in it"));
+        }
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_listed = files.insert(name.into()) && !is_weights_file(name);
+        if is_listed { (&self.lock).write_all(format!("{name}\n").as_bytes()) } else { Ok(()) }
     }
 
     /// Gives the folder its name; the rename is on the disk when this returns.
@@ -109,9 +123,10 @@ impl Partial {
         let failed = |e: io::Error| Error::writing(&self.path, &e);
         let umask = self.lock.metadata().map(|lock| Access::ANY.of_new_file(&lock)).map_err(failed)?;
         let access = self.access.and(umask);
-        if self.folder.is_dir(TEMPLATES) {
-            let templates = self.folder.open_dir_nofollow(TEMPLATES).map_err(failed)?;
-            open_to(&templates, access).and_then(|()| sync_folder(&templates)).map_err(failed)?;
+        let files = self.files.get_mut().unwrap_or_else(PoisonError::into_inner).clone();
+        for folder in folders(&files).into_iter().rev() {
+            let folder = self.folder.open_dir_nofollow(folder).map_err(failed)?;
+            open_to(&folder, access).and_then(|()| sync_folder(&folder)).map_err(failed)?;
         }
         open_to(&self.folder, access).and_then(|()| sync_folder(&self.folder)).map_err(failed)?;
         self.still_there().map_err(failed)?;
@@ -162,10 +177,8 @@ impl Drop for Partial {
     fn drop(&mut self) {
         if !self.keep {
             let files = std::mem::take(self.files.get_mut().unwrap_or_else(PoisonError::into_inner));
-            let removed = files.iter().filter(|name| self.folder.remove_file(name).is_ok()).count();
-            let _ = self.folder.remove_dir(TEMPLATES);
             // What cannot be removed now is cleared by the next merge to the same place: the lock goes last.
-            if clear(&self.folder).is_ok() || removed == files.len() {
+            if clear(&self.folder, &files).is_ok() {
                 let _ = self.folder.remove_file(LOCK);
             }
             let _ = self.still_there().and_then(|()| self.parent.remove_dir(name_of(&self.path)));
@@ -277,8 +290,8 @@ fn take_over(folder: &Dir, path: &Path) -> Result<File> {
     let not_ours = |what: &str| in_the_way(path, what);
     if !folder.symlink_metadata(LOCK).is_ok_and(|found| found.is_file()) {
         // Killed between making the folder and the lock.
-        return match only_ours(folder, false) {
-            Ok(()) => new_lock(folder, path),
+        return match only_ours(folder, None) {
+            Ok(_) => new_lock(folder, path),
             Err(_) => Err(not_ours("no merge is making it (it holds no .lock), and it is not empty")),
         };
     }
@@ -290,19 +303,35 @@ fn take_over(folder: &Dir, path: &Path) -> Result<File> {
             return Err(not_ours(&format!("whether a merge is making it cannot be seen ({e})")));
         }
     }
-    let mut mark = Vec::new();
-    (&lock).take(MARK.len() as u64 + 1).read_to_end(&mut mark).map_err(failed)?;
-    // Killed between making the lock and marking it: then there is nothing else.
-    let marked = mark == MARK;
-    if !(marked || mark.is_empty() && only_ours(folder, false).is_ok()) {
-        return Err(not_ours("its .lock is not one of a merge"));
-    }
-    only_ours(folder, true).map_err(|what| not_ours(&what))?;
-    clear(folder).map_err(failed)?;
-    if !marked {
-        lock.write_all(MARK).map_err(failed)?;
-    }
+    let mut text = Vec::new();
+    (&lock).take(LOCK_BYTES_MAX).read_to_end(&mut text).map_err(failed)?;
+    let files = match listed(&text) {
+        Some(files) => files,
+        // Killed between making the lock and marking it: then there is nothing else.
+        None if text.is_empty() && only_ours(folder, None).is_ok() => BTreeSet::new(),
+        None => return Err(not_ours("its .lock is not one of a merge")),
+    };
+    let files = only_ours(folder, Some(files)).map_err(|what| not_ours(&what))?;
+    clear(folder, &files).map_err(failed)?;
+    lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(MARK)).map_err(failed)?;
     Ok(lock)
+}
+
+/// The files that a lock lists, if it is one of a merge. The last line may have been cut off: then its file was not made.
+fn listed(lock: &[u8]) -> Option<BTreeSet<String>> {
+    let text = std::str::from_utf8(lock.strip_prefix(MARK)?).ok()?;
+    let (lines, _cut_off) = text.rsplit_once('\n').unwrap_or_default();
+    Some(lines.split('\n').map(str::to_owned).collect())
+}
+
+/// The folders that the path of a file leads through, the innermost first.
+fn folders_of(file: &str) -> impl DoubleEndedIterator<Item = &str> {
+    file.rmatch_indices('/').map(|(end, _)| &file[..end])
+}
+
+/// The folders of files: each behind those that it lies in.
+fn folders(files: &BTreeSet<String>) -> BTreeSet<&str> {
+    files.iter().flat_map(|file| folders_of(file)).collect()
 }
 
 fn in_the_way(path: &Path, what: &str) -> Error {
@@ -323,30 +352,31 @@ fn is_still_there(lock: &File, folder: &Dir) -> bool {
     }
 }
 
-/// Whether a folder holds nothing but what a merge writes, or, unless `written` is wanted, nothing at all; its lock aside.
-fn only_ours(folder: &Dir, written: bool) -> std::result::Result<(), String> {
-    let failed = |e: io::Error| format!("it cannot be listed ({e})");
-    for (name, kind) in entries(folder).map_err(failed)? {
-        let known = match name.to_str() {
-            Some(LOCK) => kind.is_file(),
-            Some(TEMPLATES) if kind.is_dir() => {
-                let templates = folder
-                    .open_dir_nofollow(TEMPLATES)
-                    .and_then(|folder| entries(&folder))
-                    .map_err(failed)?;
-                written
-                    && templates
-                        .iter()
-                        .all(|(name, kind)| kind.is_file() && name.to_str().is_some_and(is_template))
+/// The files that a merge made in a folder, if it holds nothing else, its lock aside: weights, and those listed; or, without
+/// a list, if it holds nothing at all.
+fn only_ours(
+    folder: &Dir,
+    listed: Option<BTreeSet<String>>,
+) -> std::result::Result<BTreeSet<String>, String> {
+    let (marked, mut files) = (listed.is_some(), listed.unwrap_or_default());
+    let folders: BTreeSet<String> = folders(&files).into_iter().map(str::to_owned).collect();
+    let mut places = vec![String::new()];
+    while let Some(place) = places.pop() {
+        let inside = if place.is_empty() { folder.try_clone() } else { folder.open_dir_nofollow(&place) };
+        let entries = inside.and_then(|inside| entries(&inside));
+        for (name, kind) in entries.map_err(|e| format!("it cannot be listed ({e})"))? {
+            let path =
+                format!("{place}{}{}", if place.is_empty() { "" } else { "/" }, name.to_string_lossy());
+            if kind.is_dir() && folders.contains(&path) {
+                places.push(path);
+            } else if kind.is_file() && marked && is_weights_file(&path) {
+                files.insert(path);
+            } else if !(kind.is_file() && (path == LOCK || files.contains(&path))) {
+                return Err(format!("it holds {}, which no merge wrote", quoted(&path)));
             }
-            Some(name) => written && kind.is_file() && (is_weights_file(name) || is_sidecar(name)),
-            None => false,
-        };
-        if !known {
-            return Err(format!("it holds {}, which no merge wrote", quoted(&name.to_string_lossy())));
         }
     }
-    Ok(())
+    Ok(files)
 }
 
 fn entries(folder: &Dir) -> io::Result<Vec<(OsString, FileType)>> {
@@ -356,21 +386,15 @@ fn entries(folder: &Dir) -> io::Result<Vec<(OsString, FileType)>> {
         .collect()
 }
 
-/// Removes what a merge wrote, but for the lock. Links are removed, not followed.
-fn clear(folder: &Dir) -> io::Result<()> {
-    for (name, kind) in entries(folder)? {
-        if name == LOCK {
-            continue;
-        }
-        if kind.is_dir() {
-            let inside = folder.open_dir_nofollow(&name)?;
-            entries(&inside)?.iter().try_for_each(|(name, _)| inside.remove_file(name))?;
-            folder.remove_dir(&name)?;
-        } else {
-            folder.remove_file(&name)?;
-        }
-    }
-    Ok(())
+/// Removes these files and the folders that they lie in, by their names: listing a folder needs one more open file, of which there
+/// may be none left.
+fn clear(folder: &Dir, files: &BTreeSet<String>) -> io::Result<()> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    };
+    files.iter().try_for_each(|file| gone(folder.remove_file(file)))?;
+    folders(files).into_iter().rev().try_for_each(|inside| gone(folder.remove_dir(inside)))
 }
 
 /// How a file is made that must not be there.
@@ -444,248 +468,4 @@ fn sync_folder(folder: &Dir) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::checkpoint::check_out;
-    use crate::error::Kind;
-    use std::fs;
-
-    fn is_empty(folder: &Path) -> io::Result<bool> {
-        Ok(fs::read_dir(folder)?.next().is_none())
-    }
-
-    #[test]
-    fn a_partial_folder_belongs_to_one_merge() {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("out");
-        let first = Partial::create(&out, Access::ANY).unwrap();
-        let error = Partial::create(&out, Access::ANY).unwrap_err();
-        assert!(error.message.contains("another merge") && error.kind == Kind::Output);
-        assert!(first.path().is_dir());
-        drop(first);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    /// A folder with `out.partial` as a killed merge leaves it, with these files besides the lock.
-    fn leftover(lock: &[u8], files: &[&str]) -> (tempfile::TempDir, PathBuf, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let (out, partial) = (dir.path().join("out"), dir.path().join("out.partial"));
-        fs::create_dir_all(partial.join(TEMPLATES)).unwrap();
-        fs::write(partial.join(LOCK), lock).unwrap();
-        files.iter().for_each(|name| fs::write(partial.join(name), "x").unwrap());
-        (dir, out, partial)
-    }
-
-    const WRITTEN: &[&str] =
-        &["model-00001-of-00002.safetensors", "config.json", "additional_chat_templates/a.jinja"];
-
-    #[test]
-    fn what_a_killed_merge_left_is_cleared() {
-        let (dir, out, partial) = leftover(MARK, WRITTEN);
-        let taken = Partial::create(&out, Access::ANY).unwrap();
-        assert_eq!(fs::read_dir(&partial).unwrap().count(), 1);
-        taken.publish().unwrap();
-        assert!(is_empty(&out).unwrap() && !partial.exists());
-        // Killed before it had a lock, and before that was marked.
-        fs::create_dir(&partial).unwrap();
-        drop(Partial::create(&dir.path().join("out"), Access::ANY).unwrap());
-        assert!(!partial.exists());
-        fs::create_dir(&partial).unwrap();
-        fs::write(partial.join(LOCK), "").unwrap();
-        drop(Partial::create(&dir.path().join("out"), Access::ANY).unwrap());
-        assert!(!partial.exists());
-    }
-
-    #[test]
-    fn nothing_foreign_in_a_partial_folder_is_deleted() {
-        let foreign: [(&[u8], &str); 6] = [
-            (b"", "model.safetensors"),
-            (b"lock of another program", "model.safetensors"),
-            (MARK, "thesis.tex"),
-            (MARK, "model.safetensors.bak"),
-            (MARK, "additional_chat_templates/id_rsa"),
-            (MARK, "weights.safetensors"),
-        ];
-        for (lock, name) in foreign {
-            let (_dir, out, partial) = leftover(lock, &[&[name], WRITTEN].concat());
-            let error = Partial::create(&out, Access::ANY).unwrap_err();
-            assert!(error.message.contains("is in the way") && error.hint.is_some(), "{error}");
-            assert!(WRITTEN.iter().chain([&name]).all(|name| partial.join(name).exists()), "{name}");
-        }
-        let (_dir, out, partial) = leftover(MARK, &[]);
-        fs::create_dir(partial.join("model.safetensors")).unwrap();
-        Partial::create(&out, Access::ANY).unwrap_err();
-        assert!(partial.join("model.safetensors").is_dir());
-    }
-
-    /// What is left when the process dies at this moment: nothing is cleaned up, and the lock is free.
-    fn kill(mut partial: Partial) {
-        partial.keep = true;
-    }
-
-    #[test]
-    fn a_merge_killed_before_or_after_the_rename_blocks_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("out");
-        let write = || {
-            let partial = Partial::create(&out, Access::ANY).unwrap();
-            partial.create_file("config.json", Access::ANY).unwrap();
-            partial
-        };
-        kill(write());
-        // A whole merge that was not renamed is a leftover.
-        write().publish().unwrap();
-        assert!(out.join("config.json").exists() && !out.join(LOCK).exists());
-        fs::remove_dir_all(&out).unwrap();
-        let partial = write();
-        partial.rename().unwrap();
-        kill(partial);
-        // One that was is an output, and is treated as one.
-        assert!(out.join("config.json").exists());
-        assert!(check_out(&out, &[]).unwrap_err().message.contains("is not empty"));
-        fs::remove_dir_all(&out).unwrap();
-        write().publish().unwrap();
-    }
-
-    #[test]
-    fn parents_that_were_made_go_again_if_nothing_else_has_come() {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("a/b/out");
-        drop(Partial::create(&out, Access::ANY).unwrap());
-        assert!(is_empty(dir.path()).unwrap());
-        let partial = Partial::create(&out, Access::ANY).unwrap();
-        fs::write(dir.path().join("a/mine"), "").unwrap();
-        drop(partial);
-        assert!(dir.path().join("a/mine").exists() && !dir.path().join("a/b").exists());
-        // Nor does one that could not begin leave any.
-        let (_dir, out, partial) = leftover(b"", WRITTEN);
-        fs::rename(&partial, out.with_file_name("c.partial")).unwrap();
-        Partial::create(&out.with_file_name("c"), Access::ANY).unwrap_err();
-        Partial::create(&out, Access::ANY).unwrap().publish().unwrap();
-        assert!(out.is_dir());
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_folder_put_in_the_place_of_the_partial_one_is_not_touched() {
-        use std::os::unix::fs::symlink;
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        fs::create_dir(at("precious")).unwrap();
-        fs::write(at("precious/model.safetensors"), "mine").unwrap();
-        for publish in [false, true] {
-            let partial = Partial::create(&at("out"), Access::ANY).unwrap();
-            fs::rename(at("out.partial"), at("moved")).unwrap();
-            symlink(at("precious"), at("out.partial")).unwrap();
-            partial.create_file("model.safetensors", Access::ANY).unwrap();
-            if publish {
-                assert!(partial.publish().unwrap_err().message.contains("put in its place"));
-            } else {
-                drop(partial);
-            }
-            assert_eq!(fs::read_to_string(at("precious/model.safetensors")).unwrap(), "mine");
-            assert!(!at("out").exists() && is_empty(&at("moved")).unwrap());
-            fs::remove_file(at("out.partial")).unwrap();
-            fs::remove_dir(at("moved")).unwrap();
-        }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_partial_folder_that_others_can_write_to_is_not_taken_over() {
-        use std::os::unix::fs::{PermissionsExt, chown};
-        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        for shared in [0o777, 0o775, 0o702] {
-            let (_dir, out, partial) = leftover(MARK, WRITTEN);
-            mode(&partial, shared);
-            let error = Partial::create(&out, Access::ANY).unwrap_err();
-            assert!(error.message.contains("others may write to it"), "{error}");
-            assert!(partial.join("config.json").exists());
-            mode(&partial, 0o755);
-            drop(Partial::create(&out, Access::ANY).unwrap());
-        }
-        // Only root can give a folder away.
-        if rustix::process::geteuid().is_root() {
-            let (_dir, out, partial) = leftover(MARK, WRITTEN);
-            chown(&partial, Some(12_345), None).unwrap();
-            let error = Partial::create(&out, Access::ANY).unwrap_err();
-            assert!(error.message.contains("belongs to another user"), "{error}");
-            assert!(partial.join("config.json").exists());
-        }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn only_the_user_looks_into_a_partial_folder_and_who_may_read_the_inputs_into_the_output() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let (out, partial) = (dir.path().join("out"), dir.path().join("out.partial"));
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        let umask = 0o777
-            & !{
-                fs::create_dir(&out).unwrap();
-                mode(&out)
-            };
-        for (file, folder) in [(0o600, 0o700), (0o640, 0o750), (0o666, 0o777)] {
-            let access = Access { file, folder };
-            let partial_folder = Partial::create(&out, access).unwrap();
-            assert_eq!(mode(&partial), 0o700);
-            partial_folder.create_file("additional_chat_templates/x.jinja", access).unwrap();
-            partial_folder.publish().unwrap();
-            assert_eq!(mode(&out), folder & !umask);
-            assert_eq!(mode(&out.join(TEMPLATES)), folder & !umask);
-            assert_eq!(mode(&out.join("additional_chat_templates/x.jinja")), file & !umask);
-            fs::remove_dir_all(&out).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_partial_folder_of_someone_else_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let (out, partial) = (dir.path().join("out"), dir.path().join("out.partial"));
-        fs::create_dir(&partial).unwrap();
-        fs::write(partial.join("thesis.tex"), "x").unwrap();
-        let error = Partial::create(&out, Access::ANY).unwrap_err();
-        assert!(error.message.contains("in the way") && error.hint.is_some());
-        assert!(partial.join("thesis.tex").exists());
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_symlink_named_partial_is_not_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let elsewhere = dir.path().join("elsewhere");
-        fs::create_dir(&elsewhere).unwrap();
-        fs::write(elsewhere.join(LOCK), "").unwrap();
-        std::os::unix::fs::symlink(&elsewhere, dir.path().join("out.partial")).unwrap();
-        let error = Partial::create(&dir.path().join("out"), Access::ANY).unwrap_err();
-        assert!(error.message.contains("no folder"));
-        assert!(elsewhere.join(LOCK).exists());
-    }
-
-    #[test]
-    fn a_rename_that_fails_leaves_the_finished_files() {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("out");
-        let partial = Partial::create(&out, Access::ANY).unwrap();
-        fs::write(partial.path().join("config.json"), "{}").unwrap();
-        fs::create_dir(&out).unwrap();
-        fs::write(out.join("appeared"), "").unwrap();
-        let error = partial.publish().unwrap_err();
-        assert!(error.message.contains("complete") && error.hint.unwrap().contains("out.partial"));
-        assert!(dir.path().join("out.partial/config.json").exists());
-        assert!(Partial::create(&out, Access::ANY).is_err(), "finished files are not taken for leftovers");
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_symlink_to_an_empty_folder_is_replaced_where_it_leads() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("real")).unwrap();
-        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
-        let partial = Partial::create(&dir.path().join("link"), Access::ANY).unwrap();
-        fs::write(partial.path().join("x"), "").unwrap();
-        partial.publish().unwrap();
-        assert!(dir.path().join("real/x").exists() && dir.path().join("link").is_symlink());
-    }
-}
+mod tests;

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::companions::companion_bytes_max;
 use super::file::{Access, raise_open_file_limit, with_limit_hint};
 use super::folder::InputFile;
 use super::layout::{INDEX, Layout, Place};
 use super::out_file::{OutFile, Storing};
 use super::out_folder::free_bytes;
 use super::partial::Partial;
-use super::sidecars::{Content, MODEL_CONFIG, Sidecar, companion_bytes_max};
+use super::sidecars::{Content, MODEL_CONFIG, Sidecar};
 use crate::error::{Error, Result};
 use crate::text::bytes as size;
 

@@ -3,7 +3,6 @@
 //! Opening reads headers only. Nothing is trusted twice: the files' sizes and times are kept, so that a
 //! checkpoint that changes under a merge is noticed instead of merged.
 
-use std::collections::BTreeSet;
 use std::fs::Metadata;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,17 +14,21 @@ use serde_json::{Map, Value, json};
 pub use super::header::TensorInfo;
 
 use super::file::{Access, Reads, raise_open_file_limit};
-use super::folder::{InputFile, ModelFolder};
-use super::header::{parse_index, read_header};
-use super::layout::{INDEX, SINGLE};
-use super::limits::{CONFIG_BYTES_MAX, INDEX_BYTES_MAX, TENSORS_MAX};
+use super::folder::ModelFolder;
+use super::header::read_header;
+use super::limits::{CONFIG_BYTES_MAX, TENSORS_MAX};
+use super::pickle::{Format, read_torch};
 use super::sidecars::MODEL_CONFIG as CONFIG;
 use super::source_file::{SourceFile, Stamp, is_hex};
+use super::weight_files::{TensorIndex, WeightFiles, contradiction};
 use crate::error::{Error, Result};
-use crate::text::quoted;
+use crate::text::{cut_to, one_line, quoted};
 
-/// The index of a sharded checkpoint: tensor → file.
-type TensorIndex = IndexMap<String, String>;
+/// The config of an adapter as PEFT saves it.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Its weights, of which the first that is there is read.
+pub const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
 /// An input checkpoint, opened: headers read and checked, no tensor data.
 #[derive(Debug)]
@@ -48,21 +51,53 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens the checkpoint in `folder`, which the user called `name`.
+    /// Opens the checkpoint in `place`, which the user called `name`: a folder, or a file of tensors.
+    ///
+    /// A folder without a `config.json` is one of tensors, if it is no adapter.
     ///
     /// Its weights are the shards of `model.safetensors.index.json`, else `model.safetensors`, else the only
-    /// `*.safetensors` there.
+    /// `*.safetensors` there; without any, the same of what torch has saved as `pytorch_model.bin`.
     ///
     /// # Errors
     /// Kind `Input`: something is missing, damaged, or contradicts itself.
-    pub fn open(name: &str, folder: &Path) -> Result<Self> {
+    pub fn open(name: &str, place: &Path) -> Result<Self> {
+        if place.is_file() {
+            return Self::open_tensors(name, place);
+        }
         raise_open_file_limit();
-        let folder = ModelFolder::open(folder)?;
-        let config = read_config(&folder)?;
-        Self::of_folder(name, folder, config)
+        let folder = ModelFolder::open(place)?;
+        if !folder.has(CONFIG) && !folder.has(ADAPTER_CONFIG) {
+            return Self::of_folder(name, folder, (Map::new(), String::new()));
+        }
+        let config = read_config(&folder, CONFIG, |error| no_model(&folder, name, error))?;
+        let source = Self::of_folder(name, folder, config)?;
+        if source.is_bare_adapter() {
+            let what = format!("{} has the weights of an adapter, and no model's", place.display());
+            return Err(no_model(&source.folder, name, Error::input(what)));
+        }
+        Ok(source)
     }
 
-    /// Opens tensors that belong to a model: those of one safetensors file, or of a folder with the weights of a checkpoint and
+    /// Whether what it holds is an adapter all the same, though a config.json lies beside it.
+    fn is_bare_adapter(&self) -> bool {
+        self.folder.has(ADAPTER_CONFIG)
+            && (self.files.iter().all(|file| file.name.starts_with("adapter_model."))
+                || !self.tensors.is_empty()
+                    && self.tensors.keys().all(|name| name.starts_with("base_model.model.")))
+    }
+
+    /// The same with another `config.json`.
+    ///
+    /// # Errors
+    /// It is no JSON object.
+    pub fn with_config(mut self, text: String) -> Result<Self> {
+        let config = serde_json::from_str(&text);
+        self.config = config.map_err(|cause| Error::input(format!("{}: config.json: {cause}", self.name)))?;
+        self.config_text = text;
+        Ok(self)
+    }
+
+    /// Opens tensors that belong to a model: those of one file, or of a folder with the weights of a checkpoint and
     /// no need of a `config.json`.
     ///
     /// # Errors
@@ -88,16 +123,38 @@ impl Source {
         Ok(source)
     }
 
+    /// Opens the folder of an adapter as PEFT saves it: [`Source::config`] is what its `adapter_config.json` says.
+    ///
+    /// # Errors
+    /// As of [`Source::open`].
+    pub fn open_adapter(name: &str, folder: &Path) -> Result<Self> {
+        raise_open_file_limit();
+        let folder = ModelFolder::open(folder)?;
+        let config = read_config(&folder, ADAPTER_CONFIG, |error| {
+            error.hint(
+                "behind a + belongs an adapter as PEFT saves it: adapter_config.json beside its weights",
+            )
+        })?;
+        let weights = ADAPTER_WEIGHTS.iter().find(|file| folder.has(file)).ok_or_else(|| {
+            let path = folder.path.display();
+            Error::input(format!("{path} has an {ADAPTER_CONFIG}, but no {}", ADAPTER_WEIGHTS[0]))
+                .hint("the adapter's own weights are missing: download it again, or save it with PEFT")
+        })?;
+        let mut source = Self::empty(name, folder, config)?;
+        source.add_file((*weights).to_owned())?;
+        Ok(source)
+    }
+
     fn of_folder(name: &str, folder: Arc<ModelFolder>, config: (Map<String, Value>, String)) -> Result<Self> {
         let present = folder.names("")?;
-        let (shards, index) = weight_files(&folder, &present)?;
+        let weights = WeightFiles::find(&folder, &present)?;
         let mut source = Self::empty(name, folder, config)?;
-        source.warnings.extend(unread_files(name, &present, &shards));
-        for shard in shards {
-            source.add_file(shard)?;
+        source.warnings.extend(weights.unread(name, &present));
+        for file in weights.files {
+            source.add_file(file)?;
         }
-        if let Some(index) = index {
-            source.check_index(&index)?;
+        if let Some((index_name, index)) = weights.index {
+            source.check_index(index_name, &index)?;
         }
         Ok(source)
     }
@@ -123,6 +180,21 @@ impl Source {
     /// Where it lies, as the user reaches it: a folder, or a file.
     pub fn place(&self) -> PathBuf {
         self.only.as_ref().map_or_else(|| self.folder.path.clone(), |file| self.folder.path.join(file))
+    }
+
+    /// Whether a config.json says what model it is.
+    pub fn has_config(&self) -> bool {
+        !self.config_text.is_empty()
+    }
+
+    /// Whether it is all of its folder, and not one file there.
+    pub fn is_folder(&self) -> bool {
+        self.only.is_none()
+    }
+
+    /// Whether the file of this name in its folder holds tensors of it.
+    pub fn reads_file(&self, name: &str) -> bool {
+        self.files.iter().any(|file| file.name == name)
     }
 
     /// The file of it that this is as well, under another name or through a link.
@@ -216,7 +288,15 @@ impl Source {
         let (file, metadata) = input.open()?;
         self.access = self.access.and_file(&metadata);
         let stamp = Stamp::of(&metadata);
-        let header = read_header(&file, &path, stamp.bytes, self.files.len())?;
+        let file_index = self.files.len();
+        let header = match Format::of(&file, &path, stamp.bytes)? {
+            Format::Safetensors => read_header(&file, &path, stamp.bytes, file_index)?,
+            Format::Torch => {
+                let (header, notes) = read_torch(&file, &path, stamp.bytes, file_index)?;
+                self.warnings.extend(notes.iter().map(|note| format!("{}: in {name}, {note}", self.name)));
+                header
+            }
+        };
         if self.tensors.len() + header.tensors.len() > TENSORS_MAX {
             return Err(contradiction(&path, &format!("the checkpoint has more than {TENSORS_MAX} tensors")));
         }
@@ -233,8 +313,8 @@ impl Source {
     }
 
     /// Every tensor of the index must be where it says. One that the index omits is taken, and noted.
-    fn check_index(&mut self, index: &TensorIndex) -> Result<()> {
-        let path = self.folder.path.join(INDEX);
+    fn check_index(&mut self, index_name: &str, index: &TensorIndex) -> Result<()> {
+        let path = self.folder.path.join(index_name);
         for (tensor, file) in index {
             let found = self.tensors.get(tensor).map(|info| self.files[info.file].name.as_str());
             if found != Some(file) {
@@ -254,7 +334,7 @@ impl Source {
             };
             let (name, first) = (&self.name, quoted(first));
             self.warnings.push(format!(
-                "{name}: {INDEX} omits tensor {first}{more}; the shards have it, so it is read"
+                "{name}: {index_name} omits tensor {first}{more}; the shards have it, so it is read"
             ));
         }
         Ok(())
@@ -267,21 +347,28 @@ fn snapshot_commit(folder: &Path) -> Option<String> {
     (folder.parent()?.file_name()? == "snapshots" && is_hex(commit)).then(|| commit.to_owned())
 }
 
-fn contradiction(path: &Path, what: &str) -> Error {
-    Error::input(format!("{}: {what}", path.display())).hint("download the model again, whole")
+/// Says what a folder without a `config.json` is, and what to give instead; `name` is how it was asked for.
+fn no_model(folder: &Arc<ModelFolder>, name: &str, error: Error) -> Error {
+    if !folder.has(ADAPTER_CONFIG) {
+        return error.hint("give the folder of a whole model; an interrupted download can be run again");
+    }
+    let config = read_config(folder, ADAPTER_CONFIG, |error| error).ok();
+    let base = config.as_ref().and_then(|(config, _)| config.get("base_model_name_or_path"));
+    let base = base.and_then(Value::as_str).filter(|base| !base.is_empty()).unwrap_or("BASE");
+    let base = cut_to(&one_line(base), 200);
+    error.hint(format!("this is an adapter: write {base}+{name} for the model that it makes of its base"))
 }
 
-/// `config.json`, and its text.
-fn read_config(folder: &Arc<ModelFolder>) -> Result<(Map<String, Value>, String)> {
-    if !folder.has(CONFIG) {
-        let error = Error::input(format!("{} has no {CONFIG}", folder.path.display()));
-        return Err(if folder.has("adapter_config.json") {
-            error.hint("this is a LoRA adapter: merge it into its base model first, and give that folder")
-        } else {
-            error.hint("give the folder of a whole model; an interrupted download can be run again")
-        });
+/// A folder's JSON config, and its text; where it is missing, `missing` adds the way out.
+fn read_config(
+    folder: &Arc<ModelFolder>,
+    name: &str,
+    missing: impl FnOnce(Error) -> Error,
+) -> Result<(Map<String, Value>, String)> {
+    if !folder.has(name) {
+        return Err(missing(Error::input(format!("{} has no {name}", folder.path.display()))));
     }
-    let file = folder.file(CONFIG);
+    let file = folder.file(name);
     let broken = |what: &dyn std::fmt::Display| {
         Error::input(format!("{}: not a JSON object: {what}", file.path().display()))
     };
@@ -296,101 +383,10 @@ fn read_config(folder: &Arc<ModelFolder>) -> Result<(Map<String, Value>, String)
     Ok((config, text))
 }
 
-pub(super) fn is_safetensors(name: &str) -> bool {
-    name.strip_suffix(".safetensors").is_some_and(|stem| !stem.is_empty())
-}
-
-/// The files that hold the weights, sorted, and the index if there is one.
-fn weight_files(
-    folder: &Arc<ModelFolder>,
-    present: &BTreeSet<String>,
-) -> Result<(Vec<String>, Option<TensorIndex>)> {
-    if present.contains(INDEX) {
-        let index = read_index(&folder.file(INDEX))?;
-        let shards: BTreeSet<&String> = index.values().collect();
-        if let Some(missing) = shards.iter().find(|shard| !present.contains(**shard)) {
-            return Err(Error::input(format!(
-                "{} has no {missing}, which {INDEX} names",
-                folder.path.display()
-            ))
-            .hint("run the download again: a shard is missing"));
-        }
-        return Ok((shards.into_iter().cloned().collect(), Some(index)));
-    }
-    if present.contains(SINGLE) {
-        return Ok((vec![SINGLE.to_owned()], None));
-    }
-    let candidates: Vec<&String> = present.iter().filter(|name| is_safetensors(name)).collect();
-    match candidates[..] {
-        [] => Err(no_weights(&folder.path, present)),
-        [only] => Ok((vec![only.clone()], None)),
-        [first, ..] => {
-            let (folder, count) = (folder.path.display(), candidates.len());
-            Err(Error::input(format!(
-                "{folder} holds {count} files such as {first}, but no {INDEX}: index missing"
-            ))
-            .hint("download the index too, or keep one safetensors file in the folder"))
-        }
-    }
-}
-
-/// The index, its entries checked by their spelling alone, before any is opened.
-fn read_index(file: &InputFile) -> Result<TensorIndex> {
-    let path = &file.path();
-    let parsed = parse_index(&file.read(INDEX_BYTES_MAX)?);
-    let index = parsed.map_err(|e| contradiction(path, &format!("not the index of a checkpoint: {e}")))?;
-    if index.is_empty() {
-        return Err(contradiction(path, "weight_map lists no tensor"));
-    }
-    if let Some((tensor, file)) = index.iter().find(|(_, file)| !is_plain_shard_name(file)) {
-        let (tensor, file) = (quoted(tensor), quoted(file));
-        let what = format!("tensor {tensor} lies in {file}, which is no plain name of a safetensors file");
-        return Err(contradiction(path, &what));
-    }
-    Ok(index)
-}
-
-/// Whether an index entry names a safetensors file in the same folder, on any system: no separators of any
-/// kind, no drive letters, no control characters.
-fn is_plain_shard_name(name: &str) -> bool {
-    is_safetensors(name) && !name.contains(['/', '\\', ':']) && !name.chars().any(char::is_control)
-}
-
-/// Says which foreign format the folder holds, if it does.
-fn no_weights(folder: &Path, present: &BTreeSet<String>) -> Error {
-    let folder = folder.display();
-    let format = |name: &str| {
-        Some(match Path::new(name).extension()?.to_str()? {
-            "bin" | "pt" | "pth" => "PyTorch pickle",
-            "gguf" => "GGUF",
-            "h5" | "msgpack" => "TensorFlow or Flax",
-            _ => return None,
-        })
-    };
-    match present.iter().find_map(|name| Some((name, format(name)?))) {
-        Some((name, format)) => Error::input(format!("{folder} holds its weights as {format} ({name})"))
-            .hint(
-                "convert them to safetensors first: load the model in transformers and `save_pretrained` it",
-            ),
-        None => Error::input(format!("{folder} holds no safetensors file"))
-            .hint("give the folder of a whole model; an interrupted download can be run again"),
-    }
-}
-
-/// The safetensors files beside those that were chosen: a leftover of another save, or weights that no index lists.
-fn unread_files(name: &str, present: &BTreeSet<String>, shards: &[String]) -> Option<String> {
-    // Shards are sorted.
-    let read = |file: &String| shards.binary_search(file).is_ok();
-    let unread: Vec<&str> =
-        present.iter().filter(|file| is_safetensors(file) && !read(file)).map(String::as_str).collect();
-    let (first, more) = (unread.first()?, unread.len() - 1);
-    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-    Some(format!("{name}: {first}{more} is no part of the checkpoint that is read"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::layout::{INDEX, SINGLE};
     use crate::error::Kind;
     use std::fs;
     use tempfile::TempDir;
@@ -479,12 +475,13 @@ mod tests {
 
     #[test]
     fn foreign_formats_are_named() {
-        assert!(refused(&folder(&[("pytorch_model.bin", b"")])).contains("PyTorch"));
-        let sharded: &[(&str, &[u8])] =
-            &[("pytorch_model.bin.index.json", b"{}"), ("pytorch_model-00001-of-00002.bin", b"")];
-        assert!(refused(&folder(sharded)).contains("safetensors first"));
         assert!(refused(&folder(&[("model.gguf", b"")])).contains("GGUF"));
-        assert!(refused(&folder(&[])).contains("no safetensors file"));
+        assert!(refused(&folder(&[(SINGLE, b"GGUF\x03\0\0\0")])).contains("is in GGUF"));
+        assert!(refused(&folder(&[("tf_model.h5", b"")])).contains("from_tf"));
+        let before_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80";
+        assert!(refused(&folder(&[("pytorch_model.bin", before_1_6)])).contains("before 1.6"));
+        assert!(refused(&folder(&[])).contains("no weights"));
+        assert!(refused(&folder(&[("training_args.bin", b"")])).contains("no weights"));
     }
 
     #[test]
@@ -498,11 +495,17 @@ mod tests {
             assert!(refused(&folder).contains(expected), "{text}");
         }
         fs::remove_file(&config).unwrap();
-        assert!(refused(&folder).contains("has no config.json"));
+        assert!(!open(&folder).unwrap().has_config(), "tensors alone");
         fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
-        assert!(refused(&folder).contains("LoRA"));
+        assert!(refused(&folder).contains("this is an adapter: write BASE+me/model for"));
         fs::create_dir(&config).unwrap();
         assert!(refused(&folder).contains("not a regular file"));
+        // With a config.json it is no model either.
+        fs::remove_dir(&config).unwrap();
+        fs::write(&config, "{}").unwrap();
+        assert!(open(&folder).is_ok(), "a model's weights");
+        fs::rename(folder.path().join(SINGLE), folder.path().join("adapter_model.safetensors")).unwrap();
+        assert!(refused(&folder).contains("this is an adapter: write BASE+"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
-use super::{CommonArgs, cache_folder, cores, count, show};
+use super::{RunArgs, cache_folder, cores, count, show};
 use crate::bench::merge::{self, Child, MergeTimes, Setup};
 use crate::bench::page;
 use crate::bench::shapes::{SHAPES, Shape};
@@ -64,7 +64,7 @@ pub(super) struct BenchMergeArgs {
     #[arg(long, hide = true)]
     records: bool,
     #[command(flatten)]
-    common: CommonArgs,
+    run: RunArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -95,9 +95,9 @@ pub(super) fn merge(args: &BenchMergeArgs) -> Result<()> {
         return round(args, &progress);
     }
     // A device that is not there is reported before anything is made.
-    let (device, passed_over) = super::choose(&args.common.device)?;
+    let (device, passed_over) = super::choose(&args.run.device)?;
     if !args.json {
-        CommonArgs::tell(&device, passed_over);
+        RunArgs::tell(&device, passed_over);
     }
     args.report.as_deref().map_or(Ok(()), check_page)?;
     let setup = args.setup()?;
@@ -130,7 +130,7 @@ impl BenchMergeArgs {
         };
         let shape = Shape::find(&self.shape, self.layers)?;
         let method = method::find(&self.method)?;
-        let (seed, shard_bytes) = (self.common.random_seed, self.common.out_shard_size);
+        let (seed, shard_bytes) = (self.run.random_seed, self.run.out_shard_size);
         let setup = Setup {
             spec: Spec { shape, float, seed, shard_bytes },
             method,
@@ -139,7 +139,7 @@ impl BenchMergeArgs {
             dir: PathBuf::new(),
             cold: self.cold,
             repeat: self.repeat,
-            threads: self.common.threads.unwrap_or_else(cores),
+            threads: self.run.threads.unwrap_or_else(cores),
             strip: self.report.is_some(),
         };
         let dir = match &self.dir {
@@ -173,8 +173,8 @@ fn child() -> Result<Child> {
 /// One merge, in the folder where the process was started.
 fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
     let (config, out) = merge::places();
-    let choices = args.common.choices();
-    let (device, budget) = args.common.device(false, &|_| Ok(()))?;
+    let choices = args.run.choices();
+    let (device, budget) = args.run.device(false, &|_| Ok(()))?;
     let prepared = prepare_config(read_config(&config)?, &choices)?;
     let options = Options {
         out,
@@ -182,7 +182,7 @@ fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
         device,
         copy_tokenizer: true,
         model_card: true,
-        reads: args.common.reads(&prepared),
+        reads: args.run.reads(&prepared),
         cache: cache_folder(),
         // Thresholds of an earlier round would leave out half of the work.
         recall: false,

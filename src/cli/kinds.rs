@@ -24,66 +24,98 @@ struct TensorKind {
     shape: String,
 }
 
-/// How many tensors of a kind each layer has.
-type Counts = BTreeMap<Option<usize>, usize>;
-type Kinds = IndexMap<TensorKind, Counts>;
+/// The tensors of a kind by layers: of each the further numbers in its name.
+type Members = BTreeMap<Option<usize>, BTreeSet<Vec<usize>>>;
+type Kinds = IndexMap<TensorKind, Members>;
 
 /// The lines about tensors, of which name, shape and the way to make them are given.
 pub(super) fn lines<'a>(tensors: impl Iterator<Item = (&'a str, String, String)>) -> Vec<String> {
     let (mut all, mut ways) = (Kinds::new(), IndexMap::<String, Kinds>::new());
     for (name, shape, way) in tensors {
-        let (kind, layer) = kind(name, shape);
+        let (kind, layer, further) = kind(name, shape);
         for kinds in [&mut all, ways.entry(way).or_default()] {
-            *kinds.entry(kind.clone()).or_default().entry(layer).or_default() += 1;
+            kinds.entry(kind.clone()).or_default().entry(layer).or_default().insert(further.clone());
         }
     }
     let lines = |(way, kinds): (String, Kinds)| std::iter::once(way).chain(of_one_way(&all, &kinds));
     ways.into_iter().flat_map(lines).collect()
 }
 
-fn kind(name: &str, shape: String) -> (TensorKind, Option<usize>) {
-    let number = |part: &str| part.parse::<u32>().ok();
+fn kind(name: &str, shape: String) -> (TensorKind, Option<usize>, Vec<usize>) {
+    let number = |part: &str| part.parse::<u32>().ok().map(|number| number as usize);
     let parts: Vec<&str> = name.split('.').collect();
     let place = parts.iter().position(|part| number(part).is_some());
     let (stack, rest) = match place {
         Some(place) => (Some(parts[..place].join(".")), &parts[place + 1..]),
         None => (None, &parts[..]),
     };
+    let further = rest.iter().filter_map(|part| number(part)).collect();
     let rest: Vec<&str> = rest.iter().map(|part| if number(part).is_some() { "*" } else { part }).collect();
     let layer = place.and_then(|place| number(parts[place]));
-    (TensorKind { stack, rest: rest.join("."), shape }, layer.map(|layer| layer as usize))
+    (TensorKind { stack, rest: rest.join("."), shape }, layer, further)
 }
 
-/// The tensors made in one way: each kind of which all are, then the layers of the others.
+fn count(members: &Members) -> usize {
+    members.values().map(BTreeSet::len).sum()
+}
+
+/// Numbers in place of a star.
+fn numbers(of: &BTreeSet<usize>) -> String {
+    if of.len() == 1 { runs(of) } else { format!("{{{}}}", runs(of)) }
+}
+
+/// The end of a kind's names where only these are made in one way: a star stands for all numbers that there are, so numbers
+/// that are only some stand there themselves.
+fn rest_of(kind: &TensorKind, these: &Members, all: &Members) -> String {
+    let at = |members: &Members, star: usize| -> BTreeSet<usize> {
+        members.values().flatten().map(|further| further[star]).collect()
+    };
+    let mut stars = 0..;
+    let shown = |part: &str| {
+        if part != "*" {
+            return part.to_owned();
+        }
+        let star = stars.next().expect("it has no end");
+        let own = at(these, star);
+        if own == at(all, star) { "*".into() } else { numbers(&own) }
+    };
+    kind.rest.split('.').map(shown).collect::<Vec<_>>().join(".")
+}
+
+/// The tensors made in one way: each kind of which all layers are, then the layers of the others.
 fn of_one_way(all: &Kinds, kinds: &Kinds) -> Vec<String> {
     let mut lines = Vec::new();
     let mut parts: IndexMap<(&Option<String>, BTreeSet<usize>), Vec<&TensorKind>> = IndexMap::new();
-    for (kind, counts) in kinds {
-        if all[kind] == *counts {
-            lines.push(line(counts.values().sum(), kind, "*"));
+    let shown = |kind: &TensorKind, layers: &str| {
+        let these = &kinds[kind];
+        line(count(these), &TensorKind { rest: rest_of(kind, these, &all[kind]), ..kind.clone() }, layers)
+    };
+    for (kind, members) in kinds {
+        // Each layer has the same of them.
+        let is_even = members.values().all(|further| Some(further) == members.values().next());
+        if all[kind] == *members || is_even && all[kind].keys().eq(members.keys()) {
+            lines.push(shown(kind, "*"));
         } else {
-            let layers = counts.keys().copied().flatten().collect();
+            let layers = members.keys().copied().flatten().collect();
             parts.entry((&kind.stack, layers)).or_default().push(kind);
         }
     }
     for ((stack, layers), of_these) in parts {
-        let numbers = runs(&layers);
-        let numbers = if layers.len() == 1 { numbers } else { format!("{{{numbers}}}") };
-        let counted = |kind: &TensorKind| kinds[kind].values().sum::<usize>();
-        let of_stack = |(kind, _): &(&TensorKind, &Counts)| kind.stack == *stack;
+        let of_stack = |(kind, _): &(&TensorKind, &Members)| kind.stack == *stack;
         let has_all_of = |layer: &usize| {
             let count = |kinds: &Kinds| -> usize {
-                kinds.iter().filter(of_stack).filter_map(|(_, counts)| counts.get(&Some(*layer))).sum()
+                let of_layer = |(_, members): (_, &Members)| members.get(&Some(*layer)).map(BTreeSet::len);
+                kinds.iter().filter(of_stack).filter_map(of_layer).sum()
             };
-            let here: usize = of_these.iter().map(|kind| kinds[*kind][&Some(*layer)]).sum();
+            let here: usize = of_these.iter().map(|kind| kinds[*kind][&Some(*layer)].len()).sum();
             count(all) == here
         };
         if layers.iter().all(has_all_of) {
-            let count = of_these.iter().map(|kind| counted(kind)).sum();
+            let count = of_these.iter().map(|kind| count(&kinds[*kind])).sum();
             let whole = TensorKind { stack: stack.clone(), rest: "*".into(), shape: String::new() };
-            lines.push(line(count, &whole, &numbers));
+            lines.push(line(count, &whole, &numbers(&layers)));
         } else {
-            lines.extend(of_these.into_iter().map(|kind| line(counted(kind), kind, &numbers)));
+            lines.extend(of_these.into_iter().map(|kind| shown(kind, &numbers(&layers))));
         }
     }
     lines
@@ -127,6 +159,26 @@ mod tests {
         let whole = [("m.0.a", "w0"), ("m.1.a", "w1"), ("m.2.a", "w1"), ("n.1.a", "w0")];
         let below = ["w0", "     1 × n.*.a  F32 [4]", "     1 × m.0.*", "w1", "     2 × m.{1–2}.*"];
         assert_lines(&whole, &below);
+    }
+
+    #[test]
+    fn a_star_stands_for_all_numbers_that_there_are() {
+        let experts = [
+            ("m.0.e.0.w", "a"),
+            ("m.0.e.1.w", "b"),
+            ("m.0.e.2.w", "b"),
+            ("m.1.e.0.w", "a"),
+            ("m.1.e.1.w", "b"),
+            ("m.1.e.2.w", "b"),
+        ];
+        let below = ["a", "     2 × m.*.e.0.w  F32 [4]", "b", "     4 × m.*.e.{1–2}.w  F32 [4]"];
+        assert_lines(&experts, &below);
+        // Of one layer another expert: it is named with its layer.
+        let uneven =
+            [("m.0.e.0.w", "a"), ("m.0.e.1.w", "a"), ("m.1.e.0.w", "a"), ("m.1.e.1.w", "b"), ("m.1.n", "a")];
+        let found =
+            lines(uneven.iter().map(|(name, way)| (*name, "F32 [4]".to_string(), (*way).to_string())));
+        assert!(found.ends_with(&["b".into(), "     1 × m.1.e.1.w  F32 [4]".into()]), "{found:?}");
     }
 
     #[test]

@@ -42,11 +42,6 @@ const SWITCHES: &[Switch] = &[
     needless("multi-gpu", "no-multi-gpu", "not supported yet, one GPU is used"),
     needless("gpu-rich", "no-gpu-rich", "not needed, one GPU is used and fed as fast as it can be"),
     needless("async-write", "no-async-write", "not needed, every thread writes while others read"),
-    needless(
-        "unsafe-truncate-embeddings",
-        "no-unsafe-truncate-embeddings",
-        "not supported yet, models whose vocabularies have different sizes are refused",
-    ),
     Switch { on: "clone-tensors", off: "no-clone-tensors", notes: (None, None) },
     Switch {
         on: "safe-serialization",
@@ -66,8 +61,16 @@ const SETTINGS: &[Setting] = &[
         value: "DIR",
         note: "set HF_HUB_CACHE instead; models are looked up there",
     },
-    Setting { name: "lora-merge-cache", value: "DIR", note: "LoRA adapters are not supported yet" },
-    Setting { name: "lora-merge-dtype", value: "TYPE", note: "LoRA adapters are not supported yet" },
+    Setting {
+        name: "lora-merge-cache",
+        value: "DIR",
+        note: "not needed, adapters are added while they are read",
+    },
+    Setting {
+        name: "lora-merge-dtype",
+        value: "TYPE",
+        note: "not needed, adapters are added in float32 and rounded once, to the output's type",
+    },
 ];
 
 /// The answers to the flags that were given.

@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::kinds;
+use super::{files, kinds};
 use crate::Prepared;
 use crate::backend::Limits;
 use crate::backend::device::Device;
 use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::method::{self, Base, METHODS, Method, Parameter, Scope, Settings, Value, ValueKind, Values};
-use crate::plan::{Action, LeftOut, Plan, Tensor};
+use crate::plan::{Action, LeftOut, Plan, RowCounts, Tensor, Vocabulary};
 use crate::report::Report;
 use crate::stream::Budget;
 use crate::text::{bytes, escaped, is_escaped, one_line};
 use crate::timeline::Shares;
+use crate::tokenizer::Counts;
 
 /// The first failure of standard output.
 static UNWRITTEN: Mutex<Option<io::Error>> = Mutex::new(None);
@@ -98,13 +99,12 @@ fn coloured(code: &str, word: &str) -> String {
     if wanted { format!("\x1b[{code}m{word}\x1b[0m") } else { word.into() }
 }
 
-/// The lines of an error are escaped already.
+/// The line of an error is escaped already.
 fn report(code: &str, word: &str, error: &Error) {
     if AS_JSON.load(Ordering::Relaxed) {
         let mut object = json!({ "level": word, "message": error.message });
         if let Some(hint) = &error.hint {
-            // Several are a line each.
-            object["hint"] = hint.replace("\nhint: ", "\n").into();
+            object["hint"] = hint.as_str().into();
         }
         if word == ERROR {
             object["kind"] = error.kind.name().into();
@@ -120,8 +120,9 @@ fn report(code: &str, word: &str, error: &Error) {
 
 const ERROR: &str = "error";
 
+/// Everything that is wrong, and each with its hint.
 pub(super) fn error(error: &Error) {
-    report("1;31", ERROR, error);
+    error.clone().one_by_one().iter().for_each(|error| report("1;31", ERROR, error));
 }
 
 pub(super) fn warning(warning: &Error) {
@@ -167,10 +168,10 @@ fn reads(prepared: &Prepared) -> String {
 /// So many models are named where a merge is told of in a line: the plan has them all.
 const NAMED_MAX: usize = 16;
 
-/// What a merge is about to do, in a few lines.
-pub(super) fn summary(prepared: &Prepared) {
+/// What a merge is about to do, in a few lines; `copies` says whether files are copied beside the weights.
+pub(super) fn summary(prepared: &Prepared, copies: bool) {
     let plan = &prepared.plan;
-    let named: Vec<&str> = plan.models.iter().take(NAMED_MAX).map(String::as_str).collect();
+    let named: Vec<&str> = plan.models.iter().take(NAMED_MAX).map(|model| &*model.name).collect();
     let more = match plan.models.len() - named.len() {
         0 => String::new(),
         more => format!(" and {more} more"),
@@ -186,6 +187,9 @@ pub(super) fn summary(prepared: &Prepared) {
     plan.notes.iter().for_each(|n| note(n));
     for left_out in &plan.left_out {
         note(&format!("left out: {}", left(left_out)));
+    }
+    if copies {
+        files::noted(prepared).iter().for_each(|n| note(n));
     }
 }
 
@@ -321,12 +325,13 @@ pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbos
             format!("  weight {}", (share * 1e6).round() / 1e6)
         });
         out!(
-            "model    {model}{weight}{}",
+            "model    {}{weight}{}",
+            model.name,
             if roles.is_empty() { String::new() } else { format!("  ({})", roles.join(", ")) }
         );
     }
     let copied = plan.tensors.iter().filter(|t| matches!(t.action, Action::Copy(_))).count();
-    plan.element_files.iter().for_each(|file| out!("file     {file}"));
+    prepared.element_files().for_each(|file| out!("file     {}", file.name));
     out!("tensors  {} merged, {copied} copied", plan.tensors.len() - copied);
     out!("read     {}", reads(prepared));
     out!("write    {} in {} file(s)", bytes(plan.layout.file_bytes), plan.layout.shards.len());
@@ -340,16 +345,17 @@ pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbos
         limits.threads
     );
     plan.left_out.iter().for_each(|l| out!("left out {}", left(l)));
+    files::lines(prepared).iter().for_each(|line| out!("{line}"));
     plan.notes.iter().for_each(|note| out!("note     {note}"));
     out!("");
     if verbose {
         for tensor in &plan.tensors {
             out!("{}  {}", shape(tensor), tensor.name);
-            out!("    {}", action(plan, tensor));
+            out!("    {}", action(prepared, tensor));
         }
     } else {
         let tensors = plan.tensors.iter();
-        let described = tensors.map(|tensor| (&*tensor.name, shape(tensor), action(plan, tensor)));
+        let described = tensors.map(|tensor| (&*tensor.name, shape(tensor), action(prepared, tensor)));
         kinds::lines(described).iter().for_each(|line| out!("{line}"));
     }
 }
@@ -358,9 +364,14 @@ fn shape(tensor: &Tensor) -> String {
     format!("{:?} {:?}", tensor.dtype, tensor.shape)
 }
 
-fn action(plan: &Plan, tensor: &Tensor) -> String {
+fn action(prepared: &Prepared, tensor: &Tensor) -> String {
+    let plan = &prepared.plan;
+    let name_of = |place: usize| &*plan.models[tensor.models()[place]].name;
     match &tensor.action {
-        Action::Copy(copy) => format!("copied from {}", model_of(plan, copy.holders[0])),
+        Action::Copy(copy) if copy.models.is_empty() => {
+            copy.holders.iter().filter_map(|input| made_of(plan, *input)).collect::<Vec<_>>().join("; ")
+        }
+        Action::Copy(_) => format!("copied from {}", name_of(0)),
         Action::Merge(merge) => {
             let shared = set(&merge.settings.shared).map(|(name, value)| format!("{name} {}", shown(*value)));
             let own = merge
@@ -370,7 +381,7 @@ fn action(plan: &Plan, tensor: &Tensor) -> String {
                 .take(merge.settings.inputs)
                 .enumerate()
                 .map(|(place, input)| {
-                    of_input(&merge.settings, place, &model_of(plan, *input), mask_of(plan, *input))
+                    of_input(&merge.settings, place, name_of(place), mask_of(prepared, *input))
                 });
             // Their weights are listed with the models, once.
             let own = if plan.weights.is_some() { vec!["all models".into()] } else { own.collect() };
@@ -388,28 +399,28 @@ fn of_input(settings: &Settings, place: usize, model: &str, mask: Option<&str>) 
 }
 
 /// The mask of a model's input, if it has one.
-fn mask_of(plan: &Plan, input: usize) -> Option<&str> {
+fn mask_of(prepared: &Prepared, input: usize) -> Option<&str> {
+    let Prepared { plan, sources, .. } = prepared;
     let stored = crate::input::stored(&plan.inputs, input);
-    let file = stored.iter().find_map(|at| at.source.checked_sub(plan.models.len()))?;
-    Some(&plan.element_files[file])
+    let mask = stored.iter().find(|at| plan.element_files.contains(&at.source))?;
+    Some(&sources[mask.source].name)
 }
 
-/// The model that an input comes from, or what it is if it comes from none.
-fn model_of(plan: &Plan, input: usize) -> String {
-    match (crate::input::source(&plan.inputs, input), &plan.inputs[input]) {
+/// The name of the stored tensor that an input mainly comes from, or what it is if it comes from none.
+fn input_name(prepared: &Prepared, input: usize) -> String {
+    let Prepared { plan, sources, .. } = prepared;
+    match (crate::input::stored(&plan.inputs, input).first(), &plan.inputs[input]) {
+        (Some(at), _) => sources[at.source].tensor_at(at.tensor).name.clone(),
         (None, Input::Made(made)) => made.to_string(),
-        (source, _) => plan.models[source.expect("a stored tensor is a model's")].clone(),
+        (None, Input::Stored(_)) => unreachable!("a stored tensor comes from itself"),
     }
 }
 
-/// A tensor's name in its model, or what an input is made of.
-fn input_name(prepared: &Prepared, input: usize) -> String {
-    match &prepared.plan.inputs[input] {
-        Input::Stored(at) => prepared.sources[at.source].tensor_at(at.tensor).name.clone(),
-        Input::Made(made) => match made.of()[..] {
-            [of] => input_name(prepared, of),
-            _ => made.to_string(),
-        },
+/// What an input is made of, if it is made.
+fn made_of(plan: &Plan, input: usize) -> Option<String> {
+    match &plan.inputs[input] {
+        Input::Stored(_) => None,
+        Input::Made(made) => Some(made.to_string()),
     }
 }
 
@@ -447,21 +458,21 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
             .collect::<serde_json::Map<_, _>>()
     };
     let tensor = |(tensor, place): (&Tensor, &crate::checkpoint::Place)| {
+        let name_of = |place: usize| &*plan.models[tensor.models()[place]].name;
         let action = match &tensor.action {
+            Action::Copy(copy) if copy.models.is_empty() => {
+                json!({ "made": copy.holders.iter().filter_map(|input| made_of(plan, *input)).collect::<Vec<_>>() })
+            }
             Action::Copy(copy) => {
-                let holder = |input: &usize| json!({ "model": model_of(plan, *input), "tensor": input_name(prepared, *input) });
-                json!({ "copy": copy.holders.iter().map(holder).collect::<Vec<_>>() })
+                let holder = |(i, input): (usize, &usize)| json!({ "model": name_of(i), "tensor": input_name(prepared, *input) });
+                json!({ "copy": copy.holders.iter().enumerate().map(holder).collect::<Vec<_>>() })
             }
             Action::Merge(merge) => {
                 let input = |(i, input): (usize, &usize)| {
                     let tensor = input_name(prepared, *input);
-                    let mask = mask_of(plan, *input);
-                    // Of a masked tensor the model's own name.
-                    let own = mask.and_then(|_| crate::input::stored(&plan.inputs, *input).first().copied());
-                    let tensor = own
-                        .map_or(tensor, |at| prepared.sources[at.source].tensor_at(at.tensor).name.clone());
+                    let mask = mask_of(prepared, *input);
                     let parameters = values(merge.settings.per_input.get(i).map_or(&[], Vec::as_slice));
-                    let mut of = json!({ "model": model_of(plan, *input), "tensor": tensor, "base": merge.settings.base == Some(i),
+                    let mut of = json!({ "model": name_of(i), "tensor": tensor, "base": merge.settings.base == Some(i),
                             "parameters": parameters });
                     if let Some(mask) = mask {
                         of["mask"] = mask.into();
@@ -472,7 +483,7 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
                 let mut action = json!({ "merge": models.iter().enumerate().map(input).collect::<Vec<_>>(),
                         "parameters": values(&merge.settings.shared), "sweeps_most": merge.recipe.sweeps_most });
                 if !made.is_empty() {
-                    action["made"] = made.iter().map(|input| input_name(prepared, *input)).collect();
+                    action["made"] = made.iter().filter_map(|input| made_of(plan, *input)).collect();
                 }
                 action
             }
@@ -482,13 +493,28 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
     };
     let left_out = |l: &LeftOut| json!({ "model": l.model, "what": l.what, "tensors": l.tensors });
     json!({
-        "method": plan.method.name, "seed": plan.seed, "models": plan.models,
-        "base_model": plan.base.map(|base| &plan.models[base]), "donor": plan.models[plan.donor],
+        "method": plan.method.name, "seed": plan.seed,
+        "models": plan.models.iter().map(|model| &model.name).collect::<Vec<_>>(),
+        "base_model": plan.base.map(|base| &plan.models[base].name), "donor": plan.models[plan.donor].name,
         "read_bytes": read, "read_bytes_most": most, "write_bytes": plan.layout.file_bytes,
         "memory_bytes": budget.host_bytes, "threads": limits.threads,
         "weights": plan.weights, "notes": plan.notes, "warnings": plan.warnings.iter().map(|w| &w.message).collect::<Vec<_>>(),
-        "left_out": plan.left_out.iter().map(left_out).collect::<Vec<_>>(),
+        "vocabulary": plan.vocabulary.as_ref().map(|vocabulary| vocabulary_json(plan, vocabulary)),
+        "left_out": plan.left_out.iter().map(left_out).collect::<Vec<_>>(), "files": files::json(&prepared.companions),
+        "chat_template": plan.chat_template.as_ref().map(files::template_json),
         "tensors": plan.tensors.iter().zip(&plan.layout.places).map(tensor).collect::<Vec<_>>(),
+    })
+}
+
+fn vocabulary_json(plan: &Plan, vocabulary: &Vocabulary) -> Json {
+    let tensor = |of: &RowCounts| {
+        let Counts { own, others, averaged, zeros, fillers } = of.rows;
+        json!({ "tensor": of.tensor, "model": plan.models[of.model].name, "rows_before": of.before,
+                "rows": { "own": own, "others": others, "averaged": averaged, "zeros": zeros, "fillers": fillers } })
+    };
+    json!({
+        "from": vocabulary.leader, "tokens": vocabulary.tokens, "rows": vocabulary.rows, "added": vocabulary.added,
+        "removed": vocabulary.removed, "tensors": vocabulary.tensors.iter().map(tensor).collect::<Vec<_>>(),
     })
 }
 

@@ -5,11 +5,12 @@
 //! keys, and counts events, so that a YAML bomb ends at once.
 
 use super::Position;
+use super::broken::{self, Mistake};
 use super::plain::{self, Plain};
 use crate::error::{Error, Result};
 use crate::text;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::options::NonFiniteFloatPolicy;
+use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{MessageFormatter, Spanned, Tagged, UserMessageFormatter};
 use std::fmt;
 
@@ -19,6 +20,10 @@ pub(crate) const SOURCE_BYTES_MAX: usize = 4 << 20;
 const EVENTS_MAX: usize = 200_000;
 /// The schema itself nests eight deep.
 const DEPTH_MAX: usize = 32;
+
+const TOO_LARGE: &str = "the document is too large or too deeply nested (aliases count as if written out)";
+const TOO_LARGE_HINT: &str =
+    "a merge config needs no more than a few thousand values: write it without nested aliases";
 
 /// A value and where it is written: for an alias, where its anchor is.
 #[derive(Debug)]
@@ -50,11 +55,18 @@ pub struct Key {
     pub at: Position,
 }
 
-/// Reads one YAML document.
+/// A document of a text.
+pub struct Document<'s> {
+    pub root: Node,
+    /// The part of the text that it is.
+    pub text: &'s str,
+}
+
+/// Reads YAML documents: at least one, and none that is empty beside others.
 ///
 /// # Errors
-/// Whatever is not one well-formed YAML document of reasonable size, at its line and column.
-pub fn parse(file: &str, source: &str) -> Result<Node> {
+/// Whatever is not well-formed YAML of reasonable size, at its line and column.
+pub fn parse<'s>(file: &str, source: &'s str) -> Result<Vec<Document<'s>>> {
     if source.len() > SOURCE_BYTES_MAX {
         let size = text::bytes(source.len() as u64);
         let message = format!("{file}:{}: {size} is too large for a merge config", Position::START);
@@ -69,42 +81,59 @@ pub fn parse(file: &str, source: &str) -> Result<Node> {
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: EVENTS_MAX },
         emit_comments: false,
+        // They are refused by a reader who can name both places.
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
         // Infinities are refused, where they are, by those who know what the number is for.
         non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
         with_snippet: false,
     };
-    let mut node: Node =
-        serde_saphyr::from_str_with_options(source, options).map_err(|error| explain(file, &error))?;
-    node.spell(source);
-    Ok(node)
+    let mut roots: Vec<Node> = serde_saphyr::from_multiple_with_options(source, options)
+        .map_err(|error| explain(file, source, &error))?;
+    if roots.is_empty() {
+        roots.push(Node { at: Position::START, kind: Yaml::Null, bytes: 0..0, tagged: false });
+    }
+    roots.iter_mut().for_each(|root| root.spell(source));
+    let texts = parts(source, &roots);
+    Ok(roots.into_iter().zip(texts).map(|(root, text)| Document { root, text }).collect())
+}
+
+/// The text of each document: up to the line that separates it from the next.
+fn parts<'s>(source: &'s str, roots: &[Node]) -> Vec<&'s str> {
+    let mut begins = 0;
+    let mut parts = Vec::with_capacity(roots.len());
+    for next in roots.iter().skip(1) {
+        let before = &source[..next.bytes.start];
+        let separator = before.rfind("\n---").map_or(before.len(), |newline| newline + 1);
+        parts.push(&source[begins..separator]);
+        let line = source[separator..].find('\n').map_or(source.len(), |newline| separator + newline + 1);
+        begins = line.min(next.bytes.start);
+    }
+    parts.push(&source[begins..]);
+    parts
 }
 
 /// The library's error in our form: position first, then what is wrong, then the way out.
-fn explain(file: &str, error: &serde_saphyr::Error) -> Error {
+fn explain(file: &str, source: &str, error: &serde_saphyr::Error) -> Error {
     use serde_saphyr::Error as E;
     let at = error.location().map_or(Position::START, Position::from);
     let say = |message: &str| Error::config(format!("{file}:{at}: {message}"));
     match innermost(error) {
-        E::MultipleDocuments { .. } => {
-            say("several documents; mergekit-multi files are not supported: give one")
-                .hint("put each document into its own file and merge them one after the other")
-        }
         E::Budget { .. }
         | E::AliasReplayCounterOverflow { .. }
         | E::AliasReplayLimitExceeded { .. }
         | E::AliasExpansionLimitExceeded { .. }
-        | E::AliasReplayStackDepthExceeded { .. } => say(
-            "the document is too large or too deeply nested (aliases count as if written out)",
-        )
-        .hint("a merge config needs no more than a few thousand values: write it without nested aliases"),
-        E::DuplicateMappingKey { key: Some(key), .. } => {
-            say(&format!("the key {} is given twice", super::quoted(key))).hint("remove one of the two")
-        }
-        E::UnknownAnchor { .. } => say("this alias (`*name`) has no anchor (`&name`) before it"),
+        | E::AliasReplayStackDepthExceeded { .. } => say(TOO_LARGE).hint(TOO_LARGE_HINT),
+        E::UnknownAnchor { .. } => say("this alias (`*name`) has no anchor (`&name`) before it")
+            .hint("a text that begins with `*` goes into quotes"),
         E::RecursiveReferencesRequireWeakTypes { .. } => say("this alias (`*name`) contains itself"),
         other => {
-            let message = UserMessageFormatter.format_message(other);
-            say(&format!("not valid YAML: {message}"))
+            let said = UserMessageFormatter.format_message(other);
+            // The scanner has a limit of its own.
+            if said.contains("recursion limit") {
+                return say(TOO_LARGE).hint(TOO_LARGE_HINT);
+            }
+            let Mistake { at, message, hint } = broken::explain(source, at, &said);
+            Error::config(format!("{file}:{at}: {message}")).hint(hint)
         }
     }
 }
@@ -129,6 +158,26 @@ impl From<serde_saphyr::Location> for Position {
 }
 
 impl Node {
+    /// Whether both say the same, wherever they are written.
+    pub fn same(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (Yaml::Null, Yaml::Null) => true,
+            (Yaml::Bool(one, _), Yaml::Bool(other, _)) => one == other,
+            (Yaml::Number(one, _), Yaml::Number(other, _)) => one == other,
+            (Yaml::Text(one), Yaml::Text(other)) => one == other,
+            (Yaml::List(one), Yaml::List(other)) => {
+                one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.same(other))
+            }
+            (Yaml::Map(one), Yaml::Map(other)) => {
+                let same = |((key, one), (other_key, other)): (&(Key, Self), &(Key, Self))| {
+                    key.name == other_key.name && one.same(other)
+                };
+                one.len() == other.len() && one.iter().zip(other).all(same)
+            }
+            _ => false,
+        }
+    }
+
     /// Resolves the plain scalars below this node by their spelling: the library has rules of its own for what is a number.
     fn spell(&mut self, source: &str) {
         let written = source.get(self.bytes.clone()).unwrap_or_default().trim();

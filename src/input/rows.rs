@@ -2,16 +2,18 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Floats, Made, ReadElements, by_rows, fit};
+use super::{Floats, Made, ReadElements, by_rows, decode_all, fit};
 use crate::dtype::{Float, encode};
 use crate::error::Result;
 
 /// A matrix whose rows come from others with as many columns.
 ///
 /// Averages are added up in f32 in the order written, divided once, and rounded once to the type that the matrix has; rows
-/// that are picked are rounded to it, which changes nothing where it holds the inputs' types.
-#[derive(Debug, Clone, PartialEq)]
+/// that are picked are rounded to it, which changes nothing where it holds the inputs' types. What fills the matrix up is the
+/// average of all its other rows, as they are rounded: added up in f64 in their order, and kept once it is known.
+#[derive(Debug)]
 pub struct Rows {
     of: Vec<Floats>,
     columns: u64,
@@ -19,7 +21,12 @@ pub struct Rows {
     /// Runs of rows that are alike, each with the number of its first.
     runs: Vec<(u64, Row)>,
     count: u64,
+    /// The row that fills up, once one was read.
+    filler: Mutex<Option<Arc<[f32]>>>,
 }
+
+/// The most elements that are looked at together for the average of all rows, if a row has no more.
+const PIECE: u64 = 1 << 17;
 
 /// One row; in a run of neighbours that were neighbours before, the first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +42,8 @@ pub enum Row {
     Mean(Vec<(usize, u64)>),
     /// Zeros.
     Zero,
+    /// The average of all rows that are not of this kind.
+    Filler,
 }
 
 impl Rows {
@@ -44,20 +53,40 @@ impl Rows {
     /// A row averages nothing, or there are no columns.
     pub fn new(of: Vec<Floats>, columns: u64, float: Float, rows: impl IntoIterator<Item = Row>) -> Self {
         assert!(columns > 0, "rows have columns");
-        let mut made = Self { of, columns, float, runs: Vec::new(), count: 0 };
+        let mut made = Self { of, columns, float, runs: Vec::new(), count: 0, filler: Mutex::default() };
         for row in rows {
             assert!(row != Row::Mean(Vec::new()), "an average is of something");
             let goes_on = made.runs.last().is_some_and(|(first, run)| match (run, &row) {
                 (Row::Picked { of, row: from }, Row::Picked { of: next_of, row: next }) => {
                     of == next_of && from + (made.count - first) == *next
                 }
-                (Row::Zero, Row::Zero) => true,
+                (Row::Zero, Row::Zero) | (Row::Filler, Row::Filler) => true,
                 _ => false,
             });
             if !goes_on {
                 made.runs.push((made.count, row));
             }
             made.count += 1;
+        }
+        made
+    }
+
+    /// A matrix of runs, of the type `float`: each the first of its rows, and how many there are, of which those that are picked
+    /// follow each other.
+    ///
+    /// # Panics
+    /// A row averages nothing, or there are no columns.
+    pub fn of_runs(
+        of: Vec<Floats>,
+        columns: u64,
+        float: Float,
+        runs: impl IntoIterator<Item = (Row, u64)>,
+    ) -> Self {
+        let mut made = Self::new(of, columns, float, []);
+        for (row, rows) in runs.into_iter().filter(|(_, rows)| *rows > 0) {
+            assert!(row != Row::Mean(Vec::new()), "an average is of something");
+            made.runs.push((made.count, row));
+            made.count += rows;
         }
         made
     }
@@ -81,6 +110,10 @@ impl Rows {
         let elements = (columns.end - columns.start) as usize;
         match self.run_of(row) {
             (Row::Zero, _) => into.fill(0),
+            (Row::Filler, _) => {
+                let filler = self.filler(from)?;
+                encode(self.float, &filler[columns.start as usize..columns.end as usize], into);
+            }
             (Row::Picked { of, row }, further) => {
                 let Floats { input, float } = self.of[*of];
                 let first = place(row + further);
@@ -105,6 +138,43 @@ impl Rows {
         }
         Ok(())
     }
+
+    /// The average of the rows that do not fill up; zeros where there are none.
+    fn filler(&self, from: &mut dyn ReadElements) -> Result<Arc<[f32]>> {
+        // Others that need it wait for the one that makes it.
+        let mut known = self.filler.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(filler) = &*known {
+            return Ok(Arc::clone(filler));
+        }
+        let mut sums = vec![0.0; self.columns as usize];
+        let (mut bytes, mut values) = (Vec::new(), Vec::new());
+        let ends = self.runs.iter().skip(1).map(|(first, _)| *first).chain([self.count]);
+        let mut count = 0_u64;
+        for ((first, _), end) in self.runs.iter().zip(ends).filter(|((_, run), _)| *run != Row::Filler) {
+            count += end - first;
+            for rows in super::pieces(*first..end, self.rows_in_piece()) {
+                let part = rows.start * self.columns..rows.end * self.columns;
+                fit(&mut bytes, self.float.bytes_of(part.end - part.start) as usize);
+                fit(&mut values, (part.end - part.start) as usize);
+                self.read(part, &mut bytes, from)?;
+                decode_all(self.float, &bytes, &mut values);
+                for row in values.chunks_exact(self.columns as usize) {
+                    sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+                }
+            }
+        }
+        let filler: Arc<[f32]> = sums.iter().map(|sum| (sum / count.max(1) as f64) as f32).collect();
+        *known = Some(Arc::clone(&filler));
+        Ok(filler)
+    }
+
+    fn fills_up(&self) -> bool {
+        self.runs.iter().any(|(_, run)| *run == Row::Filler)
+    }
+
+    fn rows_in_piece(&self) -> u64 {
+        (PIECE / self.columns).max(1)
+    }
 }
 
 /// What rows are computed in.
@@ -120,13 +190,41 @@ impl Made for Rows {
         self.of.iter().map(|of| of.input).collect()
     }
 
+    fn reads(&self) -> Vec<(usize, Option<u64>)> {
+        let mut rows = vec![0; self.of.len()];
+        let ends = self.runs.iter().skip(1).map(|(first, _)| *first).chain([self.count]);
+        for ((first, run), end) in self.runs.iter().zip(ends) {
+            match run {
+                Row::Picked { of, .. } => rows[*of] += end - first,
+                Row::Mean(holders) => holders.iter().for_each(|(of, _)| rows[*of] += end - first),
+                Row::Zero | Row::Filler => {}
+            }
+        }
+        // The average of all rows reads them once more.
+        let times = if self.runs.iter().any(|(_, run)| *run == Row::Filler) { 2 } else { 1 };
+        self.of.iter().zip(rows).map(|(of, rows)| (of.input, Some(times * rows * self.columns))).collect()
+    }
+
     fn float(&self) -> Float {
         self.float
     }
 
-    /// A sum, a term, and the term's bytes.
+    /// A sum, a term, and the term's bytes; for the average of all rows, its sums, and some rows as stored and decoded.
     fn working_bytes(&self, elements: u64) -> u64 {
-        3 * elements.min(self.columns) * Float::F32.bytes() as u64
+        let row = 3 * elements.min(self.columns) * Float::F32.bytes() as u64;
+        if !self.fills_up() {
+            return row;
+        }
+        let rows = self.rows_in_piece() * self.columns * (self.float.bytes() + size_of::<f32>()) as u64;
+        3 * self.columns * Float::F32.bytes() as u64 + rows + self.columns * size_of::<f64>() as u64
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        if self.fills_up() { self.columns * size_of::<f32>() as u64 } else { 0 }
+    }
+
+    fn release(&self) {
+        *self.filler.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn read(&self, range: Range<u64>, mut into: &mut [u8], from: &mut dyn ReadElements) -> Result<()> {

@@ -1,10 +1,10 @@
-//! A quantised matrix with a scale for each block: `W = code · scale`, as checkpoints in FP8 have it.
+//! A quantised matrix with a scale for each block: `W = code · scale`, as checkpoints in FP8 have it, or without any scale.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use super::{Floats, Made, ReadElements, by_rows, fit};
+use super::{Floats, Made, ReadElements, by_rows, fit, pieces};
 use crate::dtype::{Dtype, Float, encode};
 use crate::error::Result;
 
@@ -14,9 +14,65 @@ use crate::error::Result;
 pub struct Scaled {
     codes: usize,
     format: Dtype,
-    scales: Floats,
+    scales: Scales,
     columns: u64,
     block: [u64; 2],
+}
+
+/// What codes are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scales {
+    /// Nothing: a code is its value.
+    One,
+    /// Floats.
+    Floats(Floats),
+    /// Powers of two, as bytes of an input: an exponent with a bias of 127 each (E8M0).
+    Exponents(usize),
+}
+
+impl From<Floats> for Scales {
+    fn from(floats: Floats) -> Self {
+        Self::Floats(floats)
+    }
+}
+
+impl Scales {
+    fn input(self) -> Option<usize> {
+        match self {
+            Self::One => None,
+            Self::Floats(floats) => Some(floats.input),
+            Self::Exponents(input) => Some(input),
+        }
+    }
+
+    /// Those from number `first` on. `bytes` is room that outlives the call.
+    fn values(
+        self,
+        first: u64,
+        into: &mut [f32],
+        bytes: &mut Vec<u8>,
+        from: &mut dyn ReadElements,
+    ) -> Result<()> {
+        match self {
+            Self::One => into.fill(1.0),
+            Self::Floats(floats) => floats.values(first, into, bytes, from)?,
+            Self::Exponents(input) => {
+                fit(bytes, into.len());
+                from.bytes(input, first, bytes)?;
+                into.iter_mut().zip(bytes).for_each(|(scale, exponent)| *scale = power_of_two(*exponent));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The value of a scale in E8M0 (OCP Microscaling Formats, 2023): `2^(exponent − 127)`, and NaN where all bits are set.
+pub(super) fn power_of_two(exponent: u8) -> f32 {
+    match exponent {
+        0 => f32::from_bits(1 << 22),
+        0xff => f32::NAN,
+        _ => f32::from_bits(u32::from(exponent) << 23),
+    }
 }
 
 impl Scaled {
@@ -25,7 +81,14 @@ impl Scaled {
     ///
     /// # Panics
     /// There are no columns, or a block is empty.
-    pub fn new(codes: usize, format: Dtype, scales: Floats, columns: u64, block: [u64; 2]) -> Option<Self> {
+    pub fn new(
+        codes: usize,
+        format: Dtype,
+        scales: impl Into<Scales>,
+        columns: u64,
+        block: [u64; 2],
+    ) -> Option<Self> {
+        let scales = scales.into();
         assert!(columns > 0 && block.iter().all(|side| *side > 0), "blocks and rows have elements");
         table(format).map(|_| Self { codes, format, scales, columns, block })
     }
@@ -68,7 +131,7 @@ fn float8(code: u8, exponent_bits: u32) -> f32 {
 
 impl Made for Scaled {
     fn of(&self) -> Vec<usize> {
-        vec![self.codes, self.scales.input]
+        [Some(self.codes), self.scales.input()].into_iter().flatten().collect()
     }
 
     fn float(&self) -> Float {
@@ -93,9 +156,12 @@ impl Made for Scaled {
             let place = row / block_rows * scales_of_row + first;
             self.scales.values(place, &mut scales, &mut bytes, from)?;
             values.clear();
-            values.extend(codes.iter().zip(columns).map(|(code, column)| {
-                table[usize::from(*code)] * scales[(column / block_columns - first) as usize]
-            }));
+            let mut codes = &codes[..];
+            for (scale, block) in scales.iter().zip(pieces(columns, block_columns)) {
+                let (own, rest) = codes.split_at((block.end - block.start) as usize);
+                values.extend(own.iter().map(|code| table[usize::from(*code)] * scale));
+                codes = rest;
+            }
             let (own, rest) = into.split_at_mut(values.len() * Float::F32.bytes());
             encode(Float::F32, &values, own);
             into = rest;
@@ -107,6 +173,10 @@ impl Made for Scaled {
 impl fmt::Display for Scaled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { codes, format, scales, block: [rows, columns], .. } = self;
-        write!(f, "input {codes} ({format:?}) · input {} in blocks of {rows} × {columns}", scales.input)
+        write!(f, "input {codes} ({format:?})")?;
+        match scales.input() {
+            Some(scales) => write!(f, " · input {scales} in blocks of {rows} × {columns}"),
+            None => Ok(()),
+        }
     }
 }

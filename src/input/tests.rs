@@ -5,7 +5,7 @@ use crate::dtype::{Dtype, encode};
 use crate::kernel::philox;
 
 /// Inputs in memory, of any types.
-struct Memory(Vec<Vec<u8>>);
+pub(super) struct Memory(pub(super) Vec<Vec<u8>>);
 
 impl ReadElements for &Memory {
     fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> Result<()> {
@@ -14,26 +14,26 @@ impl ReadElements for &Memory {
     }
 }
 
-fn encoded(float: Float, values: &[f32]) -> Vec<u8> {
+pub(super) fn encoded(float: Float, values: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; values.len() * float.bytes()];
     encode(float, values, &mut bytes);
     bytes
 }
 
-fn decoded(float: Float, bytes: &[u8], elements: usize) -> Vec<f32> {
+pub(super) fn decoded(float: Float, bytes: &[u8], elements: usize) -> Vec<f32> {
     let mut values = vec![0.0; elements];
     decode(float, bytes, &mut values);
     values
 }
 
 /// Numbers that bfloat16 holds.
-fn numbers(count: usize, seed: u32) -> Vec<f32> {
+pub(super) fn numbers(count: usize, seed: u32) -> Vec<f32> {
     let number = |i: u32| ((i * 37 + seed * 11) % 101) as f32 * 0.25 - 12.0;
     (0..count as u32).map(number).collect()
 }
 
 /// All elements at once, which every way to cut them must give too, and threads that read at the same time.
-fn read(made: &dyn Made, elements: u64, from: &Memory) -> Vec<f32> {
+pub(super) fn read(made: &dyn Made, elements: u64, from: &Memory) -> Vec<f32> {
     let float = made.float();
     let part = |range: Range<u64>| {
         let mut part = vec![0xa5; float.bytes_of(range.end - range.start) as usize];
@@ -83,11 +83,14 @@ fn rows_are_picked_averaged_and_filled() {
         Row::Mean(vec![(0, 5), (1, 3), (0, 1)]),
         Row::Picked { of: 0, row: 1 },
         Row::Picked { of: 0, row: 1 },
+        Row::Filler,
+        Row::Zero,
+        Row::Filler,
+        Row::Filler,
     ];
     let row = |of: usize, row: usize| &[&first, &second][of][row * columns..][..columns];
-    let expected: Vec<f32> = rows
-        .iter()
-        .flat_map(|each| match each {
+    let elsewhere = |each: &Row| -> Vec<f32> {
+        match each {
             Row::Picked { of, row: from } => row(*of, *from as usize).to_vec(),
             Row::Zero => vec![0.0; columns],
             Row::Mean(holders) => {
@@ -95,16 +98,27 @@ fn rows_are_picked_averaged_and_filled() {
                     |i: usize| holders.iter().fold(0.0, |sum, (of, from)| sum + row(*of, *from as usize)[i]);
                 (0..columns).map(|i| sum(i) / holders.len() as f32).collect()
             }
-        })
-        .collect();
+            Row::Filler => Vec::new(),
+        }
+    };
     let elements = (rows.len() * columns) as u64;
     for float in [Float::F32, Float::BF16] {
+        // What is averaged over all is what is stored.
+        let real: Vec<Vec<f32>> = rows.iter().map(elsewhere).filter(|row| !row.is_empty()).collect();
+        let real: Vec<Vec<f32>> =
+            real.iter().map(|row| decoded(float, &encoded(float, row), columns)).collect();
+        let mean = |i: usize| real.iter().map(|row| f64::from(row[i])).sum::<f64>() / real.len() as f64;
+        let filler: Vec<f32> = (0..columns).map(|i| mean(i) as f32).collect();
+        let or_filler = |row: Vec<f32>| if row.is_empty() { filler.clone() } else { row };
+        let expected: Vec<f32> = rows.iter().map(elsewhere).flat_map(or_filler).collect();
         let made = Rows::new(of.clone(), columns as u64, float, rows.clone());
         assert_eq!(made.of(), [0, 1]);
+        // Eight rows of the first and two of the second, and once more for those that fill up.
+        assert_eq!(made.reads(), [(0, Some(2 * 8 * 5)), (1, Some(2 * 2 * 5))]);
         let rounded = decoded(float, &encoded(float, &expected), expected.len());
         assert_eq!(read(&made, elements, &memory), rounded, "{float:?}");
         let name = float.name();
-        assert_eq!(made.to_string(), format!("10 rows of 5 {name} from input 0, input 1"));
+        assert_eq!(made.to_string(), format!("14 rows of 5 {name} from input 0, input 1"));
     }
 }
 
@@ -128,29 +142,21 @@ fn neighbouring_rows_are_read_at_once() {
 }
 
 #[test]
-fn adapters_are_added_in_the_order_of_their_ranks() {
-    let (rows, columns, rank) = (7, 9, 4);
-    let (weight, scale) = (numbers(rows * columns, 1), 0.3);
-    let (a, b) = (numbers(rank * columns, 2), numbers(rows * rank, 3));
-    let floats = |input, float| Floats { input, float };
-    let made = Adapted {
-        weight: floats(0, Float::BF16),
-        a: floats(1, Float::F32),
-        b: floats(2, Float::F16),
-        columns: columns as u64,
-        rank: rank as u64,
-        scale,
-    };
-    let memory =
-        Memory(vec![encoded(Float::BF16, &weight), encoded(Float::F32, &a), encoded(Float::F16, &b)]);
-    let element = |i: usize| {
-        let (row, column) = (i / columns, i % columns);
-        let terms = (0..rank).map(|k| b[row * rank + k] * a[k * columns + column]);
-        weight[i] + scale * terms.fold(0.0, |sum, term| sum + term)
-    };
-    let expected: Vec<f32> = (0..rows * columns).map(element).collect();
-    assert_eq!(read(&made, (rows * columns) as u64, &memory), expected);
-    assert_eq!(made.to_string(), "input 0 + 0.3 · input 2 · input 1, of rank 4");
+fn runs_of_rows_are_the_rows_one_by_one() {
+    let of = vec![Floats { input: 0, float: Float::BF16 }, Floats { input: 1, float: Float::BF16 }];
+    let memory = Memory(vec![encoded(Float::BF16, &numbers(60, 1)), encoded(Float::BF16, &numbers(60, 2))]);
+    let runs = [(0, 4, 5), (1, 0, 12), (0, 0, 0), (0, 9, 1), (0, 10, 2)];
+    let by_runs = Rows::of_runs(
+        of.clone(),
+        5,
+        Float::BF16,
+        runs.map(|(of, row, rows)| (Row::Picked { of, row }, rows)),
+    );
+    let one_by_one = runs
+        .into_iter()
+        .flat_map(|(of, row, rows)| (row..row + rows).map(move |row| Row::Picked { of, row }));
+    let one_by_one = Rows::new(of, 5, Float::BF16, one_by_one);
+    assert_eq!(read(&by_runs, 20 * 5, &memory), read(&one_by_one, 20 * 5, &memory));
 }
 
 #[test]
@@ -167,6 +173,46 @@ fn blocks_have_their_scales() {
     assert_eq!(read(&made, (rows * columns) as u64, &memory), expected);
     assert_eq!(made.to_string(), "input 0 (I8) · input 1 in blocks of 2 × 3");
     assert!(Scaled::new(0, Dtype::U32, of, 4, block).is_none());
+}
+
+#[test]
+fn scales_may_be_exponents_or_missing() {
+    let codes: Vec<u8> = (0..12).map(|i| i * 17).collect();
+    let exponents = vec![127, 128, 0, 255, 1, 254];
+    let memory = Memory(vec![codes.clone(), exponents]);
+    let made = Scaled::new(0, Dtype::I8, Scales::Exponents(1), 4, [1, 2]).unwrap();
+    let scales = [1.0, 2.0, 2f32.powi(-127), f32::NAN, 2f32.powi(-126), 2f32.powi(127)];
+    let expected: Vec<f32> = (0..12).map(|i| f32::from(codes[i] as i8) * scales[i / 2]).collect();
+    assert_same(&read(&made, 12, &memory), &expected);
+    let bare = Scaled::new(0, Dtype::F8_E4M3, Scales::One, 4, [3, 4]).unwrap();
+    let memory = Memory(vec![vec![0x38; 12]]);
+    assert_eq!(read(&bare, 12, &memory), [1.0; 12]);
+    assert_eq!((bare.of(), bare.to_string()), (vec![0], "input 0 (F8_E4M3)".into()));
+}
+
+/// Every code of four bits, in two matrices of three rows and 64 columns, against the definition.
+#[test]
+fn microscaled_codes_are_read_across() {
+    let (experts, rows, columns) = (2_usize, 3_usize, 64_usize);
+    let codes: Vec<u8> = (0..experts * rows * columns / 2).map(|i| (i * 37 + i / 7) as u8).collect();
+    let exponents: Vec<u8> = (0..experts * rows * columns / 32).map(|i| 120 + i as u8).collect();
+    let memory = Memory(vec![codes.clone(), exponents.clone()]);
+    let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let mut expected = Vec::new();
+    for expert in 0..experts {
+        for column in 0..columns {
+            for row in 0..rows {
+                let at = (expert * rows + row) * columns + column;
+                let code = codes[at / 2] >> (at % 2 * 4) & 15;
+                let sign = if code & 8 == 0 { 1.0 } else { -1.0 };
+                let scale = 2f32.powi(i32::from(exponents[at / 32]) - 127);
+                expected.push(sign * magnitudes[usize::from(code & 7)] * scale);
+            }
+        }
+    }
+    let made = Microscaled::new(0, 1, rows as u64, columns as u64);
+    assert_same(&read(&made, expected.len() as u64, &memory), &expected);
+    assert_eq!(made.to_string(), "input 0 (F4) · input 1, each 3 × 64 transposed");
 }
 
 /// Corners of both formats, from their definition.
@@ -195,7 +241,7 @@ fn codes_of_float8_have_their_values() {
 }
 
 /// Numbers of any magnitude, and some that are none or not finite.
-fn odd_numbers(count: usize, seed: u32) -> Vec<f32> {
+pub(super) fn odd_numbers(count: usize, seed: u32) -> Vec<f32> {
     let number = |i: u32| match (i * 7 + seed) % 23 {
         0 => f32::NAN,
         1 => f32::INFINITY,
@@ -207,12 +253,12 @@ fn odd_numbers(count: usize, seed: u32) -> Vec<f32> {
     (0..count as u32).map(number).collect()
 }
 
-fn floats(input: usize, float: Float) -> Floats {
+pub(super) fn floats(input: usize, float: Float) -> Floats {
     Floats { input, float }
 }
 
 /// Equal bits, but for the kind of NaN and the sign of zero.
-fn assert_same(ours: &[f32], expected: &[f32]) {
+pub(super) fn assert_same(ours: &[f32], expected: &[f32]) {
     assert_eq!(ours.len(), expected.len());
     for (i, (ours, expected)) in ours.iter().zip(expected).enumerate() {
         let same = *ours == *expected || (ours.is_nan() && expected.is_nan());
@@ -482,7 +528,7 @@ fn assert_ranks(float: Float, base: &[f32], x: &[f32], vectors: Vectors, shares:
 }
 
 /// Numbers of normal distribution, nearly.
-fn random(count: usize, seed: u32) -> Vec<f32> {
+pub(super) fn random(count: usize, seed: u32) -> Vec<f32> {
     let uniform = |i: usize| {
         let words = philox::philox4x32([i as u32, 0, 0, 77], [seed, 5]);
         words.iter().map(|word| f64::from(*word) / 2f64.powi(32) - 0.5).sum::<f64>() as f32

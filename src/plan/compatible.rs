@@ -7,12 +7,13 @@
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
+use super::Planner;
+use super::parts::Anatomy;
+use super::views::{Held, Model};
 use super::warnings::few;
-use super::{At, Planner};
-use crate::checkpoint::Source;
 use crate::dtype::{Dtype, is_float};
 use crate::error::Error;
-use crate::text::cut_to;
+use crate::text::{cut_to, quoted};
 
 /// What a config says under a name: nothing, or a value in one form, however it is written.
 type Fact = (&'static str, Option<Json>);
@@ -26,26 +27,33 @@ impl Planner<'_> {
         if !self.choices.allow_crimes
             && let Some(different) = self.different_architectures()
         {
-            self.problems.add(different.hint(
-                "merge models of one architecture; --allow-crimes merges these all the same, where names and shapes fit",
-            ));
+            let all_the_same = "--allow-crimes merges these all the same, where names and shapes fit";
+            let hint = self.hint_of_parts().unwrap_or_else(|| "merge models of one architecture".into());
+            self.problems.add(different.hint(format!("{hint}; {all_the_same}")));
         }
         // Of a single model tensors may be copied; those that are not are refused one by one.
         if *self.method.models.end() > 1 {
-            self.models.iter().filter(|source| holds_quantised(source)).for_each(|source| {
-                self.problems.add(quantised(source));
+            self.models.iter().filter(|model| holds_quantised(model)).for_each(|model| {
+                self.problems.add(quantised(model));
             });
         }
     }
 
     /// Where models differ from the one whose config.json the output gets: a warning for all that differ alike.
     pub(super) fn differing_configs(&self) -> Vec<Error> {
-        let donor = &self.sources[self.donor()];
+        let donor = &self.models[self.donor];
         let of_donor = facts(&donor.config);
         let mut groups: IndexMap<String, Vec<usize>> = IndexMap::new();
-        for (place, source) in self.models.iter().enumerate() {
-            let differences: Vec<String> =
-                facts(&source.config).iter().zip(&of_donor).filter_map(difference).collect();
+        for (place, model) in self.models.iter().enumerate() {
+            let fits = self.fits_in_modules(place);
+            // A part of a model has another type than the whole.
+            let is_compared = |(fact, _): &(&Fact, &Fact)| !(fits && fact.0 == "model_type");
+            let differences: Vec<String> = facts(&model.config)
+                .iter()
+                .zip(&of_donor)
+                .filter(is_compared)
+                .filter_map(difference)
+                .collect();
             if !differences.is_empty() {
                 groups.entry(differences.join(", ")).or_default().push(place);
             }
@@ -71,11 +79,10 @@ impl Planner<'_> {
     fn different_architectures(&self) -> Option<Error> {
         const SHOWN_MAX: usize = 4;
         let mut groups: IndexMap<String, Vec<usize>> = IndexMap::new();
-        for (place, source) in self.models.iter().enumerate() {
-            let architectures = source.config.get("architectures").and_then(Json::as_array);
-            let names: Vec<&str> = architectures.into_iter().flatten().filter_map(Json::as_str).collect();
+        for place in (0..self.models.len()).filter(|place| !self.fits_in_modules(*place)) {
+            let names = architecture(&self.models[place]);
             if !names.is_empty() {
-                groups.entry(names.join("+")).or_default().push(place);
+                groups.entry(names).or_default().push(place);
             }
         }
         if groups.len() < 2 {
@@ -90,11 +97,44 @@ impl Planner<'_> {
         }
         Some(Error::config(format!("the models have different architectures: {}", shown.join("; "))))
     }
+
+    /// Whether a model of another architecture than the donor's has all that the modules which list it have there.
+    fn fits_in_modules(&self, model: usize) -> bool {
+        let differs = || architecture(&self.models[model]) != architecture(&self.models[self.donor]);
+        self.modules.as_ref().is_some_and(|modules| differs() && self.lacks(modules, model).is_none())
+    }
+
+    /// What to do about models of different architectures that share a part, or that should.
+    fn hint_of_parts(&self) -> Option<String> {
+        let donor = &self.models[self.donor];
+        let differs = |place: &usize| architecture(&self.models[*place]) != architecture(donor);
+        let other = (0..self.models.len()).find(|place| differs(place) && !self.fits_in_modules(*place))?;
+        if let Some(modules) = &self.modules {
+            let lacks = self.lacks(modules, other)?;
+            return Some(format!(
+                "{} lacks {} of {}, or has it in another shape: list models only in modules that they have",
+                self.models[other].name,
+                quoted(&lacks),
+                donor.name
+            ));
+        }
+        let anatomies = [donor, &self.models[other]].map(|model| Anatomy::of(model.names()));
+        anatomies.contains(&Anatomy::Modalities).then(|| {
+            "to merge what they have in common, list them under `modules: {text_decoder: {models: …}}`".into()
+        })
+    }
+}
+
+/// The architectures that a model's config names.
+fn architecture(model: &Model<'_>) -> String {
+    let architectures = model.config.get("architectures").and_then(Json::as_array);
+    let names: Vec<&str> = architectures.into_iter().flatten().filter_map(Json::as_str).collect();
+    names.join("+")
 }
 
 /// Whether a model's weights are quantised, by its config and its tensors.
-fn holds_quantised(source: &Source) -> bool {
-    quantisation(&source.config).is_some() && source.tensors().any(|tensor| may_be_packed(tensor.dtype))
+pub(super) fn holds_quantised(model: &Model<'_>) -> bool {
+    quantisation(&model.config).is_some() && model.tensors.values().any(|tensor| may_be_packed(tensor.dtype))
 }
 
 /// Whether a tensor of a quantised model is one of its weights: not where it is of floats, or a buffer such as positions.
@@ -102,40 +142,47 @@ fn may_be_packed(dtype: Dtype) -> bool {
     !is_float(dtype) && ![Dtype::BOOL, Dtype::I64].contains(&dtype)
 }
 
-fn quantised(source: &Source) -> Error {
-    let how = quantisation(&source.config).map_or(String::new(), |how| format!(" ({how})"));
-    Error::config(format!("{} is quantised{how}, and quantised weights cannot be merged", source.name))
+/// Refuses a model whose weights are quantised.
+pub(super) fn quantised(model: &Model<'_>) -> Error {
+    let how = quantisation(&model.config).map_or(String::new(), |how| format!(" ({how})"));
+    Error::config(format!("{} is quantised{how}, and quantised weights cannot be merged", model.name))
         .hint("give the model that it was made from, or convert it to bfloat16 first")
 }
 
 /// How a config says that its weights are quantised: `gptq, 4 bits`.
-fn quantisation(config: &Map<String, Json>) -> Option<String> {
-    let quantisation = entry(config, "quantization_config")?.as_object()?;
-    let method = quantisation.get("quant_method").and_then(Json::as_str);
+pub(super) fn quantisation(config: &Map<String, Json>) -> Option<String> {
+    // The last is that of MLX.
+    let keys = ["quantization_config", "compression_config", "quantization"];
+    let (key, quantisation) = keys.iter().find_map(|key| Some((*key, entry(config, key)?.as_object()?)))?;
+    let text = |key: &str| quantisation.get(key).and_then(Json::as_str);
+    let method = text("quant_method").or((key == "quantization").then_some("mlx"));
     let loaded = |key: &str| quantisation.get(key).and_then(Json::as_bool) == Some(true);
     let bits = ["bits", "w_bit"].iter().find_map(|key| quantisation.get(*key)?.as_u64());
     let bits = bits.or(loaded("load_in_4bit").then_some(4)).or(loaded("load_in_8bit").then_some(8));
-    let method = cut_to(method.unwrap_or("quantization_config"), VALUE_CHARS_MAX);
+    let mut method = cut_to(method.unwrap_or("quantization_config"), VALUE_CHARS_MAX);
+    if let Some(kind) = text("format").or(text("quant_algo")) {
+        method += &format!(", {}", cut_to(kind, VALUE_CHARS_MAX));
+    }
     Some(bits.map_or_else(|| method.clone(), |bits| format!("{method}, {bits} bits")))
 }
 
 /// Why a tensor that cannot be merged cannot be copied either.
 pub(super) fn why_not_copied(
-    sources: &[Source],
+    models: &[Model<'_>],
     tensor: &str,
-    holders: &[At],
+    holders: &[Held],
     dtypes: &[Dtype],
 ) -> Option<Error> {
     use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
     let integers = [BOOL, U8, I8, I16, U16, I32, U32, I64, U64];
-    for (at, dtype) in holders.iter().zip(dtypes) {
-        let source = &sources[at.source];
-        if may_be_packed(*dtype) && quantisation(&source.config).is_some() {
-            return Some(quantised(source));
+    for (held, dtype) in holders.iter().zip(dtypes) {
+        let model = &models[held.model];
+        if may_be_packed(*dtype) && quantisation(&model.config).is_some() {
+            return Some(quantised(model));
         }
         if !is_float(*dtype) && !integers.contains(dtype) {
             let message =
-                format!("tensor {tensor}: {} stores it as {dtype:?}, which cannot be merged", source.name);
+                format!("tensor {tensor}: {} stores it as {dtype:?}, which cannot be merged", model.name);
             return Some(Error::config(message).hint(
                 "convert the checkpoint to bfloat16 first, with the scales that such types have beside them",
             ));
@@ -152,7 +199,7 @@ pub(super) fn why_not_copied(
 }
 
 /// An entry of a config that is not null, or of the config of its language model.
-fn entry<'a>(config: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
+pub(super) fn entry<'a>(config: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
     let written = |config: &'a Map<String, Json>| config.get(key).filter(|value| !value.is_null());
     written(config).or_else(|| written(config.get("text_config")?.as_object()?))
 }

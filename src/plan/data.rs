@@ -1,15 +1,17 @@
 //! The plan as data: what a merge reads, and what happens to every tensor. It prints, it counts bytes, and the stream obeys it.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::checkpoint::layout::StoredTensor;
-use crate::checkpoint::{ConfigEdits, Layout, Source};
+use crate::checkpoint::{ConfigEdits, Layout, Revision, Source};
 use crate::dtype::{Dtype, F64_BYTES, Float};
 use crate::error::Error;
-use crate::input::{self, Input};
+use crate::input::{self, At, Input};
 use crate::kernel::{Job, SEGMENT_SPANS_MAX, SPANS_MAX, Widest, tiles};
 use crate::method::{Method, Settings};
 use crate::recipe::{Foreseen, Passes, Segments};
+use crate::tokenizer::Counts;
 
 /// Everything that a merge will do.
 #[derive(Debug)]
@@ -18,10 +20,10 @@ pub struct Plan {
     pub method: &'static Method,
     /// The seed of random masks.
     pub seed: u64,
-    /// The models, as named in the config, in the order of the sources.
-    pub models: Vec<String>,
-    /// The files that say something of models' elements, as named in the config: the sources behind the models.
-    pub element_files: Vec<String>,
+    /// The models, in the order in which the config refers to them.
+    pub models: Vec<PlannedModel>,
+    /// Which of the sources are files that say something of models' elements.
+    pub element_files: Vec<usize>,
     /// Which of them is the base, if the config names one.
     pub base: Option<usize>,
     /// Of a method that weighs models by their places in the list: the weight of each, where it is the same in all tensors.
@@ -34,7 +36,17 @@ pub struct Plan {
     pub tensors: Vec<Tensor>,
     /// Where the output's tensors go.
     pub layout: Layout,
-    /// What changes in config.json.
+    /// The vocabulary of the output, where the config asks for one.
+    pub vocabulary: Option<Vocabulary>,
+    /// What changes among the files beside the weights.
+    pub revision: Revision,
+    /// The source that gives the tokenizer's files, where the donor does not.
+    pub tokenizer: Option<usize>,
+    /// The donor's config.json, if another vocabulary changes what it says of tokens.
+    pub config_text: Option<String>,
+    /// Where the chat template comes from, if the config asks for one and there is one.
+    pub chat_template: Option<ChatTemplate>,
+    /// What else changes in config.json.
     pub config_edits: ConfigEdits,
     /// Input tensors that the config's layer ranges leave out.
     pub left_out: Vec<LeftOut>,
@@ -42,6 +54,68 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// What a user probably did not mean.
     pub warnings: Vec<Error>,
+}
+
+/// Where the output's chat template comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChatTemplate {
+    /// It is that of a model.
+    Model(String),
+    /// It is one of those that the program has, by its name.
+    Packaged(String),
+    /// It stands in the config.
+    Literal,
+}
+
+impl fmt::Display for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Model(model) => write!(f, "of {model}"),
+            Self::Packaged(name) => write!(f, "packaged: {name}"),
+            Self::Literal => f.write_str("of the config"),
+        }
+    }
+}
+
+/// A model of the merge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedModel {
+    /// As the config has it.
+    pub name: String,
+    /// The source whose folder it is.
+    pub source: usize,
+    /// The source of the adapter that is added to it.
+    pub adapter: Option<usize>,
+}
+
+/// A vocabulary that all models are aligned with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// The model whose tokenizer it comes from.
+    pub leader: String,
+    /// How many tokens it has.
+    pub tokens: usize,
+    /// How many rows the output has for them.
+    pub rows: usize,
+    /// Tokens that the leading tokenizer has not, or had no row for.
+    pub added: usize,
+    /// Tokens of it that its model has no row for.
+    pub removed: usize,
+    /// Where the rows of each tensor over the vocabulary come from, in each model that has it.
+    pub tensors: Vec<RowCounts>,
+}
+
+/// Where the rows of a model's tensor come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowCounts {
+    /// Its name.
+    pub tensor: String,
+    /// Which of the plan's models.
+    pub model: usize,
+    /// How many rows the model has itself.
+    pub before: u64,
+    /// How many rows come from where.
+    pub rows: Counts,
 }
 
 /// One tensor of the output.
@@ -75,6 +149,8 @@ pub enum Action {
 pub struct Copied {
     /// The inputs that must all be equal; the first is copied.
     pub holders: Vec<usize>,
+    /// Which of the plan's models each is of.
+    pub models: Arc<Vec<usize>>,
     /// The type of floats it has, if it is one.
     pub from: Option<Dtype>,
     /// The type of floats it is stored in, if it is one.
@@ -86,6 +162,8 @@ pub struct Copied {
 pub struct Merge {
     /// The models' tensors among the plan's inputs, in the order that parameters and recipes count them.
     pub inputs: Vec<usize>,
+    /// Which of the plan's models each of these is of; what is made for the method, behind them, is of none.
+    pub models: Arc<Vec<usize>>,
     /// Their element types.
     pub floats: Vec<Float>,
     /// The stored type.
@@ -118,6 +196,14 @@ impl Tensor {
         }
     }
 
+    /// The plan's models that it comes from, one for each input but those that are made for the method.
+    pub fn models(&self) -> &[usize] {
+        match &self.action {
+            Action::Copy(copy) => &copy.models,
+            Action::Merge(merge) => &merge.models,
+        }
+    }
+
     /// The most bytes that inputs keep which are made for it, until it is done.
     pub fn kept_bytes(&self, inputs: &[Input]) -> u64 {
         sum(self.inputs().iter().map(|input| input::kept_bytes(inputs, *input)))
@@ -144,10 +230,14 @@ impl Plan {
     }
 
     fn read_bytes_of(&self, sources: &[Source], sweeps: impl Fn(&Merge) -> u32) -> u64 {
-        let bytes = |input: &usize| {
-            let of = input::stored(&self.inputs, *input);
-            sum(of.into_iter().map(|at| sources[at.source].tensor_at(at.tensor).bytes))
+        let stored = |at: At, elements: Option<u64>| {
+            let info = sources[at.source].tensor_at(at.tensor);
+            let part = |elements: u64| {
+                u128::from(info.bytes) * u128::from(elements) / u128::from(info.elements().max(1))
+            };
+            elements.map_or(info.bytes, |elements| part(elements).try_into().unwrap_or(u64::MAX))
         };
+        let bytes = |input: &usize| input::read_bytes(&self.inputs, *input, stored);
         let of = |tensor: &Tensor| match &tensor.action {
             Action::Copy(copy) => sum(copy.holders.iter().map(bytes)),
             Action::Merge(merge) => {

@@ -9,14 +9,15 @@ use std::collections::HashMap;
 use indexmap::{IndexMap, IndexSet};
 
 use super::problems::Problems;
+use super::views::Held;
 use super::wanted::Want;
 use super::warnings::few;
-use super::{At, Base, MODELS_MAX, Merge, Method, Planner, method_of};
+use super::{Base, MODELS_MAX, Merge, Method, Planner, method_of};
 use crate::checkpoint::{Source, TensorInfo};
 use crate::config::{Config, Entry, Located};
 use crate::dtype::computed_as;
 use crate::error::{Error, Result, did_you_mean};
-use crate::input::{Floats, Input, Masked, Stated};
+use crate::input::{At, Floats, Input, Masked, Stated};
 
 /// The files of a config that say something of elements and are read, each once, in the order of appearance.
 ///
@@ -104,15 +105,15 @@ pub(super) struct ElementsSeen {
     models: IndexMap<usize, IndexSet<usize>>,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     /// Puts masked inputs in place of those of models that have masks.
-    pub(super) fn mask(&mut self, wants: &[Want<'_, '_>], holders: &[At], merge: &mut Merge) -> Result<()> {
+    pub(super) fn mask(&mut self, wants: &[Want<'_, '_>], holders: &[Held], merge: &mut Merge) -> Result<()> {
         let mut is_masked = false;
         for (place, (want, model)) in wants.iter().zip(holders).enumerate() {
             let Some(file) = want.files.and_then(|files| files.mask.as_ref()) else { continue };
             let source = self.files[file.value.as_str()];
             let Some(mask) = self.of_elements(source, want, *model)? else {
-                let lacking = self.elements.lacking.entry((source, want.source));
+                let lacking = self.elements.lacking.entry((source, want.model));
                 lacking.or_insert_with(|| (want.name.to_string(), 0)).1 += 1;
                 continue;
             };
@@ -120,7 +121,7 @@ impl Planner<'_> {
             let base = merge.settings.base_input();
             let of = |place: usize| Floats { input: merge.inputs[place], float: merge.floats[place] };
             let number = self.masked(of(base), of(place), mask)?;
-            let Input::Made(made) = &self.inputs[number] else { unreachable!("it was made") };
+            let Input::Made(made) = &self.inputs.inputs[number] else { unreachable!("it was made") };
             (merge.inputs[place], merge.floats[place]) = (number, made.float());
         }
         self.elements.with_mask += usize::from(is_masked);
@@ -129,7 +130,7 @@ impl Planner<'_> {
 
     /// The number of a model's tensor with a mask.
     fn masked(&mut self, base: Floats, model: Floats, mask: At) -> Result<usize> {
-        let (number, info) = (self.numbered(&[mask])[0], self.info(mask));
+        let (number, info) = (self.inputs.stored(mask), self.info(mask));
         let Some(made) = Masked::new(base, model, number, info.dtype) else {
             return Err(wrong_type(
                 &self.sources[mask.source],
@@ -138,17 +139,18 @@ impl Planner<'_> {
             ));
         };
         let inputs = &mut self.inputs;
-        Ok(*self.elements.masked.entry([base.input, model.input, number]).or_insert_with(|| {
-            inputs.push(Input::Made(Box::new(made)));
-            inputs.len() - 1
-        }))
+        Ok(*self
+            .elements
+            .masked
+            .entry([base.input, model.input, number])
+            .or_insert_with(|| inputs.make(made)))
     }
 
     /// The importance of a tensor to every model; of none, where no file has it.
     pub(super) fn importance(
         &mut self,
         wants: &[Want<'_, '_>],
-        holders: &[At],
+        holders: &[Held],
     ) -> Result<Vec<Option<Stated>>> {
         let mut all = vec![None; wants.len()];
         if !self.method.reads_importance() {
@@ -159,7 +161,7 @@ impl Planner<'_> {
             let file = want.files.and_then(|files| files.importance.as_ref());
             let source = self.files[file.expect("models without one are refused").value.as_str()];
             let Some(at) = self.of_elements(source, want, *model)? else {
-                lacking.push(self.name_of(source));
+                lacking.push(&*self.sources[source].name);
                 continue;
             };
             let info = self.info(at);
@@ -170,8 +172,8 @@ impl Planner<'_> {
                     "importance is stored as floats of 16, 32 or 64 bits",
                 ));
             };
-            let input = self.read_as_floats(&[at])[0];
-            let name = format!("tensor {} of {}", info.name, self.name_of(source)).into();
+            let input = self.inputs.floats_at(at, info.dtype);
+            let name = format!("tensor {} of {}", info.name, self.sources[source].name).into();
             *importance = Some(Stated { values: Floats { input, float }, name });
         }
         if lacking.len() == wants.len() {
@@ -184,17 +186,28 @@ impl Planner<'_> {
         Ok(all)
     }
 
+    /// Which sources are such files.
+    pub(super) fn element_sources(&self) -> Vec<usize> {
+        let mut sources: Vec<usize> = self.files.values().copied().collect();
+        sources.sort_unstable();
+        sources
+    }
+
+    fn info(&self, at: At) -> &'a TensorInfo {
+        self.sources[at.source].tensor_at(at.tensor)
+    }
+
     /// A file's tensor about one of a model's.
-    fn of_elements(&mut self, file: usize, want: &Want<'_, '_>, model: At) -> Result<Option<At>> {
-        self.elements.models.entry(file).or_default().insert(want.source);
-        let (own, source) = (self.info(model), &self.sources[file]);
+    fn of_elements(&mut self, file: usize, want: &Want<'_, '_>, model: Held) -> Result<Option<At>> {
+        self.elements.models.entry(file).or_default().insert(want.model);
+        let (own, source) = (self.view(model), &self.sources[file]);
         // Where an embedding stands in for a head, the two have different names.
-        let found = source.place_of(&want.name).or_else(|| source.place_of(&own.name));
+        let found = source.place_of(&want.name).or_else(|| source.place_of(self.own_name(model)));
         let Some(tensor) = found else { return Ok(None) };
         let at = At { source: file, tensor };
         let info = self.info(at);
-        if info.shape != own.shape {
-            let (file, model) = (&source.name, self.name_of(want.source));
+        if *info.shape != *own.shape {
+            let (file, model) = (&source.name, self.name_of(want.model));
             let problem = format!(
                 "tensor {}: it is {:?} in {file} and {:?} in {model}",
                 info.name, info.shape, own.shape
@@ -216,7 +229,7 @@ impl Planner<'_> {
             ));
         }
         for ((mask, model), (first, count)) in lacking {
-            let (mask, model) = (self.name_of(*mask), self.name_of(*model));
+            let (mask, model) = (&self.sources[*mask].name, self.name_of(*model));
             let what =
                 if *count == 1 { first.clone() } else { format!("{first} and {} more tensors", count - 1) };
             notes.push(format!("{what} of {model}: not in {mask}, so all of their elements count"));
@@ -235,11 +248,11 @@ impl Planner<'_> {
         let fits = |file: usize| {
             let models = || self.elements.models.get(&file).into_iter().flatten();
             let known = |tensor: &TensorInfo| {
-                models().any(|model| self.sources[*model].tensor(&tensor.name).is_some())
+                models().any(|model| self.models[*model].tensors.contains_key(tensor.name.as_str()))
             };
             self.sources[file].tensors().any(known)
         };
-        let file = (self.models.len()..self.sources.len()).find(|file| !fits(*file))?;
+        let file = self.element_sources().into_iter().find(|file| !fits(*file))?;
         let source = &self.sources[file];
         let first = source
             .tensors()
@@ -253,13 +266,15 @@ impl Planner<'_> {
     /// Tensors of the files that nothing reads: a warning where they are of no tensor of the model, else a note.
     pub(super) fn unread_elements(&self) -> (Vec<Error>, Vec<String>) {
         let (mut warnings, mut notes) = (Vec::new(), Vec::new());
-        for (file, source) in self.sources.iter().enumerate().skip(self.models.len()) {
-            let read = &self.numbers[file];
+        for file in self.element_sources() {
+            let source = &self.sources[file];
+            let is_read = |tensor: usize| self.inputs.is_read(At { source: file, tensor });
             let unread =
-                source.tensors().zip(read).filter(|(_, read)| read.is_none()).map(|(tensor, _)| tensor);
+                source.tensors().enumerate().filter(|(place, _)| !is_read(*place)).map(|(_, tensor)| tensor);
             let models = self.elements.models.get(&file);
             let of_model = |tensor: &&TensorInfo| {
-                models.into_iter().flatten().any(|model| self.sources[*model].tensor(&tensor.name).is_some())
+                let mut models = models.into_iter().flatten();
+                models.any(|model| self.models[*model].tensors.contains_key(tensor.name.as_str()))
             };
             let (known, unknown): (Vec<_>, Vec<_>) = unread.partition(of_model);
             if let Some(first) = known.first() {
@@ -275,8 +290,8 @@ impl Planner<'_> {
                 let what = counted(&first.name, unknown.len());
                 let message =
                     format!("{what} of {}: no tensor of {} has this name", source.name, names.join(", "));
-                let all = models.into_iter().flatten().flat_map(|model| self.sources[*model].tensors());
-                let hint = did_you_mean(&first.name, all.map(|tensor| tensor.name.as_str())).map_or_else(
+                let all = models.into_iter().flatten().flat_map(|model| self.models[*model].names());
+                let hint = did_you_mean(&first.name, all).map_or_else(
                     || "it is not read: tensors have the names that they have in the model's files".into(),
                     |meant| format!("it is not read: did you mean `{meant}`?"),
                 );

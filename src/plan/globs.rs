@@ -36,9 +36,10 @@ pub fn with_found_models(mut config: Config) -> Result<(Config, Vec<String>)> {
             notes.push(format!("{first}{more} matches {pattern:?}, but is no checkpoint: it is left out"));
         }
         models.extend(checkpoints.into_iter().map(|path| ListedModel {
-            model: Located { value: ModelRef { path, revision: None }, at },
+            model: Located { value: ModelRef { path, revision: None, lora: None }, at },
             files: ElementFiles::default(),
             parameters: glob.parameters.clone(),
+            beside: Vec::new(),
         }));
     }
     models.extend(listed);

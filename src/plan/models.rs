@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 
+use indexmap::IndexMap;
+
 use super::problems::Problems;
 use super::{Base, Method, elements, method_of};
-use crate::config::{Config, Inputs, Located, ModelRef, Position};
+use crate::config::{AdapterRef, Config, Inputs, Located, ModelRef, Position, Tokenizer, TokenizerSource};
 use crate::error::{Error, Result};
 
 /// The models of a merge. The largest averages of checkpoints have some hundred; the headers of all stay in memory.
@@ -12,16 +14,43 @@ pub const MODELS_MAX: usize = 1024;
 
 /// The models a config refers to, each once, in the order of appearance; a `base_model` not listed comes last.
 pub fn references(config: &Config) -> Vec<Located<ModelRef>> {
-    let mut named: Vec<&Located<ModelRef>> = match &config.inputs {
-        Inputs::Models(models) => models.iter().map(|input| &input.model).collect(),
-        Inputs::Slices(slices) => {
-            let sources = slices.iter().flat_map(|slice| &slice.sources).map(|source| &source.model);
-            sources.chain(slices.iter().filter_map(|slice| slice.base_model.as_ref())).collect()
-        }
-    };
-    named.extend(&config.base_model);
+    let (entries, slices) = (config.entries(), config.inputs.slices());
+    let listed = entries.iter().map(|entry| entry.model);
+    let bases = slices.iter().filter_map(|slice| slice.base_model.as_ref()).chain(&config.base_model);
     let mut seen = HashSet::new();
-    named.into_iter().filter(|model| seen.insert(&model.value)).cloned().collect()
+    listed.chain(bases).filter(|model| seen.insert(&model.value)).cloned().collect()
+}
+
+/// Something that a config names and that is opened for it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// A model's folder: of a model with an adapter that of its base.
+    Model(ModelRef),
+    /// The folder of an adapter.
+    Adapter(AdapterRef),
+    /// A file, or a folder, of tensors that say something of a model's.
+    Tensors(String),
+}
+
+/// All that is to be opened for a config, each once, and where it is named first: the sources of its plan.
+///
+/// # Errors
+/// There is no such method.
+pub fn places(config: &Config) -> Result<IndexMap<Place, Position>> {
+    let mut places = IndexMap::new();
+    for model in references(config) {
+        places.entry(Place::Model(model.value.base())).or_insert(model.at);
+        if let Some(lora) = model.value.lora {
+            places.entry(Place::Adapter(lora)).or_insert(model.at);
+        }
+    }
+    if let Some(Tokenizer { at, source: TokenizerSource::Model(model), .. }) = &config.tokenizer {
+        places.entry(Place::Model(model.base())).or_insert(*at);
+    }
+    for file in elements::element_files(config)? {
+        places.entry(Place::Tensors(file.value)).or_insert(file.at);
+    }
+    Ok(places)
 }
 
 /// Checks what can be known of the models without opening any: how many there are, that none is listed twice, and that
@@ -36,11 +65,26 @@ pub fn check_models(config: &Config) -> Result<()> {
     assert!(config.globs.is_empty(), "models are found before they are counted");
     let method = method_of(config)?;
     let mut problems = Problems::default();
-    if method.base == Base::Required && config.base_model.is_none() && !every_slice_has_a_base(config) {
+    if method.base == Base::Required && config.base_model.is_none() && !every_slice_has_a_base(&config.inputs)
+    {
         let problem = config.error_at(config.merge_method.at, format!("{} needs a base_model", method.name));
         problems.add(problem.hint(base_to_add(method)));
     }
-    match &config.inputs {
+    check_inputs(config, method, &config.inputs, None, &mut problems);
+    elements::check(config, method, &mut problems);
+    too_many(config).into_iter().for_each(|problem| problems.add(problem));
+    problems.stop()
+}
+
+/// Checks the models of a config, or of one of its modules, by the place of that.
+fn check_inputs(
+    config: &Config,
+    method: &Method,
+    inputs: &Inputs,
+    module: Option<Position>,
+    problems: &mut Problems,
+) {
+    match inputs {
         Inputs::Models(models) => {
             let mut listed = HashSet::new();
             let twice = models.iter().map(|input| &input.model).filter(|model| !listed.insert(&model.value));
@@ -58,9 +102,12 @@ pub fn check_models(config: &Config) -> Result<()> {
                 let problem = config.error_at(base.at, message);
                 problems.add(problem.hint("list it under `models:`, or remove `base_model:`"));
             }
-            let count = models.len() + usize::from(unlisted);
+            // A module that is copied is copied from one model, whichever gives the rest.
+            let counted = unlisted && (module.is_none() || *method.models.end() > 1);
+            let count = models.len() + usize::from(counted);
             let count = count - usize::from(method.base == Base::Optional && base.is_some());
-            let wrong = wrong_count(config, method, count, models.len(), config.merge_method.at);
+            let wrong =
+                wrong_count(config, method, count, models.len(), module.unwrap_or(config.merge_method.at));
             wrong.into_iter().for_each(|wrong| problems.add(wrong));
         }
         Inputs::Slices(slices) => {
@@ -75,16 +122,19 @@ pub fn check_models(config: &Config) -> Result<()> {
             };
             slices.iter().filter_map(wrong).for_each(|wrong| problems.add(wrong));
         }
+        Inputs::Modules(modules) => {
+            for module in modules {
+                check_inputs(config, method, &module.inputs, Some(module.at), problems);
+            }
+        }
     }
-    elements::check(config, method, &mut problems);
-    too_many(config).into_iter().for_each(|problem| problems.add(problem));
-    problems.stop()
 }
 
-fn every_slice_has_a_base(config: &Config) -> bool {
-    match &config.inputs {
+fn every_slice_has_a_base(inputs: &Inputs) -> bool {
+    match inputs {
         Inputs::Models(_) => false,
         Inputs::Slices(slices) => slices.iter().all(|slice| slice.base_model.is_some()),
+        Inputs::Modules(modules) => modules.iter().all(|module| every_slice_has_a_base(&module.inputs)),
     }
 }
 
@@ -150,7 +200,7 @@ mod tests {
     /// What a config whose models are nowhere is refused for.
     fn refusal(config: &str) -> Error {
         let config = Config::parse("c.yaml", config).unwrap();
-        crate::prepare_config(config, &Choices { seed: 0, shard_bytes: Some(1), allow_crimes: false })
+        crate::prepare_config(config, &Choices { seed: 0, shard_bytes: Some(1), ..Choices::USUAL })
             .unwrap_err()
     }
 

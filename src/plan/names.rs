@@ -6,6 +6,10 @@
 
 use indexmap::IndexMap;
 
+pub(super) use crate::checkpoint::names::{
+    is_embedding, is_head, is_over_vocabulary, is_token_embedding, loaded,
+};
+
 /// Far beyond any model: a larger number in a name counts no layers.
 pub(super) const LAYERS_MAX: usize = 1 << 20;
 
@@ -55,16 +59,18 @@ pub(super) fn stacks<'a>(names: impl Iterator<Item = &'a str>) -> IndexMap<&'a s
     stacks
 }
 
-/// Whether a tensor is an output head that may be tied to the input embedding.
-pub(super) fn is_head(name: &str) -> bool {
-    name == "lm_head.weight" || name.ends_with(".lm_head.weight")
+/// What tensors of all layers have in common: their name without the layer's number.
+pub(super) fn kind(name: &str) -> String {
+    layered(name).map_or_else(|| name.to_owned(), |tensor| format!("{}.*.{}", tensor.stack, tensor.rest))
 }
 
-/// Whether a tensor is an input embedding over the vocabulary.
-pub(super) fn is_embedding(name: &str) -> bool {
-    ["embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"]
-        .iter()
-        .any(|end| name == *end || name.strip_suffix(end).is_some_and(|rest| rest.ends_with('.')))
+/// The first place of each kind of tensor among names.
+pub(super) fn kinds<'a>(names: impl Iterator<Item = &'a str>) -> IndexMap<String, usize> {
+    let mut kinds = IndexMap::new();
+    for (place, name) in names.enumerate() {
+        kinds.entry(kind(name)).or_insert(place);
+    }
+    kinds
 }
 
 #[cfg(test)]

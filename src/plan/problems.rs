@@ -7,19 +7,17 @@ use indexmap::IndexMap;
 
 use crate::error::{Error, Result};
 
-/// So many problems have a line each. More are often one mistake that shows in every tensor.
-const TOLD_MAX: usize = 2;
+/// Of each kind so many problems are reported one by one. More are often one mistake that shows in every tensor.
+const FEW_MAX: usize = 2;
 
 /// How many kinds of problems are listed, where there are more.
-const KINDS_MAX: usize = 8;
+const KINDS_MAX: usize = 4;
 
-/// Everything wrong so far. A mistake can show in every one of many tensors, so of each kind only the first is kept whole.
+/// Everything wrong so far. A mistake can show in every one of many tensors, so of each kind only the first few are kept.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
-    /// The first few.
-    first: Vec<Error>,
-    /// The first message of each kind, and how many there are. Problems that one hint helps against are of a kind.
-    kinds: IndexMap<Option<String>, (String, usize)>,
+    /// The first few of each kind, and how many there are. Problems that one hint helps against are of a kind.
+    kinds: IndexMap<Option<String>, (Vec<Error>, usize)>,
     /// Hashes of the messages so far.
     seen: HashSet<u64>,
     hasher: RandomState,
@@ -31,35 +29,31 @@ impl Problems {
         if !self.seen.insert(self.hasher.hash_one(&problem.message)) {
             return;
         }
-        if self.first.len() < TOLD_MAX {
-            self.first.push(problem.clone());
+        let (first, count) = self.kinds.entry(problem.hint.clone()).or_default();
+        if first.len() < FEW_MAX {
+            first.push(problem);
         }
-        self.kinds.entry(problem.hint).or_insert_with(|| (problem.message, 0)).1 += 1;
+        *count += 1;
     }
 
-    /// Fails if anything is wrong: few problems have a line each, of many each kind has one.
+    /// Fails if anything is wrong: of each kind few problems are reported one by one, of many the first and how many there are.
     pub(super) fn stop(&mut self) -> Result<()> {
-        let Self { first, kinds, seen, .. } = std::mem::take(self);
-        let Some(kind) = first.first().map(|problem| problem.kind) else { return Ok(()) };
-        let mut lines: Vec<String> = if seen.len() <= TOLD_MAX {
-            first.into_iter().map(|problem| problem.message).collect()
-        } else {
-            kinds.values().take(KINDS_MAX).map(|(message, count)| one_of(message, *count)).collect()
-        };
-        if kinds.len() > KINDS_MAX {
-            lines.push(format!("… and {} other kinds of problems", kinds.len() - KINDS_MAX));
+        let kinds = std::mem::take(self).kinds;
+        let Some((first, _)) = kinds.values().next() else { return Ok(()) };
+        let (kind, others) = (first[0].kind, kinds.len().saturating_sub(KINDS_MAX));
+        let mut problems = Vec::new();
+        for (mut first, count) in kinds.into_values().take(KINDS_MAX) {
+            if count > FEW_MAX {
+                first.truncate(1);
+                first[0].message += &format!(" (and {} more like it)", count - 1);
+            }
+            problems.extend(first);
         }
-        let hints: Vec<&str> = kinds.keys().flatten().take(3).map(String::as_str).collect();
-        // Each line is one already.
-        let hint = (!hints.is_empty()).then(|| hints.join("\nhint: "));
-        Err(Error { kind, message: lines.join("\n"), hint })
-    }
-}
-
-fn one_of(message: &str, count: usize) -> String {
-    match count {
-        1 => message.into(),
-        count => format!("{message} (and {} more like it)", count - 1),
+        if others > 0 {
+            let message = format!("… and {others} other kinds of problems");
+            problems.push(Error { kind, ..Error::config(message) });
+        }
+        Err(Error::all(problems))
     }
 }
 
@@ -67,22 +61,26 @@ fn one_of(message: &str, count: usize) -> String {
 mod tests {
     use super::*;
 
-    fn message(problems: &[(&str, &str)]) -> (String, Option<String>) {
+    fn reported(problems: &[(&str, &str)]) -> Vec<String> {
         let mut all = Problems::default();
         for (message, hint) in problems {
             let problem = Error::config(*message);
             all.add(if hint.is_empty() { problem } else { problem.hint(*hint) });
         }
-        let error = all.stop().unwrap_err();
-        (error.message, error.hint)
+        let problems = all.stop().unwrap_err().one_by_one();
+        let line = |problem: Error| format!("{} -> {}", problem.message, problem.hint.unwrap_or_default());
+        problems.into_iter().map(line).collect()
     }
 
     #[test]
-    fn few_problems_are_reported_one_by_one_and_many_by_kind() {
-        let few = message(&[("a", "do x"), ("b", "do x"), ("a", "do x")]);
-        assert_eq!(few, ("a\nb".into(), Some("do x".into())));
-        let many = message(&[("a", "do x"), ("b", "do x"), ("c", "do y"), ("d", ""), ("e", "do x")]);
-        assert_eq!(many, ("a (and 2 more like it)\nc\nd".into(), Some("do x\nhint: do y".into())));
+    fn few_problems_of_a_kind_are_reported_one_by_one_and_many_by_the_first() {
+        let few = [("a", "do x"), ("b", "do y"), ("a", "do x"), ("c", ""), ("d", "do x")];
+        assert_eq!(reported(&few), ["a -> ", "d -> do x", "b -> do y", "c -> "]);
+        let many = [("a", "do x"), ("b", "do x"), ("c", "do y"), ("d", ""), ("e", "do x")];
+        assert_eq!(reported(&many), ["a (and 2 more like it) -> do x", "c -> do y", "d -> "]);
+        let kinds: Vec<String> = (0..20).map(|i| format!("k{i}")).collect();
+        let kinds: Vec<(&str, &str)> = kinds.iter().map(|kind| (kind.as_str(), kind.as_str())).collect();
+        assert_eq!(reported(&kinds).last().unwrap(), "… and 16 other kinds of problems -> ");
         Problems::default().stop().unwrap();
     }
 }

@@ -8,9 +8,10 @@ use serde_json::{Map, Value as Json, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::checkpoint::{OutTensor, locate};
+use crate::checkpoint::OutTensor;
+use crate::input::{At, Input};
 
-const CHOICES: Choices = Choices { seed: 0, shard_bytes: Some(5_000_000_000), allow_crimes: false };
+const CHOICES: Choices = Choices { seed: 0, shard_bytes: Some(5_000_000_000), ..Choices::USUAL };
 
 /// A folder of checkpoints without data.
 struct Models(TempDir);
@@ -51,17 +52,11 @@ impl Models {
 
     fn plan_as(&self, config: &str, choices: &Choices) -> Result<Plan> {
         let folder = self.0.path().to_str().unwrap();
-        let plan = Config::parse("c.yaml", &config.replace("DIR", folder)).and_then(|config| {
-            check_models(&config)?;
-            let open = |model: Located<ModelRef>| {
-                Source::open(&model.value.to_string(), &locate(&model.value.path, None)?)
-            };
-            let sources = references(&config).into_iter().map(open).collect::<Result<Vec<_>>>()?;
-            Plan::new(&config, &sources, choices)
-        });
+        let plan = Config::parse("c.yaml", &config.replace("DIR", folder))
+            .and_then(|config| crate::prepare_config(config, choices).map(|prepared| prepared.plan));
         let here = |text: &str| text.replace(folder, "DIR");
-        let error =
-            |e: Error| Error { kind: e.kind, message: here(&e.message), hint: e.hint.as_deref().map(here) };
+        let one = |e: Error| Error { message: here(&e.message), hint: e.hint.as_deref().map(here), ..e };
+        let error = |e: Error| Error::all(e.one_by_one().into_iter().map(one).collect());
         let mut plan = plan.map_err(error)?;
         plan.notes.iter_mut().for_each(|note| *note = here(note));
         plan.warnings = plan.warnings.into_iter().map(error).collect();
@@ -132,9 +127,22 @@ fn layers_that_hold_nothing_cost_nothing() {
     let plan = at_once(|| models.plan(&slices(2))).unwrap();
     let last = format!("a.{}.w", names::LAYERS_MAX - 1);
     assert_eq!(plan.tensors.iter().map(|t| &*t.name).collect::<Vec<_>>()[1..].last(), Some(&&*last));
-    assert_eq!(plan.config_edits.layers, Some(names::LAYERS_MAX));
+    assert_eq!(plan.config_edits.counts[0].to, names::LAYERS_MAX);
     let error = at_once(|| models.refused(&slices(20_000)));
     assert_eq!(error.message, "the slices have more than 1048576 layers together");
+}
+
+#[test]
+fn a_list_for_every_layer_that_no_longer_fits_is_reported_once() {
+    let models = Models::new();
+    models.add("a", names(0..2, |i| format!("model.layers.{i}.w")));
+    let config = json!({"num_hidden_layers": 2, "layer_types": ["full", "sliding"]});
+    fs::write(models.0.path().join("a/config.json"), config.to_string()).unwrap();
+    let slices =
+        "merge_method: passthrough\nslices:\n".to_owned() + &"- sources: [{model: DIR/a}]\n".repeat(2);
+    let warnings = models.plan(&slices).unwrap().warnings;
+    let message = "config.json has one entry per layer in layer_types: they stay as in DIR/a";
+    assert_eq!(messages(&warnings), [message]);
 }
 
 #[test]
@@ -168,7 +176,7 @@ fn sizes_beyond_any_file_are_refused_and_not_wrapped() {
         dtype: Dtype::U8,
         elements: bytes,
         bytes,
-        action: Action::Copy(Copied { holders: vec![], from: None, to: None }),
+        action: Action::Copy(Copied { holders: vec![], models: Arc::default(), from: None, to: None }),
     };
     check_total(&[tensor(1 << 61), tensor(1 << 61)]).unwrap();
     let many: Vec<Tensor> = (0..20).map(|_| tensor(1 << 61)).collect();
@@ -295,7 +303,8 @@ fn a_slip_is_reported_with_what_is_missing_for_it_among_many_unknown_parameters(
     let error = at_once(|| models.refused(&config));
     let begins = "c.yaml:1:15: linear needs `weight`, and DIR/a has none";
     assert!(error.message.starts_with(begins), "{error:?}");
-    assert!(error.hint.unwrap().contains("c.yaml:20003:11: linear has no parameter `wieght`"));
+    let last = error.one_by_one().pop().and_then(|last| last.hint).unwrap();
+    assert!(last.contains("c.yaml:20003:11: linear has no parameter `wieght`"), "{last}");
 }
 
 #[test]
@@ -442,8 +451,9 @@ fn quantised_weights_are_called_by_their_method() {
         let of = |model: &str| {
             format!("DIR/{model} is quantised ({reported}), and quantised weights cannot be merged")
         };
-        assert_eq!(error.message, format!("{}\n{}", of("a"), of("b")));
-        assert!(error.hint.unwrap().contains("the model that it was made from"));
+        assert_eq!(error.to_string(), format!("{}\n{}", of("a"), of("b")));
+        let hint = error.one_by_one().pop().unwrap().hint.unwrap();
+        assert!(hint.contains("the model that it was made from"));
         let scaled = "merge_method: passthrough\nparameters: {scale: 2}\nmodels: [{model: DIR/a}]\n";
         assert_eq!(models.refused(scaled).message, of("a"));
         models.plan("merge_method: passthrough\nmodels: [{model: DIR/a}]\n").unwrap();
@@ -461,15 +471,15 @@ fn quantised_weights_are_called_by_their_method() {
 fn types_that_cannot_be_merged_have_a_hint_of_their_own() {
     let models = Models::new();
     models.add("a", ["w".to_string()]);
-    for dtype in ["F64", "F8_E4M3", "F8_E8M0", "I8", "I64"] {
+    for dtype in ["F64", "F8_E4M3FNUZ", "F8_E8M0", "I8", "I64"] {
         models.add_typed(dtype, [("w".to_string(), dtype)]);
     }
     for (one, other, message, hint) in [
         ("F64", "I64", "the models store it as F64, I64", "integers are copied, never merged"),
         (
-            "F8_E4M3",
+            "F8_E4M3FNUZ",
             "a",
-            "DIR/F8_E4M3 stores it as F8_E4M3, which cannot be merged",
+            "DIR/F8_E4M3FNUZ stores it as F8_E4M3FNUZ, which cannot be merged",
             "to bfloat16 first, with the scales",
         ),
         (
@@ -487,4 +497,58 @@ fn types_that_cannot_be_merged_have_a_hint_of_their_own() {
         assert_eq!(error.message, format!("tensor w: {message}"));
         assert!(error.hint.as_ref().unwrap().contains(hint), "{error:?}");
     }
+}
+
+#[test]
+fn values_without_effect_are_warned_of() {
+    let models = Models::new();
+    models.add("a", ["model.layers.0.mlp.weight", "model.norm.weight"].map(String::from));
+    models.add("b", ["model.layers.0.mlp.weight", "model.norm.weight"].map(String::from));
+    let list = "models: [{model: DIR/a}, {model: DIR/b}]\n";
+    let warned = |config: &str| {
+        let plan = models.plan(&format!("{config}\n{list}")).unwrap();
+        let warning = |warning: &Error| {
+            format!("{} -> {}", warning.message, warning.hint.as_deref().unwrap_or_default())
+        };
+        plan.warnings.iter().map(warning).collect::<Vec<_>>()
+    };
+    let filters = "merge_method: linear\nparameters: {weight: [{filter: MPL, value: 1}, {filter: mlp, value: 1}, \
+                   {filter: lm_head, value: 1}, {filter: '*', value: 1}], bogus: [{filter: none, value: 1}]}";
+    let [bogus, filter] = &warned(filters)[..] else { panic!("two warnings: {:?}", warned(filters)) };
+    assert!(bogus.contains("no parameter `bogus`"));
+    assert_eq!(
+        filter,
+        "c.yaml:2:22: the filter \"MPL\" fits no tensor, and changes nothing -> did you mean `mlp`?"
+    );
+    let far = "merge_method: linear\nparameters: {weight: [{filter: self_attention, value: 2}, {value: 1}]}";
+    assert!(
+        warned(far)[0]
+            .ends_with("-> a filter is a part of tensors' names, such as `self_attn` or `layers.3.`")
+    );
+    let decay = "merge_method: average\nparameters: {decay: 0.9}";
+    let says = "c.yaml:2:21: `decay` has no effect: the weights are not exponential -> add `weights: exponential` to \
+                `parameters`";
+    assert_eq!(warned(decay), [says]);
+    assert_eq!(warned("merge_method: average\nparameters: {decay: 0.9, weights: exponential}"), [""; 0]);
+    let gamma = "merge_method: breadcrumbs\nbase_model: DIR/a\nparameters: {weight: 1, gamma: 0.1}";
+    let says = "c.yaml:3:32: `gamma` has no effect: density 1 keeps all elements -> give a `density` below 1, such as 0.9";
+    assert_eq!(warned(gamma), [says]);
+    assert_eq!(warned(&gamma.replace("0.1", "0.1, density: 0.9")), [""; 0]);
+    assert_eq!(warned(&gamma.replace("0.1", "0")), [""; 0]);
+}
+
+#[test]
+fn wrong_values_are_reported_together() {
+    let models = Models::new();
+    models.add("a", ["w".to_string()]);
+    models.add("b", ["w".to_string()]);
+    let config = "merge_method: ties\nbase_model: DIR/a\nparameters: {lambda: .inf, normalize: maybe}\nmodels:\n\
+                  - model: DIR/b\n  weight: 1\n  parameters: {density: 0.5}\n";
+    let problems: Vec<Error> = models.plan(config).unwrap_err().one_by_one();
+    for begins in ["c.yaml:3:22: `lambda` takes", "c.yaml:3:39: `normalize` takes"] {
+        assert!(problems.iter().any(|problem| problem.message.starts_with(begins)), "{begins}: {problems:?}");
+    }
+    // What stands beside the model is where the missing value was meant to be.
+    let missing = problems.iter().find(|problem| problem.message.contains("needs `weight`")).unwrap();
+    assert_eq!(missing.hint.as_deref(), Some("c.yaml:6:3: move `weight` under `parameters:`"));
 }

@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use indexmap::{IndexMap, IndexSet};
+use serde_json::{Map, Value as Json};
 
-use super::{Base, LeftOut, Planner, names};
+use super::views::{Model, Origin, View};
+use super::{Base, LeftOut, Planner, Tensor, names};
 use crate::checkpoint::Source;
 use crate::checkpoint::layout::TENSORS_MAX;
-use crate::config::{ElementFiles, Inputs, Parameters, Slice, SliceSource};
-use crate::error::Error;
+use crate::config::{ElementFiles, Inputs, Parameters, Position, Slice, SliceSource};
+use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::text::runs;
 
@@ -33,14 +35,33 @@ pub(super) struct Members<'a> {
     all: Vec<Member<'a>>,
     /// Which of them is the base.
     pub(super) base: Option<usize>,
-    /// The parameters of the slice.
+    /// The parameters of the slice, and those of the module.
     pub(super) slice: Option<&'a Parameters>,
+    pub(super) module: Option<&'a Parameters>,
+    /// Whether their tensors are copied, whatever the method does.
+    pub(super) copied: bool,
+}
+
+impl Members<'_> {
+    /// The donor alone, whose tensors are copied.
+    pub(super) fn donor(model: usize) -> Self {
+        let all = vec![Member { model, own: None, files: None, from: None }];
+        Self { all, base: None, slice: None, module: None, copied: true }
+    }
+}
+
+/// The part of the models that is merged.
+pub(super) struct Within<'w, 'a> {
+    /// Its own parameters.
+    pub(super) scope: Option<&'a Parameters>,
+    /// Whether a tensor belongs to it.
+    pub(super) is_in: &'w dyn Fn(&str) -> bool,
 }
 
 /// A model in a list of models or a slice.
 #[derive(Debug)]
 struct Member<'a> {
-    source: usize,
+    model: usize,
     own: Option<&'a Parameters>,
     files: Option<&'a ElementFiles>,
     /// Of a slice's layers: the stack they come from, and the first of them.
@@ -50,7 +71,7 @@ struct Member<'a> {
 /// One model's tensor.
 #[derive(Debug)]
 pub(super) struct Want<'w, 'a> {
-    pub(super) source: usize,
+    pub(super) model: usize,
     pub(super) name: Cow<'w, str>,
     /// The parameters written under this model.
     pub(super) own: Option<&'a Parameters>,
@@ -59,6 +80,11 @@ pub(super) struct Want<'w, 'a> {
 }
 
 impl<'a> Wanted<'a> {
+    /// A tensor that has one name in all models and stands in no layer.
+    pub(super) fn loose(name: &'a str, members: &Rc<Members<'a>>) -> Self {
+        Wanted { name: name.into(), position: 0.0, members: Rc::clone(members), layer: None }
+    }
+
     /// The tensors that it is made from, one of each model.
     pub(super) fn inputs(&self) -> Vec<Want<'_, 'a>> {
         let want = |member: &Member<'a>| {
@@ -68,45 +94,96 @@ impl<'a> Wanted<'a> {
                 }
                 _ => Cow::Borrowed(&*self.name),
             };
-            Want { source: member.source, name, own: member.own, files: member.files }
+            Want { model: member.model, name, own: member.own, files: member.files }
         };
         self.members.all.iter().map(want).collect()
     }
 }
 
 impl<'a> Planner<'a> {
+    /// Tensors of models that no tensor of the output comes from, by model: layers together, loose ones by name where they are
+    /// few.
+    pub(super) fn left_out(&self, tensors: &[Tensor]) -> Vec<LeftOut> {
+        let mut used: Vec<Vec<bool>> =
+            self.sources.iter().map(|source| vec![false; source.tensors().len()]).collect();
+        let mut seen = vec![false; self.inputs.inputs.len()];
+        let mut mark = |from: Vec<Origin>, used: &mut Vec<Vec<bool>>| {
+            mark_read(from, &self.inputs.inputs, &mut seen, used);
+        };
+        mark(tensors.iter().flat_map(Tensor::inputs).map(|input| Origin::Made(*input)).collect(), &mut used);
+        // What an adapter replaces is accounted for where its own tensor is read.
+        for (replaced, by) in self.models.iter().flat_map(|model| &model.replaced) {
+            if used[by.source][by.tensor] {
+                mark(vec![*replaced], &mut used);
+            }
+        }
+        // A stage that is merged while it is read stands in with its donor's tensors, which nobody means to read.
+        let is_of_model = |source: usize| {
+            let mut models = self.models.iter().filter(|of| !of.is_merged);
+            models.any(|of| of.source == source || of.adapter == Some(source))
+        };
+        let models = self.sources.iter().zip(&used).enumerate().filter(|(source, _)| is_of_model(*source));
+        models.flat_map(|(_, (source, used))| left_out_of(source, used)).collect()
+    }
+
+    /// Where a parameter stands beside a model in its entry, and not under `parameters`.
+    pub(super) fn beside(&self, model: usize, parameter: &str) -> Option<Position> {
+        let Inputs::Models(models) = &self.config.inputs else { return None };
+        let mut entries = models.iter().filter(|listed| self.model_of(&listed.model.value) == model);
+        entries.find_map(|listed| Some(listed.beside.iter().find(|key| key.value == parameter)?.at))
+    }
+
     /// Every tensor of the output. What is wrong with the models goes to the problems.
-    pub(super) fn wanted(&mut self) -> Vec<Wanted<'a>> {
-        match &self.config.inputs {
+    ///
+    /// # Errors
+    /// Modules whose names do not fit, and what was wrong before.
+    pub(super) fn wanted(&mut self) -> Result<Vec<Wanted<'a>>> {
+        if let Inputs::Modules(written) = &self.config.inputs {
+            let modules = Rc::new(self.find_modules(written)?);
+            self.modules = Some(Rc::clone(&modules));
+            return Ok(self.of_modules(&modules));
+        }
+        Ok(self.of_inputs(&self.config.inputs, &Within { scope: None, is_in: &|_| true }))
+    }
+
+    /// The tensors of models, or of slices, that belong to a part.
+    pub(super) fn of_inputs(&mut self, inputs: &'a Inputs, within: &Within<'_, 'a>) -> Vec<Wanted<'a>> {
+        match inputs {
             Inputs::Models(models) => {
                 let mut members: Vec<_> = models
                     .iter()
                     .map(|input| Member {
-                        source: self.source_of(&input.model.value),
+                        model: self.model_of(&input.model.value),
                         own: Some(&input.parameters),
                         files: Some(&input.files),
                         from: None,
                     })
                     .collect();
-                let base = self.config.base_model.as_ref().map(|base| self.source_of(&base.value));
-                if let Some(base) = base.filter(|base| members.iter().all(|member| member.source != *base)) {
-                    members.push(Member { source: base, own: None, files: None, from: None });
+                let base = self.config.base_model.as_ref().map(|base| self.model_of(&base.value));
+                // Of modules it is the donor in any case.
+                let takes_base = within.scope.is_none() || *self.method.models.end() > 1;
+                let unlisted = |base: &usize| members.iter().all(|member| member.model != *base);
+                if let Some(base) = base.filter(|base| takes_base && unlisted(base)) {
+                    members.push(Member { model: base, own: None, files: None, from: None });
                 }
-                let base = members.iter().position(|member| Some(member.source) == base);
-                self.of_models(Members { all: members, base, slice: None })
+                let base = members.iter().position(|member| Some(member.model) == base);
+                let members =
+                    Members { all: members, base, slice: None, module: within.scope, copied: false };
+                self.of_models(members, within)
             }
-            Inputs::Slices(slices) => self.of_slices(slices),
+            Inputs::Slices(slices) => self.of_slices(slices, within),
+            Inputs::Modules(_) => unreachable!("a module has models or slices"),
         }
     }
 
     /// The tensors of whole models: all names, the donor's in its order first.
-    fn of_models(&mut self, members: Members<'a>) -> Vec<Wanted<'a>> {
-        let layers = self.common_layers(&members.all);
-        let names = self.names(&members, |_| true);
+    fn of_models(&mut self, members: Members<'a>, within: &Within<'_, 'a>) -> Vec<Wanted<'a>> {
+        let layers = self.common_layers(&members.all, within);
+        let names = self.names(&members, within.is_in);
         let members = Rc::new(members);
         let wanted = |name: &'a str| {
             let position = names::layered(name).map_or(0.0, |l| position(l.layer, layers[l.stack]));
-            Wanted { name: name.into(), position, members: Rc::clone(&members), layer: None }
+            Wanted { position, ..Wanted::loose(name, &members) }
         };
         names.into_iter().map(wanted).collect()
     }
@@ -116,8 +193,7 @@ impl<'a> Planner<'a> {
         let donor = &members.all[members.base.unwrap_or(0)];
         let mut names = IndexSet::new();
         for member in std::iter::once(donor).chain(&members.all) {
-            let own = self.sources[member.source].tensors().map(|tensor| tensor.name.as_str());
-            names.extend(own.filter(|name| wanted(name)));
+            names.extend(self.models[member.model].names().filter(|name| wanted(name)));
             if self.has_too_many(names.len()) {
                 return IndexSet::new();
             }
@@ -126,7 +202,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether these are more tensors than any checkpoint has, which is then a problem.
-    fn has_too_many(&mut self, tensors: usize) -> bool {
+    pub(super) fn has_too_many(&mut self, tensors: usize) -> bool {
         if tensors > TENSORS_MAX {
             let message = format!("the output would have more than {TENSORS_MAX} tensors");
             self.problems.add(Error::config(message).hint("no checkpoint of so many can be read again"));
@@ -135,16 +211,16 @@ impl<'a> Planner<'a> {
     }
 
     /// How many layers each stack has; models with different numbers are a problem.
-    fn common_layers(&mut self, members: &[Member<'_>]) -> IndexMap<&'a str, usize> {
+    fn common_layers(&mut self, members: &[Member<'_>], within: &Within<'_, 'a>) -> IndexMap<&'a str, usize> {
         let mut common: IndexMap<&str, usize> = IndexMap::new();
         for member in members {
-            let source = &self.sources[member.source];
-            for (stack, layers) in names::stacks(source.tensors().map(|tensor| tensor.name.as_str())) {
+            let model = &self.models[member.model];
+            for (stack, layers) in names::stacks(model.names().filter(|name| (within.is_in)(name))) {
                 let known = *common.entry(stack).or_insert(layers);
                 if known != layers {
-                    let first = self.name_of(members[0].source);
+                    let first = self.name_of(members[0].model);
                     let problem =
-                        format!("{} has {layers} layers in {stack}, {first} has {known}", source.name);
+                        format!("{} has {layers} layers in {stack}, {first} has {known}", model.name);
                     self.problems.add(
                         Error::config(problem)
                             .hint("pick the layers to merge with `slices:` and `layer_range`"),
@@ -156,20 +232,21 @@ impl<'a> Planner<'a> {
     }
 
     /// The tensors of stacked slices: loose ones before, the layers renumbered, loose ones after.
-    fn of_slices(&mut self, slices: &'a [Slice]) -> Vec<Wanted<'a>> {
-        let stacks: Vec<Option<Stack>> = self.models.iter().map(Stack::of).collect();
+    fn of_slices(&mut self, slices: &'a [Slice], within: &Within<'_, 'a>) -> Vec<Wanted<'a>> {
+        let stack = |model: &'a Model<'a>| Stack::of(model.names().filter(|name| (within.is_in)(name)));
+        let stacks: Vec<Option<Stack>> = self.models.iter().map(stack).collect();
         let (first, last) = (&slices[0], &slices[slices.len() - 1]);
-        let mut all = self.loose(first, true);
+        let mut all = self.loose(first, true, within);
         let mut next_layer = 0;
         for slice in slices {
-            let Some(parts) = self.parts(slice, &stacks) else { continue };
-            all.extend(self.layers(slice, &parts, next_layer));
+            let Some(parts) = self.parts(slice, &stacks, within) else { continue };
+            all.extend(self.layers(slice, &parts, next_layer, within.scope));
             next_layer += parts[0].layers;
             if self.has_too_many(all.len()) || self.has_too_many_layers(next_layer) {
                 return Vec::new();
             }
         }
-        all.extend(self.loose(last, false));
+        all.extend(self.loose(last, false, within));
         all
     }
 
@@ -183,21 +260,34 @@ impl<'a> Planner<'a> {
     }
 
     /// Which layers of which models a slice takes; `None` with a problem.
-    fn parts<'s>(&mut self, slice: &'a Slice, stacks: &'s [Option<Stack<'a>>]) -> Option<Vec<Part<'a, 's>>> {
+    fn parts<'s>(
+        &mut self,
+        slice: &'a Slice,
+        stacks: &'s [Option<Stack<'a>>],
+        within: &Within<'_, 'a>,
+    ) -> Option<Vec<Part<'a, 's>>> {
         let mut parts: Vec<Part<'a, 's>> = Vec::new();
         for written in &slice.sources {
-            let source = self.source_of(&written.model.value);
-            let name = self.name_of(source);
-            if parts.iter().any(|part| part.source == source) {
+            let model = self.model_of(&written.model.value);
+            let name = self.name_of(model);
+            if parts.iter().any(|part| part.model == model) {
                 let problem = self.config.error_at(written.model.at, format!("{name} is twice in one slice"));
                 self.problems.add(problem.hint("put its layers into slices of their own"));
                 return None;
             }
-            let Some(stack) = &stacks[source] else {
+            let Some(stack) = &stacks[model] else {
                 let problem =
-                    format!("slices need models with one stack of layers, and {name} has another number");
-                self.problems
-                    .add(self.config.error_at(written.model.at, problem).hint("use `models:` instead"));
+                    match names::stacks(self.models[model].names().filter(|name| (within.is_in)(name))).len()
+                    {
+                        0 => format!("slices need models with layers, and {name} has none"),
+                        several => {
+                            format!(
+                                "slices need models with one stack of layers, and {name} has {several} stacks"
+                            )
+                        }
+                    };
+                let hint = self.hint_of_stacks(model);
+                self.problems.add(self.config.error_at(written.model.at, problem).hint(hint));
                 return None;
             };
             let had = stack.len();
@@ -213,7 +303,7 @@ impl<'a> Planner<'a> {
                 return None;
             }
             parts.push(Part {
-                source,
+                model,
                 own: &written.parameters,
                 files: &written.files,
                 stack,
@@ -246,13 +336,21 @@ impl<'a> Planner<'a> {
     }
 
     /// The tensors of a slice's layers, which become layers of the output from `first` on.
-    fn layers(&mut self, slice: &'a Slice, parts: &[Part<'a, '_>], first: usize) -> Vec<Wanted<'a>> {
+    fn layers(
+        &mut self,
+        slice: &'a Slice,
+        parts: &[Part<'a, '_>],
+        first: usize,
+        module: Option<&'a Parameters>,
+    ) -> Vec<Wanted<'a>> {
         let base = self.base_in(slice);
         let donor = &parts[base.unwrap_or(0)];
         let members = Rc::new(Members {
             all: parts.iter().map(Part::member).collect(),
             base,
             slice: Some(&slice.parameters),
+            module,
+            copied: false,
         });
         let layer = |i: usize| {
             let rests = std::iter::once(donor).chain(parts).flat_map(move |part| part.tensors(i));
@@ -270,25 +368,22 @@ impl<'a> Planner<'a> {
     }
 
     /// The loose tensors of a slice's models, those before the layers or those after.
-    fn loose(&mut self, slice: &'a Slice, before: bool) -> Vec<Wanted<'a>> {
+    fn loose(&mut self, slice: &'a Slice, before: bool, within: &Within<'_, 'a>) -> Vec<Wanted<'a>> {
         let member = |source: &'a SliceSource| Member {
-            source: self.source_of(&source.model.value),
+            model: self.model_of(&source.model.value),
             own: Some(&source.parameters),
             files: Some(&source.files),
             from: None,
         };
         let all = slice.sources.iter().map(member).collect();
-        let members = Members { all, base: self.base_in(slice), slice: Some(&slice.parameters) };
-        let loose = |name: &str| names::layered(name).is_none() && names::before_layers(name) == before;
+        let (base, slice) = (self.base_in(slice), Some(&slice.parameters));
+        let members = Members { all, base, slice, module: within.scope, copied: false };
+        let loose = |name: &str| {
+            names::layered(name).is_none() && names::before_layers(name) == before && (within.is_in)(name)
+        };
         let names = self.names(&members, loose);
         let members = Rc::new(members);
-        let wanted = |name: &'a str| Wanted {
-            name: name.into(),
-            position: 0.0,
-            members: Rc::clone(&members),
-            layer: None,
-        };
-        names.into_iter().map(wanted).collect()
+        names.into_iter().map(|name| Wanted::loose(name, &members)).collect()
     }
 }
 
@@ -300,9 +395,9 @@ struct Stack<'a> {
 }
 
 impl<'a> Stack<'a> {
-    fn of(source: &'a Source) -> Option<Self> {
+    fn of(names: impl Iterator<Item = &'a str>) -> Option<Self> {
         let mut stack: Option<Self> = None;
-        for tensor in source.tensors().filter_map(|tensor| names::layered(&tensor.name)) {
+        for tensor in names.filter_map(names::layered) {
             let stack = stack.get_or_insert(Self { name: tensor.stack, layers: BTreeMap::new() });
             if stack.name != tensor.stack {
                 return None;
@@ -320,7 +415,7 @@ impl<'a> Stack<'a> {
 
 /// One model's layers in a slice.
 struct Part<'a, 's> {
-    source: usize,
+    model: usize,
     own: &'a Parameters,
     files: &'a ElementFiles,
     stack: &'s Stack<'a>,
@@ -331,7 +426,7 @@ struct Part<'a, 's> {
 impl<'a> Part<'a, '_> {
     fn member(&self) -> Member<'a> {
         let from = Some((self.stack.name, self.first));
-        Member { source: self.source, own: Some(self.own), files: Some(self.files), from }
+        Member { model: self.model, own: Some(self.own), files: Some(self.files), from }
     }
 
     /// The layers that have tensors, counted from the first of the slice.
@@ -352,53 +447,88 @@ fn position(layer: usize, layers: usize) -> f64 {
 }
 
 /// Whether a model's config.json says that its head is tied; models with several parts say it of the text's.
-pub(super) fn says_tied(source: &Source) -> Option<bool> {
+pub(super) fn says_tied(config: &Map<String, Json>) -> Option<bool> {
     let key = "tie_word_embeddings";
-    let in_text = || source.config.get("text_config").and_then(|text| text.get(key));
-    source.config.get(key).or_else(in_text).and_then(serde_json::Value::as_bool)
+    let in_text = || config.get("text_config").and_then(|text| text.get(key));
+    config.get(key).or_else(in_text).and_then(Json::as_bool)
 }
 
 /// The input embedding of a model whose head may be tied to it: its only one.
-pub(super) fn tied_embedding(source: &Source) -> Option<usize> {
-    if says_tied(source) == Some(false) {
+pub(super) fn tied_embedding(model: &Model<'_>) -> Option<usize> {
+    if says_tied(&model.config) == Some(false) {
         return None;
     }
-    let mut embeddings = source.tensors().enumerate().filter(|(_, tensor)| names::is_embedding(&tensor.name));
+    let mut embeddings = model.names().enumerate().filter(|(_, name)| names::is_embedding(name));
     let (only, _) = embeddings.next()?;
     embeddings.next().is_none().then_some(only)
 }
 
-/// Tensors of models that no tensor of the output comes from, by model: layers together, loose ones by name where they are few.
-pub(super) fn left_out(sources: &[Source], inputs: &[Input]) -> Vec<LeftOut> {
-    let mut used: Vec<Vec<bool>> = sources.iter().map(|source| vec![false; source.tensors().len()]).collect();
-    for input in inputs {
-        if let Input::Stored(at) = input
-            && let Some(used) = used.get_mut(at.source)
-        {
-            used[at.tensor] = true;
+/// Hides a head that is the model's embedding under another name, the same bytes of one file: so files of torch have tied ones.
+pub(super) fn hide_tied_head(model: &mut Model<'_>, sources: &[Source]) {
+    let Some(embedding) = tied_embedding(model) else { return };
+    let place = |view: &View<'_>| match view.from {
+        Origin::Stored(at) => {
+            let info = sources[at.source].tensor_at(at.tensor);
+            (info.bytes > 0).then(|| (at.source, info.file, info.offset, info.bytes, info.shape.clone()))
+        }
+        Origin::Made(_) => None,
+    };
+    let of_embedding = place(&model.tensors[embedding]);
+    model
+        .tensors
+        .retain(|name, view| !names::is_head(name) || of_embedding.is_none() || place(view) != of_embedding);
+}
+
+/// Marks the tensors of sources that are read, themselves or through what is made of them. Inputs that are `seen` were marked before.
+fn mark_read(from: Vec<Origin>, inputs: &[Input], seen: &mut [bool], used: &mut [Vec<bool>]) {
+    let mut next = from;
+    while let Some(origin) = next.pop() {
+        let input = match origin {
+            Origin::Stored(at) => {
+                used[at.source][at.tensor] = true;
+                continue;
+            }
+            Origin::Made(input) => input,
+        };
+        if std::mem::replace(&mut seen[input], true) {
+            continue;
+        }
+        match &inputs[input] {
+            Input::Stored(at) => next.push(Origin::Stored(*at)),
+            Input::Made(made) => next.extend(made.of().into_iter().map(Origin::Made)),
         }
     }
-    sources.iter().zip(&used).flat_map(|(source, used)| left_out_of(source, used)).collect()
 }
 
 fn left_out_of(source: &Source, used: &[bool]) -> Vec<LeftOut> {
     let unused =
         source.tensors().zip(used).filter(|(_, used)| !**used).map(|(tensor, _)| tensor.name.as_str());
-    let (mut layers, mut layered, mut loose) = (BTreeSet::new(), 0, Vec::new());
+    let mut layers: BTreeMap<&str, (BTreeSet<usize>, usize)> = BTreeMap::new();
+    let mut loose = Vec::new();
     for name in unused {
         match names::layered(name) {
             Some(tensor) => {
+                let (layers, tensors) = layers.entry(tensor.stack).or_default();
                 layers.insert(tensor.layer);
-                layered += 1;
+                *tensors += 1;
             }
             None => loose.push(name),
         }
     }
     let entry = |what: String, tensors: usize| LeftOut { model: source.name.clone(), what, tensors };
+    let layers_of = |layers: &BTreeSet<usize>| {
+        format!("{} {}", if layers.len() == 1 { "layer" } else { "layers" }, runs(layers))
+    };
+    let stacks = names::stacks(source.tensors().map(|tensor| tensor.name.as_str())).len();
     let mut all = Vec::new();
-    if !layers.is_empty() {
-        let word = if layers.len() == 1 { "layer" } else { "layers" };
-        all.push(entry(format!("{word} {}", runs(&layers)), layered));
+    if stacks > 1 && layers.len() <= NAMED_MAX {
+        let of_stack = |(stack, (layers, tensors)): (&&str, &(BTreeSet<usize>, usize))| {
+            entry(format!("{} of {stack}", layers_of(layers)), *tensors)
+        };
+        all.extend(layers.iter().map(of_stack));
+    } else if !layers.is_empty() {
+        let numbers = layers.values().flat_map(|(layers, _)| layers).copied().collect();
+        all.push(entry(layers_of(&numbers), layers.values().map(|(_, tensors)| tensors).sum()));
     }
     if loose.len() > NAMED_MAX {
         all.push(entry(format!("{} and {} more", loose[..3].join(", "), loose.len() - 3), loose.len()));

@@ -9,7 +9,6 @@ use super::{Action, Merge, Planner, Tensor, names};
 use crate::checkpoint::per_layer_lists;
 use crate::config::{FEW_MAX, Inputs, Located, ModelRef, Parameters, Position, Slice};
 use crate::error::Error;
-use crate::input::{self, Input};
 use crate::method::{Base, Scope, Value};
 
 /// Of a few warnings each; of more the first, and how many there are.
@@ -36,54 +35,18 @@ fn more_like_it(count: usize) -> String {
     format!(" (and {} more like it)", count - 1)
 }
 
-/// Tensors that only some models have and that are copied from those, by which models these are.
-#[derive(Debug, Default)]
-pub(super) struct PartlyHeld {
-    groups: IndexMap<Holders, (String, usize)>,
-    /// Tensors that belong to none of the groups.
-    others: usize,
-}
-
-/// The sources that have a tensor, and those that have not.
-type Holders = (Vec<usize>, Vec<usize>);
-
-impl PartlyHeld {
-    /// So many groups are listed.
-    const GROUPS_MAX: usize = 8;
-
-    pub(super) fn add(&mut self, tensor: &str, holders: Holders) {
-        if self.groups.len() == Self::GROUPS_MAX && !self.groups.contains_key(&holders) {
-            self.others += 1;
-            return;
-        }
-        self.groups.entry(holders).or_insert_with(|| (tensor.into(), 0)).1 += 1;
-    }
-
-    /// One note for each group: its first tensor, how many more there are, and the models.
-    pub(super) fn notes(self, names: impl Fn(&[usize]) -> String) -> Vec<String> {
-        let note = |((with, without), (first, count)): (Holders, (String, usize))| {
-            let more = if count > 1 { format!(" and {} more tensors", count - 1) } else { String::new() };
-            format!("{first}{more}: copied from {}, because {} has none", names(&with), names(&without))
-        };
-        let mut notes: Vec<String> = self.groups.into_iter().map(note).collect();
-        if self.others > 0 {
-            let others = self.others;
-            notes.push(format!(
-                "{others} more tensors are copied from the models that have them, because others have none"
-            ));
-        }
-        notes
-    }
-}
-
 impl Planner<'_> {
     /// Two names of one folder are two models to the config, and probably not to the user.
     pub(super) fn same_folders(&self) -> Vec<Error> {
         let mut known = HashMap::new();
         let mut warnings = Vec::new();
-        for source in self.models {
-            let folder = source.folder.real();
-            let first = *known.entry(folder).or_insert(&source.name);
+        // The folder of one that is merged on the way is that of a model it is made of.
+        let stored = self.models.iter().filter(|model| !model.is_merged);
+        let mut sources: Vec<usize> = stored.map(|model| model.source).collect();
+        sources.dedup();
+        for source in sources.into_iter().map(|source| &self.sources[source]) {
+            let file = (!source.is_folder()).then(|| source.place());
+            let first = *known.entry((source.folder.real(), file)).or_insert(&source.name);
             if first != &source.name {
                 let message = format!("{first} and {} are the same folder", source.name);
                 let hint = "name it the same way everywhere, or it is merged twice";
@@ -99,15 +62,13 @@ impl Planner<'_> {
             self.method.parameters.iter().filter_map(|p| Some((p.name, p.sensible?))).collect();
         let mut seen = HashSet::new();
         let mut warnings: IndexMap<&str, Vec<Error>> = IndexMap::new();
-        for (name, value, source) in
-            tensors.iter().filter_map(merge).flat_map(|merge| own_values(&self.inputs, merge))
-        {
+        for (name, value, model) in tensors.iter().filter_map(merge).flat_map(own_values) {
             let Some((_, (low, high))) = ranged.iter().find(|(ranged, _)| *ranged == name) else { continue };
-            if !(*low..=*high).contains(&value) && seen.insert((name, source)) {
+            if !(*low..=*high).contains(&value) && seen.insert((name, model)) {
                 let message =
-                    format!("{name} {value} of {} is not from {low} to {high}", self.name_of(source));
+                    format!("{name} {value} of {} is not from {low} to {high}", self.name_of(model));
                 let hint = format!("more than {high} acts as {high}, less than {low} as {low}");
-                let warning = self.config.error_at(self.written_at(name, source), message);
+                let warning = self.config.error_at(self.written_at(name, model), message);
                 warnings.entry(name).or_default().push(warning.hint(hint));
             }
         }
@@ -126,17 +87,18 @@ impl Planner<'_> {
     }
 
     /// Where the innermost scope that has a parameter of a model has it.
-    fn written_at(&self, parameter: &str, source: usize) -> Position {
+    fn written_at(&self, parameter: &str, of: usize) -> Position {
         let config = self.config;
-        let is_this = |model: &Located<ModelRef>| self.source_of(&model.value) == source;
+        let is_this = |model: &Located<ModelRef>| self.model_of(&model.value) == of;
         let scopes: Vec<&Parameters> = match &config.inputs {
             Inputs::Models(models) => {
                 models.iter().filter(|input| is_this(&input.model)).map(|input| &*input.parameters).collect()
             }
-            Inputs::Slices(slices) => {
+            Inputs::Slices(_) | Inputs::Modules(_) => {
+                let slices = config.inputs.slices();
                 let own = slices.iter().flat_map(|slice| &slice.sources);
                 let own = own.filter(|own| is_this(&own.model)).map(|own| &own.parameters);
-                let has_this = |slice: &&Slice| slice.sources.iter().any(|own| is_this(&own.model));
+                let has_this = |slice: &&&Slice| slice.sources.iter().any(|own| is_this(&own.model));
                 own.chain(slices.iter().filter(has_this).map(|slice| &slice.parameters)).collect()
             }
         };
@@ -168,10 +130,8 @@ impl Planner<'_> {
     }
 
     /// config.json may list something for every layer of the donor; such lists are not cut to fit.
-    pub(super) fn stale_layer_lists(&self, layers: usize) -> Option<Error> {
-        let donor = &self.sources[self.donor()];
-        let names = donor.tensors().map(|tensor| tensor.name.as_str());
-        let had = names::stacks(names).values().copied().max().unwrap_or(0);
+    pub(super) fn stale_layer_lists(&self, had: usize, layers: usize) -> Option<Error> {
+        let donor = &self.models[self.donor];
         let lists = per_layer_lists(&donor.config, had);
         (had != layers && !lists.is_empty()).then(|| {
             Error::config(format!(
@@ -192,30 +152,23 @@ fn merge(tensor: &Tensor) -> Option<&Merge> {
 }
 
 /// The numbers of a merge that belong to one model each: name, value and the model.
-fn own_values<'a>(
-    inputs: &'a [Input],
-    merge: &'a Merge,
-) -> impl Iterator<Item = (&'static str, f64, usize)> + 'a {
-    merge.settings.per_input.iter().zip(&merge.inputs).flat_map(|(values, input)| {
-        let source = input::source(inputs, *input);
+fn own_values(merge: &Merge) -> impl Iterator<Item = (&'static str, f64, usize)> {
+    merge.settings.per_input.iter().zip(&*merge.models).flat_map(|(values, model)| {
         values.iter().filter_map(move |(name, value)| match value {
-            Value::Number(number) => Some((*name, *number, source?)),
+            Value::Number(number) => Some((*name, *number, *model)),
             Value::Flag(_) | Value::Word(_) | Value::Null => None,
         })
     })
 }
 
 /// Stacked layers of models that do not fit together: the same tensor has other dimensions in another layer.
-pub(super) fn uneven_layers(inputs: &[Input], tensors: &[Tensor]) -> Option<Error> {
-    let first_source = |tensor: &Tensor| match &tensor.action {
-        Action::Copy(copy) => input::source(inputs, copy.holders[0]),
-        Action::Merge(merge) => input::source(inputs, merge.inputs[0]),
-    };
+pub(super) fn uneven_layers(tensors: &[Tensor]) -> Option<Error> {
+    let first_model = |tensor: &Tensor| tensor.models()[0];
     let mut first: HashMap<&str, &Tensor> = HashMap::new();
     for tensor in tensors {
         let Some(layered) = names::layered(&tensor.name) else { continue };
         let other = *first.entry(layered.rest).or_insert(tensor);
-        if other.shape != tensor.shape && first_source(other) != first_source(tensor) {
+        if other.shape != tensor.shape && first_model(other) != first_model(tensor) {
             let (a, b) = (&other.shape, &tensor.shape);
             let message =
                 format!("{} is {a:?} and {} is {b:?}: layers of different models", other.name, tensor.name);

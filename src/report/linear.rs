@@ -31,16 +31,22 @@ pub(super) fn linear_config(prepared: &Prepared) -> Option<String> {
         TokenizerSource::Base => "base".into(),
         TokenizerSource::Model(model) => reference(model),
     };
-    key("tokenizer_source", config.tokenizer.as_ref().map(|source| tokenizer(&source.value)));
+    key("tokenizer_source", config.tokenizer.as_ref().map(|wish| tokenizer(&wish.source)));
     Some(text)
 }
 
 /// A model as YAML. A JSON string is a YAML string, whatever it holds.
 fn reference(model: &ModelRef) -> String {
     let text = |text: &str| Value::from(text).to_string();
-    if !model.path.contains(['@', '+']) {
+    let lora = model.lora.as_ref();
+    let paths = std::iter::once(&model.path).chain(lora.map(|lora| &lora.path));
+    if paths.into_iter().all(|path| !path.contains(['@', '+'])) {
         return text(&model.to_string());
     }
-    let revision = model.revision.as_ref().map(|revision| format!(", revision: {}", text(revision)));
-    format!("{{model: {{path: {}{}}}}}", text(&model.path), revision.unwrap_or_default())
+    let place = |path: &str, revision: Option<&String>| {
+        let revision = revision.map(|revision| format!(", revision: {}", text(revision)));
+        format!("{{path: {}{}}}", text(path), revision.unwrap_or_default())
+    };
+    let lora = lora.map(|lora| format!(", lora: {}", place(&lora.path, lora.revision.as_ref())));
+    format!("{{model: {}{}}}", place(&model.path, model.revision.as_ref()), lora.unwrap_or_default())
 }

@@ -222,7 +222,7 @@ fn mistakes_in_averages_are_refused_with_the_way_out() {
     // What matches and is broken is an error, and not left out.
     fs::create_dir(folder.path().join("checkpoint-3")).unwrap();
     fs::write(folder.path().join("checkpoint-3/config.json"), "{}").unwrap();
-    planned(folder.path(), &average(""), &[]).failed(3, &["checkpoint-3 holds no safetensors file"]);
+    planned(folder.path(), &average(""), &[]).failed(3, &["checkpoint-3 holds no weights"]);
 }
 
 /// A run of many checkpoints: more than any table of a fixed size in the kernels had.

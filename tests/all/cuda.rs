@@ -56,6 +56,20 @@ fn merged(ended: Ended, folder: &Path) -> Tensors {
     tensors
 }
 
+/// Adapters are added on the way to the device.
+#[test]
+fn models_with_adapters_give_the_bytes_of_the_cpu() {
+    for method in ["linear", "ties"] {
+        let folder = tempfile::tempdir().unwrap();
+        let text = crate::adapters::write_merge(folder.path(), method);
+        std::fs::write(folder.path().join("config.yml"), text).unwrap();
+        let on = |device: &str| {
+            merged(merge(driver(), &[], folder.path(), &["--no-cache", "--device", device]), folder.path())
+        };
+        assert!(on("cpu") == on("cuda"), "{method}");
+    }
+}
+
 #[test]
 fn every_kernel_gives_the_bits_of_its_twin() {
     // Another seed is another order of threads and streams, which fewer cases show as well.
@@ -305,6 +319,19 @@ fn float64_gives_the_bytes_of_the_cpu() {
             let more = [&["--device", "cuda"], more].concat();
             let found = merged(merge(driver(), &[("SEED", "6")], folder.path(), &more), folder.path());
             assert!(found == expected, "{more:?}");
+        }
+    }
+}
+
+#[test]
+fn merged_vocabularies_give_the_bytes_of_the_cpu() {
+    for method in ["linear", "ties"] {
+        let folder = crate::vocabularies::case(method);
+        let expected = merged(merge(driver(), &[], folder.path(), &["--device", "cpu"]), folder.path());
+        for more in [&["--threads", "2"][..], &["--chunk-tiles", "1"]] {
+            let more = [&["--device", "cuda"], more].concat();
+            let found = merged(merge(driver(), &[], folder.path(), &more), folder.path());
+            assert!(found == expected, "{method}, {more:?}");
         }
     }
 }

@@ -215,7 +215,7 @@ fn an_index_may_name_files_of_its_folder_alone() {
             &[
                 "b/model.safetensors.index.json: ",
                 "\"model.layers.0.w\"",
-                "no plain name of a safetensors file",
+                "no plain name of a file of weights",
             ],
         );
     }
@@ -331,7 +331,7 @@ impl<F: Fn() + Sync> Watch for Trap<F> {
 /// Merges a config through the library, in the smallest steps, and does something when the first of a kind has been taken.
 pub fn merge_trapped(config: &Path, out: &Path, after: Step, act: impl Fn() + Sync) -> Error {
     let prepared =
-        prepare(config, &Choices { seed: 0, shard_bytes: Some(5_000_000_000), allow_crimes: false }).unwrap();
+        prepare(config, &Choices { seed: 0, shard_bytes: Some(5_000_000_000), ..Choices::USUAL }).unwrap();
     let budget = Budget { threads: 1, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: Some(1) };
     let (device, out, reads) = (processor(), out.into(), Reads::Mapped);
     let options = Options {

@@ -268,7 +268,7 @@ fn a_mended_merge_is_the_merge_of_known_thresholds() {
         format!("merge_method: ties\nbase_model: {}\nmodels:\n{}{}", at("m0").display(), model(1), model(2));
     std::fs::write(at("config.yml"), config).unwrap();
     let run = |out: &str, chunk_tiles: u64, threads: usize, recall: bool| {
-        let choices = Choices { seed: 0, shard_bytes: Some(RUN.shard_bytes), allow_crimes: false };
+        let choices = Choices { seed: 0, shard_bytes: Some(RUN.shard_bytes), ..Choices::USUAL };
         let prepared = prepare(&at("config.yml"), &choices).unwrap();
         let budget = Budget { chunk_tiles: Some(chunk_tiles), threads, ..RUN.budget };
         let options = Options {

@@ -54,9 +54,12 @@ fn kinds(plan: &Plan, weight: usize, base: &Tensors, own: &[f32]) -> Vec<(Box<dy
         weight: Floats { input: weight, float: Float::BF16 },
         a: floats("a", Float::BF16),
         b: floats("b", Float::F32),
+        experts: 1,
+        rows: ROWS as u64,
         columns: COLUMNS as u64,
         rank: RANK as u64,
         scale: 1.7,
+        transposed: false,
     };
     let (a, b) = (of("a"), of("b"));
     let element = |i: usize| {
@@ -82,23 +85,31 @@ fn kinds(plan: &Plan, weight: usize, base: &Tensors, own: &[f32]) -> Vec<(Box<dy
     };
     let dequantised = (0..ROWS * COLUMNS).map(dequantised).collect();
 
-    // Reversed, with rows of another tensor between, averages and zeros.
+    // Reversed, with rows of another tensor between, averages, zeros, and rows that fill up.
     let row = |row: usize| match row % 7 {
         0 => Row::Zero,
         1 => Row::Picked { of: 1, row: (row % 9) as u64 },
         2 => Row::Mean(vec![(0, row as u64), (1, 3), (0, 1)]),
+        3 => Row::Filler,
         _ => Row::Picked { of: 0, row: (ROWS - 1 - row) as u64 },
     };
     let more = of("more");
     let from = |of: usize, row: u64, column: usize| [own, &more][of][row as usize * COLUMNS + column];
-    let picked = |i: usize| match row(i / COLUMNS) {
-        Row::Zero => 0.0,
+    let elsewhere = |i: usize| match row(i / COLUMNS) {
+        Row::Zero | Row::Filler => 0.0,
         Row::Picked { of, row } => from(of, row, i % COLUMNS),
         Row::Mean(holders) => {
             let sum = holders.iter().fold(0.0, |sum, (of, row)| sum + from(*of, *row, i % COLUMNS));
             sum / holders.len() as f32
         }
     };
+    let real: Vec<usize> = (0..ROWS).filter(|place| row(*place) != Row::Filler).collect();
+    let filler = |column: usize| {
+        let sum: f64 = real.iter().map(|row| f64::from(elsewhere(row * COLUMNS + column))).sum();
+        (sum / real.len() as f64) as f32
+    };
+    let fillers: Vec<f32> = (0..COLUMNS).map(filler).collect();
+    let picked = |i: usize| if row(i / COLUMNS) == Row::Filler { fillers[i % COLUMNS] } else { elsewhere(i) };
     let of = vec![Floats { input: weight, float: Float::BF16 }, floats("more", Float::F16)];
     let rows = Rows::new(of, COLUMNS as u64, Float::F32, (0..ROWS).map(row));
     let rearranged = (0..ROWS * COLUMNS).map(picked).collect();
@@ -161,8 +172,7 @@ fn config(folder: &Path, method: &str, first: &str) -> Prepared {
     );
     let file = folder.join("config.yml");
     std::fs::write(&file, text).unwrap();
-    prepare(&file, &Choices { seed: RUN.seed, shard_bytes: Some(RUN.shard_bytes), allow_crimes: false })
-        .unwrap()
+    prepare(&file, &Choices { seed: RUN.seed, shard_bytes: Some(RUN.shard_bytes), ..Choices::USUAL }).unwrap()
 }
 
 fn merged(folder: &Path, prepared: &Prepared, chunk_tiles: u64, threads: usize) -> Stored {

@@ -722,7 +722,11 @@ fn a_tensor_that_some_models_lack_is_copied_where_that_is_clear() {
         assert_eq!(out["extra"], extra(copied).1);
         let prepared = mergeforge::prepare(
             &folder.path().join("out.yml"),
-            &mergeforge::plan::Choices { seed: 0, shard_bytes: Some(5_000_000_000), allow_crimes: false },
+            &mergeforge::plan::Choices {
+                seed: 0,
+                shard_bytes: Some(5_000_000_000),
+                ..mergeforge::plan::Choices::USUAL
+            },
         );
         let notes = prepared.unwrap().plan.notes;
         assert!(notes.len() == 1 && notes[0].starts_with("extra: copied from "), "{notes:?}");

@@ -171,7 +171,7 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
     let file = folder.join(format!("{out}.yml"));
     std::fs::write(&file, config).unwrap();
     let prepared =
-        prepare(&file, &Choices { seed: run.seed, shard_bytes: Some(run.shard_bytes), allow_crimes: false })?;
+        prepare(&file, &Choices { seed: run.seed, shard_bytes: Some(run.shard_bytes), ..Choices::USUAL })?;
     let options = Options {
         out: folder.join(out),
         device: processor(),

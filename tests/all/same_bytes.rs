@@ -260,8 +260,7 @@ impl Case {
         let plan = |shard_bytes| {
             (
                 shard_bytes,
-                prepare(&file, &Choices { seed, shard_bytes: Some(shard_bytes), allow_crimes: false })
-                    .unwrap(),
+                prepare(&file, &Choices { seed, shard_bytes: Some(shard_bytes), ..Choices::USUAL }).unwrap(),
             )
         };
         Self { prepared: SHARD_BYTES.map(plan).into(), folder }

@@ -209,6 +209,18 @@ fn float64_gives_the_bytes_of_the_cpu() {
 }
 
 #[test]
+fn merged_vocabularies_give_the_bytes_of_the_cpu() {
+    for method in ["linear", "ties"] {
+        let folder = crate::vocabularies::case(method);
+        let expected = of_cpu(folder.path());
+        for more in [&["--threads", "2"][..], &["--chunk-tiles", "1"]] {
+            let found = merged(merge_on_device("", folder.path(), more), folder.path());
+            assert_same(&expected, &found, &format!("{method}, {more:?}"));
+        }
+    }
+}
+
+#[test]
 fn averages_of_many_checkpoints_give_the_bytes_of_the_cpu() {
     let folder = averages::many();
     crate::command::config(folder.path(), &averages::config_of_many(folder.path(), "average"));
@@ -253,6 +265,19 @@ fn every_method_gives_the_bytes_of_the_cpu() {
 #[test]
 fn outputs_of_the_same_inputs_share_what_is_held() {
     crate::inputs::check_shared_inputs(&choose(DEVICE).unwrap().0);
+}
+
+/// Adapters are added on the way to the device.
+#[test]
+fn models_with_adapters_give_the_bytes_of_the_cpu() {
+    for method in ["linear", "ties"] {
+        let folder = tempfile::tempdir().unwrap();
+        let text = crate::adapters::write_merge(folder.path(), method);
+        std::fs::write(folder.path().join("config.yml"), text).unwrap();
+        let expected = of_cpu(folder.path());
+        let found = merged(merge_on_device("", folder.path(), &[]), folder.path());
+        assert_same(&expected, &found, method);
+    }
 }
 
 /// Something done to the values of a model.

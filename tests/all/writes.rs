@@ -49,7 +49,7 @@ fn merge_two(folder: &Path, out: PathBuf, threads: usize, shard_bytes: u64, watc
     );
     let config = command::config(folder, &text);
     let prepared =
-        prepare(&config, &Choices { seed: 0, shard_bytes: Some(shard_bytes), allow_crimes: false }).unwrap();
+        prepare(&config, &Choices { seed: 0, shard_bytes: Some(shard_bytes), ..Choices::USUAL }).unwrap();
     let options = Options {
         out,
         device: processor(),

@@ -6,10 +6,10 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use super::{Case, Ends, write_model};
-use super::{files, headers};
+use super::{files, headers, pickles};
 use crate::models::Random;
 
-pub const COUNT: usize = 459;
+pub const COUNT: usize = 498;
 
 pub const CONFIG: &str = "config.json";
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -26,6 +26,7 @@ pub fn all() -> Vec<Case> {
     config_texts(&mut cases);
     config_types(&mut cases);
     files::all(&mut cases);
+    pickles::all(&mut cases);
     let written = cases.0.len();
     assert!((150..=COUNT - 60).contains(&written), "{written} checkpoints are written by hand");
     mutations(&mut cases, COUNT - written);

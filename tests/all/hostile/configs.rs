@@ -432,7 +432,6 @@ fn names(cases: &mut Cases) {
         ("isolates", "\\u2066x\\u2069"),
         ("a line separator", "x\\u2028y"),
         ("a config", "config.yml"),
-        ("a file of a model", "../b/model.safetensors"),
         ("a file as a folder", "../b/model.safetensors/x"),
         ("a device", "/dev/zero"),
         ("a folder of devices", "/dev"),
@@ -465,6 +464,12 @@ fn names(cases: &mut Cases) {
     for (what, name) in refused {
         cases.config(format!("model name: {what}"), Ends::Refused, format!("merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: ../a}}, {{model: \"{name}\"}}]\n"));
     }
+    // A file of tensors is a model by itself.
+    cases.config(
+        "model name: a file of a model".into(),
+        Ends::Merged,
+        "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: ../a}, {model: ../b/model.safetensors}]\n",
+    );
     for (key, value) in [
         ("tokenizer_source", "\"x\\e[2J\\n\""),
         ("chat_template", "\"{{ \\e[2J\\n }}\""),

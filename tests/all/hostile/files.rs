@@ -216,15 +216,17 @@ fn foreign(cases: &mut Cases) {
     ] {
         cases.file(format!("foreign: the weights are {what}"), Ends::Damaged, SINGLE, start);
     }
-    for file in [
-        "pytorch_model.bin",
-        "model.gguf",
-        "tf_model.h5",
-        "model.safetensors.part",
-        ".safetensors",
-        "adapter_model.bin",
+    for (file, ends) in [
+        // What a file is, its first bytes say.
+        ("pytorch_model.bin", Ends::Merged),
+        ("only.pth", Ends::Merged),
+        ("optimizer.bin", Ends::Damaged),
+        ("model.gguf", Ends::Damaged),
+        ("tf_model.h5", Ends::Damaged),
+        ("model.safetensors.part", Ends::Damaged),
+        (".safetensors", Ends::Damaged),
     ] {
-        cases.model(format!("foreign: {file} instead of the weights"), Ends::Damaged, move |b| {
+        cases.model(format!("foreign: {file} instead of the weights"), ends, move |b| {
             fs::rename(b.join(SINGLE), b.join(file)).unwrap();
         });
     }

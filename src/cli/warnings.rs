@@ -1,0 +1,56 @@
+//! Warnings of a config and of its plan: shown where they come up, and refused where that is wanted.
+
+use super::{CommonArgs, show};
+use crate::Prepared;
+use crate::config::Warning;
+use crate::error::{Error, Result};
+
+/// Plans, and reports the warnings or refuses them, those of the config too.
+pub(super) fn checked(
+    of_config: &[Warning],
+    common: &CommonArgs,
+    prepare: impl FnOnce() -> Result<Prepared>,
+) -> Result<Prepared> {
+    let mut warnings = Warnings::default();
+    // Reported before the plan is made: a slip of a key is often why it fails.
+    warnings.of_config(of_config);
+    let prepared = prepare()?;
+    warnings.of_plan(&prepared);
+    warnings.refuse(common.strict)?;
+    Ok(prepared)
+}
+
+/// The warnings so far.
+#[derive(Debug, Default)]
+pub(super) struct Warnings {
+    pub(super) count: usize,
+}
+
+impl Warnings {
+    pub(super) fn of_config(&mut self, warnings: &[Warning]) {
+        self.add(warnings.iter().map(|warning| Error::config(warning.message.as_str())));
+    }
+
+    pub(super) fn of_plan(&mut self, prepared: &Prepared) {
+        self.add(prepared.plan.warnings.iter().cloned());
+    }
+
+    fn add(&mut self, warnings: impl Iterator<Item = Error>) {
+        warnings.for_each(|warning| {
+            show::warning(&warning);
+            self.count += 1;
+        });
+    }
+
+    /// Makes them an error, if there are any and that is wanted.
+    pub(super) fn refuse(&self, strict: bool) -> Result<()> {
+        if !strict || self.count == 0 {
+            return Ok(());
+        }
+        let refusal = Error::config(format!(
+            "refused for its warnings, {} in all: --strict makes them errors",
+            self.count
+        ));
+        Err(refusal.hint("correct what they name, or leave out --strict"))
+    }
+}

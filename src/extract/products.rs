@@ -1,0 +1,101 @@
+//! Products of matrices and vectors in f64, in one order on every processor.
+
+use crate::instructions::for_each_instruction_set;
+
+/// Columns whose sums are computed together, in registers; and sums of a dot product that go on side by side.
+pub(super) const LANES: usize = 8;
+
+/// Rows whose sums are computed together.
+const ROWS: usize = 4;
+
+/// A matrix by columns, [`LANES`] at a time: for those all rows, one behind the other.
+pub(super) struct Panels {
+    values: Vec<[f64; LANES]>,
+    rows: usize,
+    columns: usize,
+}
+
+impl Panels {
+    /// Those of a matrix with so many columns.
+    pub(super) fn of(matrix: &[f64], columns: usize) -> Self {
+        let rows = matrix.len() / columns;
+        let mut all = vec![[0.0; LANES]; columns.div_ceil(LANES) * rows];
+        for (row, values) in matrix.chunks_exact(columns).enumerate() {
+            for (panel, values) in values.chunks(LANES).enumerate() {
+                all[panel * rows + row][..values.len()].copy_from_slice(values);
+            }
+        }
+        Self { values: all, rows, columns }
+    }
+}
+
+/// Adds `left · right` to `into`. Each element's terms are added up from the first to the last, and then to what is there.
+pub(super) fn add_product(left: &[f64], right: &Panels, into: &mut [f64]) {
+    let Panels { values, rows, columns } = right;
+    assert_eq!(
+        left.len() / rows * columns,
+        into.len(),
+        "a product has the rows of one and the columns of the other"
+    );
+    add_panels(left, values, *rows, into, *columns);
+}
+
+for_each_instruction_set! {
+    fn add_panels(left: &[f64], right: &[[f64; LANES]], inner: usize, into: &mut [f64], columns: usize) {
+        // A panel stays in the cache while all rows go past it.
+        for (number, right) in right.chunks_exact(inner).enumerate() {
+            let own = number * LANES..columns.min((number + 1) * LANES);
+            for (left, into) in left.chunks(ROWS * inner).zip(into.chunks_mut(ROWS * columns)) {
+                if left.len() == ROWS * inner {
+                    let sums = sums::<ROWS>(left, right, inner);
+                    for (into, sums) in into.chunks_exact_mut(columns).zip(&sums) {
+                        into[own.clone()].iter_mut().zip(sums).for_each(|(into, sum)| *into += sum);
+                    }
+                } else {
+                    for (left, into) in left.chunks_exact(inner).zip(into.chunks_exact_mut(columns)) {
+                        let [sums] = sums::<1>(left, right, inner);
+                        into[own.clone()].iter_mut().zip(&sums).for_each(|(into, sum)| *into += sum);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The sum of products: element `i` belongs to sum `i % LANES`.
+    pub(super) fn dot(one: &[f64], other: &[f64]) -> f64 {
+        let ((one, one_rest), (other, other_rest)) = (one.as_chunks::<LANES>(), other.as_chunks::<LANES>());
+        let mut sums = [0.0; LANES];
+        for (one, other) in one.iter().zip(other) {
+            for (sum, (one, other)) in sums.iter_mut().zip(one.iter().zip(other)) {
+                *sum += one * other;
+            }
+        }
+        for (sum, (one, other)) in sums.iter_mut().zip(one_rest.iter().zip(other_rest)) {
+            *sum += one * other;
+        }
+        let half = |at: usize| (sums[at] + sums[at + 1]) + (sums[at + 2] + sums[at + 3]);
+        half(0) + half(4)
+    }
+
+    /// Takes `factor · other` away.
+    pub(super) fn subtract(from: &mut [f64], factor: f64, other: &[f64]) {
+        from.iter_mut().zip(other).for_each(|(from, other)| *from -= factor * other);
+    }
+
+    pub(super) fn scale(values: &mut [f64], factor: f64) {
+        values.iter_mut().for_each(|value| *value *= factor);
+    }
+}
+
+/// `Σ left · right` over all of `inner`, of a few rows and [`LANES`] columns.
+#[inline(always)]
+fn sums<const ROWS: usize>(left: &[f64], right: &[[f64; LANES]], inner: usize) -> [[f64; LANES]; ROWS] {
+    let left: [&[f64]; ROWS] = std::array::from_fn(|row| &left[row * inner..][..inner]);
+    let mut sums = [[0.0; LANES]; ROWS];
+    for (k, right) in right[..inner].iter().enumerate() {
+        for (sums, left) in sums.iter_mut().zip(left) {
+            sums.iter_mut().zip(right).for_each(|(sum, right)| *sum += left[k] * right);
+        }
+    }
+    sums
+}

@@ -1,0 +1,143 @@
+//! Prompts as tokens, as the base model's own tokenizer cuts them.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::{PostProcessorWrapper, Tokenizer};
+
+use crate::checkpoint::{COMPANION_BYTES_MAX, Source, TOKENIZER_BYTES_MAX};
+use crate::config::Located;
+use crate::error::{Error, Result};
+
+/// The tokenizer of a model, with the text that begins every prompt.
+pub(super) struct Prompter<'a> {
+    model: &'a str,
+    tokenizer: Tokenizer,
+    /// The token that a text begins with; empty where the model has none.
+    begin: String,
+}
+
+const TOKENIZER: &str = "tokenizer.json";
+/// Where a model says which of its tokens begins a text.
+const SETTINGS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+
+impl<'a> Prompter<'a> {
+    /// Reads a model's tokenizer.
+    ///
+    /// # Errors
+    /// It has none that can be used.
+    pub(super) fn open(source: &'a Source) -> Result<Self> {
+        let model = source.name.as_str();
+        if !source.folder.has(TOKENIZER) {
+            let message = format!("{model} has no {TOKENIZER}, which turns the prompts into tokens");
+            return Err(Error::config(message).hint(
+                "load its tokenizer with transformers' AutoTokenizer and save it again, which writes tokenizer.json; \
+                 or set `gate_mode: random`, which needs no prompts",
+            ));
+        }
+        let text = source.folder.file(TOKENIZER).read(TOKENIZER_BYTES_MAX)?;
+        let steps: Steps =
+            serde_json::from_slice(&text).map_err(|cause| unusable(model, &cause.to_string()))?;
+        if growth(&steps.normalizer) > GROWTH_MAX {
+            return Err(unusable(model, "its normalizer could make any text too long"));
+        }
+        let tokenizer = unbroken(model, || {
+            let mut tokenizer =
+                Tokenizer::from_bytes(&text).map_err(|cause| unusable(model, &cause.to_string()))?;
+            // What a file says of batches, and puts around texts, is not meant for prompts.
+            tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+            tokenizer.with_padding(None);
+            tokenizer.with_truncation(None).map_err(|cause| unusable(model, &cause.to_string()))?;
+            Ok(tokenizer)
+        })?;
+        let begin = SETTINGS.iter().find_map(|file| beginning(source, file)).unwrap_or_default();
+        Ok(Self { model, tokenizer, begin })
+    }
+
+    /// The tokens of some prompts and how often each occurs. No special tokens are added but the one that begins each prompt.
+    ///
+    /// # Errors
+    /// The tokenizer cannot take a prompt.
+    pub(super) fn tokens(&self, prompts: &[Located<String>]) -> Result<BTreeMap<u64, u32>> {
+        let mut tokens = BTreeMap::new();
+        for prompt in prompts {
+            let text = format!("{}{}", self.begin, prompt.value);
+            let encoded = unbroken(self.model, || {
+                self.tokenizer.encode(text, false).map_err(|cause| unusable(self.model, &cause.to_string()))
+            })?;
+            encoded.get_ids().iter().for_each(|token| *tokens.entry(u64::from(*token)).or_default() += 1);
+        }
+        Ok(tokens)
+    }
+}
+
+/// The part of a tokenizer that changes a text before it is cut.
+#[derive(Deserialize)]
+struct Steps {
+    #[serde(default)]
+    normalizer: Value,
+}
+
+/// The most that a text may grow. Published tokenizers stay below some thousand, by the most that their steps could do.
+const GROWTH_MAX: u64 = 1 << 16;
+
+/// How many times as long a normalizer can make a text at the most: one step after the other may double it, and some dozen do.
+fn growth(normalizer: &Value) -> u64 {
+    /// The longest that Unicode's own decompositions make of a character.
+    const OF_UNICODE: u64 = 32;
+    match normalizer.get("type").and_then(Value::as_str) {
+        None | Some("Lowercase" | "Prepend" | "Strip" | "StripAccents") => 1,
+        Some("Sequence") => {
+            let steps = normalizer.get("normalizers").and_then(Value::as_array);
+            steps.into_iter().flatten().map(growth).fold(1, u64::saturating_mul)
+        }
+        // What stands for nothing may stand between all characters.
+        Some("Replace") => 1 + normalizer.get("content").and_then(Value::as_str).map_or(0, str::len) as u64,
+        Some(_) => OF_UNICODE,
+    }
+}
+
+fn unusable(model: &str, cause: &str) -> Error {
+    Error::input(format!("{TOKENIZER} of {model} cannot be used: {cause}"))
+        .hint("download it again; or set `gate_mode: random`, which needs no prompts")
+}
+
+/// What `work` gives. The library that it calls takes some things that a tokenizer says for granted.
+fn unbroken<T>(model: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(unusable(model, "it contradicts itself")))
+}
+
+/// The token that begins a text, if this file of the model names one: as a text, or as an object that holds it.
+fn beginning(source: &Source, file: &str) -> Option<String> {
+    if !source.folder.has(file) {
+        return None;
+    }
+    let settings: Value =
+        serde_json::from_slice(&source.folder.file(file).read(COMPANION_BYTES_MAX).ok()?).ok()?;
+    let token = settings.get("bos_token")?;
+    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn growth_is_bounded_by_the_steps() {
+        let replace =
+            |content: &str| json!({ "type": "Replace", "pattern": { "String": "e" }, "content": content });
+        let sequence = |steps: Vec<Value>| json!({ "type": "Sequence", "normalizers": steps });
+        assert_eq!(growth(&Value::Null), 1);
+        // As Llama and Albert have it.
+        assert_eq!(growth(&sequence(vec![json!({ "type": "Prepend", "prepend": "▁" }), replace("▁")])), 4);
+        let albert = ["NFKD", "StripAccents", "Lowercase", "Precompiled"].map(|step| json!({ "type": step }));
+        assert!(
+            growth(&sequence([vec![replace("\""), replace("\"")], albert.to_vec()].concat())) <= GROWTH_MAX
+        );
+        assert!(growth(&sequence(vec![replace("ee"); 40])) > GROWTH_MAX);
+        assert_eq!(growth(&sequence(vec![sequence(vec![replace("e"); 32]); 4])), u64::MAX);
+    }
+}

@@ -1,0 +1,599 @@
+//! Configs with several documents: the same bytes as the merges one by one, whichever way is taken, and nothing left behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mergeforge::config::parse_all;
+use mergeforge::stages::Stages;
+use safetensors::Dtype;
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+
+use crate::adapters;
+use crate::command::{Ended, merge, mergeforge, plan};
+use crate::models::{self, Form, PLAIN, Tensors, stored, tuned, weights};
+
+/// A base in bfloat16, and tuned models: `a`, `b` and `c` in bfloat16, `wide` in f32. Their tensors are larger than what is
+/// computed at once, and no multiple of it.
+struct Models(TempDir);
+
+const SHAPES: [(&str, &[usize]); 6] = [
+    ("model.embed_tokens.weight", &[300, 301]),
+    ("model.layers.0.w.weight", &[40, 100]),
+    ("model.layers.1.w.weight", &[40, 100]),
+    ("model.layers.2.w.weight", &[40, 100]),
+    ("model.norm.weight", &[100]),
+    ("lm_head.weight", &[300, 301]),
+];
+
+impl Models {
+    fn new() -> Self {
+        let models = Self(tempfile::tempdir().unwrap());
+        for (seed, name) in (0..).zip(["base", "a", "b", "c", "wide"]) {
+            let dtype = if name == "wide" { Dtype::F32 } else { Dtype::BF16 };
+            let tensor = |(i, (name, shape)): (u64, &(&str, &[usize]))| {
+                let base = weights(shape.iter().product(), i + 1);
+                let mut values = if seed == 0 { base } else { tuned(&base, 100 * seed + i) };
+                values[0] = -0.0;
+                ((*name).to_string(), stored(dtype, shape, &values))
+            };
+            let tensors: Tensors = (0..).zip(&SHAPES).map(tensor).collect();
+            let folder = models.path().join(name);
+            models::write(&folder, &tensors, Form { shards: 1 + seed as usize % 2, ..PLAIN });
+            fs::write(folder.join("tokenizer.json"), format!("{{\"of\": \"{name}\"}}")).unwrap();
+            let config = folder.join("config.json");
+            let mut json: Json = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+            json["num_hidden_layers"] = json!(3);
+            json["torch_dtype"] = json!(if name == "wide" { "float32" } else { "bfloat16" });
+            json["text_config"] = json!({ "num_hidden_layers": 3, "of": name });
+            fs::write(config, json.to_string()).unwrap();
+        }
+        models
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn out(&self) -> PathBuf {
+        self.path().join("out")
+    }
+
+    fn text(&self, config: &str) -> String {
+        config.replace("DIR", self.path().to_str().unwrap())
+    }
+
+    fn merge(&self, config: &str, more: &[&str]) -> Ended {
+        merge(self.path(), &self.text(config), more)
+    }
+
+    /// Merges each document by itself, with the results of those before it by their folders. The last one's result.
+    fn one_by_one(&self, config: &str) -> PathBuf {
+        let text = marked(config);
+        let stages = Stages::of(parse_all("c.yml", &text).unwrap(), &text).unwrap();
+        let folder = self.path().join("singly");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        let names: Vec<Option<String>> =
+            stages.configs().iter().map(|config| Some(config.name.as_ref()?.value.clone())).collect();
+        for name in &names {
+            let line = name.as_ref().map_or(String::new(), |name| format!("name: {name}\n"));
+            let mut documents = config.split("---\n");
+            let is_it =
+                |document: &&str| name.is_none() != document.contains("name:") && document.contains(&line);
+            let document = documents.find(is_it).expect("every document is there");
+            let mut text = self.text(&document.replace(&line, ""));
+            let name = name.as_deref().unwrap_or("out");
+            for name in names.iter().flatten() {
+                text = text.replace(&format!("{name}!"), folder.join(name).to_str().unwrap());
+            }
+            let file = folder.join(format!("{name}.yml"));
+            fs::write(&file, text).unwrap();
+            let merged = mergeforge().arg("merge").args([&file, &folder.join(name)]).output().unwrap();
+            Ended::from(merged).succeeded();
+        }
+        folder.join("out")
+    }
+}
+
+/// Names of stages are marked with a `!` in these configs, so that the merges one by one find them.
+fn marked(config: &str) -> String {
+    config.replace('!', "")
+}
+
+/// The files that make a checkpoint a model.
+fn model_files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let about_the_merge = ["mergeforge.json", "mergekit_config.yml", "README.md"];
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .filter(|(name, _)| !about_the_merge.contains(&name.as_str()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[track_caller]
+fn assert_same_files(one: &Path, other: &Path) {
+    let (one, other) = (model_files(one), model_files(other));
+    let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&one), names(&other));
+    for ((name, one), (_, other)) in one.iter().zip(&other) {
+        assert!(one == other, "{name} differs");
+    }
+}
+
+/// Merges a staged config, expects the notes about ways, and compares the result with the merges one by one.
+#[track_caller]
+fn assert_as_one_by_one(models: &Models, config: &str, says: &[&str]) {
+    let ended = models.merge(&marked(config), &[]).succeeded();
+    for part in says {
+        assert!(ended.stderr.contains(part), "no `{part}` in\n{}", ended.stderr);
+    }
+    assert_same_files(&models.out(), &models.one_by_one(config));
+    assert_eq!(
+        fs::read_to_string(models.out().join("mergekit_config.yml")).unwrap(),
+        models.text(&marked(config))
+    );
+    assert!(!models.path().join("out.stages").exists());
+    fs::remove_dir_all(models.out()).unwrap();
+}
+
+const READ: &str = ": merged while it is read, and written nowhere, because ";
+
+/// What a stage can be: its document, and whether it is merged while it is read.
+const STAGES: &[(&str, bool)] = &[
+    (
+        "merge_method: linear\nmodels:\n- {model: DIR/a, parameters: {weight: 0.3}}\n- {model: DIR/b, parameters: {weight: [0.2, 0.9]}}\n",
+        true,
+    ),
+    (
+        "merge_method: linear\ndtype: float16\nmodels:\n- {model: DIR/a, parameters: {weight: 1}}\n- {model: DIR/wide, parameters: {weight: -0.5}}\n",
+        true,
+    ),
+    (
+        "merge_method: task_arithmetic\nbase_model: DIR/base\nmodels:\n- {model: DIR/a, parameters: {weight: 0.7}}\n- {model: DIR/b, parameters: {weight: 0.4}}\n",
+        true,
+    ),
+    (
+        "merge_method: passthrough\nslices:\n- sources: [{model: DIR/b, layer_range: [1, 3]}]\n- sources: [{model: DIR/a, layer_range: [0, 1]}]\n",
+        true,
+    ),
+    ("merge_method: passthrough\ndtype: float16\nmodels: [{model: DIR/a}]\n", true),
+    (
+        "merge_method: passthrough\nparameters: {scale: 0.5}\nmodels: [{model: DIR/wide}]\nout_dtype: bfloat16\n",
+        true,
+    ),
+    (
+        "merge_method: slerp\nbase_model: DIR/a\nparameters: {t: 0.3}\nmodels: [{model: DIR/a}, {model: DIR/b}]\n",
+        false,
+    ),
+    (
+        "merge_method: ties\nbase_model: DIR/base\nparameters: {weight: 1, density: 0.5}\nmodels: [{model: DIR/a}, {model: DIR/b}]\n",
+        false,
+    ),
+];
+
+/// What can be made of a stage.
+const RESULTS: [&str; 5] = [
+    "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: one!}, {model: DIR/c}]\n",
+    "merge_method: task_arithmetic\nbase_model: one!\nparameters: {weight: 0.5}\nmodels: [{model: DIR/c}]\n",
+    "merge_method: slerp\nbase_model: DIR/c\nparameters: {t: 0.4}\nmodels: [{model: one!}, {model: DIR/c}]\n",
+    "merge_method: ties\nbase_model: DIR/c\nparameters: {weight: 1, density: 0.4}\nmodels: [{model: one!}]\n",
+    "merge_method: passthrough\nslices:\n- sources: [{model: one!, layer_range: [1, 3]}]\n- sources: [{model: DIR/c, layer_range: [0, 2]}]\n",
+];
+
+#[test]
+fn every_stage_gives_what_the_merges_one_by_one_give() {
+    let models = Models::new();
+    for (stage, is_read) in STAGES {
+        let way = if *is_read { format!("one{READ}") } else { "one: merged into ".into() };
+        for result in RESULTS {
+            assert_as_one_by_one(&models, &format!("name: one\n{stage}---\n{result}"), &[&way]);
+        }
+    }
+}
+
+/// Three deep, one of them read twice, both ways in one file, and in an order that is not that of merging.
+#[test]
+fn stages_are_made_of_stages() {
+    let models = Models::new();
+    let config = "\
+merge_method: linear
+parameters: {weight: 0.5}
+models: [{model: three!}, {model: one!}]
+---
+name: three
+merge_method: task_arithmetic
+base_model: one!
+dtype: bfloat16
+models:
+- {model: two!, parameters: {weight: 0.8}}
+- {model: DIR/c, parameters: {weight: 0.5}}
+---
+name: one
+merge_method: linear
+models:
+- {model: DIR/a, parameters: {weight: 0.6}}
+- {model: DIR/b, parameters: {weight: 0.6}}
+---
+name: two
+merge_method: METHOD
+base_model: DIR/base
+parameters: {weight: 0.5}
+models: [{model: one!}, {model: DIR/b}]
+";
+    let read = ["one", "two", "three"].map(|name| format!("{name}{READ}"));
+    let fused = config.replace("METHOD", "task_arithmetic");
+    assert_as_one_by_one(&models, &fused, &read.each_ref().map(String::as_str));
+    let folders = config.replace("METHOD", "ties");
+    assert_as_one_by_one(
+        &models,
+        &folders,
+        &[&read[0], "two: merged into ", "because ties measures", &read[2]],
+    );
+}
+
+/// What a stage reads may be made itself: adapted weights, and averages that the processor computes by files of importance.
+#[test]
+fn stages_of_made_inputs_are_read_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapted = adapters::write_merge(folder.path(), "linear");
+    let models = Models(folder);
+    fs::create_dir(models.path().join("importance")).unwrap();
+    let mut importance = models::read(&models.path().join("other"));
+    for (seed, tensor) in (30..).zip(importance.values_mut()) {
+        let values: Vec<f32> = weights(70 * 130, seed).iter().map(|value| value.abs()).collect();
+        *tensor = stored(Dtype::F32, &[70, 130], &values);
+    }
+    models::write(&models.path().join("importance"), &importance, PLAIN);
+    let fisher = "merge_method: fisher\nmodels:\n- {model: DIR/base, importance: DIR/importance}\n- {model: DIR/other, \
+                  importance: DIR/importance}\n";
+    let result = "merge_method: ties\nbase_model: DIR/base\nparameters: {weight: 1, density: 0.4}\nmodels: [{model: one!}]\n";
+    for stage in [adapted.as_str(), fisher] {
+        let config = format!("name: one\n{stage}---\n{result}");
+        assert_as_one_by_one(&models, &config, &[&format!("one{READ}")]);
+    }
+    // An adapter on top of a stage takes a folder.
+    let on_top = format!("name: one\n{stage}---\n{result}", stage = adapted.replace("density", "dens"));
+    let on_top = on_top.replace("{model: one!}", &format!("{{model: one!+{}/two}}", models.path().display()));
+    assert_as_one_by_one(&models, &on_top, &["because an adapter is added to it"]);
+}
+
+/// A chain of `name`s: each document is the linear merge of those before it that `of` gives, and of a model.
+fn chain(count: usize, of: impl Fn(usize) -> Vec<usize>) -> String {
+    let document = |number: usize| {
+        let name = if number + 1 == count { String::new() } else { format!("name: s{number}\n") };
+        let mut models: Vec<String> = of(number).iter().map(|of| format!("{{model: s{of}!}}")).collect();
+        models.push(format!("{{model: DIR/{}}}", ["a", "b", "c"][number % 3]));
+        let models = models.join(", ");
+        format!("{name}merge_method: linear\nparameters: {{weight: 0.5}}\nmodels: [{models}]\n")
+    };
+    (0..count).map(document).collect::<Vec<_>>().join("---\n")
+}
+
+/// However many merges are made of each other, few are carried out within each other.
+#[test]
+fn a_long_chain_of_stages_is_cut_by_folders() {
+    let models = Models::new();
+    let config = chain(150, |number| number.checked_sub(1).into_iter().collect());
+    let planned = plan(models.path(), &models.text(&marked(&config)), &[]).succeeded();
+    let cuts = planned.stderr.matches("because 9 merges would be carried out").count();
+    assert_eq!(cuts, 149 / 9, "{}", planned.stderr);
+    let config = chain(20, |number| number.checked_sub(1).into_iter().collect());
+    assert_as_one_by_one(&models, &config, &["s7: merged while", "s8: merged into", "s17: merged into"]);
+}
+
+/// However many ways lead from a merge to a model, it is not read that often.
+#[test]
+fn stages_that_read_each_other_are_not_read_by_every_path() {
+    let models = Models::new();
+    let two = |number: usize| (number.saturating_sub(2)..number).collect();
+    assert_as_one_by_one(&models, &chain(20, two), &["would be read 5 times each time it is read"]);
+    let planned = plan(models.path(), &models.text(&marked(&chain(26, |n| (0..n).collect()))), &["--json"]);
+    let plan: Json = serde_json::from_str(&planned.succeeded().stdout).unwrap();
+    let (read, written) = (plan["read_bytes"].as_u64().unwrap(), plan["write_bytes"].as_u64().unwrap());
+    // Of each of the 26 that it reads about four models, and not one for each of the millions of paths.
+    assert!(read < 4 * 26 * written, "{read} bytes are read for {written}");
+}
+
+/// The folder that gives a stage its files is no model of the merge.
+#[test]
+fn a_stage_is_not_the_folder_of_its_files() {
+    let models = Models::new();
+    let config = format!("name: one\n{}---\n{}", STAGES[0].0, RESULTS[0].replace("DIR/c", "DIR/a"));
+    let ended = models.merge(&marked(&config), &["--strict"]).succeeded();
+    assert!(ended.stderr.contains(READ) && !ended.stderr.contains("same folder"), "{}", ended.stderr);
+}
+
+/// However the work is cut and spread.
+#[test]
+fn the_cut_of_the_work_does_not_show() {
+    let models = Models::new();
+    let config = marked(&format!("name: one\n{}---\n{}", STAGES[2].0, RESULTS[3]));
+    models.merge(&config, &[]).succeeded();
+    let expected = model_files(&models.out());
+    for more in [&["--threads", "1", "--chunk-tiles", "1"][..], &["--threads", "5", "--host-memory", "9MB"]] {
+        fs::remove_dir_all(models.out()).unwrap();
+        models.merge(&config, more).succeeded();
+        assert!(model_files(&models.out()) == expected, "{more:?}");
+    }
+}
+
+/// Integers that models must agree on are compared before anything is made of them.
+#[test]
+fn what_models_must_agree_on_is_compared_first() {
+    let models = Models::new();
+    for (name, ids) in [("a", 7), ("b", 7), ("c", 7)] {
+        let mut tensors = models::read(&models.path().join(name));
+        let ids = models::Stored { dtype: Dtype::I64, shape: vec![3], bytes: vec![ids; 24] };
+        tensors.insert("model.ids".into(), ids);
+        fs::remove_dir_all(models.path().join(name)).unwrap();
+        models::write(&models.path().join(name), &tensors, PLAIN);
+    }
+    let linear = "name: one\nmerge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: DIR/a}, {model: DIR/b}]\n";
+    let result = RESULTS[0];
+    assert_as_one_by_one(
+        &models,
+        &format!("{linear}---\n{result}"),
+        &["because model.ids is copied once all models agree"],
+    );
+}
+
+#[test]
+fn config_and_tokenizer_are_those_of_the_stage() {
+    let models = Models::new();
+    // More layers than any model has, of another type, and the tokenizer of a third model.
+    let config = "\
+name: one
+merge_method: passthrough
+base_model: DIR/b
+dtype: float16
+slices:
+- sources: [{model: DIR/b, layer_range: [0, 3]}]
+- sources: [{model: DIR/b, layer_range: [1, 3]}]
+---
+merge_method: linear
+base_model: one!
+parameters: {weight: 0.5}
+models: [{model: one!}]
+";
+    models.merge(&marked(config), &[]).succeeded();
+    let out: Json = serde_json::from_slice(&fs::read(models.out().join("config.json")).unwrap()).unwrap();
+    assert_eq!((&out["num_hidden_layers"], &out["torch_dtype"]), (&json!(5), &json!("float16")));
+    assert_eq!(out["text_config"], json!({ "num_hidden_layers": 5, "of": "b" }));
+    assert_eq!(fs::read_to_string(models.out().join("tokenizer.json")).unwrap(), "{\"of\": \"b\"}");
+    assert_same_files(&models.out(), &models.one_by_one(config));
+    let manifest: Json =
+        serde_json::from_slice(&fs::read(models.out().join("mergeforge.json")).unwrap()).unwrap();
+    let inputs: Vec<&str> =
+        manifest["inputs"].as_array().unwrap().iter().map(|input| input["model"].as_str().unwrap()).collect();
+    assert_eq!(inputs[0], "one");
+    assert!(inputs[1].ends_with("/b"), "{inputs:?}");
+    assert_eq!(manifest["inputs"][0].get("files"), None, "nothing of a stage is on the disk");
+}
+
+const TWO: &str = "\
+name: one
+merge_method: ties
+base_model: DIR/base
+parameters: {weight: 1, density: 0.5}
+models: [{model: DIR/a}, {model: DIR/b}]
+---
+merge_method: linear
+parameters: {weight: 0.5}
+models: [{model: one!}, {model: DIR/c}]
+";
+
+/// Whichever way the documents take, the manifest says which files they were made of, and the card which models.
+#[test]
+fn the_manifest_and_the_card_go_back_to_the_models_on_disk() {
+    let models = Models::new();
+    let dir = models.path().to_str().unwrap().to_string();
+    // Two stages, the second of them made of the first.
+    let config = "\
+name: one
+merge_method: METHOD
+base_model: DIR/base
+parameters: {weight: 1, density: 0.5}
+models: [{model: DIR/a}, {model: DIR/b}]
+---
+name: two
+merge_method: METHOD
+base_model: one!
+parameters: {weight: 1, density: 0.5}
+models: [{model: DIR/b}, {model: one!}]
+---
+merge_method: linear
+base_model: two!
+parameters: {weight: 0.5}
+models: [{model: two!}, {model: DIR/c}]
+";
+    for (method, is_in_folder) in [("ties", true), ("task_arithmetic", false)] {
+        models.merge(&marked(config).replace("METHOD", method), &[]).succeeded();
+        let manifest = fs::read(models.out().join("mergeforge.json")).unwrap();
+        let manifest: Json = serde_json::from_slice(&manifest).unwrap();
+        let inputs = manifest["inputs"].as_array().unwrap();
+        for model in ["base", "a", "b", "c"] {
+            let of: Vec<&Json> =
+                inputs.iter().filter(|input| input["model"] == format!("{dir}/{model}")).collect();
+            assert_eq!(of.len(), 1, "{method}, {model}: {inputs:?}");
+            assert!(!of[0]["files"].as_array().unwrap().is_empty() && of[0].get("merged").is_none());
+        }
+        for stage in ["one", "two"] {
+            let of: Vec<&Json> = inputs.iter().filter(|input| input["model"] == stage).collect();
+            assert_eq!(of.len(), 1, "{method}, {stage}: {inputs:?}");
+            assert_eq!((&of[0]["merged"], of[0].get("files").is_some()), (&json!(true), is_in_folder));
+        }
+        let card = fs::read_to_string(models.out().join("README.md")).unwrap();
+        let listed = format!(
+            "Base model: `two`, merged on the way\n\nMerged models:\n\n- `two`, merged on the way\n- `{dir}/c`\n"
+        );
+        assert!(card.contains(&listed), "{card}");
+        for model in ["base", "a", "b"] {
+            assert_eq!(card.matches(&format!("- `{dir}/{model}`\n")).count(), 1, "{method}, {model}: {card}");
+        }
+        fs::remove_dir_all(models.out()).unwrap();
+    }
+}
+
+#[test]
+fn intermediate_results_can_be_kept() {
+    let models = Models::new();
+    let kept = models.path().join("kept");
+    let dir = kept.to_str().unwrap();
+    let linear = TWO.replace("ties", "linear").replace(", density: 0.5", "");
+    let unread = format!("{linear}---\nname: more\nmerge_method: passthrough\nmodels: [{{model: DIR/a}}]\n");
+    let ended = models.merge(&marked(&unread), &["-I", dir]).succeeded();
+    assert!(
+        ended.stderr.contains("one: merged into") && ended.stderr.contains("because it is kept"),
+        "{}",
+        ended.stderr
+    );
+    let expected = models.one_by_one(&linear);
+    assert_same_files(&models.out(), &expected);
+    assert_same_files(&kept.join("one"), &expected.with_file_name("one"));
+    assert!(kept.join("more/model.safetensors").is_file());
+    fs::remove_dir_all(models.out()).unwrap();
+    // What is there is taken, and seen to be another recipe's.
+    let ended = models.merge(&marked(&linear), &["--intermediate-dir", dir]).succeeded();
+    assert!(ended.stderr.contains("kept/one is there already: it is taken as it is"), "{}", ended.stderr);
+    assert_same_files(&models.out(), &expected);
+    fs::remove_dir_all(models.out()).unwrap();
+    let other = marked(&linear).replace("name: one\n", "name: one\ndtype: bfloat16\n");
+    let ended = models.merge(&other, &["--intermediate-dir", dir]).succeeded();
+    assert!(
+        ended.stderr.contains("warning: ") && ended.stderr.contains("another recipe"),
+        "{}",
+        ended.stderr
+    );
+    // Without a folder for it, what nobody reads is left out.
+    fs::remove_dir_all(models.out()).unwrap();
+    let ended = models.merge(&marked(&unread), &[]).succeeded();
+    assert!(ended.stderr.contains("note: more: no other document reads it"), "{}", ended.stderr);
+}
+
+#[test]
+fn the_command_line_of_mergekit_multi_works_as_pasted() {
+    let models = Models::new();
+    let file = models.path().join("multi.yml");
+    fs::write(&file, models.text(&marked(TWO))).unwrap();
+    let (kept, out) = (models.path().join("kept"), models.out());
+    let multi = |more: &[&str]| {
+        let mut command = mergeforge();
+        command.arg("multi").arg(&file).arg("-I").arg(&kept).args(more);
+        Ended::from(command.output().unwrap())
+    };
+    multi(&[]).failed(2, &["has no name, and --out-path is missing"]);
+    let out_path = ["--out-path", out.to_str().unwrap()];
+    let done =
+        multi(&[&out_path[..], &["--lazy", "--cuda", "--device", "cpu", "--json"]].concat()).succeeded();
+    let manifest: Json =
+        serde_json::from_str(&done.stdout).expect("the manifest of what was asked for alone");
+    assert_eq!(manifest["method"], "linear");
+    let expected = models.one_by_one(TWO);
+    assert_same_files(&out, &expected);
+    assert_same_files(&kept.join("one"), &expected.with_file_name("one"));
+    multi(&[&out_path[..], &["--no-lazy"]].concat()).failed(2, &["kept/one exists and is not empty"]);
+    // Documents that all have names go into the folder together.
+    fs::remove_dir_all(&kept).unwrap();
+    fs::write(&file, models.text(&marked(TWO)).replace("---\n", "---\nname: two\n")).unwrap();
+    multi(&[]).succeeded();
+    assert_same_files(&kept.join("two"), &expected);
+}
+
+#[test]
+fn nothing_is_left_of_a_merge_that_fails() {
+    let models = Models::new();
+    let check = |config: &str, code: i32, says: &[&str]| {
+        models.merge(&marked(config), &[]).failed(code, says);
+        let left = ["out", "out.stages", "out.partial"].map(|name| models.path().join(name).exists());
+        assert_eq!(left, [false; 3]);
+    };
+    // The last document is wrong: nothing is merged before that is known.
+    check(&TWO.replace("DIR/c", "DIR/nothing"), 2, &["config.yml:9:32: there is no model folder"]);
+    check(
+        &TWO.replace("models: [{model: one!}, ", "base_model: nobody\nmodels: [{model: one!}, "),
+        2,
+        &["nobody"],
+    );
+    // A file is damaged in a way that only reading it shows.
+    let file = models.path().join("a/part-1.safetensors");
+    let length = fs::metadata(&file).unwrap().len();
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(length - 1).unwrap();
+    check(TWO, 3, &["part-1.safetensors"]);
+    fs::create_dir(models.path().join("out.stages")).unwrap();
+    models.merge(&marked(TWO), &[]).failed(4, &["out.stages", "hint: another merge works in it"]);
+}
+
+#[test]
+fn a_plan_shows_every_document() {
+    let models = Models::new();
+    let shown = plan(models.path(), &models.text(&marked(TWO)), &[]).succeeded();
+    assert!(
+        shown.stderr.contains("one: merged into a folder of its own first, because ties measures"),
+        "{}",
+        shown.stderr
+    );
+    assert!(shown.stdout.contains("linear"), "{}", shown.stdout);
+    let linear = TWO.replace("ties", "linear").replace(", density: 0.5", "");
+    let shown = plan(models.path(), &models.text(&marked(&linear)), &[]).succeeded();
+    assert!(shown.stderr.contains(&format!("one{READ}")), "{}", shown.stderr);
+    assert!(!shown.stdout.contains("left out"), "{}", shown.stdout);
+    assert_eq!(fs::read_dir(models.path()).unwrap().count(), 6, "five models and a config");
+}
+
+#[test]
+fn documents_that_do_not_fit_together_are_refused_with_their_places() {
+    let one = |name: &str, model: &str| format!("{name}merge_method: linear\nmodels: [{{model: {model}}}]\n");
+    let refused = |documents: &[String], message: &str, hint: &str| {
+        let text = documents.join("---\n");
+        let stages = parse_all("c.yml", &text).and_then(|configs| Stages::of(configs, &text));
+        let error = stages.and_then(|stages| stages.check_result()).unwrap_err();
+        assert_eq!(error.message, message);
+        assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{error:?}");
+    };
+    refused(
+        &[one("name: x\n", "a"), one("name: x\n", "b"), one("", "x")],
+        "c.yml:5:7: two merges are named `x`, at 1:7 and at 5:7",
+        "another name",
+    );
+    refused(
+        &[one("", "a"), one("", "b")],
+        "c.yml:4:1: two merges have no name, those at 1:1 and at 4:1",
+        "`name:`",
+    );
+    refused(
+        &[one("name: x\n", "y"), one("name: y\n", "x"), one("", "x")],
+        "c.yml:7:18: merges are made of each other: `x` reads `y` reads `x`",
+        "models alone",
+    );
+    refused(&[one("name: x\n", "x"), one("", "x")], "c.yml:3:18: `x` is made of itself", "models alone");
+    refused(
+        &[one("name: x\n", "a"), one("name: y\n", "b")],
+        "c.yml:1:1: several merges are read by no other: `x` at 1:7, `y` at 5:7",
+        "mergeforge multi",
+    );
+    for name in ["../x", "/x", "''", "a@b", "\"a\\nb\"", "x/.", "x/", "x//y", "./x"] {
+        let text = one(&format!("name: {name}\n"), "a");
+        let alone = Stages::of(parse_all("c.yml", &text).unwrap(), &text).unwrap();
+        assert!(alone.single().is_ok(), "a document by itself may be called anything");
+        let text = format!("{text}---\n{}", one("", "a"));
+        let error = Stages::of(parse_all("c.yml", &text).unwrap(), &text).unwrap_err();
+        assert!(
+            error.message.starts_with("c.yml:1:7: ") && error.message.contains("cannot be the name"),
+            "{error}"
+        );
+    }
+    refused(
+        &[one("name: x/y\n", "a"), one("name: x\n", "b"), one("", "x")],
+        "c.yml:1:7: `x/y` would be a folder in `x`, the merge at 5:7",
+        "another name",
+    );
+    let tokenizer = one("tokenizer_source: x\n", "a");
+    let text = [tokenizer, one("name: x\n", "b")].join("---\n");
+    let stages = Stages::of(parse_all("c.yml", &text).unwrap(), &text).unwrap();
+    let names: Vec<bool> = stages.configs().iter().map(|config| config.name.is_some()).collect();
+    assert_eq!(names, [true, false], "the one that gives the tokenizer comes first");
+}

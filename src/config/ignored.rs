@@ -51,8 +51,6 @@ pub(super) enum Ignored {
     Unknown { key: String, known: &'static [&'static str] },
     /// A key of mergekit's that changes nothing here: what is said of it, and why.
     Needless { what: &'static str, why: &'static str },
-    /// A key that is given twice with one value.
-    Repeated { twice: String },
 }
 
 impl Ignored {
@@ -61,7 +59,6 @@ impl Ignored {
         match self {
             Self::Unknown { .. } => None,
             Self::Needless { what, .. } => Some(what),
-            Self::Repeated { .. } => Some("repeated"),
         }
     }
 
@@ -70,7 +67,6 @@ impl Ignored {
         match self {
             Self::Unknown { key, known } => quoted(key) + &meant(key, known),
             Self::Needless { what, .. } => (*what).into(),
-            Self::Repeated { twice } => twice.clone(),
         }
     }
 }
@@ -98,10 +94,6 @@ fn listed(all: &[&Located<Ignored>]) -> String {
     match &first.value {
         Ignored::Needless { what, why } if others.is_empty() => format!("{what} ({why})"),
         Ignored::Needless { what, why } => format!("{what} ({why}; and {} more like it)", others.len()),
-        Ignored::Repeated { twice } if others.is_empty() => format!("{twice}, with the same value"),
-        Ignored::Repeated { twice } => {
-            format!("{twice}, with the same value (and {} more like it)", others.len())
-        }
         Ignored::Unknown { .. } if others.is_empty() => {
             format!("unknown key {} is ignored", first.value.key())
         }

@@ -462,13 +462,13 @@ models:
 #[test]
 fn duplicate_keys_are_refused() {
     let error = "c.yaml:2:1: the key `dtype` is given twice, at 1:1 and at 2:1";
-    assert_refused(&with("dtype: float16\ndtype: float32"), error, "remove one");
+    assert_refused(&with("dtype: float16\ndtype: float32"), error, "keep one");
     let nested = format!("{MODELS}    parameters: {{t: 1, density: 1, t: 0}}");
-    assert_refused(&nested, "c.yaml:4:36: the key `t` is given twice, at 4:18 and at 4:36", "remove one");
-    let same = "c.yaml:2:1: the key `dtype` is given twice, at 1:1 and at 2:1, with the same value";
-    assert_warned(&with("dtype: float16\ndtype: float16"), same);
-    let method = "c.yaml:2:1: the key `merge_method` is given twice, at 1:1 and at 2:1, with the same value";
-    assert_warned(&with("merge_method: linear"), method);
+    assert_refused(&nested, "c.yaml:4:36: the key `t` is given twice, at 4:18 and at 4:36", "keep one");
+    let method = "c.yaml:2:1: the key `merge_method` is given twice, at 1:1 and at 2:1";
+    assert_refused(&with("merge_method: linear"), method, "keep one");
+    let often = "c.yaml:2:1: the key `dtype` is given 3 times, at 1:1 and at 2:1";
+    assert_refused(&with("dtype: float16\ndtype: float16\ndtype: float16"), often, "keep one");
     let pasted = format!("{MODELS}{MODELS}{MODELS}");
     let says = "c.yaml:7:1: 3 recipes in one document: `merge_method` is given at 1:1 and at 7:1";
     assert_refused(&pasted, says, "separate them by lines `---`");

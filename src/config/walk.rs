@@ -3,8 +3,10 @@
 //! What cannot be read is collected, and the rest is read all the same: whoever has made several mistakes sees all of them. A
 //! reader then returns nothing, and nothing is made of a config with problems.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt;
+
+use indexmap::IndexMap;
 
 use super::broken::{self, Mistake};
 use super::ignored::{self, Ignored, near};
@@ -154,12 +156,14 @@ impl<'n> Fields<'n> {
 pub(super) struct Walk<'a> {
     pub file: &'a str,
     pub problems: Vec<Error>,
+    /// The messages of these.
+    reported: HashSet<String>,
     pub ignored: Vec<Located<Ignored>>,
 }
 
 impl<'a> Walk<'a> {
     pub fn new(file: &'a str) -> Self {
-        Self { file, problems: Vec::new(), ignored: Vec::new() }
+        Self { file, problems: Vec::new(), reported: HashSet::new(), ignored: Vec::new() }
     }
 
     fn config(&mut self, document: &Document) -> Option<Config> {
@@ -194,7 +198,7 @@ impl<'a> Walk<'a> {
 
     /// Collects a problem, once: aliases bring the same place up again. Nothing is read.
     pub fn refuse<T>(&mut self, problem: Error) -> Option<T> {
-        if !self.problems.contains(&problem) {
+        if self.reported.insert(problem.message.clone()) {
             self.problems.push(problem);
         }
         None
@@ -285,26 +289,23 @@ impl<'a> Walk<'a> {
         ))
     }
 
-    /// Refuses keys that a mapping has twice with different values: which of them was meant?
+    /// Refuses keys that a mapping has several times: which of them was meant?
     fn no_duplicates(&mut self, node: &Node) {
         match &node.kind {
             Yaml::Map(entries) => {
-                let mut first: HashMap<&str, &(Key, Node)> = HashMap::new();
-                for entry in entries {
-                    let (Key { name, at }, value) = entry;
-                    let (known, known_value) = first.entry(name).or_insert(entry);
-                    if known.at != *at {
-                        let twice =
-                            format!("the key {} is given twice, at {} and at {at}", quoted(name), known.at);
-                        if value.same(known_value) {
-                            self.ignore(*at, Ignored::Repeated { twice });
-                        } else {
-                            let problem = self.error(*at, twice).hint("remove one of the two");
-                            self.refuse::<()>(problem);
-                        }
-                    }
-                    self.no_duplicates(value);
+                let mut places: IndexMap<&str, Vec<Position>> = IndexMap::new();
+                entries.iter().for_each(|(key, _)| places.entry(&key.name).or_default().push(key.at));
+                for (name, mut at) in places {
+                    // Aliases bring a place up again.
+                    at.dedup();
+                    let [first, second, ..] = at[..] else { continue };
+                    let times = if at.len() == 2 { "twice".into() } else { format!("{} times", at.len()) };
+                    let message =
+                        format!("the key {} is given {times}, at {first} and at {second}", quoted(name));
+                    let problem = self.error(second, message).hint("keep one of them");
+                    self.refuse::<()>(problem);
                 }
+                entries.iter().for_each(|(_, value)| self.no_duplicates(value));
             }
             Yaml::List(items) => items.iter().for_each(|item| self.no_duplicates(item)),
             _ => {}

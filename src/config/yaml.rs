@@ -158,26 +158,6 @@ impl From<serde_saphyr::Location> for Position {
 }
 
 impl Node {
-    /// Whether both say the same, wherever they are written.
-    pub fn same(&self, other: &Self) -> bool {
-        match (&self.kind, &other.kind) {
-            (Yaml::Null, Yaml::Null) => true,
-            (Yaml::Bool(one, _), Yaml::Bool(other, _)) => one == other,
-            (Yaml::Number(one, _), Yaml::Number(other, _)) => one == other,
-            (Yaml::Text(one), Yaml::Text(other)) => one == other,
-            (Yaml::List(one), Yaml::List(other)) => {
-                one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.same(other))
-            }
-            (Yaml::Map(one), Yaml::Map(other)) => {
-                let same = |((key, one), (other_key, other)): (&(Key, Self), &(Key, Self))| {
-                    key.name == other_key.name && one.same(other)
-                };
-                one.len() == other.len() && one.iter().zip(other).all(same)
-            }
-            _ => false,
-        }
-    }
-
     /// Resolves the plain scalars below this node by their spelling: the library has rules of its own for what is a number.
     fn spell(&mut self, source: &str) {
         let written = source.get(self.bytes.clone()).unwrap_or_default().trim();

@@ -33,8 +33,11 @@ const CPU_MAX: Duration = Duration::from_secs(2);
 /// The largest resident set.
 const PEAK_BYTES_MAX: u64 = 200_000_000;
 
-/// Eight errors, each with a hint, and how many more there are.
-const LINES_MAX: usize = 17;
+/// An error, and a hint or two.
+const LINES_MAX: usize = 3;
+
+/// Eight errors, and how many more there are. Of several, each has a hint at most.
+const ERRORS_MAX: usize = 9;
 
 /// A message has 1000 characters, before them stands its kind.
 const LINE_CHARS_MAX: usize = 1100;
@@ -248,7 +251,11 @@ fn wrong_words(text: &[u8], bytes: u64, refused: bool) -> Vec<String> {
     let Ok(text) = std::str::from_utf8(text) else { return vec!["the message is not UTF-8".into()] };
     let lines = text.lines().count();
     let longest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-    if lines > LINES_MAX || bytes > text.len() as u64 {
+    let errors = text.lines().filter(|line| line.starts_with("error: ")).count();
+    if errors > ERRORS_MAX {
+        wrong.push(format!("{errors} errors"));
+    }
+    if lines > LINES_MAX.max(2 * errors) || bytes > text.len() as u64 {
         wrong.push(format!("{lines} lines or more"));
     }
     if longest > LINE_CHARS_MAX {
@@ -263,7 +270,7 @@ fn wrong_words(text: &[u8], bytes: u64, refused: bool) -> Vec<String> {
     {
         wrong.push("a panic".into());
     }
-    if refused && !text.lines().any(|line| line.starts_with("error: ")) {
+    if refused && errors == 0 {
         wrong.push("no error is reported".into());
     }
     wrong
@@ -392,7 +399,10 @@ fn what_is_wrong_with_an_end_is_seen() {
     assert_eq!(words("error: x\nhint: y\n", true), "");
     assert_eq!(words("", false), "");
     assert_eq!(words("", true), "no error is reported");
-    assert_eq!(words(&format!("error: a\n{}", "b\n".repeat(LINES_MAX)), true), "18 lines or more");
+    assert_eq!(words("error: a\nb\nc\nd\n", true), "4 lines or more");
+    assert_eq!(words(&"error: a\nhint: b\n".repeat(9), true), "");
+    assert_eq!(words(&"error: a\n".repeat(10), true), "10 errors");
+    assert_eq!(words("error: a\nhint: b\nc\nerror: d\nhint: e\n", true), "5 lines or more");
     assert_eq!(words(&format!("error: {}\n", "x".repeat(1100)), true), "a line of 1107 characters or more");
     assert_eq!(words("error: \u{1b}[2J\n", true), "'\\u{1b}' in the message");
     assert_eq!(words("error: \u{202e}\n", true), "'\\u{202e}' in the message");

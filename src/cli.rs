@@ -35,8 +35,8 @@ use crate::report::Report;
 use crate::stream::Budget;
 use crate::timeline::Timeline;
 use crate::{
-    Options, Prepared, check_room, floor, is_moe, merge_recording, prepare_config, read_config, read_stages,
-    report,
+    AnyConfig, Options, Prepared, check_room, floor, merge_recording, prepare_config, read_any, read_config,
+    read_stages, report,
 };
 use mergekit::MergekitArgs;
 use progress::Progress;
@@ -521,12 +521,14 @@ fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Re
 }
 
 fn run_plan(args: &PlanArgs) -> Result<()> {
-    if is_moe(&args.config)? {
-        return show_plan(&moe::prepared(&args.config, &args.common, &args.untrained)?, args);
-    }
-    match read_stages(&args.config)?.single() {
-        Ok(config) => show_plan(&prepared(config, &args.common)?, args),
-        Err(stages) => staged::plan(&stages, args),
+    match read_any(&args.config)? {
+        AnyConfig::Mixture(config) => {
+            show_plan(&moe::prepared(&config, &args.common, &args.untrained)?, args)
+        }
+        AnyConfig::Merges(stages) => match stages.single() {
+            Ok(config) => show_plan(&prepared(config, &args.common)?, args),
+            Err(stages) => staged::plan(&stages, args),
+        },
     }
 }
 

@@ -120,12 +120,26 @@ pub fn read_moe(file: &Path) -> Result<MoeConfig> {
     moe::parse(&file.display().to_string(), &read_text(file)?)
 }
 
-/// Whether a file is a config of experts, and none of a merge.
+/// A config of either kind.
+#[derive(Debug)]
+pub enum AnyConfig {
+    /// Of one merge or of several.
+    Merges(Stages),
+    /// Of experts.
+    Mixture(Box<MoeConfig>),
+}
+
+/// Reads a config of either kind, once: it may come through a pipe.
 ///
 /// # Errors
-/// It cannot be read.
-pub fn is_moe(file: &Path) -> Result<bool> {
-    Ok(moe::is_moe(&read_text(file)?))
+/// It cannot be read, or is no config.
+pub fn read_any(file: &Path) -> Result<AnyConfig> {
+    let (name, text) = (file.display().to_string(), read_text(file)?);
+    Ok(if moe::is_moe(&text) {
+        AnyConfig::Mixture(Box::new(moe::parse(&name, &text)?))
+    } else {
+        AnyConfig::Merges(Stages::of(config::parse_all(&name, &text)?, &text)?)
+    })
 }
 
 /// The text of a config.

@@ -154,7 +154,7 @@ impl Stages {
 
     /// Goes through the documents in order: each is planned with what became of those before it. `kept` says whether all results
     /// stay; `folder` gives the folder of one that is not merged while it is read, after whatever it takes to have it there, and
-    /// hears why. Returns the plan of the document that goes to the output.
+    /// hears why; `fused` hears of the others, and `planned` of each document as soon as it is planned. Returns the plan of the document that goes to the output.
     ///
     /// # Errors
     /// Whatever is wrong with a plan, and those of `folder`.
@@ -164,6 +164,7 @@ impl Stages {
         kept: bool,
         mut folder: impl FnMut(&str, Prepared, Option<String>) -> Result<PathBuf>,
         mut fused: impl FnMut(&str, &Prepared),
+        mut planned: impl FnMut(&Prepared),
     ) -> Result<Option<Prepared>> {
         let mut made = Made::new();
         let mut result = None;
@@ -172,6 +173,7 @@ impl Stages {
                 continue;
             }
             let mut prepared = prepare_among(config.clone(), &made, choices)?;
+            planned(&prepared);
             if self.result == Some(document) {
                 // What is kept beside the result is the whole recipe.
                 self.text.clone_into(&mut prepared.config.source);

@@ -1,11 +1,12 @@
 //! `mergeforge moe`: mergekit-moe's command, with the flags that people paste along.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::progress::Progress;
 use super::{CommonArgs, MergeFlags, checked, merge_one, show};
+use crate::config::moe::MoeConfig;
 use crate::error::Result;
 use crate::{Prepared, prepare_moe, read_moe};
 
@@ -40,12 +41,12 @@ pub(super) fn run(args: &MoeArgs) -> Result<()> {
     }
     let progress = Progress::new(args.flags.quiet)?;
     args.flags.mergekit.notes.iter().for_each(|note| show::note(note));
-    let prepared = prepared(&args.config, &args.flags.common, &args.untrained)?;
+    let config = read_moe(&args.config)?;
+    let prepared = prepared(&config, &args.flags.common, &args.untrained)?;
     merge_one(&prepared, &args.out, &args.flags, &progress)
 }
 
 /// Plans a mixture of experts, and reports the warnings or refuses them.
-pub(super) fn prepared(config: &Path, common: &CommonArgs, untrained: &Untrained) -> Result<Prepared> {
-    let config = read_moe(config)?;
-    checked(&config.warnings, common, || prepare_moe(&config, untrained.understood, &common.choices()))
+pub(super) fn prepared(config: &MoeConfig, common: &CommonArgs, untrained: &Untrained) -> Result<Prepared> {
+    checked(&config.warnings, common, || prepare_moe(config, untrained.understood, &common.choices()))
 }

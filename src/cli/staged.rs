@@ -87,7 +87,7 @@ pub(super) fn merge(
             merge_into(&prepared, &into, flags, progress, Timeline::new())?;
             Ok(into)
         };
-        planned = stages.go(&flags.common.choices(), places.kept.is_some(), folder, |_, _| {})?;
+        planned = stages.go(&flags.common.choices(), places.kept.is_some(), folder, |_, _| {}, |_| {})?;
     }
     match (planned, places.out) {
         (Some(prepared), Some(out)) => merge_one(&prepared, out, flags, progress),
@@ -103,7 +103,6 @@ fn check(stages: &Stages, kept: bool, work: &WorkFolder, flags: &MergeFlags) -> 
     stages.configs().iter().for_each(|config| warnings.of_config(&config.warnings));
     let mut of_plans = Warnings::default();
     let outlined = |name: &str, prepared: Prepared, _: Option<String>| {
-        of_plans.of_plan(&prepared);
         let folder = work.outline(name)?;
         outline(&prepared, &folder)?;
         Ok(folder)
@@ -111,10 +110,11 @@ fn check(stages: &Stages, kept: bool, work: &WorkFolder, flags: &MergeFlags) -> 
     let fused = |name: &str, prepared: &Prepared| {
         if !flags.quiet {
             show::note(&fused_note(name, prepared));
+            notes_of(name, prepared).for_each(|note| show::note(&note));
         }
     };
-    let result = stages.go(&common.choices(), kept, outlined, fused)?;
-    result.iter().for_each(|prepared| of_plans.of_plan(prepared));
+    let planned = |prepared: &Prepared| of_plans.of_plan(prepared);
+    let result = stages.go(&common.choices(), kept, outlined, fused, planned)?;
     warnings.count += of_plans.count;
     if !kept {
         for name in stages.unread() {
@@ -125,6 +125,11 @@ fn check(stages: &Stages, kept: bool, work: &WorkFolder, flags: &MergeFlags) -> 
     }
     warnings.refuse(common.strict)?;
     Ok(result)
+}
+
+/// The notes of a document's plan that nothing else shows.
+fn notes_of(name: &str, prepared: &Prepared) -> impl Iterator<Item = String> {
+    prepared.plan.notes.iter().map(move |note| format!("{name}: {note}"))
 }
 
 fn fused_note(name: &str, prepared: &Prepared) -> String {
@@ -143,7 +148,6 @@ pub(super) fn plan(stages: &Stages, args: &PlanArgs) -> Result<()> {
     let mut of_plans = Warnings::default();
     let mut ways = Vec::new();
     let outlined = |name: &str, prepared: Prepared, why: Option<String>| {
-        of_plans.of_plan(&prepared);
         let folder = work.outline(name)?;
         outline(&prepared, &folder)?;
         ways.push(format!(
@@ -153,12 +157,14 @@ pub(super) fn plan(stages: &Stages, args: &PlanArgs) -> Result<()> {
         Ok(folder)
     };
     let mut fused = Vec::new();
-    let result = stages.go(&args.common.choices(), false, outlined, |name, prepared| {
+    let read = |name: &str, prepared: &Prepared| {
         fused.push(fused_note(name, prepared));
-    })?;
+        fused.extend(notes_of(name, prepared));
+    };
+    let planned = |prepared: &Prepared| of_plans.of_plan(prepared);
+    let result = stages.go(&args.common.choices(), false, outlined, read, planned)?;
     fused.iter().chain(&ways).for_each(|way| show::note(way));
     let prepared = result.expect("one document goes to the output");
-    of_plans.of_plan(&prepared);
     warnings.count += of_plans.count;
     warnings.refuse(args.common.strict)?;
     show_plan(&prepared, args)

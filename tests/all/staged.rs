@@ -1,7 +1,9 @@
 //! Configs with several documents: the same bytes as the merges one by one, whichever way is taken, and nothing left behind.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use mergeforge::config::parse_all;
 use mergeforge::stages::Stages;
@@ -305,6 +307,40 @@ fn a_stage_is_not_the_folder_of_its_files() {
     let config = format!("name: one\n{}---\n{}", STAGES[0].0, RESULTS[0].replace("DIR/c", "DIR/a"));
     let ended = models.merge(&marked(&config), &["--strict"]).succeeded();
     assert!(ended.stderr.contains(READ) && !ended.stderr.contains("same folder"), "{}", ended.stderr);
+}
+
+/// What is wrong with a stage shows whichever way it takes.
+#[test]
+fn warnings_of_stages_are_shown_and_refused() {
+    let models = Models::new();
+    for (stage, _) in [STAGES[0], STAGES[6]] {
+        let config = marked(&format!("name: one\n{stage}---\n{}", RESULTS[0]));
+        let config = config
+            .replace(
+                "merge_method: linear\nmodels:",
+                "merge_method: linear\nparameters: {densty: 3}\nmodels:",
+            )
+            .replace("{t: 0.3}", "{t: 0.3, densty: 3}");
+        let planned = plan(models.path(), &models.text(&config), &[]).succeeded();
+        assert_eq!(planned.stderr.matches("warning: ").count(), 1, "{}", planned.stderr);
+        models.merge(&config, &["--strict"]).failed(2, &["refused for its warnings, 1 in all"]);
+    }
+}
+
+/// What comes through a pipe can be read once alone, of whatever kind it is.
+#[cfg(unix)]
+#[test]
+fn a_plan_reads_its_config_from_a_pipe() {
+    let models = Models::new();
+    let config = models.text(&marked(&format!("name: one\n{}---\n{}", STAGES[0].0, RESULTS[0])));
+    let mut planned = mergeforge();
+    planned.args(["plan", "/dev/stdin"]).current_dir(models.path());
+    planned.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut planned = planned.spawn().unwrap();
+    planned.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+    let ended = planned.wait_with_output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.success() && said.contains(READ), "{said}");
 }
 
 /// However the work is cut and spread.

@@ -1,14 +1,22 @@
-//! Special tokens by id in `config.json` and `generation_config.json`: `eos_token_id` and its like follow their tokens.
+//! Tokens by id in `config.json` and `generation_config.json`: `eos_token_id` and its like follow their tokens.
 
 use std::collections::HashMap;
 use std::ops::Range;
+
+use serde_json::value::RawValue;
 
 use super::Tokenizer;
 use super::json::{Items, replaced, within};
 use super::merge::Merged;
 
-/// What such keys end with.
-const ID: &str = "_token_id";
+/// What keys of special tokens end with.
+const IDS: [&str; 3] = ["_token_id", "_token_ids", "_token_index"];
+/// Keys of tokens that generation keeps out or wants, in lists or in lists of lists.
+const LISTS: [&str; 4] = ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids"];
+/// The same of tokens at positions: pairs of a position and an id.
+const AT_POSITIONS: &str = "forced_decoder_ids";
+/// The lists within each other that any of these has.
+const DEEP_MAX: usize = 3;
 /// Where a model of several modalities keeps the config of its language model.
 const TEXT: &str = "text_config";
 /// What stands for no id.
@@ -31,10 +39,13 @@ pub fn follow_ids(
     let leading = leading.and_then(|leading| Items::parse(leading).ok());
     let leading_text = leading.as_ref().and_then(inner_of);
     let mut follow = |items: &Items, leading: [Option<&Items>; 2], prefix: &str| {
-        for (key, value) in items.iter().filter(|(key, _)| key.ends_with(ID)) {
+        for (key, value) in items.iter().filter(|(key, _)| is_special(key) || is_listed(key)) {
             let says = || leading.iter().flatten().filter_map(|leading| leading.get(key));
-            let taken = says().find(|id| *id != NONE).or_else(|| says().next()).map(str::to_owned);
-            match taken.or_else(|| followed(value, own.as_ref()?, merged)) {
+            let taken = || says().find(|id| *id != NONE).or_else(|| says().next()).map(str::to_owned);
+            let followed = || followed(value, key == AT_POSITIONS, own.as_ref()?, merged, DEEP_MAX);
+            // What generation keeps out is the donor's to say, whose files these are.
+            let new = if is_special(key) { taken().or_else(followed) } else { followed().or_else(taken) };
+            match new {
                 Some(new) => edits.push((within(text, value), new)),
                 None if value == NONE => {}
                 None => lost.push(format!("{prefix}{key}")),
@@ -49,7 +60,7 @@ pub fn follow_ids(
     let stands = |key: &str| top.get(key).or_else(|| inner.as_ref()?.get(key)).is_some();
     let mut edited = replaced(text, edits);
     for (of, is_inner) in [(&leading, false), (&leading_text, true)] {
-        let ids = of.iter().flat_map(Items::iter).filter(|(key, id)| key.ends_with(ID) && *id != NONE);
+        let ids = of.iter().flat_map(Items::iter).filter(|(key, id)| is_special(key) && *id != NONE);
         for (key, id) in ids.filter(|(key, _)| !stands(key)) {
             edited = with_id(&edited, key, id, is_inner);
         }
@@ -91,13 +102,34 @@ pub fn resized(text: &str, rows: usize) -> String {
     replaced(text, edits)
 }
 
-/// An id, or each of a list, in the merged vocabulary.
-fn followed(value: &str, own: &HashMap<u32, &str>, merged: &Merged) -> Option<String> {
-    let follow = |id: u32| merged.id(own.get(&id)?);
+fn is_special(key: &str) -> bool {
+    IDS.iter().any(|end| key.ends_with(end))
+}
+
+fn is_listed(key: &str) -> bool {
+    LISTS.contains(&key) || key == AT_POSITIONS
+}
+
+/// An id, or each of a list or of lists, in the merged vocabulary; `at_positions` if the first of each innermost pair is none.
+/// Lists within each other go so deep.
+fn followed(
+    value: &str,
+    at_positions: bool,
+    own: &HashMap<u32, &str>,
+    merged: &Merged,
+    deep: usize,
+) -> Option<String> {
+    let follow = |id: u32| merged.id(own.get(&id)?).map(|id| id.to_string());
     if let Ok(id) = serde_json::from_str::<u32>(value) {
-        return follow(id).map(|id| id.to_string());
+        return follow(id);
     }
-    let list: Vec<u32> = serde_json::from_str(value).ok()?;
-    let ids: Option<Vec<String>> = list.into_iter().map(|id| follow(id).map(|id| id.to_string())).collect();
-    Some(format!("[{}]", ids?.join(", ")))
+    let deep = deep.checked_sub(1)?;
+    let list: Vec<&RawValue> = serde_json::from_str(value).ok()?;
+    let is_pair = at_positions && list.iter().all(|item| !item.get().starts_with('['));
+    let item = |(place, item): (usize, &&RawValue)| match item.get() {
+        position if is_pair && place == 0 => Some(position.to_owned()),
+        id => followed(id, at_positions, own, merged, deep),
+    };
+    let items: Option<Vec<String>> = list.iter().enumerate().map(item).collect();
+    Some(format!("[{}]", items?.join(", ")))
 }

@@ -305,6 +305,15 @@ fn ids_of_special_tokens_follow_their_tokens() {
         text.replace("id\" : 3", "id\" : 0").replace("id\": 3", "id\": 0").replace("[ 2 ]", "[2, 1]");
     assert_eq!((edited, lost), (expected, vec!["pad_token_id".into()]));
 
+    // Lists of tokens that generation keeps out are the donor's, by its tokens; positions are no ids.
+    let listed = r#"{"suppress_tokens": [3, 3], "bad_words_ids": [[3], [3, 3]], "forced_decoder_ids": [[3, 3]], "image_token_index": 3,
+        "begin_suppress_tokens": [[[[3]]]]}"#;
+    let (edited, lost) = follow_ids(listed, Some(&own), &merged, Some(r#"{"suppress_tokens": [1]}"#));
+    let expected = listed
+        .replace("[3, 3], \"bad_words_ids\": [[3], [3, 3]]", "[0, 0], \"bad_words_ids\": [[0], [0, 0]]")
+        .replace("[[3, 3]], \"image_token_index\": 3", "[[3, 0]], \"image_token_index\": 0");
+    assert_eq!((edited, lost), (expected, vec!["begin_suppress_tokens".into()]));
+
     // What the donor's file has not, or has as null, is set too.
     let leading =
         r#"{"pad_token_id": 2, "sep_token_id": null, "eos_token_id": 1, "text_config": {"bos_token_id": 0}}"#;

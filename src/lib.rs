@@ -217,11 +217,11 @@ pub fn prepare_moe(moe: &MoeConfig, untrained: bool, choices: &Choices) -> Resul
 fn companions(plan: &Plan, sources: &[Source]) -> Result<Companions> {
     let of = |source: usize| checkpoint::companions(&sources[source]);
     let of_donor = of(plan.models[plan.donor].source)?;
-    let chosen = match plan.tokenizer {
+    let chosen = match plan.tokenizer.source {
         Some(source) => of_donor.with_tokenizer_of(of(source)?),
         None => of_donor,
     };
-    Ok(chosen.revised(&plan.revision))
+    Ok(chosen.revised(&plan.tokenizer.revision))
 }
 
 /// Reads and plans: [`read_config`], then [`prepare_config`].

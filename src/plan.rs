@@ -36,7 +36,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use data::{
-    Action, ChatTemplate, Copied, LeftOut, Merge, Plan, PlannedModel, RowCounts, Tensor, Vocabulary,
+    Action, ChatTemplate, Copied, LeftOut, Merge, Plan, PlannedModel, RowCounts, Tensor, TokenizerPlan,
+    Vocabulary,
 };
 pub use elements::element_files;
 pub use globs::with_found_models;
@@ -118,7 +119,7 @@ impl Plan {
         check_models(config)?;
         let method = method_of(config)?;
         // What changes the models does so here.
-        let (views, vocabulary) = views(config, method, sources, fused, choices)?;
+        let (views, tokenizer) = views(config, method, sources, fused, choices)?;
         let donor = views.donor();
         let Views { models, inputs, problems, notes, warnings, .. } = views;
         let opened = places(config)?;
@@ -168,18 +169,18 @@ impl Plan {
             }
         }
         planner.problems.stop()?;
-        planner.finish(tensors, vocabulary)
+        planner.finish(tensors, tokenizer)
     }
 }
 
-/// The models as a merge sees them, after all that changes them, and the vocabulary that they have then.
+/// The models as a merge sees them, after all that changes them, and what becomes of their tokenizers.
 fn views<'a>(
     config: &'a Config,
     method: &Method,
     sources: &'a [Source],
     fused: &[Fused<'_>],
     choices: &Choices,
-) -> Result<(Views<'a>, vocabulary::Planned)> {
+) -> Result<(Views<'a>, TokenizerPlan)> {
     let mut views = Views::stored(config, sources)?;
     staged::fuse(&mut views, fused)?;
     bare::check(&mut views);
@@ -190,12 +191,12 @@ fn views<'a>(
     adapters::add(&mut views)?;
     experts::align(&mut views);
     align::align(&mut views);
-    let vocabulary = vocabulary::align(&mut views)?;
+    let tokenizer = vocabulary::align(&mut views)?;
     if choices.truncate_embeddings {
         truncated::truncate(&mut views);
     }
     views.problems.stop()?;
-    Ok((views, vocabulary))
+    Ok((views, tokenizer))
 }
 
 /// The plan under construction.
@@ -491,7 +492,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn finish(mut self, tensors: Vec<Tensor>, vocabulary: vocabulary::Planned) -> Result<Plan> {
+    fn finish(mut self, tensors: Vec<Tensor>, tokenizer: TokenizerPlan) -> Result<Plan> {
         if let Some(refusal) = self.file_that_fits_nothing() {
             return Err(refusal);
         }
@@ -534,11 +535,7 @@ impl<'a> Planner<'a> {
             layout: layout(&tensors, self.choices.shard_bytes),
             inputs: self.inputs.inputs,
             tensors,
-            vocabulary: vocabulary.vocabulary,
-            revision: vocabulary.revision,
-            tokenizer: vocabulary.tokenizer,
-            config_text: vocabulary.config_text,
-            chat_template: vocabulary.chat_template,
+            tokenizer,
             config_edits,
             left_out,
             notes: self.notes,

@@ -196,7 +196,7 @@ impl Report {
 /// The output's config.json; none where the models have none.
 pub(crate) fn model_config(prepared: &Prepared) -> Option<Vec<u8>> {
     let (plan, donor) = (&prepared.plan, prepared.donor());
-    let text = plan.config_text.as_ref().unwrap_or(&donor.config_text);
+    let text = plan.tokenizer.config_text.as_ref().unwrap_or(&donor.config_text);
     donor.has_config().then(|| config_json(text, &plan.config_edits))
 }
 

@@ -46,7 +46,7 @@ pub(super) fn lines(prepared: &Prepared) -> Vec<String> {
         .map(|(model, files)| format!("copied   {} file(s) of {model}: {}", files.len(), named(files)));
     let mut lines: Vec<String> = copies.collect();
     lines.extend(written(companions).map(|files| format!("written  {files}")));
-    lines.extend(plan.chat_template.iter().map(|template| format!("template {template}")));
+    lines.extend(plan.tokenizer.chat_template.iter().map(|template| format!("template {template}")));
     lines.extend(unmerged(companions).map(|note| format!("note     {note}")));
     let mut by_reason: Vec<(&str, Vec<&str>)> = Vec::new();
     for left in &companions.left_out {
@@ -71,7 +71,7 @@ pub(super) fn noted(prepared: &Prepared) -> Vec<String> {
     let Prepared { plan, companions, .. } = prepared;
     let left: Vec<&str> = companions.left_out.iter().map(|left| left.file.as_str()).collect();
     let mut notes: Vec<String> = unmerged(companions).collect();
-    notes.extend(plan.chat_template.iter().map(|template| format!("chat template {template}")));
+    notes.extend(plan.tokenizer.chat_template.iter().map(|template| format!("chat template {template}")));
     notes.extend(written(companions).map(|files| format!("written beside the weights: {files}")));
     if !left.is_empty() {
         let donor = &plan.models[plan.donor].name;

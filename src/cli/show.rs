@@ -499,9 +499,9 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
         "read_bytes": read, "read_bytes_most": most, "write_bytes": plan.layout.file_bytes,
         "memory_bytes": budget.host_bytes, "threads": limits.threads,
         "weights": plan.weights, "notes": plan.notes, "warnings": plan.warnings.iter().map(|w| &w.message).collect::<Vec<_>>(),
-        "vocabulary": plan.vocabulary.as_ref().map(|vocabulary| vocabulary_json(plan, vocabulary)),
+        "vocabulary": plan.tokenizer.vocabulary.as_ref().map(|vocabulary| vocabulary_json(plan, vocabulary)),
         "left_out": plan.left_out.iter().map(left_out).collect::<Vec<_>>(), "files": files::json(&prepared.companions),
-        "chat_template": plan.chat_template.as_ref().map(files::template_json),
+        "chat_template": plan.tokenizer.chat_template.as_ref().map(files::template_json),
         "tensors": plan.tensors.iter().zip(&plan.layout.places).map(tensor).collect::<Vec<_>>(),
     })
 }

@@ -36,16 +36,8 @@ pub struct Plan {
     pub tensors: Vec<Tensor>,
     /// Where the output's tensors go.
     pub layout: Layout,
-    /// The vocabulary of the output, where the config asks for one.
-    pub vocabulary: Option<Vocabulary>,
-    /// What changes among the files beside the weights.
-    pub revision: Revision,
-    /// The source that gives the tokenizer's files, where the donor does not.
-    pub tokenizer: Option<usize>,
-    /// The donor's config.json, if another vocabulary changes what it says of tokens.
-    pub config_text: Option<String>,
-    /// Where the chat template comes from, if the config asks for one and there is one.
-    pub chat_template: Option<ChatTemplate>,
+    /// What becomes of the tokenizer.
+    pub tokenizer: TokenizerPlan,
     /// What else changes in config.json.
     pub config_edits: ConfigEdits,
     /// Input tensors that the config's layer ranges leave out.
@@ -54,6 +46,21 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// What a user probably did not mean.
     pub warnings: Vec<Error>,
+}
+
+/// What becomes of the donor's tokenizer, and of the files beside the weights with it.
+#[derive(Debug, Default)]
+pub struct TokenizerPlan {
+    /// The vocabulary of the output, where the config asks for one.
+    pub vocabulary: Option<Vocabulary>,
+    /// What changes among the files beside the weights.
+    pub revision: Revision,
+    /// The source that gives the tokenizer's files, where the donor does not.
+    pub source: Option<usize>,
+    /// The donor's config.json, if another vocabulary changes what it says of tokens.
+    pub config_text: Option<String>,
+    /// Where the chat template comes from, if the config asks for one and there is one.
+    pub chat_template: Option<ChatTemplate>,
 }
 
 /// Where the output's chat template comes from.

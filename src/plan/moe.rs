@@ -107,7 +107,7 @@ impl Plan {
             return Err(Error::config(message)
                 .hint("leave them out: a tensor of an expert that the others lack is refused"));
         }
-        let (views, vocabulary) = super::views(listed, MIXTURE, sources, &[], choices)?;
+        let (views, tokenizer) = super::views(listed, MIXTURE, sources, &[], choices)?;
         let base = views.donor();
         let part = |expert: &Expert| {
             let number = |number: &Option<Located<f64>>| number.as_ref().map(|number| number.value as f32);
@@ -159,11 +159,7 @@ impl Plan {
             layout: layout(&tensors, choices.shard_bytes),
             inputs: inputs.inputs,
             tensors,
-            vocabulary: vocabulary.vocabulary,
-            revision: vocabulary.revision,
-            tokenizer: vocabulary.tokenizer,
-            config_text: vocabulary.config_text,
-            chat_template: vocabulary.chat_template,
+            tokenizer,
             config_edits: ConfigEdits { dtype, keys, added, ..ConfigEdits::default() },
             // That nothing else is taken of experts is what they are for.
             left_out: Vec::new(),

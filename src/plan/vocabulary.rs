@@ -11,7 +11,7 @@ use indexmap::IndexSet;
 use serde_json::{Map, Value as Json};
 
 use super::chat_template;
-use super::data::{ChatTemplate, RowCounts, Vocabulary};
+use super::data::{RowCounts, TokenizerPlan, Vocabulary};
 use super::views::{InputList, Model, Origin, View, Views};
 use super::{Place, names, places, references, wanted};
 use crate::checkpoint::{Revision, TOKENIZER_BYTES_MAX};
@@ -44,42 +44,26 @@ const MULTIPLE_MAX: u64 = 1 << 16;
 /// The models whose rows have a note each.
 const MODELS_NAMED_MAX: usize = 8;
 
-/// What the output's vocabulary is, and which files beside the weights change.
-#[derive(Debug, Default)]
-pub(super) struct Planned {
-    pub(super) vocabulary: Option<Vocabulary>,
-    pub(super) revision: Revision,
-    /// The source that gives the tokenizer's files, where the donor does not.
-    pub(super) tokenizer: Option<usize>,
-    /// The donor's config.json, where that of another vocabulary differs.
-    pub(super) config_text: Option<String>,
-    /// Where the chat template comes from, if the config asks for one and there is one.
-    pub(super) chat_template: Option<ChatTemplate>,
-    /// What a chat template's words are looked up in.
-    merged: Option<Merged>,
-}
-
 /// Aligns the models with the vocabulary that the config asks for, and settles the chat template.
 ///
 /// # Errors
 /// Those of [`places`]; what is wrong with tokenizers is a problem.
-pub(super) fn align(views: &mut Views<'_>) -> Result<Planned> {
-    let mut planned = match &views.config.tokenizer {
+pub(super) fn align(views: &mut Views<'_>) -> Result<TokenizerPlan> {
+    let (mut planned, merged) = match &views.config.tokenizer {
         None => {
             note_other_tokenizers(views);
-            Planned::default()
+            (TokenizerPlan::default(), None)
         }
         Some(wish) => match Wish::of(views, wish)?.and_then(|wish| wish.plan(views)) {
-            Ok(planned) => planned,
+            Ok((planned, merged)) => (planned, Some(merged)),
             Err(problem) => {
                 views.problems.add(problem);
-                return Ok(Planned::default());
+                return Ok(TokenizerPlan::default());
             }
         },
     };
     if let Some(written) = &views.config.chat_template {
-        let from = planned.tokenizer.unwrap_or(views.models[views.donor()].source);
-        let merged = planned.merged.take();
+        let from = planned.source.unwrap_or(views.models[views.donor()].source);
         match chat_template::set(views, written, from, merged.as_ref(), &mut planned.revision) {
             Ok(chosen) => planned.chat_template = chosen,
             Err(problem) => views.problems.add(problem),
@@ -183,8 +167,8 @@ impl<'a> Wish<'a> {
         self.config.error_at(at, message)
     }
 
-    /// Merges the vocabularies, and makes what has a row for each token of rows.
-    fn plan(self, views: &mut Views<'a>) -> Result<Planned> {
+    /// Merges the vocabularies, and makes what has a row for each token of rows. Returns the merged vocabulary too.
+    fn plan(self, views: &mut Views<'a>) -> Result<(TokenizerPlan, Merged)> {
         let parties: Vec<Party> = self.parties.iter().map(Reads::party).collect();
         let wanted: Vec<&str> = self.written.tokens.keys().map(String::as_str).collect();
         let union = self.written.source == TokenizerSource::Union;
@@ -214,17 +198,10 @@ impl<'a> Wish<'a> {
                 format!("the vocabulary of {leader} has no token for {keys} of the output's configs");
             views.warnings.push(Error::config(warning).hint("set them in the output by hand"));
         }
-        let source = self.parties[self.leader].source;
-        let tokenizer = (source != self.parties[self.donor].source).then_some(source);
+        let leading = self.parties[self.leader].source;
+        let source = (leading != self.parties[self.donor].source).then_some(leading);
         let vocabulary = Some(vocabulary);
-        Ok(Planned {
-            vocabulary,
-            revision,
-            tokenizer,
-            config_text,
-            merged: Some(merged),
-            ..Planned::default()
-        })
+        Ok((TokenizerPlan { vocabulary, revision, source, config_text, chat_template: None }, merged))
     }
 
     /// A warning where a union adds what is no special token of other models: so many tokens of which.

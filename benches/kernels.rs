@@ -147,11 +147,13 @@ fn bench_made(bencher: Bencher, float: Float, made: &dyn Made) {
     });
 }
 
+/// Inputs of a chunk each, repeated where one is read beyond it, as the wider factor of an adapter is.
 struct InMemory(Vec<Vec<u8>>);
 
 impl ReadElements for InMemory {
     fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> mergeforge::error::Result<()> {
-        into.copy_from_slice(&self.0[input][start as usize..][..into.len()]);
+        let stored = &self.0[input];
+        into.copy_from_slice(&stored[start as usize % stored.len()..][..into.len()]);
         Ok(())
     }
 }

@@ -235,6 +235,8 @@ fn what_stays_is_not_made_anew_and_rows_without_a_token_are_cut() {
         (["c", "d"], "tokenizer: {source: union, pad_to_multiple_of: 8}\n", (0, 8)),
         (["c", "d"], "tokenizer_source: union\n", (6, 5)),
         (["a", "d"], "tokenizer_source: base\n", (3, 5)),
+        // Where one model's are made, so are those of the other, by the same rule.
+        (["a", "d"], "tokenizer: {source: union, pad_to_multiple_of: 8}\n", (6, 8)),
         (["a", "b"], "tokenizer: {source: union, tokens: {<new>: {}}}\n", (6, 6)),
     ] {
         let prepared = planned(folder.path(), &text(models, more));

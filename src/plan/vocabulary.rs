@@ -73,7 +73,7 @@ pub(super) fn align(views: &mut Views<'_>) -> Result<TokenizerPlan> {
 }
 
 /// Which of the models a reference is, or is but for an adapter.
-fn model_of(config: &Config, model: &ModelRef) -> Option<usize> {
+fn model_but_for_adapter(config: &Config, model: &ModelRef) -> Option<usize> {
     let known = references(config);
     let is = |of: &dyn Fn(&ModelRef) -> bool| known.iter().position(|known| of(&known.value));
     is(&|known| known == model).or_else(|| is(&|known| known.base() == model.base()))
@@ -137,7 +137,7 @@ impl<'a> Wish<'a> {
             views.models.iter().map(|model| (&*model.name, model.source, rows_of(model))).collect();
         let leader = match &written.source {
             TokenizerSource::Union | TokenizerSource::Base => donor,
-            TokenizerSource::Model(model) => model_of(config, model).unwrap_or_else(|| {
+            TokenizerSource::Model(model) => model_but_for_adapter(config, model).unwrap_or_else(|| {
                 let source =
                     opened.get_index_of(&Place::Model(model.base())).expect("what is referred to is opened");
                 let other = &views.sources[source];
@@ -252,7 +252,7 @@ impl<'a> Wish<'a> {
             TokenRow::Model(model) => (model, None),
             TokenRow::ModelToken { model, token } => (model, Some(token)),
         };
-        let Some(place) = model_of(self.config, model) else {
+        let Some(place) = model_but_for_adapter(self.config, model) else {
             let message =
                 format!("the row of {} is to come from {model}, which is not merged", quoted(token));
             return Err(self.error(at, message).hint("name one of the models of this config"));

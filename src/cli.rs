@@ -273,6 +273,21 @@ enum How {
     Direct,
 }
 
+impl MergeFlags {
+    /// The device that computes, and what may be used of it.
+    fn device(&self) -> Result<(Device, Budget)> {
+        let cache = cache_folder();
+        let works = |device: &Device| check::before_first_use(device, cache.as_deref());
+        self.common.run.device(!self.quiet, &works)
+    }
+
+    /// Refuses a place for the trace that a plan needs, or that could not be written.
+    fn check_trace(&self, out: &Path, prepared: &Prepared) -> Result<()> {
+        let config = Path::new(&prepared.config.file);
+        self.trace.as_ref().map_or(Ok(()), |file| report::check_trace(file, config, out, prepared))
+    }
+}
+
 impl CommonArgs {
     fn choices(&self) -> Choices {
         Choices {
@@ -429,7 +444,8 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
         }
         (Err(stages), kept) => {
             stages.check_result()?;
-            let places = staged::Places { out: Some(out), kept: kept.as_deref(), again: false };
+            let (again, out_stays) = (false, false);
+            let places = staged::Places { out: Some(out), kept: kept.as_deref(), again, out_stays };
             staged::merge(&stages, &places, flags, &progress)
         }
     }
@@ -437,14 +453,23 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
 
 /// Carries out the plan whose result was asked for.
 fn merge_one(prepared: &Prepared, out: &Path, flags: &MergeFlags, progress: &Progress) -> Result<()> {
-    let timeline = match &flags.trace {
-        Some(file) => {
-            report::check_trace(file, Path::new(&prepared.config.file), out, prepared)?;
-            Timeline::keeping()
-        }
-        None => Timeline::new(),
-    };
-    let report = merge_into(prepared, out, flags, progress, timeline)?;
+    flags.check_trace(out, prepared)?;
+    merge_on(prepared, out, flags, &flags.device()?, progress)
+}
+
+/// The same on a device that was chosen.
+fn merge_on(
+    prepared: &Prepared,
+    out: &Path,
+    flags: &MergeFlags,
+    on: &(Device, Budget),
+    progress: &Progress,
+) -> Result<()> {
+    let timeline = if flags.trace.is_some() { Timeline::keeping() } else { Timeline::new() };
+    if !flags.quiet {
+        show::folders_to_make(out);
+    }
+    let report = merge_into(prepared, out, !flags.no_copy_tokenizer, flags, on, progress, timeline)?;
     if let Some(file) = &flags.trace {
         report.write_trace(file, prepared)?;
         if !flags.quiet {
@@ -457,28 +482,27 @@ fn merge_one(prepared: &Prepared, out: &Path, flags: &MergeFlags, progress: &Pro
     Ok(())
 }
 
-/// Carries out a plan, and says what it did.
+/// Carries out a plan, and says what it did; `copies` says whether the donor's files are copied.
 fn merge_into(
     prepared: &Prepared,
     out: &Path,
+    copies: bool,
     flags: &MergeFlags,
+    (device, budget): &(Device, Budget),
     progress: &Progress,
     timeline: Timeline,
 ) -> Result<Report> {
     let started = Instant::now();
     let cache = cache_folder();
-    let works = |device: &Device| check::before_first_use(device, cache.as_deref());
-    let (device, budget) = flags.common.run.device(!flags.quiet, &works)?;
-    budget.limits(&prepared.plan, &device)?;
+    budget.limits(&prepared.plan, device)?;
     if !flags.quiet {
-        show::summary(prepared, !flags.no_copy_tokenizer);
-        show::folders_to_make(out);
+        show::summary(prepared, copies);
     }
     let options = Options {
         out: out.to_path_buf(),
-        budget,
-        device,
-        copy_tokenizer: !flags.no_copy_tokenizer,
+        budget: *budget,
+        device: device.clone(),
+        copy_tokenizer: copies,
         model_card: !flags.no_write_model_card,
         reads: flags.common.run.reads(prepared),
         cache,
@@ -523,16 +547,17 @@ fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Re
 fn run_plan(args: &PlanArgs) -> Result<()> {
     match read_any(&args.config)? {
         AnyConfig::Mixture(config) => {
-            show_plan(&moe::prepared(&config, &args.common, &args.untrained)?, args)
+            show_plan(&moe::prepared(&config, &args.common, &args.untrained)?, &[], args)
         }
         AnyConfig::Merges(stages) => match stages.single() {
-            Ok(config) => show_plan(&prepared(config, &args.common)?, args),
+            Ok(config) => show_plan(&prepared(config, &args.common)?, &[], args),
             Err(stages) => staged::plan(&stages, args),
         },
     }
 }
 
-fn show_plan(prepared: &Prepared, args: &PlanArgs) -> Result<()> {
+/// Shows a plan, below those of documents whose results it reads.
+fn show_plan(prepared: &Prepared, stages: &[staged::Stage], args: &PlanArgs) -> Result<()> {
     let (device, budget) = args.common.run.device(false, &|_| Ok(()))?;
     let limits = budget.limits(&prepared.plan, &device)?;
     if let Some(out) = &args.out {
@@ -546,8 +571,11 @@ fn show_plan(prepared: &Prepared, args: &PlanArgs) -> Result<()> {
         )?;
     }
     if args.json {
-        show::json(&show::plan_json(prepared, &budget, &limits));
+        let mut plan = show::plan_json(prepared, &budget, &limits);
+        plan["stages"] = stages.iter().map(staged::Stage::json).collect();
+        show::json(&plan);
     } else {
+        stages.iter().for_each(staged::Stage::show);
         show::plan(prepared, &budget, &limits, args.verbose);
     }
     Ok(())

@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 
 use backend::device::Device;
 use backend::{Backend, Limits};
-use checkpoint::{Access, Companions, Reads, Sink, Source};
+use checkpoint::{Access, Companions, Destination, Reads, Sink, Source};
 use config::moe::{self, MoeConfig};
 use config::{Config, Position};
 use error::{Error, Result};
@@ -70,6 +70,8 @@ pub struct Prepared {
     own: usize,
     /// Which of the sources stand for results of other documents.
     pub(crate) results: HashMap<usize, Arc<Intermediate>>,
+    /// What else the plan was made with.
+    choices: Choices,
 }
 
 impl Prepared {
@@ -190,11 +192,16 @@ fn prepare_among(config: Config, made: &Made, choices: &Choices) -> Result<Prepa
         fused.iter().zip(&numbers).map(|((name, stage), numbers)| stage.among(name, numbers)).collect();
     let mut plan = Plan::with_stages(&config, &sources, &stages, choices)?;
     plan.notes.extend(notes);
-    let companions = companions(&plan, &sources)?;
+    let mut companions = companions(&plan, &sources)?;
     let result = |(source, place): (usize, &Place)| Some((source, Arc::clone(&place.among(made)?.1.known)));
-    let results = places.keys().enumerate().filter_map(result).collect();
+    let results: HashMap<usize, Arc<Intermediate>> = places.keys().enumerate().filter_map(result).collect();
+    let donor = &sources[plan.models[plan.donor].source].folder.path;
+    // What is merged while it is read has the folder of its donor, which may be such a result.
+    if results.iter().any(|(source, known)| known.is_in_folder && sources[*source].folder.path == *donor) {
+        companions = companions.of_result();
+    }
     let opened = places.into_keys().collect();
-    Ok(Prepared { config, sources, plan, companions, opened, own, results })
+    Ok(Prepared { config, sources, plan, companions, opened, own, results, choices: *choices })
 }
 
 /// Reads the headers of the models that become experts, and plans their mixture. No tensor data is read. `untrained` says that
@@ -209,8 +216,9 @@ pub fn prepare_moe(moe: &MoeConfig, untrained: bool, choices: &Choices) -> Resul
     let sources = open(&config, &places, &Made::new())?;
     let plan = Plan::moe(moe, &config, &sources, choices)?;
     let companions = companions(&plan, &sources)?;
-    let (own, results) = (places.len(), HashMap::new());
-    Ok(Prepared { config, sources, plan, companions, opened: places.into_keys().collect(), own, results })
+    let (own, results, choices) = (places.len(), HashMap::new(), *choices);
+    let opened = places.into_keys().collect();
+    Ok(Prepared { config, sources, plan, companions, opened, own, results, choices })
 }
 
 /// The files beside the weights, as the plan has them.
@@ -240,14 +248,11 @@ fn open(config: &Config, places: &IndexMap<Place, Position>, made: &Made) -> Res
     let open = |place: usize| {
         let (place, at) = places.get_index(place).expect("there are so many");
         let opened = match place {
-            Place::Model(model) if place.among(made).is_some() => match &made[&model.path].way {
-                Way::Folder(folder) => Source::open(&model.path, folder),
-                Way::Fused(stage) => stage.open(&model.path),
+            Place::Model(model) => match place.among(made) {
+                Some((name, outcome)) => outcome.way.open(name),
+                None => checkpoint::locate(&model.path, model.revision.as_deref())
+                    .and_then(|folder| Source::open(&model.to_string(), &folder)),
             },
-            Place::Model(model) => {
-                let folder = checkpoint::locate(&model.path, model.revision.as_deref());
-                folder.and_then(|folder| Source::open(&model.to_string(), &folder))
-            }
             Place::Adapter(adapter) => {
                 let folder = checkpoint::locate(&adapter.path, adapter.revision.as_deref());
                 folder.and_then(|folder| Source::open_adapter(&adapter.to_string(), &folder))
@@ -407,24 +412,24 @@ fn access(sources: &[Source]) -> Access {
 /// Refuses an output folder that is not free, or a disk that is too small, before anything is read.
 ///
 /// # Errors
-/// What is wrong with the folder or the disk, or with a file that is to be copied.
+/// What is wrong with the folder or the disk.
 pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
-    let Prepared { sources, plan, .. } = prepared;
-    let inputs: Vec<PathBuf> = sources.iter().map(Source::place).collect();
-    checkpoint::check_out(&options.out, &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
-    let copied = if options.copy_tokenizer { prepared.companions.bytes() } else { 0 };
-    let needed = plan.layout.file_bytes + copied + report::other_bytes(prepared);
-    match checkpoint::free_bytes(&options.out) {
-        Some(free) if free < needed => {
-            let mut sizes = (text::bytes(needed), text::bytes(free));
-            if sizes.0 == sizes.1 {
-                sizes = (format!("{needed} bytes"), format!("{free} bytes"));
-            }
-            let (needed, free) = sizes;
-            let out = options.out.display();
-            let refusal = format!("the output needs {needed}, and only {free} are free where {out} goes");
-            Err(Error::output(refusal).hint("free some space, or choose another disk"))
-        }
-        _ => Ok(()),
-    }
+    let destination = Destination {
+        out: options.out.clone(),
+        bytes: output_bytes(prepared, options.copy_tokenizer),
+        on_the_way_bytes: 0,
+    };
+    checkpoint::check_destinations(&[destination], &places_of_inputs(prepared).collect::<Vec<_>>())
+}
+
+/// The bytes that a plan's output takes on the disk, with the files beside the weights; `copied` says whether the donor's files
+/// are among them.
+pub fn output_bytes(prepared: &Prepared, copied: bool) -> u64 {
+    let of_donor = if copied { prepared.companions.bytes() } else { 0 };
+    prepared.plan.layout.file_bytes + of_donor + report::other_bytes(prepared)
+}
+
+/// Where what a plan reads lies, as far as it is there.
+pub fn places_of_inputs(prepared: &Prepared) -> impl Iterator<Item = PathBuf> {
+    prepared.sources.iter().filter(|source| !source.is_planned()).map(Source::place)
 }

@@ -1,16 +1,19 @@
 //! What a merge did: the manifest `mergeforge.json`, the other files beside the tensors, and words for people.
 
 mod linear;
+mod made;
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use made::{differences, manifest_in};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::backend::{Backend, OddValues};
+use crate::checkpoint::layout::INDEX;
 use crate::checkpoint::{
     CARD, CardModel, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, MOE_CONFIG, ModelCard,
     Sidecar, Source, config_json, licence, model_card,
@@ -46,7 +49,7 @@ pub(crate) struct Intermediate {
     /// The models that it is made of in the end, none of them such a result itself.
     models: Vec<CardModel>,
     /// Whether it is a checkpoint in a folder.
-    is_in_folder: bool,
+    pub(crate) is_in_folder: bool,
     /// What the manifest there says of the inputs: the folder may be gone when somebody asks.
     inputs: Vec<Value>,
 }
@@ -54,19 +57,12 @@ pub(crate) struct Intermediate {
 impl Intermediate {
     /// One of these models, in this folder if it is in one.
     pub(crate) fn new(models: Vec<CardModel>, folder: Option<&Path>) -> Self {
-        /// A manifest has a line for each tensor.
-        const MANIFEST_BYTES_MAX: u64 = 1 << 30;
         #[derive(Deserialize)]
         struct Manifest {
             inputs: Vec<Value>,
         }
         // What somebody else put there has none.
-        let manifest = folder.and_then(|folder| {
-            let mut text = Vec::new();
-            let file = File::open(folder.join(MANIFEST)).ok()?;
-            file.take(MANIFEST_BYTES_MAX).read_to_end(&mut text).ok()?;
-            serde_json::from_slice::<Manifest>(&text).ok()
-        });
+        let manifest = folder.and_then(manifest_in::<Manifest>);
         let inputs = manifest.map(|manifest| manifest.inputs).unwrap_or_default();
         Self { models, is_in_folder: folder.is_some(), inputs }
     }
@@ -100,13 +96,14 @@ impl Report {
             "mergeforge": env!("CARGO_PKG_VERSION"),
             "method": plan.method.name,
             "seed": plan.seed,
+            "options": made::options(prepared),
             "device": backend.name(),
             "seconds": rounded(shares.wall.as_secs_f64()),
             "threads": shares.threads,
             "stages": stages_json(&shares),
             "bottleneck": shares.bottleneck().stage().map(Stage::name),
             "inputs": model_identities(prepared),
-            "element_files": prepared.element_files().map(|file| named_identity("path", &file.name, file)).collect::<Vec<_>>(),
+            "element_files": element_file_identities(prepared),
             "chunks_by_cpu": merged.iter().map(|merged| merged.redone).sum::<u64>(),
             "chunks_mended": merged.iter().map(|merged| merged.mended).sum::<u64>(),
             "odd_values": odd,
@@ -200,6 +197,15 @@ pub(crate) fn model_config(prepared: &Prepared) -> Option<Vec<u8>> {
     donor.has_config().then(|| config_json(text, &plan.config_edits))
 }
 
+/// The names of the files that a merge writes, and perhaps of some more.
+pub(crate) fn output_files(prepared: &Prepared) -> Vec<String> {
+    let layout = &prepared.plan.layout;
+    let weights = layout.shards.iter().map(|shard| &*shard.file).chain(layout.index.as_ref().map(|_| INDEX));
+    let about_the_merge = [MERGE_CONFIG, MOE_CONFIG, MANIFEST, LINEAR_CONFIG, CARD];
+    let files = weights.chain(about_the_merge).map(str::to_owned);
+    files.chain(model_files(prepared, true).into_iter().map(|file| file.file)).collect()
+}
+
 /// What makes tensors a model: its config.json, and the files that come from the donor or are made for the vocabulary.
 pub(crate) fn model_files(prepared: &Prepared, copied: bool) -> Vec<Sidecar> {
     let config = |text| Sidecar { file: MODEL_CONFIG.into(), content: Content::Bytes(text) };
@@ -246,6 +252,11 @@ fn model_identities(prepared: &Prepared) -> Vec<Value> {
 /// The results of other documents that are read, in the order of the sources.
 fn results(prepared: &Prepared) -> impl Iterator<Item = &Intermediate> {
     (0..prepared.sources.len()).filter_map(|source| prepared.results.get(&source).map(|result| &**result))
+}
+
+/// The same of the files that say something of models' elements.
+fn element_file_identities(prepared: &Prepared) -> Vec<Value> {
+    prepared.element_files().map(|file| named_identity("path", &file.name, file)).collect()
 }
 
 fn named_identity(key: &str, name: &str, source: &Source) -> Value {

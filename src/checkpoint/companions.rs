@@ -261,6 +261,14 @@ impl Companions {
         self
     }
 
+    /// The same of a result that is merged on the way: what its merge wrote about itself is nothing that is left out, for whoever
+    /// reads the result writes the same of all.
+    #[must_use]
+    pub fn of_result(mut self) -> Self {
+        self.left_out.retain(|left| ![OF_EARLIER, CARD_OF_DONOR].contains(&left.reason.as_str()));
+        self
+    }
+
     /// The copies that are weights of modules that sentence-transformers puts behind the model: nothing of them is merged.
     pub fn weights(&self) -> impl Iterator<Item = &str> {
         self.copied.iter().map(|file| file.file.as_str()).filter(|file| is_weights(file))
@@ -283,7 +291,7 @@ impl Search<'_> {
             if path == MODEL_CONFIG || self.donor.reads_file(&path) {
                 continue;
             }
-            let is_folder = self.donor.folder.path.join(&path).is_dir();
+            let is_folder = self.donor.folder.is_folder(&path);
             match fate(&path, names) {
                 Fate::LeftOut(reason) if !(is_folder && reason == UNNEEDED) => {
                     self.leave(path, is_folder, reason);
@@ -343,7 +351,7 @@ impl Search<'_> {
             .hint("remove what the model does not need"));
         }
         let original = self.donor.folder.file(file.as_str());
-        let bytes = original.open()?.1.len();
+        let bytes = original.bytes()?;
         original.check_size(bytes, companion_bytes_max(&file))?;
         if file.chars().any(is_escaped) || file.contains('\\') {
             let refusal =

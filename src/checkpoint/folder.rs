@@ -7,7 +7,7 @@
 //! Where a link leads is seen first; then the file is opened below a handle of the folder without following any link, so that
 //! one that is exchanged in between leads nowhere (cap-std; `openat2` where the system has it).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,17 @@ pub struct ModelFolder {
     number: Option<(u64, u64)>,
     /// Where the folder lies below the root.
     within: PathBuf,
+    /// Of a folder that is not made yet: what its files will hold.
+    planned: Option<BTreeMap<String, Planned>>,
+}
+
+/// What a file will hold.
+#[derive(Debug, Clone)]
+pub enum Planned {
+    /// These bytes.
+    Bytes(Arc<[u8]>),
+    /// What this file holds.
+    CopyOf(InputFile),
 }
 
 impl ModelFolder {
@@ -51,7 +62,23 @@ impl ModelFolder {
             None => (real, PathBuf::new()),
         };
         let number = number_of(&open_root(&root).map_err(failed)?).map_err(failed)?;
-        Ok(Arc::new(Self { path: path.into(), root, number, within }))
+        Ok(Arc::new(Self { path: path.into(), root, number, within, planned: None }))
+    }
+
+    /// The folder that will be made at `path`, with these files in it. Of copies of what is not made yet either, the original is
+    /// kept, so that no chain of folders is.
+    pub fn planned(path: &Path, files: impl IntoIterator<Item = (String, Planned)>) -> Arc<Self> {
+        let original = |(file, content): (String, Planned)| match &content {
+            Planned::CopyOf(original) => (file, original.planned().unwrap_or(&content).clone()),
+            Planned::Bytes(_) => (file, content),
+        };
+        let planned = Some(files.into_iter().map(original).collect());
+        Arc::new(Self { path: path.into(), root: path.into(), number: None, within: PathBuf::new(), planned })
+    }
+
+    /// Whether it is one that is not made yet.
+    pub fn is_planned(&self) -> bool {
+        self.planned.is_some()
     }
 
     /// A handle of the root: of the same folder as at first, wherever its path leads by now.
@@ -76,6 +103,9 @@ impl ModelFolder {
     /// # Errors
     /// Kind `Input`: it is gone.
     pub fn access(&self) -> Result<Access> {
+        if self.is_planned() {
+            return Ok(Access::ANY);
+        }
         let metadata = fs::metadata(&self.path).map_err(|e| Error::reading(&self.path, &e))?;
         Ok(Access::ANY.and_folder(&metadata))
     }
@@ -87,7 +117,19 @@ impl ModelFolder {
 
     /// Whether there is something of this name, be it a link to nothing.
     pub fn has(&self, name: &str) -> bool {
-        self.path.join(name).symlink_metadata().is_ok()
+        match &self.planned {
+            Some(files) => files.contains_key(name) || self.is_folder(name),
+            None => self.path.join(name).symlink_metadata().is_ok(),
+        }
+    }
+
+    /// Whether a folder of this name is in it, be it through a link.
+    pub fn is_folder(&self, name: &str) -> bool {
+        let is_above = |file: &String| file.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
+        match &self.planned {
+            Some(files) => files.keys().any(is_above),
+            None => self.path.join(name).is_dir(),
+        }
     }
 
     /// The names of the files in this folder, or in a folder of it, sorted. Names that are not UTF-8 are none that this format
@@ -96,6 +138,11 @@ impl ModelFolder {
     /// # Errors
     /// Kind `Input`: the folder cannot be listed, a link leads out of the model, or there are too many files.
     pub fn names(&self, below: &str) -> Result<BTreeSet<String>> {
+        if let Some(files) = &self.planned {
+            let below = if below.is_empty() { String::new() } else { format!("{below}/") };
+            let inside = files.keys().filter_map(|file| file.strip_prefix(&below)?.split('/').next());
+            return Ok(inside.map(str::to_owned).collect());
+        }
         let path = self.path.join(below);
         let failed = |e: io::Error| with_limit_hint(Error::reading(&path, &e), &e);
         let place = self.place_of(below)?;
@@ -120,7 +167,8 @@ impl ModelFolder {
     /// Whether the file of this name is that one as well.
     pub fn is(&self, name: &str, file: &Metadata) -> bool {
         let found = fs::metadata(self.path.join(name));
-        found.is_ok_and(|found| number(&found).is_some_and(|found| Some(found) == number(file)))
+        !self.is_planned()
+            && found.is_ok_and(|found| number(&found).is_some_and(|found| Some(found) == number(file)))
     }
 
     /// Where a name leads, below the root and without symlinks.
@@ -225,11 +273,36 @@ impl InputFile {
         self.folder.path.join(&self.name)
     }
 
+    /// What it will hold, where its folder is not made yet.
+    fn planned(&self) -> Option<&Planned> {
+        self.folder.planned.as_ref()?.get(&self.name)
+    }
+
+    /// What it holds, and how many bytes that is.
+    fn content(&self) -> Result<(Box<dyn Read + '_>, u64)> {
+        if let Some(Planned::Bytes(bytes)) = self.planned() {
+            return Ok((Box::new(&bytes[..]), bytes.len() as u64));
+        }
+        let (file, metadata) = self.open()?;
+        Ok((Box::new(file), metadata.len()))
+    }
+
+    /// How long it is.
+    ///
+    /// # Errors
+    /// As of [`InputFile::open`].
+    pub fn bytes(&self) -> Result<u64> {
+        self.content().map(|(_, bytes)| bytes)
+    }
+
     /// Opens it, with what the system says about it.
     ///
     /// # Errors
     /// Kind `Input`: it is missing, no regular file, may not be read, or a link leads out of the model.
     pub fn open(&self) -> Result<(File, Metadata)> {
+        if let Some(Planned::CopyOf(original)) = self.planned() {
+            return original.open();
+        }
         let path = self.path();
         let place = self.folder.place_of(&self.name)?;
         let handle = self.folder.handle()?;
@@ -257,8 +330,8 @@ impl InputFile {
     /// # Errors
     /// Kind `Input`: as in [`InputFile::open`], or it is larger, or a Git LFS pointer.
     pub fn read(&self, bytes_max: u64) -> Result<Vec<u8>> {
-        let (file, metadata) = self.open()?;
-        self.check_size(metadata.len(), bytes_max)?;
+        let (file, bytes) = self.content()?;
+        self.check_size(bytes, bytes_max)?;
         let mut content = Vec::new();
         file.take(bytes_max + 1).read_to_end(&mut content).map_err(|e| Error::reading(&self.path(), &e))?;
         self.check_size(content.len() as u64, bytes_max)?;
@@ -287,11 +360,11 @@ impl InputFile {
     /// # Errors
     /// Kind `Input`: one of them cannot be read, or is larger.
     pub fn same_content(&self, other: &Self, bytes_max: u64) -> Result<bool> {
-        let ((mut mine, my_metadata), (mut theirs, their_metadata)) = (self.open()?, other.open()?);
-        if my_metadata.len() != their_metadata.len() {
+        let ((mut mine, my_bytes), (mut theirs, their_bytes)) = (self.content()?, other.content()?);
+        if my_bytes != their_bytes {
             return Ok(false);
         }
-        self.check_size(my_metadata.len(), bytes_max)?;
+        self.check_size(my_bytes, bytes_max)?;
         let (mut left, mut right) = (Vec::new(), Vec::new());
         loop {
             fill(&mut mine, &mut left).map_err(|e| Error::reading(&self.path(), &e))?;
@@ -304,7 +377,7 @@ impl InputFile {
 }
 
 /// The next bytes of a file; none at its end.
-fn fill(file: &mut File, into: &mut Vec<u8>) -> io::Result<usize> {
+fn fill(file: &mut impl Read, into: &mut Vec<u8>) -> io::Result<usize> {
     into.clear();
     file.take(COMPARED_BYTES as u64).read_to_end(into)
 }

@@ -66,7 +66,14 @@ pub struct Header {
 /// # Errors
 /// Kind `Input`: the file is no safetensors file, or damaged, or not whole.
 pub fn read_header(file: &File, path: &Path, file_bytes: u64, file_index: usize) -> Result<Header> {
-    let head = read_head(file, path, file_bytes)?;
+    header_of(read_head(file, path, file_bytes)?, path, file_bytes, file_index)
+}
+
+/// As [`read_header`], of a header that was read, or that is to be written: the length and the JSON.
+///
+/// # Errors
+/// Those of [`read_header`].
+pub fn header_of(head: Vec<u8>, path: &Path, file_bytes: u64, file_index: usize) -> Result<Header> {
     let records =
         records(&head[LENGTH_BYTES as usize..]).map_err(|what| damaged(path, format_args!("{what}")))?;
     let (data_start, blake3) = (head.len() as u64, blake3::hash(&head));

@@ -1,22 +1,119 @@
 //! Where the output goes, checked before anything is read: the folder is new or empty, apart from every input, and can be made.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::text::bytes as size;
 
-/// Checks, before anything is read, that `out` can become the output: it is new or an empty folder, apart
-/// from every input, and can be made.
+/// A folder that is to be made.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// Its path.
+    pub out: PathBuf,
+    /// What goes into it, in bytes.
+    pub bytes: u64,
+    /// What is written beside it meanwhile, to be removed, in bytes.
+    pub on_the_way_bytes: u64,
+}
+
+/// Checks, before anything is read, that all of these can be made: each as of [`check_out`], none within another, and with room
+/// for them together.
+///
+/// # Errors
+/// Kind `Config`, with all that stands in the way; or `Output`, where a disk is too small.
+pub fn check_destinations(all: &[Destination], inputs: &[PathBuf]) -> Result<()> {
+    let inputs = real_inputs(inputs)?;
+    let (mut problems, mut places, mut overlaps) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+    for (number, Destination { out, .. }) in all.iter().enumerate() {
+        match checked(out, &inputs) {
+            // What is built beside one may take the place of another.
+            Ok(real) => {
+                for place in [partial_of(&real), real] {
+                    overlaps.extend(places.insert(place, number).map(|other| (other, number)));
+                }
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    for (place, number) in &places {
+        let above = place.ancestors().find_map(|above| places.get(above).filter(|other| *other != number));
+        overlaps.extend(above.map(|other| (*other.min(number), *other.max(number))));
+    }
+    for (one, other) in overlaps {
+        let (one, other) = (all[one].out.display(), all[other].out.display());
+        let problem = Error::config(format!("the results {one} and {other} overlap"));
+        problems.push(problem.hint("give each a folder of its own, beside the others"));
+    }
+    if problems.is_empty() { room(all) } else { Err(Error::all(problems)) }
+}
+
+/// Checks that `out` can become the output: it is new or an empty folder, apart from every input, and can be made.
 ///
 /// # Errors
 /// Kind `Config`, with what stands in the way.
-pub fn check_out(out: &Path, inputs: &[&Path]) -> Result<()> {
+pub fn check_out(out: &Path, inputs: &[PathBuf]) -> Result<()> {
+    checked(out, &real_inputs(inputs)?).map(|_| ())
+}
+
+/// Inputs without symlinks, each behind its path as it is written.
+fn real_inputs(inputs: &[PathBuf]) -> Result<Vec<(&Path, PathBuf)>> {
+    let real = |input: &PathBuf| input.canonicalize().map_err(|e| Error::reading(input, &e));
+    inputs.iter().map(|input| Ok((input.as_path(), real(input)?))).collect()
+}
+
+/// As [`check_out`]; returns the place without symlinks.
+fn checked(out: &Path, inputs: &[(&Path, PathBuf)]) -> Result<PathBuf> {
     let real = resolve(out).map_err(Error::config)?;
     apart_from_inputs(out, &real, inputs)?;
     free_to_take(out, &real)?;
-    can_be_made(out, &real)
+    can_be_made(out, &real)?;
+    Ok(real)
+}
+
+/// Checks that disks have room for all that goes there.
+fn room(all: &[Destination]) -> Result<()> {
+    let mut disks: BTreeMap<u64, Vec<&Destination>> = BTreeMap::new();
+    for destination in all {
+        disks.entry(disk_of(&destination.out)).or_default().push(destination);
+    }
+    for there in disks.values() {
+        let needed = there.iter().map(|of| of.bytes.saturating_add(of.on_the_way_bytes));
+        let needed = needed.fold(0, u64::saturating_add);
+        let last = there[there.len() - 1];
+        let Some(free) = free_bytes(&last.out).filter(|free| *free < needed) else { continue };
+        let mut sizes = (size(needed), size(free));
+        if sizes.0 == sizes.1 {
+            sizes = (format!("{needed} bytes"), format!("{free} bytes"));
+        }
+        let (needed, free) = sizes;
+        let what = match (there.len(), last.on_the_way_bytes) {
+            (1, 0) => "the output needs".into(),
+            (1, _) => "the output and what is merged on the way to it need".into(),
+            (count, _) => format!("{count} results need"),
+        };
+        let refusal = format!("{what} {needed}, and only {free} are free where {} goes", last.out.display());
+        return Err(Error::output(refusal).hint("free some space, or choose another disk"));
+    }
+    Ok(())
+}
+
+/// A number that tells disks apart, of the one where `out` will lie.
+fn disk_of(out: &Path) -> u64 {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let folder = resolve(out).ok().and_then(|real| fs::metadata(nearest_existing(&real)?).ok());
+        folder.map_or(0, |folder| folder.dev())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = out;
+        0
+    }
 }
 
 /// The bytes that may still be written where `out` will lie. `None` where the system does not say.
@@ -74,11 +171,10 @@ pub(super) fn partial_of(real: &Path) -> PathBuf {
 }
 
 /// Neither the output nor the folder it is built in may lie in an input, or hold one.
-fn apart_from_inputs(out: &Path, real: &Path, inputs: &[&Path]) -> Result<()> {
+fn apart_from_inputs(out: &Path, real: &Path, inputs: &[(&Path, PathBuf)]) -> Result<()> {
     let places = [real.to_path_buf(), partial_of(real)];
-    for input in inputs {
-        let folder = input.canonicalize().map_err(|e| Error::reading(input, &e))?;
-        if places.iter().any(|place| place.starts_with(&folder) || folder.starts_with(place)) {
+    for (input, folder) in inputs {
+        if places.iter().any(|place| place.starts_with(folder) || folder.starts_with(place)) {
             let (out, input) = (out.display(), input.display());
             return Err(Error::config(format!("the output folder {out} and the input {input} overlap"))
                 .hint("write to a folder of its own, beside the models"));
@@ -164,8 +260,12 @@ mod tests {
     use super::*;
     use crate::error::Kind;
 
+    fn check(out: &Path, inputs: &[&Path]) -> Result<()> {
+        check_out(out, &inputs.iter().map(|input| input.to_path_buf()).collect::<Vec<_>>())
+    }
+
     fn refused(out: &Path, inputs: &[&Path]) -> String {
-        let error = check_out(out, inputs).unwrap_err();
+        let error = check(out, inputs).unwrap_err();
         assert_eq!(error.kind, Kind::Config);
         error.message
     }
@@ -174,17 +274,17 @@ mod tests {
     fn the_output_must_be_new_or_empty() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        check_out(&at("new"), &[]).unwrap();
-        check_out(&at("new/deep/er"), &[]).unwrap();
+        check(&at("new"), &[]).unwrap();
+        check(&at("new/deep/er"), &[]).unwrap();
         fs::create_dir(at("empty")).unwrap();
-        check_out(&at("empty"), &[]).unwrap();
+        check(&at("empty"), &[]).unwrap();
         fs::write(at("file"), "x").unwrap();
         assert!(refused(&at("file"), &[]).contains("is no folder"));
         assert!(refused(&at("file/below"), &[]).contains("cannot be"));
         assert!(refused(dir.path(), &[]).contains("is not empty"));
         assert!(refused(&at("not/../there"), &[]).contains("does not exist"));
         assert!(refused(Path::new("/"), &[]).contains("cannot be the output"));
-        check_out(Path::new(""), &[]).unwrap_err();
+        check(Path::new(""), &[]).unwrap_err();
     }
 
     #[test]
@@ -198,8 +298,39 @@ mod tests {
             assert!(refused(&at(inside), &[&input]).contains("overlap"), "{inside}");
         }
         assert!(refused(&at("c"), &[&at("c.partial")]).contains("overlap"));
-        check_out(&at("models/ab"), &[&input]).unwrap();
-        assert!(check_out(&at("out"), &[&at("none")]).is_err());
+        check(&at("models/ab"), &[&input]).unwrap();
+        assert!(check(&at("out"), &[&at("none")]).is_err());
+    }
+
+    #[test]
+    fn destinations_are_apart_from_each_other_and_have_room_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let at =
+            |out: &str, bytes: u64| Destination { out: dir.path().join(out), bytes, on_the_way_bytes: 0 };
+        let check = |all: &[Destination]| check_destinations(all, &[]);
+        check(&[at("a", 1), at("b", 1), at("a.stages", 1), at("deep/a", 1)]).unwrap();
+        for (one, other) in
+            [("a", "a"), ("a", "a/b"), ("a/b/c", "a"), ("a.partial", "a"), ("a.partial/x", "a")]
+        {
+            let problem = check(&[at(one, 1), at(other, 1)]).unwrap_err();
+            assert!(problem.message.contains("overlap"), "{one}, {other}: {problem}");
+            assert_eq!(problem.kind, Kind::Config);
+        }
+        fs::write(dir.path().join("file"), "x").unwrap();
+        let problems = check(&[at("file", 1), at("b", 1), at("c", 1), at("c/d", 1)]).unwrap_err();
+        assert_eq!(problems.one_by_one().len(), 2, "all are reported");
+        let Some(free) = free_bytes(dir.path()) else { return };
+        // Each by itself would have room.
+        let (one, other) = (at("a", free / 3), at("b", free));
+        check(std::slice::from_ref(&one)).unwrap();
+        let problem = check(&[one.clone(), other]).unwrap_err();
+        assert!(problem.message.starts_with("2 results need "), "{problem}");
+        assert_eq!(problem.kind, Kind::Output);
+        let problem = check(&[Destination { on_the_way_bytes: free, ..one }]).unwrap_err();
+        assert!(
+            problem.message.starts_with("the output and what is merged on the way to it need"),
+            "{problem}"
+        );
     }
 
     #[cfg(unix)]

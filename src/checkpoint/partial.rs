@@ -50,6 +50,8 @@ pub(super) struct Partial {
     /// The files that were made in it.
     files: Mutex<BTreeSet<String>>,
     keep: bool,
+    /// Whether it was there, left by a merge that was killed.
+    was_left: bool,
 }
 
 impl Partial {
@@ -60,12 +62,15 @@ impl Partial {
     /// Kind `Output`: another merge is at work there, or the folder is not ours.
     pub fn create(out: &Path, access: Access) -> Result<Self> {
         let out = resolve(out).map_err(Error::output)?;
-        let path = partial_of(&out);
+        Self::begin(partial_of(&out), out, access)
+    }
+
+    fn begin(path: PathBuf, out: PathBuf, access: Access) -> Result<Self> {
         let mut made = Vec::new();
         let begun =
             parent_of(&path, &mut made).and_then(|parent| begin(&parent, &path).map(|begun| (parent, begun)));
         match begun {
-            Ok((parent, (folder, lock))) => Ok(Self {
+            Ok((parent, (folder, lock, was_left))) => Ok(Self {
                 out,
                 path,
                 parent,
@@ -75,6 +80,7 @@ impl Partial {
                 made,
                 files: Mutex::default(),
                 keep: false,
+                was_left,
             }),
             Err(error) => {
                 remove_parents(&mut made);
@@ -187,6 +193,46 @@ impl Drop for Partial {
     }
 }
 
+/// A folder for results that are needed for a while, locked while they are. Dropped, it is removed with all that was expected in it.
+#[derive(Debug)]
+pub struct WorkFolder(Partial);
+
+impl WorkFolder {
+    /// Makes an empty folder at `path`, or takes over what a killed merge of this user left there, under the rules of `OUT.partial`.
+    ///
+    /// # Errors
+    /// Kind `Output`: another merge is at work there, or the folder is not ours.
+    pub fn create(path: &Path) -> Result<Self> {
+        let path = resolve(path).map_err(Error::output)?;
+        Partial::begin(path.clone(), path, Access::ANY).map(Self)
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Whether a killed merge had left it.
+    pub fn was_left(&self) -> bool {
+        self.0.was_left
+    }
+
+    /// Lists the files of a result before it is merged into the folder `name` here.
+    ///
+    /// # Errors
+    /// Kind `Output`: the list cannot be written.
+    pub fn expect(&self, name: &str, files: &[String]) -> Result<()> {
+        let in_both = |folder: &Path| {
+            let files = files.iter().map(String::as_str).chain([LOCK]);
+            files.map(|file| format!("{}/{file}", folder.display())).collect::<Vec<_>>()
+        };
+        let listed = [partial_of(Path::new(name)), name.into()];
+        let mut listed = listed.iter().flat_map(|folder| in_both(folder));
+        let failed = |cause| Error::writing(&self.path().join(LOCK), &cause);
+        listed.try_for_each(|file| self.0.note(&file)).map_err(failed)
+    }
+}
+
 /// The last part of a path that [`resolve`] has seen to have one.
 fn name_of(path: &Path) -> &Path {
     path.file_name().unwrap_or_default().as_ref()
@@ -219,8 +265,8 @@ fn remove_parents(made: &mut Vec<(Dir, OsString)>) {
     }
 }
 
-/// Makes or takes over the folder: its handle and its lock.
-fn begin(parent: &Dir, path: &Path) -> Result<(Dir, File)> {
+/// Makes or takes over the folder: its handle and its lock, and whether it was there.
+fn begin(parent: &Dir, path: &Path) -> Result<(Dir, File, bool)> {
     let failed = |e: io::Error| Error::writing(path, &e);
     let name = name_of(path);
     let is_new = match parent.create_dir_with(name, &private_folder()) {
@@ -232,7 +278,7 @@ fn begin(parent: &Dir, path: &Path) -> Result<(Dir, File)> {
     if is_new && begun.is_err() {
         let _ = parent.remove_dir(name);
     }
-    begun
+    begun.map(|(folder, lock)| (folder, lock, !is_new))
 }
 
 /// Opens the folder and locks it, if it is ours.

@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 pub use super::header::TensorInfo;
 
 use super::file::{Access, Reads, raise_open_file_limit};
-use super::folder::ModelFolder;
-use super::header::read_header;
+use super::folder::{InputFile, ModelFolder};
+use super::header::{Header, read_header};
 use super::limits::{CONFIG_BYTES_MAX, TENSORS_MAX};
 use super::pickle::{Format, read_torch};
 use super::sidecars::MODEL_CONFIG as CONFIG;
@@ -43,11 +43,11 @@ pub struct Source {
     pub config_text: String,
     /// Who may read all of its files.
     pub access: Access,
-    tensors: IndexMap<String, TensorInfo>,
-    files: Vec<SourceFile>,
-    warnings: Vec<String>,
+    pub(super) tensors: IndexMap<String, TensorInfo>,
+    pub(super) files: Vec<SourceFile>,
+    pub(super) warnings: Vec<String>,
     /// The file's name, where it is one file and not all of the folder.
-    only: Option<String>,
+    pub(super) only: Option<String>,
 }
 
 impl Source {
@@ -84,17 +84,6 @@ impl Source {
             && (self.files.iter().all(|file| file.name.starts_with("adapter_model."))
                 || !self.tensors.is_empty()
                     && self.tensors.keys().all(|name| name.starts_with("base_model.model.")))
-    }
-
-    /// The same with another `config.json`.
-    ///
-    /// # Errors
-    /// It is no JSON object.
-    pub fn with_config(mut self, text: String) -> Result<Self> {
-        let config = serde_json::from_str(&text);
-        self.config = config.map_err(|cause| Error::input(format!("{}: config.json: {cause}", self.name)))?;
-        self.config_text = text;
-        Ok(self)
     }
 
     /// Opens tensors that belong to a model: those of one file, or of a folder with the weights of a checkpoint and
@@ -159,7 +148,7 @@ impl Source {
         Ok(source)
     }
 
-    fn empty(
+    pub(super) fn empty(
         name: &str,
         folder: Arc<ModelFolder>,
         (config, config_text): (Map<String, Value>, String),
@@ -300,6 +289,18 @@ impl Source {
         if self.tensors.len() + header.tensors.len() > TENSORS_MAX {
             return Err(contradiction(&path, &format!("the checkpoint has more than {TENSORS_MAX} tensors")));
         }
+        self.add_tensors(name, input, stamp, header)
+    }
+
+    /// Adds a file, whose header says which tensors it has.
+    pub(super) fn add_tensors(
+        &mut self,
+        name: String,
+        input: InputFile,
+        stamp: Stamp,
+        header: Header,
+    ) -> Result<()> {
+        let path = input.path();
         for tensor in header.tensors {
             if let Some(other) = self.tensors.get(&tensor.name) {
                 let other = self.files[other.file].name.as_str();

@@ -51,12 +51,27 @@ impl Stamp {
             inode: (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()),
         }
     }
+
+    /// That of a file which is not made yet: no file has it.
+    pub(super) fn planned(bytes: u64) -> Self {
+        Self {
+            bytes,
+            modified: None,
+            #[cfg(unix)]
+            inode: (0, 0, 0, 0),
+        }
+    }
 }
 
 impl SourceFile {
     /// A file as it was when its header, of this hash, was read.
     pub(super) fn new(name: String, file: InputFile, stamp: Stamp, header: blake3::Hash) -> Self {
         Self { name, file, stamp, header, handles: Arc::default(), mapped: OnceLock::new() }
+    }
+
+    /// The same file, as it was then, to be opened by itself.
+    pub(super) fn again(&self) -> Self {
+        Self::new(self.name.clone(), self.file.clone(), self.stamp, self.header)
     }
 
     fn handles(&self) -> Result<Arc<Handles>> {

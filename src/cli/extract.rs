@@ -169,7 +169,7 @@ pub(super) fn run(args: &ExtractArgs) -> Result<()> {
     let progress = Progress::new(args.quiet)?;
     args.mergekit.notes.iter().for_each(|note| show::note(note));
     let (tuned, base) = (open(&model)?, open(&base)?);
-    check_out(out, &[&tuned.place(), &base.place()])?;
+    check_out(out, &[tuned.place(), base.place()])?;
     let request = args.request();
     let extracted = extract(&tuned, &base, &request, &progress);
     progress.finish();

@@ -158,7 +158,7 @@ fn plain_json(text: &str) -> String {
 }
 
 /// What will be read.
-fn reads(prepared: &Prepared) -> String {
+pub(super) fn reads(prepared: &Prepared) -> String {
     let plan = &prepared.plan;
     let (once, most) = plan.read_bytes(&prepared.sources);
     let again = if most > once { ", some of it again where it does not stay in memory" } else { "" };
@@ -170,27 +170,30 @@ const NAMED_MAX: usize = 16;
 
 /// What a merge is about to do, in a few lines; `copies` says whether files are copied beside the weights.
 pub(super) fn summary(prepared: &Prepared, copies: bool) {
+    let written = bytes(prepared.plan.layout.file_bytes);
+    talk(&one_line(&format!("{}, {written} to write; reads {}", tensors_of(prepared), reads(prepared))));
+    notes(prepared).iter().for_each(|n| note(n));
+    if copies {
+        files::noted(prepared).iter().for_each(|n| note(n));
+    }
+}
+
+/// The method, the models, and how many tensors they give.
+pub(super) fn tensors_of(prepared: &Prepared) -> String {
     let plan = &prepared.plan;
     let named: Vec<&str> = plan.models.iter().take(NAMED_MAX).map(|model| &*model.name).collect();
     let more = match plan.models.len() - named.len() {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    talk(&one_line(&format!(
-        "{} of {}{more}: {} tensors, {} to write; reads {}",
-        plan.method.name,
-        named.join(", "),
-        plan.tensors.len(),
-        bytes(plan.layout.file_bytes),
-        reads(prepared),
-    )));
-    plan.notes.iter().for_each(|n| note(n));
-    for left_out in &plan.left_out {
-        note(&format!("left out: {}", left(left_out)));
-    }
-    if copies {
-        files::noted(prepared).iter().for_each(|n| note(n));
-    }
+    format!("{} of {}{more}: {} tensors", plan.method.name, named.join(", "), plan.tensors.len())
+}
+
+/// What a plan notes, and what it leaves out.
+pub(super) fn notes(prepared: &Prepared) -> Vec<String> {
+    let Plan { notes, left_out, .. } = &prepared.plan;
+    let left_out = left_out.iter().map(|left_out| format!("left out: {}", left(left_out)));
+    notes.iter().cloned().chain(left_out).collect()
 }
 
 /// The folders on the way to the output that are not there: one may be a slip.

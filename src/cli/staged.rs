@@ -1,17 +1,22 @@
 //! Configs with several documents: `merge` with one result, and `multi`, which is mergekit-multi's command.
 
-use std::fs;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
-use super::{MergeFlags, PlanArgs, Warnings, merge_into, merge_one, show, show_plan};
-use crate::checkpoint::MERGE_CONFIG;
+use super::{CommonArgs, MergeFlags, PlanArgs, Warnings, merge_into, merge_on, show, show_plan};
+use crate::backend::device::Device;
+use crate::checkpoint::{Destination, MANIFEST, WorkFolder, check_destinations};
 use crate::error::{Error, Result};
-use crate::stages::{Stages, outline};
+use crate::report::{differences, manifest_in, output_files};
+use crate::stages::{Stages, Visit, Way, outline};
+use crate::stream::Budget;
+use crate::text::bytes;
 use crate::timeline::Timeline;
-use crate::{Prepared, read_stages};
+use crate::{Prepared, output_bytes, places_of_inputs, read_stages};
 
 #[derive(Debug, Args)]
 pub(super) struct MultiArgs {
@@ -34,13 +39,40 @@ pub(super) struct MultiArgs {
 }
 
 /// Where results go.
+#[derive(Clone, Copy)]
 pub(super) struct Places<'a> {
     /// The one that no other document reads; none where there is none.
     pub out: Option<&'a Path>,
     /// Those that others read, if they are kept.
     pub kept: Option<&'a Path>,
-    /// Whether what is there already is merged again.
+    /// Whether results that are kept are merged again where they are there already.
     pub again: bool,
+    /// Whether the output stays as it is where it is there already.
+    pub out_stays: bool,
+}
+
+impl Places<'_> {
+    /// The folder beside the output in which results lie that are not kept.
+    fn work_folder(&self) -> PathBuf {
+        let near = self.out.unwrap_or(Path::new(""));
+        let mut name = near.file_name().unwrap_or_default().to_os_string();
+        name.push(".stages");
+        near.with_file_name(name)
+    }
+
+    /// Where the result of a document goes; its name where a plan does not say.
+    fn folder(&self, name: &str) -> PathBuf {
+        match (self.kept, self.out) {
+            (Some(kept), _) => kept.join(name),
+            (None, Some(_)) => self.work_folder().join(in_work_folder(name)),
+            (None, None) => name.into(),
+        }
+    }
+}
+
+/// The place of a result beside what else lies in the work folder.
+fn in_work_folder(name: &str) -> String {
+    format!("merged/{name}")
 }
 
 pub(super) fn multi(args: &MultiArgs) -> Result<()> {
@@ -58,194 +90,298 @@ pub(super) fn multi(args: &MultiArgs) -> Result<()> {
         return Err(refusal.hint("--out-path DIR says where its result goes"));
     }
     let out = args.out_path.as_deref().filter(|_| stages.has_result());
-    let places = Places { out, kept: Some(&args.intermediate_dir), again: args.no_lazy };
+    let kept = Some(&*args.intermediate_dir);
+    let places = Places { out, kept, again: args.no_lazy, out_stays: !args.no_lazy };
     merge(&stages, &places, &args.flags, &progress)
 }
 
-/// Plans every document, and merges them one after the other.
+/// Plans every document, checks all that can be checked, and merges them one after the other.
 pub(super) fn merge(
     stages: &Stages,
     places: &Places<'_>,
     flags: &MergeFlags,
     progress: &Progress,
 ) -> Result<()> {
-    let work = WorkFolder::beside(places)?;
-    let planned = check(stages, places.kept.is_some(), &work, flags)?;
-    let mut planned = planned.filter(|_| !work.is_used());
-    if planned.is_none() {
-        let folder = |name: &str, prepared: Prepared, why: Option<String>| {
-            let into = work.folder(places, name);
-            if is_there(&into) && !places.again {
-                note_present(&into, &prepared);
-                return Ok(into);
-            }
-            if !flags.quiet {
-                let why = why.unwrap_or_default();
-                show::note(&format!("{name}: merged into {} first, because {why}", into.display()));
-            }
-            make_parent(&into)?;
-            merge_into(&prepared, &into, flags, progress, Timeline::new())?;
-            Ok(into)
-        };
-        planned = stages.go(&flags.common.choices(), places.kept.is_some(), folder, |_, _| {}, |_| {})?;
+    let on = flags.device()?;
+    let mut survey = Survey::new(places, Some(flags), &on);
+    let mut planned = survey.of(stages, &flags.common)?;
+    if !flags.quiet {
+        survey.stages.iter().filter(|stage| stage.is_fused).for_each(Stage::note);
+    }
+    let is_needed = survey.folders > 0 && places.kept.is_none();
+    let work = if is_needed { Some(work_folder(places)?) } else { None };
+    if survey.folders > 0 {
+        let (there, work) = (&survey.there, work.as_ref());
+        let mut merging = Merging { places, there, work, flags, on: &on, progress };
+        planned = stages.carry_out(&flags.common.choices(), places.kept.is_some(), &mut merging)?;
     }
     match (planned, places.out) {
-        (Some(prepared), Some(out)) => merge_one(&prepared, out, flags, progress),
+        (Some(prepared), Some(out)) if !survey.out_is_there => merge_on(&prepared, out, flags, &on, progress),
+        (_, Some(out)) => {
+            if let Some(file) = &flags.trace {
+                show::note(&format!("--trace {}: there is no merge to trace", file.display()));
+            }
+            if let Some(manifest) = manifest_in::<Json>(out).filter(|_| flags.json) {
+                show::json(&manifest);
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
 
-/// Plans every document, and reports all warnings and which way each takes. What cannot be read on the way stands as an outline
-/// in the work folder.
-fn check(stages: &Stages, kept: bool, work: &WorkFolder, flags: &MergeFlags) -> Result<Option<Prepared>> {
-    let common = &flags.common;
-    let mut warnings = Warnings::default();
-    stages.configs().iter().for_each(|config| warnings.of_config(&config.warnings));
-    let mut of_plans = Warnings::default();
-    let outlined = |name: &str, prepared: Prepared, _: Option<String>| {
-        let folder = work.outline(name)?;
-        outline(&prepared, &folder)?;
-        Ok(folder)
-    };
-    let fused = |name: &str, prepared: &Prepared| {
-        if !flags.quiet {
-            show::note(&fused_note(name, prepared));
-            notes_of(name, prepared).for_each(|note| show::note(&note));
-        }
-    };
-    let planned = |prepared: &Prepared| of_plans.of_plan(prepared);
-    let result = stages.go(&common.choices(), kept, outlined, fused, planned)?;
-    warnings.count += of_plans.count;
-    if !kept {
-        for name in stages.unread() {
-            show::note(&format!(
-                "{name}: no other document reads it, and it is left out (--intermediate-dir keeps it)"
-            ));
-        }
+/// The folder beside the output for results that are not kept.
+fn work_folder(places: &Places<'_>) -> Result<WorkFolder> {
+    let work = WorkFolder::create(&places.work_folder())?;
+    if work.was_left() {
+        let left = work.path().display();
+        show::note(&format!("{left} was left by a merge that was ended: what it had merged is removed"));
     }
-    warnings.refuse(common.strict)?;
-    Ok(result)
+    Ok(work)
 }
 
-/// The notes of a document's plan that nothing else shows.
-fn notes_of(name: &str, prepared: &Prepared) -> impl Iterator<Item = String> {
-    prepared.plan.notes.iter().map(move |note| format!("{name}: {note}"))
-}
-
-fn fused_note(name: &str, prepared: &Prepared) -> String {
-    let method = prepared.plan.method.name;
-    format!(
-        "{name}: merged while it is read, and written nowhere, because {method} takes every element by itself"
-    )
-}
-
-/// Shows the plans of all documents, each below its name.
+/// Shows the plans of all documents.
 pub(super) fn plan(stages: &Stages, args: &PlanArgs) -> Result<()> {
     stages.check_result()?;
-    let work = WorkFolder::temporary()?;
-    let mut warnings = Warnings::default();
-    stages.configs().iter().for_each(|config| warnings.of_config(&config.warnings));
-    let mut of_plans = Warnings::default();
-    let mut ways = Vec::new();
-    let outlined = |name: &str, prepared: Prepared, why: Option<String>| {
-        let folder = work.outline(name)?;
-        outline(&prepared, &folder)?;
-        ways.push(format!(
-            "{name}: merged into a folder of its own first, because {}",
-            why.unwrap_or_default()
-        ));
-        Ok(folder)
-    };
-    let mut fused = Vec::new();
-    let read = |name: &str, prepared: &Prepared| {
-        fused.push(fused_note(name, prepared));
-        fused.extend(notes_of(name, prepared));
-    };
-    let planned = |prepared: &Prepared| of_plans.of_plan(prepared);
-    let result = stages.go(&args.common.choices(), false, outlined, read, planned)?;
-    fused.iter().chain(&ways).for_each(|way| show::note(way));
-    let prepared = result.expect("one document goes to the output");
-    warnings.count += of_plans.count;
-    warnings.refuse(args.common.strict)?;
-    show_plan(&prepared, args)
+    let on = args.common.run.device(false, &|_| Ok(()))?;
+    let places = Places { out: args.out.as_deref(), kept: None, again: false, out_stays: false };
+    let mut survey = Survey::new(&places, None, &on);
+    let result = survey.of(stages, &args.common)?;
+    show_plan(&result.expect("one document goes to the output"), &survey.stages, args)
 }
 
-/// A folder for what is needed while several documents are merged. Dropped, it is gone.
-struct WorkFolder {
-    path: PathBuf,
-    /// Whether it is one for plans alone.
-    outlines: PathBuf,
+/// All that is to be known before the first merge begins.
+struct Survey<'a> {
+    places: &'a Places<'a>,
+    /// None where nothing will be merged.
+    flags: Option<&'a MergeFlags>,
+    on: &'a (Device, Budget),
+    /// The documents whose results others read.
+    stages: Vec<Stage>,
+    /// The warnings of plans, which follow those of configs.
+    warnings: Warnings,
+    /// Where what is read lies.
+    inputs: BTreeSet<PathBuf>,
+    /// The folders that are to be made, but for those that are removed.
+    destinations: Vec<Destination>,
+    /// What goes into those that are removed.
+    on_the_way_bytes: u64,
+    /// How many results are to be merged into folders, before that of the output.
+    folders: usize,
+    /// The names of results that are there already.
+    there: HashSet<String>,
+    out_is_there: bool,
 }
 
-impl WorkFolder {
-    /// The one of a merge, beside its output.
-    fn beside(places: &Places<'_>) -> Result<Self> {
-        let near = places.out.or(places.kept).expect("something is made");
-        let mut name = near.file_name().unwrap_or_default().to_os_string();
-        name.push(".stages");
-        let path = near.with_file_name(name);
-        make_parent(&path)?;
-        fs::create_dir(&path).map_err(|cause| {
-            let refusal = Error::writing(&path, &cause);
-            if cause.kind() == std::io::ErrorKind::AlreadyExists {
-                let hint = "another merge works in it, or one that was ended left it: remove it then";
-                return refusal.hint(hint);
-            }
-            refusal
-        })?;
-        Ok(Self { outlines: path.join("outlines"), path })
-    }
-
-    /// One that only plans need.
-    fn temporary() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("mergeforge-plan-{}", std::process::id()));
-        fs::create_dir(&path).map_err(|cause| Error::writing(&path, &cause))?;
-        Ok(Self { outlines: path.join("outlines"), path })
-    }
-
-    /// Whether a document is not merged while it is read.
-    fn is_used(&self) -> bool {
-        self.outlines.is_dir()
-    }
-
-    fn outline(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.outlines.join(name);
-        make_parent(&folder)?;
-        Ok(folder)
-    }
-
-    /// Where the result of a document goes.
-    fn folder(&self, places: &Places<'_>, name: &str) -> PathBuf {
-        places.kept.unwrap_or(&self.path.join("merged")).join(name)
-    }
-}
-
-impl Drop for WorkFolder {
-    fn drop(&mut self) {
-        // A failure here is not worth more than what it would hide.
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-fn make_parent(folder: &Path) -> Result<()> {
-    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.map_or(Ok(()), |parent| fs::create_dir_all(parent).map_err(|cause| Error::writing(parent, &cause)))
-}
-
-/// Whether a folder holds a checkpoint. Ours appear whole or not at all.
-fn is_there(folder: &Path) -> bool {
-    folder.join("config.json").is_file()
-}
-
-fn note_present(folder: &Path, prepared: &Prepared) {
-    let shown = folder.display();
-    match fs::read(folder.join(MERGE_CONFIG)) {
-        Ok(recipe) if recipe == prepared.config.source.as_bytes() => {
-            show::note(&format!("{shown} is there already: it is taken as it is"));
+impl<'a> Survey<'a> {
+    fn new(places: &'a Places<'a>, flags: Option<&'a MergeFlags>, on: &'a (Device, Budget)) -> Self {
+        Self {
+            places,
+            flags,
+            on,
+            stages: Vec::new(),
+            warnings: Warnings::default(),
+            inputs: BTreeSet::new(),
+            destinations: Vec::new(),
+            on_the_way_bytes: 0,
+            folders: 0,
+            there: HashSet::new(),
+            out_is_there: false,
         }
-        _ => show::warning(
-            &Error::config(format!("{shown} is there already, made by another recipe: it is taken as it is"))
-                .hint("remove it to have it merged again"),
-        ),
+    }
+
+    /// Plans every document, reports or refuses all warnings, and checks the folders that are to be made. What is not there yet
+    /// stands as an outline.
+    fn of(&mut self, stages: &Stages, common: &CommonArgs) -> Result<Option<Prepared>> {
+        stages.configs().iter().for_each(|config| self.warnings.of_config(&config.warnings));
+        let kept = self.places.kept.is_some();
+        let result = stages.survey(&common.choices(), kept, self)?;
+        if !kept {
+            for (name, is_unread) in stages.left_out() {
+                let why = if is_unread {
+                    "no other document reads it"
+                } else {
+                    "only documents that are left out read it"
+                };
+                show::note(&format!("{name}: {why}, and it is left out (--intermediate-dir keeps it)"));
+            }
+        }
+        self.warnings.refuse(common.strict)?;
+        if self.places.out.is_some() || kept {
+            if let Some(last) = self.destinations.last_mut() {
+                last.on_the_way_bytes = self.on_the_way_bytes;
+            }
+            let inputs: Vec<PathBuf> = self.inputs.iter().cloned().collect();
+            check_destinations(&self.destinations, &inputs)?;
+        }
+        Ok(result)
+    }
+
+    /// What is found out of every plan.
+    fn planned(&mut self, prepared: &Prepared) {
+        self.warnings.of_plan(prepared);
+        self.inputs.extend(places_of_inputs(prepared));
+    }
+
+    /// Checks all that a merge into a folder needs, but for the folder.
+    fn check(&self, prepared: &Prepared, folder: &Path) -> Result<()> {
+        let (device, budget) = self.on;
+        budget.limits(&prepared.plan, device)?;
+        self.flags.map_or(Ok(()), |flags| flags.check_trace(folder, prepared))
+    }
+
+    /// Whether a result is there already, and may stay so; then says what of it is not what would be merged.
+    fn is_there(&mut self, folder: &Path, prepared: &Prepared) -> bool {
+        // Ours appear whole or not at all.
+        if !folder.join("config.json").is_file() && !folder.join(MANIFEST).is_file() {
+            return false;
+        }
+        let (shown, others) = (folder.display(), differences(folder, prepared, self.copies()));
+        if others.is_empty() {
+            show::note(&format!("{shown} is there already: it is taken as it is"));
+        } else {
+            let others = others.join("; ");
+            let warning = format!("{shown} is there already, and is not what would be merged now: {others}");
+            let hint = "it is taken as it is; remove it to have it merged again, or give another folder";
+            self.warnings.of_result(Error::config(warning).hint(hint));
+        }
+        true
+    }
+
+    /// Whether the donor's files go into folders that stay.
+    fn copies(&self) -> bool {
+        self.flags.is_none_or(|flags| !flags.no_copy_tokenizer)
+    }
+}
+
+impl Visit for Survey<'_> {
+    fn output(&mut self, prepared: &Prepared) -> Result<()> {
+        self.planned(prepared);
+        let Some(out) = self.places.out else { return Ok(()) };
+        self.out_is_there = self.places.out_stays && self.is_there(out, prepared);
+        if self.out_is_there {
+            return Ok(());
+        }
+        let bytes = output_bytes(prepared, self.copies());
+        self.destinations.push(Destination { out: out.into(), bytes, on_the_way_bytes: 0 });
+        self.check(prepared, out)
+    }
+
+    fn fused(&mut self, name: &str, prepared: &Prepared) -> Result<()> {
+        self.planned(prepared);
+        let why = format!("{} takes every element by itself", prepared.plan.method.name);
+        self.stages.push(Stage::new(name, prepared, true, &why));
+        Ok(())
+    }
+
+    fn folder(&mut self, name: &str, prepared: &Prepared, why: &str) -> Result<Way> {
+        self.planned(prepared);
+        self.stages.push(Stage::new(name, prepared, false, why));
+        let folder = self.places.folder(name);
+        let is_kept = self.places.kept.is_some();
+        if is_kept && !self.places.again && self.is_there(&folder, prepared) {
+            self.there.insert(name.into());
+            return Ok(Way::Folder(folder));
+        }
+        self.folders += 1;
+        // What is removed again has all that whoever reads it can ask for.
+        let copied = !is_kept || self.copies();
+        let bytes = output_bytes(prepared, copied);
+        if is_kept {
+            self.destinations.push(Destination { out: folder.clone(), bytes, on_the_way_bytes: 0 });
+        } else {
+            self.on_the_way_bytes = self.on_the_way_bytes.saturating_add(bytes);
+        }
+        self.check(prepared, &folder)?;
+        outline(prepared, name, &folder, copied)
+    }
+}
+
+/// The merges that go into folders, one after the other.
+struct Merging<'a> {
+    places: &'a Places<'a>,
+    there: &'a HashSet<String>,
+    work: Option<&'a WorkFolder>,
+    flags: &'a MergeFlags,
+    on: &'a (Device, Budget),
+    progress: &'a Progress,
+}
+
+impl Visit for Merging<'_> {
+    fn folder(&mut self, name: &str, prepared: &Prepared, why: &str) -> Result<Way> {
+        let Self { places, there, work, flags, on, progress } = self;
+        let folder = places.folder(name);
+        if there.contains(name) {
+            return Ok(Way::Folder(folder));
+        }
+        if !flags.quiet {
+            show::note(&format!("{name}: merged into {} first, because {why}", folder.display()));
+        }
+        match work {
+            Some(work) => work.expect(&in_work_folder(name), &output_files(prepared))?,
+            None if !flags.quiet => show::folders_to_make(&folder),
+            None => {}
+        }
+        let copies = work.is_some() || !flags.no_copy_tokenizer;
+        merge_into(prepared, &folder, copies, flags, on, progress, Timeline::new())?;
+        Ok(Way::Folder(folder))
+    }
+}
+
+/// A document whose result others read, as a plan shows it.
+pub(super) struct Stage {
+    name: String,
+    is_fused: bool,
+    why: String,
+    /// Its plan in a line, and what it notes.
+    line: String,
+    notes: Vec<String>,
+    /// The same for programs.
+    json: Json,
+}
+
+impl Stage {
+    fn new(name: &str, prepared: &Prepared, is_fused: bool, why: &str) -> Self {
+        let plan = &prepared.plan;
+        let (notes, (read, most)) = (show::notes(prepared), plan.read_bytes(&prepared.sources));
+        let result = bytes(plan.layout.file_bytes);
+        let line = format!("{}, {result}; reads {}", show::tensors_of(prepared), show::reads(prepared));
+        let json = json!({
+            "name": name, "method": plan.method.name,
+            "models": plan.models.iter().map(|model| &model.name).collect::<Vec<_>>(),
+            "way": if is_fused { "fused" } else { "folder" }, "why": why, "tensors": plan.tensors.len(),
+            "read_bytes": read, "read_bytes_most": most, "bytes": plan.layout.file_bytes, "notes": notes,
+        });
+        Self { name: name.into(), is_fused, why: why.into(), line, notes, json }
+    }
+
+    /// For programs.
+    pub(super) fn json(&self) -> Json {
+        self.json.clone()
+    }
+
+    /// As a paragraph of a plan.
+    pub(super) fn show(&self) {
+        show::line(&format!("stage    {}", self.way()));
+        show::line(&format!("         {}", self.line));
+        self.notes.iter().for_each(|note| show::line(&format!("         note: {note}")));
+        show::line("");
+    }
+
+    /// Before a merge.
+    fn note(&self) {
+        show::note(&self.way());
+        self.notes.iter().for_each(|note| show::note(&format!("{}: {note}", self.name)));
+    }
+
+    /// What becomes of it, and why.
+    fn way(&self) -> String {
+        let Self { name, is_fused, why, .. } = self;
+        let way = if *is_fused {
+            "merged while it is read, and written nowhere"
+        } else {
+            "merged into a folder of its own first"
+        };
+        format!("{name}: {way}, because {why}")
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn checked(
 /// The warnings so far.
 #[derive(Debug, Default)]
 pub(super) struct Warnings {
-    pub(super) count: usize,
+    count: usize,
 }
 
 impl Warnings {
@@ -33,6 +33,10 @@ impl Warnings {
 
     pub(super) fn of_plan(&mut self, prepared: &Prepared) {
         self.add(prepared.plan.warnings.iter().cloned());
+    }
+
+    pub(super) fn of_result(&mut self, warning: Error) {
+        self.add(std::iter::once(warning));
     }
 
     fn add(&mut self, warnings: impl Iterator<Item = Error>) {

@@ -5,7 +5,7 @@
 //! inputs. What measures whole tensors first cannot be read from anywhere in the middle.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::views::{InputList, Origin, View, Views};
@@ -14,7 +14,7 @@ use crate::checkpoint::Source;
 use crate::config::ModelRef;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
-use crate::input::{self, At, Floats, Input, Merged, Renumbered};
+use crate::input::{At, Floats, Input, Merged, Renumbered};
 use crate::kernel::Job;
 use crate::recipe::{Measured, Pass, Segments};
 
@@ -48,11 +48,8 @@ impl Stage {
     }
 }
 
-/// A stage is read from a folder where what it is read from would else be read more often than this.
-const READS_MAX: u64 = 4;
-
-/// Why a plan cannot be carried out while its result is read, or had better not be; nothing where it can.
-pub fn why_not_fused(plan: &Plan, sources: &[Source]) -> Option<String> {
+/// Why a plan cannot be carried out while its result is read; nothing where it can.
+pub fn why_not_fused(plan: &Plan) -> Option<String> {
     let why = |tensor: &Tensor| match &tensor.action {
         Action::Copy(copy) if copy.holders.len() > 1 => {
             Some(format!("{} is copied once all models agree on it", tensor.name))
@@ -68,23 +65,7 @@ pub fn why_not_fused(plan: &Plan, sources: &[Source]) -> Option<String> {
             .is_none()
             .then(|| format!("{} measures whole tensors before it combines them", merge.method.name)),
     };
-    let too_often = || {
-        let most = plan.tensors.iter().map(|tensor| times_read(plan, sources, tensor)).max()?;
-        (most > READS_MAX)
-            .then(|| format!("what it is made of would be read {most} times each time it is read"))
-    };
-    plan.tensors.iter().find_map(why).or_else(too_often)
-}
-
-/// How often all that is stored is read where a tensor is read once, on average and rounded up: merges on the way can each
-/// read the same.
-fn times_read(plan: &Plan, sources: &[Source], tensor: &Tensor) -> u64 {
-    let of = |at: At| sources[at.source].tensor_at(at.tensor).bytes;
-    let stored: HashSet<At> =
-        tensor.inputs().iter().flat_map(|input| input::stored(&plan.inputs, *input)).collect();
-    let once = stored.into_iter().map(of).fold(0, u64::saturating_add);
-    let read = tensor.inputs().iter().map(|input| input::read_bytes(&plan.inputs, *input, |at, _| of(at)));
-    read.fold(0, u64::saturating_add).div_ceil(once.max(1))
+    plan.tensors.iter().find_map(why)
 }
 
 /// The weighted sum that a merged tensor is, and what it reads, if it is one.

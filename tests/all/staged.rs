@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
 use crate::adapters;
-use crate::command::{Ended, merge, mergeforge, plan};
+use crate::command::{self, Ended, merge, mergeforge, plan};
 use crate::models::{self, Form, PLAIN, Tensors, stored, tuned, weights};
 
 /// A base in bfloat16, and tuned models: `a`, `b` and `c` in bfloat16, `wide` in f32. Their tensors are larger than what is
@@ -133,6 +133,8 @@ fn assert_as_one_by_one(models: &Models, config: &str, says: &[&str]) {
     for part in says {
         assert!(ended.stderr.contains(part), "no `{part}` in\n{}", ended.stderr);
     }
+    // The card and the manifest of a result on the way are nothing that is lost.
+    assert!(!ended.stderr.contains("mergeforge.json"), "{}", ended.stderr);
     assert_same_files(&models.out(), &models.one_by_one(config));
     assert_eq!(
         fs::read_to_string(models.out().join("mergekit_config.yml")).unwrap(),
@@ -281,8 +283,8 @@ fn a_long_chain_of_stages_is_cut_by_folders() {
     let models = Models::new();
     let config = chain(150, |number| number.checked_sub(1).into_iter().collect());
     let planned = plan(models.path(), &models.text(&marked(&config)), &[]).succeeded();
-    let cuts = planned.stderr.matches("because 9 merges would be carried out").count();
-    assert_eq!(cuts, 149 / 9, "{}", planned.stderr);
+    let cuts = planned.stdout.matches("because 9 merges would be carried out").count();
+    assert_eq!(cuts, 149 / 9, "{}", planned.stdout);
     let config = chain(20, |number| number.checked_sub(1).into_iter().collect());
     assert_as_one_by_one(&models, &config, &["s7: merged while", "s8: merged into", "s17: merged into"]);
 }
@@ -292,12 +294,27 @@ fn a_long_chain_of_stages_is_cut_by_folders() {
 fn stages_that_read_each_other_are_not_read_by_every_path() {
     let models = Models::new();
     let two = |number: usize| (number.saturating_sub(2)..number).collect();
-    assert_as_one_by_one(&models, &chain(20, two), &["would be read 5 times each time it is read"]);
-    let planned = plan(models.path(), &models.text(&marked(&chain(26, |n| (0..n).collect()))), &["--json"]);
-    let plan: Json = serde_json::from_str(&planned.succeeded().stdout).unwrap();
-    let (read, written) = (plan["read_bytes"].as_u64().unwrap(), plan["write_bytes"].as_u64().unwrap());
-    // Of each of the 26 that it reads about four models, and not one for each of the millions of paths.
-    assert!(read < 4 * 26 * written, "{read} bytes are read for {written}");
+    let says =
+        ["s2: merged into", "because 2 documents read it, each of which would read ", "s1: merged while"];
+    assert_as_one_by_one(&models, &chain(20, two), &says);
+    let all = |number: usize| (0..number).collect();
+    let one = |number: usize| number.checked_sub(1).into_iter().collect();
+    for (count, of) in [(26, &all as &dyn Fn(usize) -> Vec<usize>), (20, &two), (20, &one), (5, &all)] {
+        let planned = plan(models.path(), &models.text(&marked(&chain(count, of))), &["--json"]);
+        let plan: Json = serde_json::from_str(&planned.succeeded().stdout).unwrap();
+        let stages = plan["stages"].as_array().unwrap();
+        assert_eq!(stages.len(), count - 1);
+        let bytes = |of: &Json| of["read_bytes"].as_u64().unwrap();
+        let (folders, fused): (Vec<&Json>, Vec<&Json>) =
+            stages.iter().partition(|stage| stage["way"] == "folder");
+        assert!(!fused.is_empty());
+        let read = bytes(&plan) + folders.iter().map(|stage| bytes(stage)).sum::<u64>();
+        let size = plan["write_bytes"].as_u64().unwrap();
+        let moved = read + (folders.len() as u64 + 1) * size;
+        // As if all were in folders: what each names is read once, and each is written.
+        let from_folders: u64 = (0..count).map(|number| (of(number).len() as u64 + 2) * size).sum();
+        assert!(moved <= from_folders, "{count}: {moved} bytes are moved, and with folders {from_folders}");
+    }
 }
 
 /// The folder that gives a stage its files is no model of the merge.
@@ -322,6 +339,7 @@ fn warnings_of_stages_are_shown_and_refused() {
             )
             .replace("{t: 0.3}", "{t: 0.3, densty: 3}");
         let planned = plan(models.path(), &models.text(&config), &[]).succeeded();
+        assert_eq!(planned.stdout.matches("stage    one: merged").count(), 1, "{}", planned.stdout);
         assert_eq!(planned.stderr.matches("warning: ").count(), 1, "{}", planned.stderr);
         models.merge(&config, &["--strict"]).failed(2, &["refused for its warnings, 1 in all"]);
     }
@@ -339,7 +357,7 @@ fn a_plan_reads_its_config_from_a_pipe() {
     let mut planned = planned.spawn().unwrap();
     planned.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
     let ended = planned.wait_with_output().unwrap();
-    let said = String::from_utf8(ended.stderr).unwrap();
+    let said = String::from_utf8(ended.stdout).unwrap();
     assert!(ended.status.success() && said.contains(READ), "{said}");
 }
 
@@ -492,22 +510,95 @@ fn intermediate_results_can_be_kept() {
     assert_same_files(&kept.join("one"), &expected.with_file_name("one"));
     assert!(kept.join("more/model.safetensors").is_file());
     fs::remove_dir_all(models.out()).unwrap();
-    // What is there is taken, and seen to be another recipe's.
-    let ended = models.merge(&marked(&linear), &["--intermediate-dir", dir]).succeeded();
+    // What is there is taken.
+    let ended = models.merge(&marked(&linear), &["--intermediate-dir", dir, "--strict"]).succeeded();
+    assert!(ended.stderr.contains("note: "), "{}", ended.stderr);
     assert!(ended.stderr.contains("kept/one is there already: it is taken as it is"), "{}", ended.stderr);
     assert_same_files(&models.out(), &expected);
-    fs::remove_dir_all(models.out()).unwrap();
-    let other = marked(&linear).replace("name: one\n", "name: one\ndtype: bfloat16\n");
-    let ended = models.merge(&other, &["--intermediate-dir", dir]).succeeded();
-    assert!(
-        ended.stderr.contains("warning: ") && ended.stderr.contains("another recipe"),
-        "{}",
-        ended.stderr
-    );
     // Without a folder for it, what nobody reads is left out.
     fs::remove_dir_all(models.out()).unwrap();
     let ended = models.merge(&marked(&unread), &[]).succeeded();
     assert!(ended.stderr.contains("note: more: no other document reads it"), "{}", ended.stderr);
+    // And what only such a document reads.
+    fs::remove_dir_all(models.out()).unwrap();
+    let deep = "---\nname: deep\nmerge_method: slerp\nbase_model: DIR/a\nparameters: {t: 0.5}\nmodels: [{model: DIR/a}, {model: DIR/b}]\n";
+    let ended = models.merge(
+        &format!("{}{deep}", marked(&unread).replace("models: [{model: DIR/a}]", "models: [{model: deep}]")),
+        &[],
+    );
+    let ended = ended.succeeded();
+    assert!(
+        ended.stderr.contains("note: deep: only documents that are left out read it, and it is left out"),
+        "{}",
+        ended.stderr
+    );
+    assert!(!ended.stderr.contains("deep: merged"), "{}", ended.stderr);
+    assert_same_files(&models.out(), &expected);
+}
+
+/// A result that is there already stands for the merge only if that would make it again.
+#[test]
+fn what_is_kept_is_compared_with_what_would_be_merged() {
+    let models = Models::new();
+    let kept = models.path().join("kept");
+    let dir = kept.to_str().unwrap().to_string();
+    let config = marked(&TWO.replace("ties", "dare_ties"));
+    models.merge(&config, &["-I", &dir]).succeeded();
+    fs::remove_dir_all(models.out()).unwrap();
+    let again =
+        |config: &str, more: &[&str]| models.merge(config, &[&["-I", &dir, "--strict"], more].concat());
+    let is_refused = |ended: Ended, says: &str| {
+        let ended =
+            ended.failed(2, &["kept/one is there already, and is not what would be merged now: ", says]);
+        assert!(ended.stderr.contains("hint: it is taken as it is; remove it") && !models.out().exists());
+        assert_eq!(ended.stderr.matches("warning: ").count(), 1, "{}", ended.stderr);
+    };
+    is_refused(again(&config.replace("name: one\n", "name: one\ndtype: float32\n"), &[]), "its recipe");
+    is_refused(again(&config, &["--seed", "7"]), "its seed is 0, not 7");
+    is_refused(again(&config, &["-u"]), "its tensors_of_some_models is \"copied\", not \"merged\"");
+    is_refused(
+        again(&config, &["--unsafe-truncate-embeddings"]),
+        "its truncated_embeddings is false, not true",
+    );
+    is_refused(again(&config, &["--out-shard-size", "200kB"]), "model-00001-of-");
+    // Each change that shows in the result, and back.
+    let manifest = kept.join("one/mergeforge.json");
+    let written = fs::read_to_string(&manifest).unwrap();
+    for (from, to, says) in [
+        ("\"mergeforge\": \"", "\"mergeforge\": \"9", "mergeforge 9"),
+        ("\"options\"", "\"option\"", "does not say what its truncated_embeddings is"),
+        ("\"model.norm.weight\"", "\"model.norm\"", "it has other tensors"),
+        ("{", "", "it has no mergeforge.json that says"),
+    ] {
+        fs::write(&manifest, written.replacen(from, to, 1)).unwrap();
+        is_refused(again(&config, &[]), says);
+    }
+    fs::write(&manifest, written).unwrap();
+    let (file, aside) = (kept.join("one/tokenizer.json"), kept.join("aside"));
+    fs::rename(&file, &aside).unwrap();
+    is_refused(again(&config, &[]), "files are missing or have another size: tokenizer.json");
+    again(&config, &["--no-copy-tokenizer"]).succeeded();
+    fs::remove_dir_all(models.out()).unwrap();
+    fs::rename(&aside, &file).unwrap();
+    again(&config, &[]).succeeded();
+    fs::remove_dir_all(models.out()).unwrap();
+    // An input of other bytes.
+    let mut changed = models::read(&models.path().join("b"));
+    changed.get_mut("model.norm.weight").unwrap().bytes[0] ^= 1;
+    let tokenizer = fs::read(models.path().join("b/tokenizer.json")).unwrap();
+    let settings = fs::read(models.path().join("b/config.json")).unwrap();
+    fs::remove_dir_all(models.path().join("b")).unwrap();
+    models::write(&models.path().join("b"), &changed, Form { shards: 1, ..PLAIN });
+    fs::write(models.path().join("b/tokenizer.json"), tokenizer).unwrap();
+    fs::write(models.path().join("b/config.json"), settings).unwrap();
+    is_refused(again(&config, &[]), "inputs are not those that it was made of: ");
+    // Without --strict it is taken, and said.
+    let ended = models.merge(&config, &["-I", &dir]).succeeded();
+    assert!(
+        ended.stderr.contains("warning: ") && ended.stderr.contains("/b; ") | ended.stderr.contains("/b\n"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[test]
@@ -531,7 +622,34 @@ fn the_command_line_of_mergekit_multi_works_as_pasted() {
     let expected = models.one_by_one(TWO);
     assert_same_files(&out, &expected);
     assert_same_files(&kept.join("one"), &expected.with_file_name("one"));
-    multi(&[&out_path[..], &["--no-lazy"]].concat()).failed(2, &["kept/one exists and is not empty"]);
+    multi(&[&out_path[..], &["--no-lazy"]].concat())
+        .failed(2, &["kept/one exists and is not empty", "out exists"]);
+    // A second time all is left out that is there already.
+    let again = multi(&[&out_path[..], &["--strict", "--json"]].concat()).succeeded();
+    assert_eq!(serde_json::from_str::<Json>(&again.stdout).unwrap(), manifest, "{}", again.stderr);
+    for there in ["kept/one", "out"] {
+        assert!(
+            again.stderr.contains(&format!("{there} is there already: it is taken as it is")),
+            "{}",
+            again.stderr
+        );
+    }
+    assert!(!again.stderr.contains("merged into"), "{}", again.stderr);
+    multi(&[&out_path[..], &["--strict", "--seed", "1"]].concat()).failed(
+        2,
+        &["out is there already, and is not what would be merged now: its seed is 0, not 1", "2 in all"],
+    );
+    // What is missing is merged, and what was made of it is said to be made of another.
+    fs::remove_dir_all(kept.join("one")).unwrap();
+    let again = multi(&out_path).succeeded();
+    assert!(
+        again.stderr.contains(
+            "out is there already, and is not what would be merged now: inputs are not those that it was made of: one\n"
+        ),
+        "{}",
+        again.stderr
+    );
+    assert_same_files(&kept.join("one"), &expected.with_file_name("one"));
     // Documents that all have names go into the folder together.
     fs::remove_dir_all(&kept).unwrap();
     fs::write(&file, models.text(&marked(TWO)).replace("---\n", "---\nname: two\n")).unwrap();
@@ -559,25 +677,228 @@ fn nothing_is_left_of_a_merge_that_fails() {
     let length = fs::metadata(&file).unwrap().len();
     fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(length - 1).unwrap();
     check(TWO, 3, &["part-1.safetensors"]);
-    fs::create_dir(models.path().join("out.stages")).unwrap();
-    models.merge(&marked(TWO), &[]).failed(4, &["out.stages", "hint: another merge works in it"]);
+}
+
+/// All that can be known of any document is known before the first is merged.
+#[test]
+fn every_destination_is_checked_before_the_first_merge() {
+    let models = Models::new();
+    let (kept, dir) = (models.path().join("kept"), models.path().to_str().unwrap().to_string());
+    let config = marked(TWO);
+    let refused = |more: &[&str], config: &str, code: i32, says: &[&str]| {
+        let ended = models.merge(config, more).failed(code, says);
+        assert!(!ended.stderr.contains("merged into"), "{}", ended.stderr);
+        assert!(!kept.join("one").is_dir() && !models.path().join("out.stages").exists());
+    };
+    let keep = ["-I", kept.to_str().unwrap()];
+    // The output is in the way, or the result that is kept.
+    fs::create_dir_all(models.out().join("x")).unwrap();
+    for more in [&[][..], &keep] {
+        refused(more, &config, 2, &["out exists and is not empty"]);
+    }
+    fs::remove_dir_all(models.out()).unwrap();
+    fs::create_dir(&kept).unwrap();
+    fs::write(kept.join("one"), "x").unwrap();
+    refused(&keep, &config, 2, &["kept/one exists and is no folder"]);
+    fs::remove_dir_all(&kept).unwrap();
+    // Results overlap with each other, or with what another document reads.
+    refused(&["-I", models.out().to_str().unwrap()], &config, 2, &["the results ", "/out overlap"]);
+    let inside = config.replace("name: one", "name: a/one").replace("{model: one}", "{model: a/one}");
+    refused(&["-I", &dir], &inside, 2, &["the output folder ", "/a/one and the input ", "/a overlap"]);
+    // A trace where another document reads.
+    let trace = format!("{dir}/a/trace.json");
+    refused(&["--trace", &trace], &config, 2, &["the trace ", "a model lies there"]);
+    // Too little memory for the first document, which alone measures.
+    refused(&["--host-memory", "1kB"], &config, 2, &["config.yml:1:7: in `one`: --host-memory"]);
+    // The plan says the same.
+    fs::create_dir_all(models.out().join("x")).unwrap();
+    let out = models.out();
+    plan(models.path(), &models.text(&config), &["--out", out.to_str().unwrap()])
+        .failed(2, &["exists and is not empty"]);
+}
+
+/// What a later document asks of a result that is not there yet is answered as it will be.
+#[test]
+fn a_result_that_is_kept_without_its_tokenizer_has_none_for_others() {
+    let models = Models::new();
+    let config = marked(&format!("{TWO}tokenizer_source: one!\n"));
+    for model in ["base", "a", "b", "c"] {
+        let tokenizer =
+            r#"{"model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"}, "added_tokens": []}"#;
+        fs::write(models.path().join(model).join("tokenizer.json"), tokenizer).unwrap();
+    }
+    let kept = models.path().join("kept");
+    let keep = ["-I", kept.to_str().unwrap(), "--no-copy-tokenizer"];
+    let ended = models.merge(&config, &keep).failed(3, &["one has no tokenizer"]);
+    assert!(!ended.stderr.contains("merged into") && !kept.exists(), "{}", ended.stderr);
+    // One that is removed again has all.
+    models.merge(&config, &["--no-copy-tokenizer"]).succeeded();
+    models.merge(&config, &["-I", kept.to_str().unwrap()]).failed(2, &["out exists"]);
+    fs::remove_dir_all(models.out()).unwrap();
+    models.merge(&config, &["-I", kept.to_str().unwrap()]).succeeded();
+}
+
+#[test]
+fn what_a_killed_merge_left_is_cleared_by_the_next() {
+    let models = Models::new();
+    let config = marked(TWO);
+    models.merge(&config, &[]).succeeded();
+    let expected = model_files(&models.out());
+    fs::remove_dir_all(models.out()).unwrap();
+    let left = models.path().join("out.stages");
+    let file = command::config(models.path(), &models.text(&config));
+    // It may be over before it is killed.
+    let killed = (0..50).any(|_| {
+        let _ = fs::remove_dir_all(models.out());
+        let mut child = mergeforge()
+            .arg("merge")
+            .args([&file, &models.out()])
+            .args(["--chunk-tiles", "1", "-j1"])
+            .spawn()
+            .unwrap();
+        while !left.join("merged").exists() && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        left.join("merged").exists() && !models.out().exists()
+    });
+    assert!(killed, "no merge was killed in time");
+    let _ = fs::remove_dir_all(models.path().join("out.partial"));
+    let ended = models.merge(&config, &[]).succeeded();
+    assert!(ended.stderr.contains("out.stages was left by a merge that was ended"), "{}", ended.stderr);
+    assert!(model_files(&models.out()) == expected && !left.exists());
+    fs::remove_dir_all(models.out()).unwrap();
+    // Where another merge is at work, or somebody else's files lie, nothing is touched.
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("mine"), "x").unwrap();
+    models.merge(&config, &[]).failed(4, &["out.stages is in the way", "it is not empty"]);
+    fs::rename(left.join("mine"), left.join(".lock")).unwrap();
+    let held = fs::File::open(left.join(".lock")).unwrap();
+    held.lock().unwrap();
+    models.merge(&config, &[]).failed(4, &["another merge is writing", "out.stages"]);
+    assert!(left.join(".lock").is_file());
+}
+
+/// Each with its place; those that read a broken one say nothing.
+#[test]
+fn the_mistakes_of_all_documents_are_reported_at_once() {
+    let models = Models::new();
+    let mut tensors = models::read(&models.path().join("c"));
+    let norm = models::Stored { dtype: Dtype::BF16, shape: vec![50], bytes: vec![0; 100] };
+    tensors.insert("model.norm.weight".into(), norm);
+    models::write(&models.path().join("short"), &tensors, PLAIN);
+    let config = "\
+name: one
+merge_method: linear
+parameters: {weight: 1}
+models: [{model: DIR/a}, {model: DIR/nothing}]
+---
+name: two
+merge_method: linear
+parameters: {weight: 1}
+models: [{model: DIR/short}, {model: DIR/a}]
+---
+name: three
+merge_method: tise
+models: [{model: one}, {model: DIR/a}]
+---
+name: four
+merge_method: tise
+models: [{model: DIR/a}, {model: DIR/b}]
+---
+merge_method: linear
+parameters: {weight: 1}
+models: [{model: one}, {model: two}, {model: three}, {model: four}]
+";
+    for ended in [models.merge(config, &[]), plan(models.path(), &models.text(config), &[])] {
+        let says = [
+            "config.yml:4:46: there is no model folder",
+            "config.yml:6:7: in `two`: tensor model.norm.weight",
+            "config.yml:16:15: there is no merge method `tise`",
+        ];
+        let ended = ended.failed(2, &says);
+        assert_eq!(ended.stderr.matches("error: ").count(), 3, "{}", ended.stderr);
+    }
+    assert!(!models.path().join("out.stages").exists());
 }
 
 #[test]
 fn a_plan_shows_every_document() {
     let models = Models::new();
     let shown = plan(models.path(), &models.text(&marked(TWO)), &[]).succeeded();
-    assert!(
-        shown.stderr.contains("one: merged into a folder of its own first, because ties measures"),
-        "{}",
-        shown.stderr
+    let dir = models.path().to_str().unwrap();
+    let paragraph = format!(
+        "stage    one: merged into a folder of its own first, because ties measures whole tensors before it combines them\n         \
+         ties of {dir}/a, {dir}/b, {dir}/base: 6 tensors, 386.0 kB; reads "
     );
-    assert!(shown.stdout.contains("linear"), "{}", shown.stdout);
+    assert!(shown.stdout.starts_with(&paragraph), "{}", shown.stdout);
+    assert!(shown.stdout.contains("\n\nmethod   linear: "), "{}", shown.stdout);
     let linear = TWO.replace("ties", "linear").replace(", density: 0.5", "");
-    let shown = plan(models.path(), &models.text(&marked(&linear)), &[]).succeeded();
-    assert!(shown.stderr.contains(&format!("one{READ}")), "{}", shown.stderr);
+    let linear = models.text(&marked(&linear));
+    let shown = plan(models.path(), &linear, &[]).succeeded();
+    assert!(shown.stdout.contains(&format!("one{READ}")), "{}", shown.stdout);
     assert!(!shown.stdout.contains("left out"), "{}", shown.stdout);
+    for (config, way, why) in [
+        (&models.text(&marked(TWO)), "folder", "ties measures whole tensors before it combines them"),
+        (&linear, "fused", "linear takes every element by itself"),
+    ] {
+        let shown = plan(models.path(), config, &["--json"]).succeeded();
+        let shown: Json = serde_json::from_str(&shown.stdout).unwrap();
+        let stage = &shown["stages"][0];
+        assert_eq!(shown["stages"].as_array().unwrap().len(), 1);
+        assert_eq!((&stage["name"], &stage["way"], &stage["why"]), (&json!("one"), &json!(way), &json!(why)));
+        assert_eq!((&stage["tensors"], shown["tensors"].as_array().unwrap().len()), (&json!(6), 6));
+        // The result has the same tensors in the same types, and so the same size.
+        assert_eq!(stage["bytes"], shown["write_bytes"]);
+        assert_eq!(shown["method"], "linear");
+    }
     assert_eq!(fs::read_dir(models.path()).unwrap().count(), 6, "five models and a config");
+}
+
+/// Nothing at all is written for a plan, wherever temporary files go.
+#[test]
+fn a_plan_of_results_that_are_not_there_writes_nothing() {
+    let models = Models::new();
+    let temporary = tempfile::tempdir().unwrap();
+    fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
+    let file = command::config(models.path(), &models.text(&marked(TWO)));
+    let mut planned = mergeforge();
+    planned.arg("plan").arg(&file).env("TMPDIR", temporary.path()).current_dir(models.path());
+    Ended::from(planned.output().unwrap()).succeeded();
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+    let mut planned = mergeforge();
+    planned.arg("plan").arg(&file).env("TMPDIR", "/nowhere").current_dir(models.path());
+    Ended::from(planned.output().unwrap()).succeeded();
+    assert_eq!(fs::read_dir(models.path()).unwrap().count(), 6, "five models and a config");
+    // A file of such a result goes by its name. (The donor's is no tokenizer.)
+    let config = models.text(&marked(&format!("{TWO}tokenizer_source: union\n")));
+    plan(models.path(), &config, &[]).failed(3, &["config.yml:7:1: one/tokenizer.json"]);
+}
+
+/// However long the chain, putting it in order takes no stack for each document.
+#[test]
+fn a_thousand_documents_are_put_in_order() {
+    const COUNT: usize = 1000;
+    let document = |number: usize, of: &str| {
+        format!("name: s{number}\nmerge_method: linear\nmodels: [{{model: {of}}}]\n")
+    };
+    let chain = |first: &str| {
+        // The last is written first.
+        let of = |number: usize| if number == 0 { first.into() } else { format!("s{}", number - 1) };
+        (0..COUNT).rev().map(|number| document(number, &of(number))).collect::<Vec<_>>().join("---\n")
+    };
+    let order = |text: String| {
+        let configs = parse_all("c.yml", &text).unwrap();
+        let small = std::thread::Builder::new().stack_size(64 << 10);
+        small.spawn(move || Stages::of(configs, &text)).unwrap().join().unwrap()
+    };
+    let stages = order(chain("a")).unwrap();
+    let names = stages.configs().iter().map(|config| config.name.as_ref().unwrap().value.clone());
+    assert!(names.eq((0..COUNT).map(|number| format!("s{number}"))));
+    let error = order(chain(&format!("s{}", COUNT - 1))).unwrap_err();
+    assert!(error.message.contains("merges are made of each other: `s999` reads `s998`"), "{error}");
+    assert!(error.message.chars().count() < 1100, "{} characters", error.message.len());
 }
 
 #[test]

@@ -256,3 +256,63 @@ fn a_symlink_to_an_empty_folder_is_replaced_where_it_leads() {
     partial.publish().unwrap();
     assert!(dir.path().join("real/x").exists() && dir.path().join("link").is_symlink());
 }
+
+/// As of an output, with results whose files have any name.
+#[test]
+fn a_work_folder_goes_with_what_was_expected_in_it_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new/out.stages");
+    let result = |work: &WorkFolder, name: &str| {
+        let files = ["model.safetensors", "tokenizer.json", "deep/er/x.json"].map(String::from);
+        work.expect(name, &files).unwrap();
+        for file in files {
+            let file = work.path().join(name).join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "x").unwrap();
+        }
+    };
+    let work = WorkFolder::create(&path).unwrap();
+    assert!(
+        !work.was_left()
+            && WorkFolder::create(&path).unwrap_err().message.contains("another merge is writing")
+    );
+    result(&work, "merged/a/b");
+    result(&work, "merged/c.partial");
+    drop(work);
+    assert!(!dir.path().join("new").exists());
+    // Killed: what it left is cleared.
+    let leave = || {
+        let work = WorkFolder::create(&path).unwrap();
+        result(&work, "merged/a");
+        // Killed in the middle of the next one.
+        work.expect("merged/b", &["x.json".into()]).unwrap();
+        fs::create_dir(path.join("merged/b.partial")).unwrap();
+        [LOCK, "x.json"]
+            .iter()
+            .for_each(|file| fs::write(path.join("merged/b.partial").join(file), "x").unwrap());
+        fs::write(dir.path().join("lock"), fs::read(path.join(LOCK)).unwrap()).unwrap();
+        let kept = dir.path().join("kept");
+        fs::rename(path.join("merged"), &kept).unwrap();
+        drop(work);
+        fs::create_dir_all(&path).unwrap();
+        fs::rename(dir.path().join("lock"), path.join(LOCK)).unwrap();
+        fs::rename(kept, path.join("merged")).unwrap();
+    };
+    leave();
+    let work = WorkFolder::create(&path).unwrap();
+    assert!(work.was_left() && !path.join("merged").exists());
+    drop(work);
+    assert!(!path.exists());
+    // What somebody else put there stays.
+    leave();
+    fs::write(path.join("merged/a/mine"), "x").unwrap();
+    let refusal = WorkFolder::create(&path).unwrap_err();
+    assert!(refusal.message.contains("it holds \"merged/a/mine\", which no merge wrote"), "{refusal}");
+    assert!(path.join("merged/a/tokenizer.json").exists());
+    fs::remove_file(path.join("merged/a/mine")).unwrap();
+    let work = WorkFolder::create(&path).unwrap();
+    result(&work, "merged/a");
+    fs::write(path.join("merged/a/mine"), "x").unwrap();
+    drop(work);
+    assert!(path.join("merged/a/mine").exists() && !path.join("merged/a/tokenizer.json").exists());
+}

@@ -8,6 +8,7 @@ pub fn all(cases: &mut Cases) {
     keys(cases);
     texts(cases);
     products(cases);
+    documents(cases);
 }
 
 const START: &str = "merge_method: linear\nparameters: {weight: 1}\n";
@@ -240,6 +241,48 @@ fn products(cases: &mut Cases) {
         Ends::Open,
         PASS,
         || (0..6000).map(|i| format!("- {{k{i}: 1, sources: [{{model: ../b, layer_range: [0, 1]}}]}}\n")),
+        "",
+    );
+}
+
+/// Of a config with several: `name` reads these models.
+fn document(name: &str, models: impl Iterator<Item = String>) -> String {
+    let models: Vec<String> = models.map(|model| format!("{{model: {model}}}")).collect();
+    format!(
+        "---\nname: {name}\nmerge_method: linear\nparameters: {{weight: 1}}\nmodels: [{}]\n",
+        models.join(", ")
+    )
+}
+
+fn documents(cases: &mut Cases) {
+    fn named(count: usize) -> impl Iterator<Item = String> {
+        (0..count).map(|i| format!("s{i}"))
+    }
+    cases.long(
+        "900 documents whose models are not there",
+        Ends::Refused,
+        "",
+        || {
+            let broken = (0..900).map(|i| document(&format!("s{i}"), [format!("m{i}")].into_iter()));
+            broken.chain([document("all", named(900))])
+        },
+        "",
+    );
+    cases.long(
+        "a circle of 900 documents",
+        Ends::Refused,
+        "",
+        || (0..900).map(|i| document(&format!("s{i}"), [format!("s{}", (i + 1) % 900)].into_iter())),
+        "",
+    );
+    cases.long(
+        "documents that each read all before them",
+        Ends::Open,
+        "",
+        || {
+            let models = |i: usize| named(i).chain(["../a".into(), "../b".into()]);
+            (0..60).map(move |i| document(&format!("s{i}"), models(i)))
+        },
         "",
     );
 }

@@ -1,0 +1,133 @@
+//! A result that is there already, compared with what a plan would make: whether it can stand for it.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use indexmap::IndexMap;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::{Value, json};
+
+use super::{element_file_identities, model_files, model_identities};
+use crate::Prepared;
+use crate::checkpoint::{MANIFEST, MERGE_CONFIG, Shard, Source};
+use crate::plan::{PartlyHeldPolicy, Tensor};
+
+/// A manifest has a line for each tensor.
+const MANIFEST_BYTES_MAX: u64 = 1 << 30;
+
+/// So many inputs or files are named; the rest is counted.
+const NAMED_MAX: usize = 3;
+
+/// What a manifest says of how its merge was made.
+#[derive(Deserialize)]
+struct Recorded {
+    mergeforge: String,
+    seed: u64,
+    #[serde(default)]
+    options: Value,
+    inputs: Vec<Value>,
+    element_files: Vec<Value>,
+    tensors: IndexMap<String, IgnoredAny>,
+}
+
+/// The options that change what is merged, beside the seed, for the manifest.
+pub(super) fn options(prepared: &Prepared) -> Value {
+    let choices = &prepared.choices;
+    let partly_held = match choices.partly_held {
+        PartlyHeldPolicy::Copied => "copied",
+        PartlyHeldPolicy::LeftOut => "left out",
+        PartlyHeldPolicy::Merged => "merged",
+    };
+    json!({ "truncated_embeddings": choices.truncate_embeddings, "tensors_of_some_models": partly_held })
+}
+
+/// The manifest in a folder, if there is one.
+pub(crate) fn manifest_in<T: DeserializeOwned>(folder: &Path) -> Option<T> {
+    serde_json::from_slice(&read(&folder.join(MANIFEST), MANIFEST_BYTES_MAX)?).ok()
+}
+
+/// A file of no more bytes than these.
+fn read(path: &Path, bytes_max: u64) -> Option<Vec<u8>> {
+    let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|found| found.is_file()))?;
+    let mut content = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut content).ok()?;
+    (content.len() as u64 <= bytes_max).then_some(content)
+}
+
+/// What of the result in a folder is not what a plan would make now, as far as its manifest and the sizes of its files show; nothing
+/// if it can stand for that. `copied` says whether the donor's files would be there.
+pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> Vec<String> {
+    let Some(recorded) = manifest_in::<Recorded>(folder) else {
+        return vec![format!("it has no {MANIFEST} that says what it was made of")];
+    };
+    let Prepared { config, plan, .. } = prepared;
+    let mut found = Vec::new();
+    let version = env!("CARGO_PKG_VERSION");
+    if recorded.mergeforge != version {
+        found.push(format!("mergeforge {} made it, and this is {version}", recorded.mergeforge));
+    }
+    let recipe = read(&folder.join(MERGE_CONFIG), config.source.len() as u64);
+    if recipe.is_none_or(|recipe| recipe != config.source.as_bytes()) {
+        found.push(format!("its recipe ({MERGE_CONFIG}) is another one"));
+    }
+    if recorded.seed != plan.seed {
+        found.push(format!("its seed is {}, not {}", recorded.seed, plan.seed));
+    }
+    found.extend(other_options(&recorded.options, &options(prepared)));
+    let inputs = [model_identities(prepared), element_file_identities(prepared)].concat();
+    let recorded_inputs = [recorded.inputs, recorded.element_files].concat();
+    let mut others = named_beyond(&inputs, &recorded_inputs);
+    // What is merged anew is another input, and what that is made of in the end is not known yet.
+    if !prepared.sources.iter().any(Source::is_planned) {
+        let gone = named_beyond(&recorded_inputs, &inputs);
+        others.extend(gone.into_iter().filter(|name| !others.contains(name)).collect::<Vec<_>>());
+    }
+    if !others.is_empty() {
+        found.push(format!("inputs are not those that it was made of: {}", few(&others)));
+    }
+    let is_there = |tensor: &Tensor| recorded.tensors.contains_key(&*tensor.name);
+    if recorded.tensors.len() != plan.tensors.len() || !plan.tensors.iter().all(is_there) {
+        found.push("it has other tensors".into());
+    }
+    let size = |shard: &Shard| fs::metadata(folder.join(&shard.file)).ok().map(|found| found.len());
+    let mut wrong: Vec<String> = plan
+        .layout
+        .shards
+        .iter()
+        .filter(|shard| size(shard) != Some(shard.bytes))
+        .map(|shard| shard.file.clone())
+        .collect();
+    let files = model_files(prepared, copied).into_iter().map(|file| file.file);
+    wrong.extend(files.filter(|file| !folder.join(file).is_file()));
+    if !wrong.is_empty() {
+        found.push(format!("files are missing or have another size: {}", few(&wrong)));
+    }
+    found
+}
+
+/// The options of which a manifest says something else.
+fn other_options(recorded: &Value, now: &Value) -> Vec<String> {
+    let Some(now) = now.as_object() else { return Vec::new() };
+    let others = now.iter().filter(|(name, value)| recorded.get(name) != Some(value));
+    let shown = |(name, value): (&String, &Value)| match recorded.get(name) {
+        Some(other) => format!("its {name} is {other}, not {value}"),
+        None => format!("its {MANIFEST} does not say what its {name} is"),
+    };
+    others.map(shown).collect()
+}
+
+/// The names of inputs that are not among these.
+fn named_beyond(inputs: &[Value], known: &[Value]) -> Vec<String> {
+    let others = inputs.iter().filter(|input| !known.contains(input));
+    others.filter_map(|input| Some(input.get("model").or(input.get("path"))?.as_str()?.into())).collect()
+}
+
+fn few(names: &[String]) -> String {
+    let first = names.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED_MAX) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}

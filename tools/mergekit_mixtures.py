@@ -60,13 +60,25 @@ def mixture_cases(of: dict[str, pathlib.Path]) -> list[Case]:
     }
     noisy = mixture("mistral", "random")
     noisy["experts"][1]["noise_scale"] = 0.1
-    why = "hidden states need a running model, which mergeforge has not"
+    # mergekit averages over what shorter prompts are filled up with too: one prompt for each expert has none of it.
+    def single(config: dict[str, Any]) -> dict[str, Any]:
+        for expert in config["experts"] + config.get("shared_experts", []):
+            expert["positive_prompts"] = expert["positive_prompts"][:1]
+        return config
+
+    hidden = {
+        f"Mixtral of {family}, {mode}": mixture(family, mode)
+        for family in ("mistral", "llama")
+        for mode in ("hidden", "hidden_last")
+    }
+    hidden |= {f"Mixtral of {family}, hidden_avg": single(mixture(family, "hidden_avg")) for family in ("mistral", "llama")}
+    hidden |= {
+        "Qwen3, hidden": mixture("qwen3", "hidden"),
+        "Qwen, hidden_avg, a shared expert with a router": single(mixture("qwen2", "hidden_avg", prompts)),
+    }
     return [
         *(Case(f"mixtures, {name}", config, "mixture") for name, config in cases.items()),
         *(Case(f"mixtures, refused: {name}", config, "refused") for name, config in refused.items()),
+        *(Case(f"mixtures, {name}", config, "mixture") for name, config in hidden.items()),
         Case("mixtures, an expert with noise", noisy, "mixture"),
-        *(
-            Case(f"mixtures, gate_mode {mode}", mixture("mistral", mode), "ours_refuses", why)
-            for mode in ("hidden", "hidden_avg", "hidden_last")
-        ),
     ]

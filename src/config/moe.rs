@@ -75,11 +75,11 @@ pub struct Expert {
 /// How gates are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GateMode {
-    /// From the hidden states of the prompts, each normalised, and averaged.
+    /// The same as [`Self::HiddenLast`].
     Hidden,
-    /// From hidden states, averaged over the tokens of a prompt.
+    /// From the hidden states of the prompts, averaged over the tokens of each.
     HiddenAvg,
-    /// From the hidden state of a prompt's last token.
+    /// From the hidden state of each prompt's last token.
     HiddenLast,
     /// From the embeddings of the prompts' tokens, the same in every layer.
     CheapEmbed,
@@ -90,6 +90,11 @@ pub enum GateMode {
 }
 
 impl GateMode {
+    /// Whether gates are made of the experts' prompts.
+    pub fn reads_prompts(self) -> bool {
+        !matches!(self, Self::Random | Self::UniformRandom)
+    }
+
     /// All of them by name.
     pub const ALL: &[(&str, Self)] = &[
         ("hidden", Self::Hidden),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{Floats, Made, READ_MAX, ReadElements, fit, pieces};
 use crate::dtype::{Float, encode};
 use crate::error::Result;
-use crate::instructions::for_each_instruction_set;
+use crate::products::{LANES, add_product};
 
 /// A weight of `rows × columns`, or one such matrix for each of several experts, with an adapter of some rank, as f32.
 ///
@@ -35,12 +35,6 @@ pub struct Adapted {
 
 /// The most elements of each operand in memory: 4 MiB.
 const BLOCK: u64 = READ_MAX;
-
-/// Columns whose sums are computed together: they are in registers from the first to the last rank.
-const LANES: usize = 16;
-
-/// Rows whose sums are computed together.
-const ROWS: usize = 4;
 
 /// The elements of the right operand that rows are multiplied with in turn, so that they stay in the innermost caches.
 const NEAR: usize = 1 << 14;
@@ -214,55 +208,6 @@ fn place_in_lanes(right: &mut [[f32; LANES]], rank: usize, first: usize, values:
     for (tile, values) in tiles.zip(rest.chunks(LANES)) {
         tile[..values.len()].copy_from_slice(values);
     }
-}
-
-for_each_instruction_set! {
-    /// Adds `scale · left · right` to columns `at..end` of values in rows of `width`; `right` begins at column `at`.
-    fn add_product(
-        left: &[f32],
-        right: &[[f32; LANES]],
-        rank: usize,
-        scale: f32,
-        values: &mut [f32],
-        columns: (usize, usize, usize),
-    ) {
-        let (at, end, width) = columns;
-        for (left, values) in left.chunks(ROWS * rank).zip(values.chunks_mut(ROWS * width)) {
-            for (tile, right) in right.chunks_exact(rank).enumerate() {
-                let first = at + tile * LANES;
-                let own = first..end.min(first + LANES);
-                if left.len() == ROWS * rank {
-                    let sums = sums::<ROWS>(left, right, rank);
-                    for (values, sums) in values.chunks_exact_mut(width).zip(&sums) {
-                        add_scaled(&mut values[own.clone()], sums, scale);
-                    }
-                } else {
-                    for (left, values) in left.chunks_exact(rank).zip(values.chunks_exact_mut(width)) {
-                        let [sums] = sums::<1>(left, right, rank);
-                        add_scaled(&mut values[own.clone()], &sums, scale);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// `Σ left · right` over all ranks, of a few rows and [`LANES`] columns.
-#[inline(always)]
-fn sums<const ROWS: usize>(left: &[f32], right: &[[f32; LANES]], rank: usize) -> [[f32; LANES]; ROWS] {
-    let left: [&[f32]; ROWS] = std::array::from_fn(|row| &left[row * rank..][..rank]);
-    let mut sums = [[0.0; LANES]; ROWS];
-    for (k, right) in right[..rank].iter().enumerate() {
-        for (sums, left) in sums.iter_mut().zip(left) {
-            sums.iter_mut().zip(right).for_each(|(sum, right)| *sum += left[k] * right);
-        }
-    }
-    sums
-}
-
-#[inline(always)]
-fn add_scaled(values: &mut [f32], sums: &[f32; LANES], scale: f32) {
-    values.iter_mut().zip(sums).for_each(|(value, sum)| *value += scale * sum);
 }
 
 impl fmt::Display for Adapted {

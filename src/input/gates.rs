@@ -75,7 +75,7 @@ impl Gates {
 }
 
 /// Brings a vector to length 1.
-fn unit(vector: &mut [f64]) {
+pub(super) fn unit(vector: &mut [f64]) {
     let length = vector.iter().fold(0.0, |sum, x| sum + x * x).sqrt().max(LENGTH_MIN);
     vector.iter_mut().for_each(|x| *x /= length);
 }

@@ -3,13 +3,14 @@
 //! ```text
 //! base      attention, norms, embeddings       copied
 //! experts   each one's MLP, layer by layer     copied under new names; with noise or a factor, made while it is read
-//! routers   a row for each expert              drawn, or made of the embeddings of prompts
+//! routers   a row for each expert              drawn, or made of what the base makes of prompts
 //! ```
 //!
 //! Nothing is computed on a device: all tensors are copies. The rest is as of any plan.
 
 mod architecture;
 mod prompts;
+mod routers;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,14 +19,14 @@ use super::problems::Problems;
 use super::views::{InputList, Model, View, Views};
 use super::{Action, Choices, Copied, PartlyHeldPolicy, Plan, Tensor, check_total, names, stored_bytes};
 use crate::checkpoint::{ConfigEdits, Source, layout};
-use crate::config::moe::{Expert, GateMode, MoeConfig};
+use crate::config::moe::{Expert, MoeConfig};
 use crate::config::{Config, Located};
 use crate::dtype::{Dtype, Float, computed_as, float_name, is_float};
 use crate::error::{Error, Result};
-use crate::input::{Drawn, Floats, Gates, Law, Noisy, PromptTokens, Row, Rows, draw_key};
+use crate::input::{Floats, Noisy, Row, Rows, draw_key};
 use crate::method::MIXTURE;
 use architecture::{Architecture, Counts, DENSE, ROUTER, no_place};
-use prompts::Prompter;
+use routers::Routers;
 
 /// Checks what can be known of a mixture of experts without opening a model. `untrained` is the user's word that experts that do
 /// the same are wanted, because the mixture will be trained.
@@ -34,12 +35,9 @@ use prompts::Prompter;
 /// All that is wrong, at its line and column.
 pub fn check_moe(moe: &MoeConfig, untrained: bool) -> Result<()> {
     let mut problems = Problems::default();
-    let GateMode::CheapEmbed = moe.gate_mode.value else {
-        if let Some(problem) = gates_of_hidden_states(moe) {
-            problems.add(problem);
-        }
+    if !moe.gate_mode.value.reads_prompts() {
         return few_experts(moe, problems);
-    };
+    }
     let lacking = moe.experts.iter().find(|expert| expert.positive_prompts.is_empty());
     if let Some(expert) = lacking {
         let message = format!("the expert {} has no positive_prompts", expert.source_model.value);
@@ -68,18 +66,6 @@ fn alike<'m, T: PartialEq>(experts: &'m [Expert], of: impl Fn(&'m Expert) -> T) 
 
 fn texts(prompts: &[Located<String>]) -> Vec<&str> {
     prompts.iter().map(|prompt| prompt.value.as_str()).collect()
-}
-
-fn gates_of_hidden_states(moe: &MoeConfig) -> Option<Error> {
-    let gates = moe.gate_mode.value;
-    let hidden = matches!(gates, GateMode::Hidden | GateMode::HiddenAvg | GateMode::HiddenLast);
-    let message = format!(
-        "gate_mode {} needs the hidden states of a running model, which is not supported yet",
-        gates.name()
-    );
-    let hint = "set `gate_mode: cheap_embed`, which takes the embeddings of the same prompts, or `random` or \
-                `uniform_random`, to train the routers";
-    hidden.then(|| moe.error_at(moe.gate_mode.at, message).hint(hint))
 }
 
 /// More experts for each token than there are is one more problem.
@@ -117,11 +103,12 @@ impl Plan {
         };
         let [experts, shared] =
             [&moe.experts, &moe.shared_experts].map(|experts| experts.iter().map(part).collect::<Vec<_>>());
-        let Views { models, inputs, notes, warnings, .. } = views;
+        let Views { models, mut inputs, mut notes, warnings, .. } = views;
         let dense: BTreeSet<&str> = models.iter().map(model_type).collect();
         let architecture = architecture::choose(moe, &dense, &models[base].config, choices.allow_crimes)?;
+        let gated = if architecture.shared_gate.is_some() { &moe.shared_experts[..] } else { &[] };
+        let routers = Routers::of(moe, &models[base], sources, gated, &mut inputs, &mut notes)?;
         let mut assembly = Assembly {
-            moe,
             architecture,
             models: &models,
             alone: (0..models.len()).map(|model| Arc::new(vec![model])).collect(),
@@ -133,9 +120,8 @@ impl Plan {
             inputs,
             tensors: Vec::new(),
             problems: Problems::default(),
-            prompted: None,
+            routers,
         };
-        assembly.prepare_gates(sources)?;
         let inner = assembly.assemble()?;
         let Assembly { inputs, tensors, .. } = assembly;
         check_total(&tensors)?;
@@ -229,7 +215,6 @@ struct Part {
 
 /// The plan under construction.
 struct Assembly<'p, 'a> {
-    moe: &'p MoeConfig,
     architecture: &'static Architecture,
     models: &'p [Model<'a>],
     /// Of each model the list of it alone.
@@ -243,65 +228,12 @@ struct Assembly<'p, 'a> {
     inputs: InputList,
     tensors: Vec<Tensor>,
     problems: Problems,
-    /// The routers of all layers, where prompts make them: of the experts, and of the shared one.
-    prompted: Option<[usize; 2]>,
+    routers: Routers,
 }
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
 
 impl<'p> Assembly<'p, '_> {
     fn name(&self, model: usize) -> &'p str {
         &self.models[model].name
-    }
-
-    /// Turns the prompts into tokens, where they make the routers.
-    fn prepare_gates(&mut self, sources: &[Source]) -> Result<()> {
-        if self.moe.gate_mode.value != GateMode::CheapEmbed {
-            return Ok(());
-        }
-        let base = &self.models[self.base];
-        let embedding = base.tensors.get(EMBEDDING);
-        let Some((view, [rows, columns])) = embedding.and_then(|view| Some((view, *view.shape.as_array()?)))
-        else {
-            let message = format!("{} has no {EMBEDDING}, which makes the routers", base.name);
-            return Err(Error::config(message).hint("set `gate_mode: random`"));
-        };
-        let prompter = Prompter::open(&sources[base.source])?;
-        let tokens = |expert: &Expert| -> Result<PromptTokens> {
-            let of = |prompts: &[Located<String>]| {
-                let tokens = prompter.tokens(prompts)?;
-                match tokens.last_key_value().filter(|(token, _)| **token >= rows as u64) {
-                    None => Ok(tokens),
-                    Some((token, _)) => {
-                        let message = format!(
-                            "{}: its tokenizer has the token {token}, and its embedding {rows} rows",
-                            base.name
-                        );
-                        Err(Error::config(message).hint("give a base model whose tokenizer fits"))
-                    }
-                }
-            };
-            let tokens = PromptTokens {
-                positive: of(&expert.positive_prompts)?,
-                negative: of(&expert.negative_prompts)?,
-            };
-            if tokens.positive.is_empty() {
-                let message = "the tokenizer makes no tokens of these positive_prompts";
-                return Err(self.moe.error_at(expert.at, message).hint("write prompts that are not empty"));
-            }
-            Ok(tokens)
-        };
-        let all = |experts: &[Expert]| experts.iter().map(tokens).collect::<Result<Vec<_>>>();
-        let gated = if self.architecture.shared_gate.is_some() { &self.moe.shared_experts[..] } else { &[] };
-        let experts = [all(&self.moe.experts)?, all(gated)?];
-        let Some(float) = computed_as(self.inputs.read_as(view)) else {
-            return Err(not_floats(EMBEDDING, &base.name, view));
-        };
-        let embedding = Floats { input: self.inputs.as_floats(view), float };
-        self.prompted = Some(
-            experts.map(|experts| self.inputs.make(Gates { embedding, columns: columns as u64, experts })),
-        );
-        Ok(())
     }
 
     /// All tensors, in the base's order; returns how many rows an expert's gate has.
@@ -372,7 +304,7 @@ impl<'p> Assembly<'p, '_> {
                 self.expert(part, name, out, matrix, shape);
             }
             if matrix == 0 {
-                self.routers(layer, hidden, view.dtype);
+                self.routers(tensor.layer, layer, hidden, view.dtype);
             }
         } else if self.architecture.keeps(tensor.rest) {
             self.copy(name, self.base, view);
@@ -419,20 +351,12 @@ impl<'p> Assembly<'p, '_> {
     }
 
     /// The router of a layer, and the gate of its shared expert if that has one.
-    fn routers(&mut self, layer: &str, hidden: usize, counts_as: Dtype) {
+    fn routers(&mut self, number: usize, layer: &str, hidden: usize, counts_as: Dtype) {
         let router = format!("{layer}{}.{ROUTER}", self.architecture.block);
         let shared = self.architecture.shared_gate.map(|gate| (format!("{layer}{gate}"), self.shared.len()));
         let of_experts = (router, self.experts.len());
-        for (place, (name, rows)) in [Some(of_experts), shared].into_iter().flatten().enumerate() {
-            let input = match (self.prompted, self.moe.gate_mode.value) {
-                (Some(prompted), _) => prompted[place],
-                (None, mode) => {
-                    // What torch gives a linear layer that is not trained.
-                    let uniform = Law::Uniform { bound: (1.0 / hidden as f64).sqrt() };
-                    let law = if mode == GateMode::Random { Law::Normal } else { uniform };
-                    self.inputs.make(Drawn { key: draw_key(self.seed, &name), law })
-                }
-            };
+        for (which, (name, rows)) in [Some(of_experts), shared].into_iter().flatten().enumerate() {
+            let input = self.routers.input(&mut self.inputs, self.seed, number, which, &name, hidden);
             self.tensor(name, &[rows, hidden], [Dtype::F32, counts_as], input, Arc::default());
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Stream;
 use crate::backend::{ReadInputs, Span};
 use crate::checkpoint::Reads;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::{At, Input, ReadElements};
 use crate::timeline::{By, Stage};
 
@@ -129,6 +129,10 @@ struct Parts<'a, 'b>(&'a Stream<'b>);
 
 impl ReadElements for Parts<'_, '_> {
     fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> Result<()> {
+        // Some are made of whole models, which takes longer than anyone waits.
+        if self.0.watch.stop() {
+            return Err(Error::interrupted());
+        }
         self.0.bytes(input, start, into)
     }
 }

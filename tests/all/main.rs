@@ -23,6 +23,7 @@ mod cli;
 mod command;
 mod companions;
 mod cuda_driver;
+mod decoder;
 mod elements;
 mod experts;
 mod fast;

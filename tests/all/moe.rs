@@ -18,6 +18,8 @@ use tokenizers::Tokenizer;
 use crate::command;
 use crate::models::{self, PLAIN, Quiet, RUN, Stored, Tensors, stored, values, weights};
 
+mod hidden;
+
 const LAYERS: usize = 2;
 const HIDDEN: usize = 24;
 const INNER: usize = 40;
@@ -387,13 +389,10 @@ fn what_makes_no_mixture_is_refused_with_the_way_out() {
         let (message, hinted) = refused(folder, config);
         assert!(message.contains(says) && hinted.contains(hint), "{message}\nhint: {hinted}");
     };
-    for mode in ["hidden", "hidden_avg", "hidden_last"] {
-        let says = format!("moe.yml:2:12: gate_mode {mode} needs the hidden states of a running model");
-        check(&RANDOM.replace("random", mode), &says, "`gate_mode: cheap_embed`");
+    for mode in ["hidden", "hidden_avg", "hidden_last", "cheap_embed"] {
+        check(&RANDOM.replace("random", mode), "one has no positive_prompts", "gate_mode: random");
     }
-    let without_mode = RANDOM.replace("gate_mode: random\n", "");
-    check(&without_mode, "gate_mode hidden needs the hidden states", "`random`");
-    check(&RANDOM.replace("random", "cheap_embed"), "one has no positive_prompts", "gate_mode: random");
+    check(&RANDOM.replace("gate_mode: random\n", ""), "one has no positive_prompts", "gate_mode: random");
     let same = PROMPTED
         .replace("hello there", "a fever, 'the patient has a cold'")
         .replace(", negative_prompts: [hello]", "");

@@ -1,6 +1,5 @@
 //! Prompts as tokens, as the base model's own tokenizer cuts them.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::Deserialize;
@@ -56,20 +55,19 @@ impl<'a> Prompter<'a> {
         Ok(Self { model, tokenizer, begin })
     }
 
-    /// The tokens of some prompts and how often each occurs. No special tokens are added but the one that begins each prompt.
+    /// The tokens of each of some prompts. No special tokens are added but the one that begins each prompt.
     ///
     /// # Errors
     /// The tokenizer cannot take a prompt.
-    pub(super) fn tokens(&self, prompts: &[Located<String>]) -> Result<BTreeMap<u64, u32>> {
-        let mut tokens = BTreeMap::new();
-        for prompt in prompts {
+    pub(super) fn texts(&self, prompts: &[Located<String>]) -> Result<Vec<Vec<u64>>> {
+        let tokens = |prompt: &Located<String>| {
             let text = format!("{}{}", self.begin, prompt.value);
             let encoded = unbroken(self.model, || {
                 self.tokenizer.encode(text, false).map_err(|cause| unusable(self.model, &cause.to_string()))
             })?;
-            encoded.get_ids().iter().for_each(|token| *tokens.entry(u64::from(*token)).or_default() += 1);
-        }
-        Ok(tokens)
+            Ok(encoded.get_ids().iter().map(|token| u64::from(*token)).collect())
+        };
+        prompts.iter().map(tokens).collect()
     }
 }
 

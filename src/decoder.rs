@@ -1,0 +1,12 @@
+//! The forward pass of dense decoders: Llama, Mistral, Qwen2 and Qwen3. One block with options serves all of them.
+//!
+//! A [`Decoder`] is what config.json says, [`States`] are the hidden states of some texts. Weights come from wherever a caller has
+//! them, a few rows at a time, and layer by layer: all texts go through a layer before the next one is read, so that one pass
+//! over a model serves them all and no model has to fit in memory. All of it is f32 in a fixed order, the same on every machine.
+
+mod architecture;
+mod rope;
+mod states;
+
+pub use architecture::Decoder;
+pub use states::{EMBEDDING, States, Weights};

@@ -1,0 +1,309 @@
+//! Hidden states of texts, taken from layer to layer.
+
+use std::sync::Mutex;
+
+use super::Decoder;
+use super::architecture::tensor_name;
+use crate::error::Result;
+use crate::products::{LANES, ROWS, add_product};
+use crate::threads;
+
+/// Where the weights of a decoder come from.
+pub trait Weights {
+    /// Whether there is such a tensor.
+    fn has(&self, name: &str) -> bool;
+
+    /// A tensor's elements from number `first` on.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn read(&mut self, name: &str, first: u64, into: &mut [f32]) -> Result<()>;
+}
+
+/// The hidden states of all tokens of some texts, before one of the layers.
+#[derive(Debug)]
+pub struct States<'d> {
+    decoder: &'d Decoder,
+    /// The tokens of each text.
+    lens: Vec<usize>,
+    /// `tokens × hidden`, the texts one behind the other.
+    values: Vec<f32>,
+    /// Cosine and sine of each pair of a head, at each position of the longest text.
+    rotations: Vec<(f32, f32)>,
+}
+
+/// The embedding of a decoder's tokens.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// The most elements of a matrix that are in memory at a time: whole rows, [`LANES`] of them or more.
+const BLOCK: usize = 1 << 20;
+
+/// Tokens that one thread takes at a time: all of them go past [`LANES`] rows of a matrix, which stay in the cache.
+const TOKENS: usize = 16 * ROWS;
+
+impl<'d> States<'d> {
+    /// The states before the first layer: the embeddings of the texts' tokens.
+    ///
+    /// # Errors
+    /// Those of `weights`.
+    pub fn of(decoder: &'d Decoder, texts: &[impl AsRef<[u64]>], weights: &mut dyn Weights) -> Result<Self> {
+        let lens: Vec<usize> = texts.iter().map(|text| text.as_ref().len()).collect();
+        let hidden = decoder.hidden;
+        let mut values = vec![0.0; lens.iter().sum::<usize>() * hidden];
+        let tokens = texts.iter().flat_map(AsRef::as_ref);
+        for (token, state) in tokens.zip(values.chunks_exact_mut(hidden)) {
+            weights.read(EMBEDDING, token * hidden as u64, state)?;
+        }
+        let rotations = decoder.rope.rotations(lens.iter().copied().max().unwrap_or(0));
+        Ok(Self { decoder, lens, values, rotations })
+    }
+
+    /// The states of each text: `tokens × hidden`.
+    pub fn texts(&self) -> impl Iterator<Item = &[f32]> {
+        let mut rest = &self.values[..];
+        self.lens.iter().map(move |len| {
+            let (own, others) = rest.split_at(len * self.decoder.hidden);
+            rest = others;
+            own
+        })
+    }
+
+    /// Takes all states through a layer.
+    ///
+    /// # Errors
+    /// Those of `weights`.
+    pub fn advance(&mut self, layer: usize, weights: &mut dyn Weights, threads: usize) -> Result<()> {
+        let Decoder { hidden, inner, heads, key_heads, head, .. } = *self.decoder;
+        let (queries, keys) = (heads * head, key_heads * head);
+        let mut block = Block { layer, weights, threads, rows: Vec::new(), panels: Vec::new() };
+        let normed = self.normed("input_layernorm", &mut block)?;
+        let mut q = block.product("self_attn.q_proj", &normed, hidden, queries)?;
+        let mut k = block.product("self_attn.k_proj", &normed, hidden, keys)?;
+        let v = block.product("self_attn.v_proj", &normed, hidden, keys)?;
+        drop(normed);
+        if self.decoder.normed_heads {
+            let [of_q, of_k] =
+                [block.vector("self_attn.q_norm", head)?, block.vector("self_attn.k_norm", head)?];
+            norm(&mut q, &of_q, self.decoder.epsilon);
+            norm(&mut k, &of_k, self.decoder.epsilon);
+        }
+        let attended = self.attention(layer, &mut q, &mut k, &v, threads);
+        drop((q, k, v));
+        block.add_product("self_attn.o_proj", &attended, queries, &mut self.values, hidden)?;
+        drop(attended);
+        let normed = self.normed("post_attention_layernorm", &mut block)?;
+        let mut gate = block.product("mlp.gate_proj", &normed, hidden, inner)?;
+        let up = block.product("mlp.up_proj", &normed, hidden, inner)?;
+        gate.iter_mut().zip(&up).for_each(|(gate, up)| *gate = silu(*gate) * up);
+        block.add_product("mlp.down_proj", &gate, inner, &mut self.values, hidden)
+    }
+
+    /// The most bytes that [`Self::of`] and [`Self::advance`] take for texts of so many tokens together, but for those of `weights`.
+    pub fn working_bytes(decoder: &Decoder, tokens: u64, longest: u64) -> u64 {
+        let Decoder { hidden, inner, heads, key_heads, head, .. } = *decoder;
+        let (queries, keys) = (heads * head, key_heads * head);
+        let attention = hidden.max(queries) + queries + 2 * keys;
+        let floats = tokens * (hidden + attention.max(hidden + 2 * inner)) as u64
+            + longest * (head + heads) as u64
+            + 2 * Self::asked_max(decoder);
+        floats * size_of::<f32>() as u64
+    }
+
+    /// The most elements of a tensor that are asked for at once.
+    pub fn asked_max(decoder: &Decoder) -> u64 {
+        let widest = decoder.hidden.max(decoder.heads * decoder.head).max(decoder.inner);
+        BLOCK.max(widest * LANES) as u64
+    }
+
+    /// The states, each brought to one length and weighted.
+    fn normed(&self, name: &str, block: &mut Block<'_>) -> Result<Vec<f32>> {
+        let weight = block.vector(name, self.decoder.hidden)?;
+        let mut normed = self.values.clone();
+        norm(&mut normed, &weight, self.decoder.epsilon);
+        Ok(normed)
+    }
+
+    /// Causal attention within each text; neighbouring heads of queries share one of keys and values.
+    fn attention(&self, layer: usize, q: &mut [f32], k: &mut [f32], v: &[f32], threads: usize) -> Vec<f32> {
+        let Decoder { heads, key_heads, head, .. } = *self.decoder;
+        let (queries, keys) = (heads * head, key_heads * head);
+        let window = self.decoder.windows[layer];
+        let mut out = vec![0.0; q.len()];
+        let mut texts = Vec::new();
+        let (mut q, mut k, mut v, mut rest) = (q, k, v, &mut out[..]);
+        for len in &self.lens {
+            let (own_q, own_k, own_v, own_out);
+            (own_q, q) = q.split_at_mut(len * queries);
+            (own_k, k) = k.split_at_mut(len * keys);
+            (own_v, v) = v.split_at(len * keys);
+            (own_out, rest) = rest.split_at_mut(len * queries);
+            texts.push((own_q, own_k, own_v, own_out));
+        }
+        each(threads, texts.into_iter(), |(q, k, v, out)| {
+            self.rotate(q, queries);
+            self.rotate(k, keys);
+            for number in 0..heads {
+                let shared = number / (heads / key_heads);
+                attend(q, k, v, out, &Head { number, shared, width: head, queries, keys, window });
+            }
+        });
+        out
+    }
+
+    /// Turns every head by its token's position. The first half of a head pairs with the second, as checkpoints have it.
+    fn rotate(&self, x: &mut [f32], width: usize) {
+        let half = self.decoder.head / 2;
+        for (token, rotations) in x.chunks_exact_mut(width).zip(self.rotations.chunks_exact(half)) {
+            for head in token.chunks_exact_mut(2 * half) {
+                let (first, second) = head.split_at_mut(half);
+                for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(rotations) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        }
+    }
+}
+
+/// Where a head lies in the rows of its text.
+struct Head {
+    number: usize,
+    /// Which of keys and values is its own.
+    shared: usize,
+    width: usize,
+    /// The widths of rows of queries, and of keys and values.
+    queries: usize,
+    keys: usize,
+    window: Option<usize>,
+}
+
+/// What one head of each token attends to.
+fn attend(q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], head: &Head) {
+    let Head { number, shared, width, queries, keys, window } = *head;
+    let scale = 1.0 / (width as f32).sqrt();
+    let of = |token: usize| token * keys + shared * width..token * keys + (shared + 1) * width;
+    let mut weights = Vec::new();
+    for (token, (q, out)) in q.chunks_exact(queries).zip(out.chunks_exact_mut(queries)).enumerate() {
+        let (q, out) = (&q[number * width..][..width], &mut out[number * width..][..width]);
+        let seen = window.map_or(0, |window| (token + 1).saturating_sub(window))..token + 1;
+        weights.clear();
+        weights.extend(seen.clone().map(|token| dot(q, &k[of(token)]) * scale));
+        soften(&mut weights);
+        for (weight, token) in weights.iter().zip(seen) {
+            out.iter_mut().zip(&v[of(token)]).for_each(|(out, value)| *out += weight * value);
+        }
+    }
+}
+
+/// The sum of products: element `i` belongs to sum `i % LANES`.
+fn dot(one: &[f32], other: &[f32]) -> f32 {
+    let ((one, one_rest), (other, other_rest)) = (one.as_chunks::<LANES>(), other.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (one, other) in one.iter().zip(other) {
+        for (sum, (one, other)) in sums.iter_mut().zip(one.iter().zip(other)) {
+            *sum += one * other;
+        }
+    }
+    let rest: f32 = one_rest.iter().zip(other_rest).map(|(one, other)| one * other).sum();
+    sums.into_iter().fold(rest, |all, sum| all + sum)
+}
+
+/// Softmax.
+fn soften(scores: &mut [f32]) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for score in &mut *scores {
+        *score = libm::expf(*score - max);
+        sum += *score;
+    }
+    scores.iter_mut().for_each(|score| *score /= sum);
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + libm::expf(-x))
+}
+
+/// Brings rows as long as `weight` to a mean square of 1, and multiplies them with it (Zhang and Sennrich, `RMSNorm`,
+/// <https://arxiv.org/abs/1910.07467>).
+fn norm(rows: &mut [f32], weight: &[f32], epsilon: f32) {
+    for row in rows.chunks_exact_mut(weight.len()) {
+        let squares = row.iter().fold(0.0, |sum, x| sum + f64::from(*x) * f64::from(*x));
+        let scale = (1.0 / (squares / weight.len() as f64 + f64::from(epsilon)).sqrt()) as f32;
+        row.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * scale * weight);
+    }
+}
+
+/// The weights of a layer, some rows at a time.
+struct Block<'w> {
+    layer: usize,
+    weights: &'w mut dyn Weights,
+    threads: usize,
+    rows: Vec<f32>,
+    /// The same by [`LANES`] rows, as [`add_product`] takes it.
+    panels: Vec<[f32; LANES]>,
+}
+
+impl Block<'_> {
+    fn vector(&mut self, part: &str, len: usize) -> Result<Vec<f32>> {
+        let mut vector = vec![0.0; len];
+        self.weights.read(&tensor_name(self.layer, part, "weight"), 0, &mut vector)?;
+        Ok(vector)
+    }
+
+    /// `x · Wᵀ`, with the bias if there is one: `x` has rows of `inputs`, what is returned rows of `outputs`.
+    fn product(&mut self, part: &str, x: &[f32], inputs: usize, outputs: usize) -> Result<Vec<f32>> {
+        let mut y = vec![0.0; x.len() / inputs * outputs];
+        self.add_product(part, x, inputs, &mut y, outputs)?;
+        Ok(y)
+    }
+
+    /// Adds the same to `y`.
+    fn add_product(
+        &mut self,
+        part: &str,
+        x: &[f32],
+        inputs: usize,
+        y: &mut [f32],
+        outputs: usize,
+    ) -> Result<()> {
+        let name = tensor_name(self.layer, part, "weight");
+        let at_once = (BLOCK / inputs / LANES).max(1) * LANES;
+        for first in (0..outputs).step_by(at_once) {
+            let end = outputs.min(first + at_once);
+            self.rows.resize((end - first) * inputs, 0.0);
+            self.weights.read(&name, (first * inputs) as u64, &mut self.rows)?;
+            self.panels.clear();
+            self.panels.resize((end - first).div_ceil(LANES) * inputs, [0.0; LANES]);
+            for (row, values) in self.rows.chunks_exact(inputs).enumerate() {
+                let panel = &mut self.panels[row / LANES * inputs..][..inputs];
+                panel.iter_mut().zip(values).for_each(|(lanes, value)| lanes[row % LANES] = *value);
+            }
+            let parts = x.chunks(TOKENS * inputs).zip(y.chunks_mut(TOKENS * outputs));
+            let panels = &self.panels;
+            each(self.threads, parts, |(x, y)| {
+                for (panel, at) in panels.chunks_exact(inputs).zip((first..).step_by(LANES)) {
+                    add_product(x, panel, inputs, 1.0, y, (at, end, outputs));
+                }
+            });
+        }
+        let bias = tensor_name(self.layer, part, "bias");
+        if self.weights.has(&bias) {
+            let mut values = vec![0.0; outputs];
+            self.weights.read(&bias, 0, &mut values)?;
+            for row in y.chunks_exact_mut(outputs) {
+                row.iter_mut().zip(&values).for_each(|(y, bias)| *y += bias);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Does all of some work, on several threads.
+fn each<T: Send>(threads: usize, work: impl Iterator<Item = T> + Send, job: impl Fn(T) + Sync) {
+    let work = Mutex::new(work);
+    let next = || work.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+    threads::share(threads, |_| {
+        while let Some(part) = next() {
+            job(part);
+        }
+    });
+}

@@ -30,7 +30,7 @@ pub mod source;
 mod source_file;
 mod weight_files;
 
-pub use adapter::{Adapter, LowRank, Tokens};
+pub use adapter::{Adapter, CAUSAL_LM, LowRank, Part as AdapterPart, Tokens, peft_task};
 pub use card::{CardModel, ModelCard, model_card};
 pub use companions::{Companion, Companions, LeftFile, Revision, companions};
 pub use file::{Access, Reads};
@@ -49,4 +49,4 @@ pub use partial::WorkFolder;
 pub use sidecars::{CARD, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, MOE_CONFIG, Sidecar};
 pub use sink::Sink;
 pub use source::Source;
-pub(crate) use source::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+pub(crate) use source::{ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS};

@@ -508,7 +508,7 @@ fn merge_into(
         cache,
         recall: !flags.no_cache,
     };
-    progress.expect(prepared.plan.layout.total_bytes);
+    progress.expect(prepared.plan.layout.total_bytes, "written");
     let before = progress.moved_bytes();
     let outcome = merge_recording(prepared, &options, progress, timeline);
     progress.finish();

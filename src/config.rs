@@ -55,7 +55,7 @@ pub struct Located<T> {
 /// A merge config, as written.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The file as named on the command line, for messages.
+    /// The file as named on the command line, for messages; empty where the command line itself is the config.
     pub file: String,
     /// The text, verbatim; of several documents, this one's.
     pub source: String,
@@ -387,7 +387,9 @@ pub fn parse_all(file: &str, source: &str) -> Result<Vec<Config>> {
 }
 
 fn error_at(file: &str, at: Position, message: impl fmt::Display) -> Error {
-    Error::config(format!("{file}:{at}: {message}"))
+    // What a command line says has no place that could be named.
+    let place = if file.is_empty() { String::new() } else { format!("{file}:{at}: ") };
+    Error::config(format!("{place}{message}"))
 }
 
 impl fmt::Display for Position {

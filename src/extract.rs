@@ -3,9 +3,11 @@
 //! Each matrix is decomposed by itself, by one thread; the difference is read by rows as often as it is needed, and never whole in
 //! memory. What the rank, and the rounding of the adapter's own numbers, lose of it is measured, not estimated.
 
+mod difference;
 mod layout;
 mod products;
 mod svd;
+mod symmetric;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,13 +17,15 @@ use regex::Regex;
 
 pub use layout::write;
 
-use crate::checkpoint::{Reads, Source, TensorInfo, names};
+use crate::checkpoint::names;
 use crate::dtype::{Dtype, Float, decode, encode, float_bytes, is_float};
 use crate::error::{Error, Result};
-use crate::instructions::for_each_instruction_set;
-use crate::text::quoted;
+use crate::input;
+use crate::plan::{Compared, ComparedTensor};
+use crate::text::{escaped, quoted};
 use crate::threads;
-use products::{Panels, add_product, dot, scale};
+use difference::Difference;
+use products::scale;
 use svd::{ByRows, Svd, Wanted, decompose, transposed as transposed_of};
 
 /// What an adapter is to hold of the difference.
@@ -51,9 +55,13 @@ pub struct Request {
 
 /// Hears of the work, and can end it.
 pub trait Listen: Sync {
-    /// So many bytes more were read.
+    /// How many bytes of the model there are to compare with its base.
+    fn expect(&self, bytes: u64);
+    /// So many bytes more were read: most are read several times.
     fn read(&self, bytes: u64);
-    /// Whether the work should stop.
+    /// So many bytes more of the model are done.
+    fn done(&self, bytes: u64);
+    /// Whether the work should stop. Every thread asks at least once a second.
     fn stop(&self) -> bool;
 }
 
@@ -68,8 +76,17 @@ pub struct Extracted {
     pub lost: Vec<Lost>,
     /// How many tensors are as in the base.
     pub unchanged: usize,
-    /// What the user should know.
-    pub notes: Vec<String>,
+    /// Tensors that the user should look at.
+    pub remarks: Vec<Remark>,
+}
+
+/// What is to say of some tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    /// What it is.
+    pub what: &'static str,
+    /// Their names.
+    pub names: Vec<String>,
 }
 
 /// A module with a product.
@@ -142,11 +159,31 @@ impl Extracted {
 
     /// What is lost of all changes together, those that no product stands for among them, but for tensors that are saved whole.
     pub fn error(&self) -> f64 {
-        let without: f64 = self.lost.iter().map(|lost| lost.squares).sum();
-        let (squares, lost) = self.modules.iter().fold((without, without), |(squares, lost), module| {
-            (squares + module.squares, lost + module.lost)
-        });
-        share_of(lost, squares)
+        let lost: f64 = self.lost.iter().map(|lost| lost.squares).sum();
+        share_of(self.modules.iter().fold(lost, |lost, module| lost + module.lost), self.squares())
+    }
+
+    /// The square of the norm of all changes together, but for those of tensors that are saved whole.
+    fn squares(&self) -> f64 {
+        let lost: f64 = self.lost.iter().map(|lost| lost.squares).sum();
+        self.modules.iter().fold(lost, |all, module| all + module.squares)
+    }
+
+    /// What nothing is kept of, by kind: how many tensors, and the square of the norm of their changes.
+    pub fn lost_kinds(&self) -> IndexMap<String, (usize, f64)> {
+        let squares = |places: &Vec<usize>| places.iter().map(|place| self.lost[*place].squares).sum();
+        let kinds = by_kind(self.lost.iter().map(|lost| lost.name.as_str()));
+        kinds.into_iter().map(|(kind, places)| (kind, (places.len(), squares(&places)))).collect()
+    }
+
+    /// What to do with the adapter where its base has one too.
+    pub fn of_adapted_base(&self, models: &Compared) -> Option<String> {
+        let lora = models.base.reference.lora.as_ref()?;
+        Some(format!(
+            "merge the adapter {} into {} first, or load both beside each other",
+            escaped(&lora.to_string()),
+            escaped(&models.base.reference.base().to_string())
+        ))
     }
 }
 
@@ -163,27 +200,48 @@ pub struct Lost {
     pub squares: f64,
 }
 
+/// Names by kind, in their order: those that differ in numbers alone are one, with `*` in their places, and the places that it has.
+pub fn by_kind<'a>(names: impl IntoIterator<Item = &'a str>) -> IndexMap<String, Vec<usize>> {
+    let mut kinds: IndexMap<Vec<&str>, Vec<(usize, &str)>> = IndexMap::new();
+    for (place, name) in names.into_iter().enumerate() {
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let kind = name.split('.').map(|part| if is_number(part) { "*" } else { part }).collect();
+        kinds.entry(kind).or_default().push((place, name));
+    }
+    let shown = |(kind, of): (Vec<&str>, Vec<(usize, &str)>)| {
+        let name = if let [(_, only)] = of[..] { only.to_owned() } else { kind.join(".") };
+        (name, of.into_iter().map(|(place, _)| place).collect())
+    };
+    kinds.into_iter().map(shown).collect()
+}
+
 /// Models whose layers have weights with a row for each of what goes in.
 const TRANSPOSED: &[&str] = &["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
 
-/// Extracts the adapter that makes `tuned` of `base`, as far as the request lets it.
+/// Extracts the adapter that makes the model of its base, as far as the request lets it.
 ///
 /// # Errors
 /// The models do not belong together, a file cannot be read, or the user wants to stop.
-pub fn extract(tuned: &Source, base: &Source, request: &Request, listen: &dyn Listen) -> Result<Extracted> {
-    let mut notes = Vec::new();
-    names_nothing(tuned, request)?;
-    let pairs = pairs(tuned, base, request, &mut notes)?;
-    let found = share(&pairs, request.threads, |pair| pair.look(request, listen))?;
+pub fn extract(models: &Compared, request: &Request, listen: &dyn Listen) -> Result<Extracted> {
+    let mut remarks = Vec::new();
+    names_nothing(models, request)?;
+    let pairs = pairs(models, request, &mut remarks)?;
+    listen.expect(pairs.iter().map(Pair::bytes).sum());
+    let found = share(&pairs, request.threads, |pair| {
+        let found = pair.look(request, listen);
+        pair.release();
+        found
+    })?;
     // Of modules that are saved PEFT wants all that have the same last part of their names.
     let mut whole: Vec<&str> = request.save_modules.iter().map(String::as_str).collect();
     let changed = pairs.iter().zip(&found).filter(|(_, found)| found.is_change());
     let no_matrix =
         |pair: &&Pair<'_>| request.save_changed && pair.of_tuned.shape.len() != 2 && !pair.is_bias();
     whole.extend(changed.map(|(pair, _)| pair).filter(no_matrix).map(|pair| last(pair.module())));
-    let mut out = Extracted { modules: Vec::new(), saved: Vec::new(), lost: Vec::new(), unchanged: 0, notes };
+    let mut out =
+        Extracted { modules: Vec::new(), saved: Vec::new(), lost: Vec::new(), unchanged: 0, remarks };
     for (pair, found) in pairs.iter().zip(found) {
-        let name = || pair.of_tuned.name.clone();
+        let name = || pair.name.to_owned();
         let bias = request.save_changed && pair.is_bias() && found.is_change();
         match found {
             Found::Module(module) => out.modules.push(*module),
@@ -193,26 +251,32 @@ pub fn extract(tuned: &Source, base: &Source, request: &Request, listen: &dyn Li
         }
     }
     if out.modules.is_empty() && out.saved.is_empty() {
-        let what = format!("{} and {} differ in nothing that an adapter would hold", tuned.name, base.name);
-        return Err(Error::config(what).hint("the first folder is the fine-tuned model, the second its base"));
+        let (tuned, base) = (&models.tuned.name, &models.base.name);
+        let what = format!("{tuned} and {base} differ in nothing that an adapter would hold");
+        return Err(Error::config(what).hint("the first model is the fine-tuned one, the second its base"));
     }
-    let names = out.modules.iter().map(|module| format!("{}.weight", module.name)).chain(out.saved.clone());
-    let mut otherwise = names.filter(|name| names::is_loaded_otherwise(&tuned.config, name));
-    if let Some(first) = otherwise.next() {
-        let (first, more) = (quoted(&first), otherwise.count());
-        out.notes.push(format!(
-            "{first} and {more} more may have other names once transformers has loaded the model, and PEFT leaves out what it does not find: compare with model.named_modules()"
-        ));
-    }
+    let modules = out.modules.iter().map(|module| format!("{}.weight", module.name));
+    let is_loaded_otherwise = |name: &String| names::is_loaded_otherwise(&models.base.config, name);
+    remark(
+        &mut out.remarks,
+        modules.chain(out.saved.iter().cloned()).filter(is_loaded_otherwise).collect(),
+        "in the adapter under names that transformers may not know once it has loaded the model, and PEFT leaves out what it does not find: compare with model.named_modules()",
+    );
     Ok(out)
 }
 
+fn remark(remarks: &mut Vec<Remark>, names: Vec<String>, what: &'static str) {
+    if !names.is_empty() {
+        remarks.push(Remark { what, names });
+    }
+}
+
 /// Refuses what the request names and the model does not have.
-fn names_nothing(tuned: &Source, request: &Request) -> Result<()> {
-    let module = |tensor: &'_ TensorInfo| tensor.name.rsplit_once('.').map(|(module, _)| module.to_owned());
-    let modules: Vec<String> = tuned.tensors().filter_map(module).collect();
+fn names_nothing(models: &Compared, request: &Request) -> Result<()> {
+    let names = models.tuned.tensors.keys();
+    let modules: Vec<&str> = names.filter_map(|name| Some(name.rsplit_once('.')?.0)).collect();
     let refused = |flag: &str, named: &str| {
-        let what = format!("{flag} {} fits no module of {}", quoted(named), tuned.name);
+        let what = format!("{flag} {} fits no module of {}", quoted(named), models.tuned.name);
         Err(Error::config(what)
             .hint("modules are called as tensors are, without the last part of their names"))
     };
@@ -232,10 +296,10 @@ fn names_nothing(tuned: &Source, request: &Request) -> Result<()> {
 /// A tensor that both models have in the same shape.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
-    tuned: &'a Source,
-    base: &'a Source,
-    of_tuned: &'a TensorInfo,
-    of_base: &'a TensorInfo,
+    models: &'a Compared,
+    name: &'a str,
+    of_tuned: &'a ComparedTensor,
+    of_base: &'a ComparedTensor,
 }
 
 /// What was found of a tensor.
@@ -253,46 +317,38 @@ impl Found {
 }
 
 /// The tensors that both models have.
-fn pairs<'a>(
-    tuned: &'a Source,
-    base: &'a Source,
-    request: &Request,
-    notes: &mut Vec<String>,
-) -> Result<Vec<Pair<'a>>> {
+fn pairs<'a>(models: &'a Compared, request: &Request, remarks: &mut Vec<Remark>) -> Result<Vec<Pair<'a>>> {
+    let Compared { tuned, base, .. } = models;
     let (mut pairs, mut missing, mut no_floats, mut resized) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for of_tuned in tuned.tensors() {
-        let Some(of_base) = base.tensor(&of_tuned.name) else {
-            missing.push(of_tuned.name.as_str());
+    for (name, of_tuned) in &tuned.tensors {
+        let Some(of_base) = base.tensors.get(name) else {
+            missing.push(name.clone());
             continue;
         };
-        let pair = Pair { tuned, base, of_tuned, of_base };
+        let pair = Pair { models, name, of_tuned, of_base };
         if of_base.shape != of_tuned.shape {
             if request.exclude.iter().any(|pattern| pattern.is_match(pair.module())) {
-                resized.push(of_tuned.name.as_str());
+                resized.push(name.clone());
                 continue;
             }
-            let (name, shape, other) = (quoted(&of_tuned.name), &of_tuned.shape, &of_base.shape);
+            let (name, shape, other) = (quoted(name), &of_tuned.shape, &of_base.shape);
             let what = format!("tensor {name} is {shape:?} in {} and {other:?} in {}", tuned.name, base.name);
             return Err(Error::config(what).hint(
                 "an adapter belongs to a base of the same shapes: resize the base's embeddings first, give the model that was fine-tuned, or leave the tensor out with --exclude",
             ));
         }
-        if !is_float(of_tuned.dtype) || !is_float(of_base.dtype) {
-            no_floats.push(of_tuned.name.as_str());
+        if !is_float(of_tuned.read_as) || !is_float(of_base.read_as) {
+            no_floats.push(name.clone());
             continue;
         }
         pairs.push(pair);
     }
-    let mut note = |names: &[&str], what: &str| {
-        if let Some(first) = names.first() {
-            let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
-            notes.push(format!("{}{more}: {what}", quoted(first)));
-        }
-    };
-    note(&missing, "not in the base, and so not in the adapter");
-    note(&resized, "of another shape in the base, and left out as --exclude says");
-    note(&no_floats, "no floating point, and so not in the adapter");
+    let only_in_base = base.tensors.keys().filter(|name| !tuned.tensors.contains_key(*name));
+    remark(remarks, missing, "not in the base, and so not in the adapter");
+    remark(remarks, only_in_base.cloned().collect(), "only in the base, which keeps them");
+    remark(remarks, resized, "of another shape in the base, and left out as --exclude says");
+    remark(remarks, no_floats, "no floating point, and so not in the adapter");
     Ok(pairs)
 }
 
@@ -303,7 +359,7 @@ fn share(
     work: impl Fn(&Pair<'_>) -> Result<Found> + Sync,
 ) -> Result<Vec<Found>> {
     let mut order: Vec<usize> = (0..pairs.len()).collect();
-    order.sort_by_key(|pair| std::cmp::Reverse(pairs[*pair].of_tuned.bytes));
+    order.sort_by_key(|pair| std::cmp::Reverse(pairs[*pair].of_tuned.elements()));
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let done: Vec<OnceLock<Result<Found>>> = pairs.iter().map(|_| OnceLock::new()).collect();
     threads::share(threads.min(pairs.len()).max(1), |_| {
@@ -332,21 +388,33 @@ fn last(module: &str) -> &str {
 impl Pair<'_> {
     /// The module that the tensor belongs to.
     fn module(&self) -> &str {
-        self.of_tuned.name.rsplit_once('.').map_or("", |(module, _)| module)
+        self.name.rsplit_once('.').map_or("", |(module, _)| module)
     }
 
     fn is_bias(&self) -> bool {
-        self.of_tuned.name.rsplit_once('.').is_some_and(|(_, tensor)| tensor == "bias")
+        self.name.rsplit_once('.').is_some_and(|(_, tensor)| tensor == "bias")
     }
 
     fn is_embedding(&self) -> bool {
-        names::is_looked_up(&self.of_tuned.name)
+        names::is_looked_up(self.name)
+    }
+
+    /// The bytes of the model's tensor, as it counts.
+    fn bytes(&self) -> u64 {
+        (self.of_tuned.elements() * float_bytes(self.of_tuned.dtype)) as u64
+    }
+
+    /// Frees what was kept to read it.
+    fn release(&self) {
+        for tensor in [self.of_tuned, self.of_base] {
+            input::release(&self.models.inputs, tensor.input);
+        }
     }
 
     /// Whether a product is to stand for its change.
     fn is_wanted(&self, request: &Request) -> bool {
         let module = self.module();
-        let is_matrix = self.of_tuned.name.ends_with(".weight") && self.of_tuned.shape.len() == 2;
+        let is_matrix = self.name.ends_with(".weight") && self.of_tuned.shape.len() == 2;
         let fits = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
         is_matrix
             && (request.embeddings || !self.is_embedding())
@@ -356,42 +424,31 @@ impl Pair<'_> {
     }
 
     fn look(&self, request: &Request, listen: &dyn Listen) -> Result<Found> {
-        if self.of_tuned.bytes == 0 {
-            return Ok(Found::Change(0.0));
-        }
-        if !self.is_wanted(request) {
-            return self.squares(listen).map(Found::Change);
-        }
-        let wanted = Wanted { rank: request.rank, error: request.error };
         let mut difference = Difference::new(*self, listen);
-        let svd = decompose(&mut difference, wanted)?;
-        if svd.values.is_empty() {
-            return Ok(Found::Change(svd.squares));
-        }
-        self.module_of(&svd, &mut difference, request).map(|module| Found::Module(Box::new(module)))
-    }
-
-    /// The square of the norm of a tensor's change.
-    fn squares(&self, listen: &dyn Listen) -> Result<f64> {
-        let elements = self.of_tuned.elements() as usize;
-        let mut difference = Difference { columns: 1, rows: elements, ..Difference::new(*self, listen) };
-        let (mut values, mut squares) = (vec![0.0; elements.min(PIECE)], 0.0);
-        for first in (0..elements).step_by(PIECE) {
-            let values = &mut values[..PIECE.min(elements - first)];
-            difference.read(first, values)?;
-            squares += dot(values, values);
-        }
-        Ok(squares)
+        let found = if self.of_tuned.elements() == 0 || self.of_tuned.input == self.of_base.input {
+            Found::Change(0.0)
+        } else if self.is_wanted(request) {
+            let svd = decompose(&mut difference, Wanted { rank: request.rank, error: request.error })?;
+            if svd.values.is_empty() {
+                Found::Change(svd.squares)
+            } else {
+                Found::Module(Box::new(self.module_of(&svd, &mut difference, request)?))
+            }
+        } else {
+            Found::Change(difference.squares()?)
+        };
+        difference.done(self.bytes());
+        Ok(found)
     }
 
     /// A product as the adapter stores it, and what it lacks.
     fn module_of(&self, svd: &Svd, difference: &mut Difference<'_>, request: &Request) -> Result<Module> {
         let rank = svd.values.len();
         let float = request.dtype.or(Float::of(self.of_tuned.dtype)).unwrap_or(Float::F32);
-        let (rows, columns) = (difference.rows, difference.columns);
+        let (rows, columns) = (difference.rows(), difference.columns());
         let embedding = self.is_embedding();
-        let family =
-            self.tuned.config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let config = &self.models.base.config;
+        let family = config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
         let transposed = embedding || TRANSPOSED.contains(&family) && last(self.module()) != "lm_head";
         // Each vector takes the root of its singular value to either side.
         let (mut left, mut right) = (svd.left.clone(), svd.right.clone());
@@ -437,93 +494,4 @@ fn rounded(values: &[f64], float: Float) -> Vec<f64> {
     let mut read = vec![0.0; values.len()];
     decode(float, &encoded(values, float), &mut read);
     read.into_iter().map(f64::from).collect()
-}
-
-/// The elements of the difference that are read at once where nobody asks for whole rows.
-const PIECE: usize = 1 << 18;
-
-/// The difference of two tensors, by rows.
-struct Difference<'a> {
-    pair: Pair<'a>,
-    rows: usize,
-    columns: usize,
-    listen: &'a dyn Listen,
-    bytes: Vec<u8>,
-    values: Vec<f32>,
-}
-
-impl<'a> Difference<'a> {
-    fn new(pair: Pair<'a>, listen: &'a dyn Listen) -> Self {
-        let columns = pair.of_tuned.shape.last().copied().unwrap_or(1);
-        let rows = pair.of_tuned.elements() as usize / columns.max(1);
-        Self { pair, rows, columns, listen, bytes: Vec::new(), values: Vec::new() }
-    }
-
-    /// Adds elements of a tensor to `into`, with a sign.
-    fn add(&mut self, of: (&Source, &TensorInfo), first: usize, sign: f64, into: &mut [f64]) -> Result<()> {
-        let (source, tensor) = of;
-        let element = float_bytes(tensor.dtype);
-        self.bytes.resize(into.len() * element, 0);
-        source.read_at(tensor, (first * element) as u64, &mut self.bytes, Reads::Copied)?;
-        self.listen.read(self.bytes.len() as u64);
-        let Some(float) = Float::of(tensor.dtype) else {
-            let (values, _) = self.bytes.as_chunks::<8>();
-            into.iter_mut().zip(values).for_each(|(into, value)| *into += sign * f64::from_le_bytes(*value));
-            return Ok(());
-        };
-        self.values.resize(into.len(), 0.0);
-        decode_all(float, &self.bytes, &mut self.values);
-        into.iter_mut().zip(&self.values).for_each(|(into, value)| *into += sign * f64::from(*value));
-        Ok(())
-    }
-
-    /// The square of the norm of what is left without `scale · leftᵀ · right`.
-    fn without(&mut self, left: &[f64], right: &[f64], scale: f64) -> Result<f64> {
-        let (rows, columns) = (self.rows, self.columns);
-        let rank = left.len() / rows;
-        let left: Vec<f64> = transposed_of(left, rank, rows).iter().map(|value| -scale * value).collect();
-        let right = Panels::of(right, columns);
-        let at_once = (PIECE / columns).clamp(1, rows);
-        let (mut rest, mut squares) = (vec![0.0; at_once * columns], 0.0);
-        for first in (0..rows).step_by(at_once) {
-            let count = at_once.min(rows - first);
-            let rest = &mut rest[..count * columns];
-            self.read(first, rest)?;
-            add_product(&left[first * rank..][..count * rank], &right, rest);
-            squares += dot(rest, rest);
-        }
-        Ok(squares)
-    }
-}
-
-impl ByRows for Difference<'_> {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn columns(&self) -> usize {
-        self.columns
-    }
-
-    fn read(&mut self, first: usize, into: &mut [f64]) -> Result<()> {
-        if self.listen.stop() {
-            return Err(Error::interrupted());
-        }
-        let Pair { tuned, base, of_tuned, of_base } = self.pair;
-        into.fill(0.0);
-        self.add((tuned, of_tuned), first * self.columns, 1.0, into)?;
-        self.add((base, of_base), first * self.columns, -1.0, into)?;
-        if dot(into, into).is_finite() {
-            return Ok(());
-        }
-        let (name, tuned, base) = (quoted(&of_tuned.name), &tuned.name, &base.name);
-        Err(Error::input(format!("tensor {name} has NaN or infinity in {tuned} or {base}"))
-            .hint("leave its module out with --exclude, or mend the model"))
-    }
-}
-
-for_each_instruction_set! {
-    fn decode_all(float: Float, bytes: &[u8], into: &mut [f32]) {
-        decode(float, bytes, into);
-    }
 }

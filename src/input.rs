@@ -215,6 +215,27 @@ pub trait ReadElements {
     fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> Result<()>;
 }
 
+/// The inputs of a list. Tensors of checkpoints are read by `stored`: of which one, from which byte on.
+pub struct Parts<'a, S> {
+    /// All inputs.
+    pub inputs: &'a [Input],
+    /// Fills bytes of a stored tensor.
+    pub stored: S,
+}
+
+impl<S: FnMut(At, u64, &mut [u8]) -> Result<()>> ReadElements for Parts<'_, S> {
+    fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> Result<()> {
+        match &self.inputs[input] {
+            Input::Stored(at) => (self.stored)(*at, start, into),
+            Input::Made(made) => {
+                let element_bytes = made.float().bytes() as u64;
+                let range = start / element_bytes..(start + into.len() as u64) / element_bytes;
+                made.read(range, into, self)
+            }
+        }
+    }
+}
+
 /// An input of floats, as those that are made of it know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Floats {

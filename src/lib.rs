@@ -49,8 +49,9 @@ use config::moe::{self, MoeConfig};
 use config::{Config, Position};
 use error::{Error, Result};
 use indexmap::IndexMap;
-use plan::{Choices, Place, Plan};
+use plan::{Choices, Compared, Place, Plan};
 use report::{Intermediate, Report};
+use serde_json::json;
 use stages::{FusedStage, Made, Stages, Way};
 use stream::{Budget, Streamed, Watch, Work};
 use timeline::{Shares, Timeline};
@@ -221,6 +222,26 @@ pub fn prepare_moe(moe: &MoeConfig, untrained: bool, choices: &Choices) -> Resul
     let (own, results, choices) = (places.len(), HashMap::new(), *choices);
     let opened = places.into_keys().collect();
     Ok(Prepared { config, sources, plan, companions, opened, own, results, choices })
+}
+
+/// Reads the headers of a model and its base, which are named as in a config, and makes them comparable. No tensor data is read.
+///
+/// # Errors
+/// One of them is not there, or they cannot be read as floats.
+pub fn prepare_comparison(tuned: &str, base: &str) -> Result<Compared> {
+    // What is there by that name is meant, whatever signs are in it.
+    let written = |name: &str| {
+        if Path::new(name).exists() { json!({ "model": { "path": name } }) } else { json!(name) }
+    };
+    let config = json!({
+        "merge_method": "linear",
+        "models": [{ "model": written(tuned), "parameters": { "weight": 1 } }],
+        "base_model": written(base),
+    });
+    let config = Config::parse("", &config.to_string())?;
+    let places = plan::places(&config)?;
+    let sources = open(&config, &places, &Made::new())?;
+    Compared::new(&config, sources)
 }
 
 /// The files beside the weights, as the plan has them.

@@ -8,6 +8,7 @@ mod align;
 mod bare;
 mod buffers;
 mod chat_template;
+mod compared;
 mod compatible;
 mod data;
 mod effects;
@@ -35,6 +36,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+pub use compared::{Compared, ComparedModel, ComparedTensor};
 pub use data::{
     Action, ChatTemplate, Copied, LeftOut, Merge, Plan, PlannedModel, RowCounts, Tensor, TokenizerPlan,
     Vocabulary,
@@ -184,19 +186,26 @@ fn views<'a>(
     let mut views = Views::stored(config, sources)?;
     staged::fuse(&mut views, fused)?;
     bare::check(&mut views);
-    views.models.iter_mut().for_each(|model| wanted::hide_tied_head(model, sources));
-    buffers::settle(&mut views);
-    quantised::dequantise(&mut views, method);
-    // Adapters are of experts as their models store them.
-    adapters::add(&mut views)?;
-    experts::align(&mut views);
-    align::align(&mut views);
+    settle(&mut views, method)?;
     let tokenizer = vocabulary::align(&mut views)?;
     if choices.truncate_embeddings {
         truncated::truncate(&mut views);
     }
     views.problems.stop()?;
     Ok((views, tokenizer))
+}
+
+/// Makes the same of all models, however they are stored: floats, with their adapters, under the donor's names.
+fn settle(views: &mut Views<'_>, method: &Method) -> Result<()> {
+    let sources = views.sources;
+    views.models.iter_mut().for_each(|model| wanted::hide_tied_head(model, sources));
+    buffers::settle(views);
+    quantised::dequantise(views, method);
+    // Adapters are of experts as their models store them.
+    adapters::add(views)?;
+    experts::align(views);
+    align::align(views);
+    Ok(())
 }
 
 /// The plan under construction.

@@ -7,30 +7,37 @@ are compared with those of the folder that a merge of `BASE+ADAPTER` wrote, load
 a model and its base, loaded by PEFT, and compared with the model.
 """
 
-import json
-import subprocess
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 
+from loading import CLOSE, Wrong, distance, load, logits  # isort: skip; before transformers, for which it sets the environment
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MixtralConfig,
     MixtralForCausalLM,
 )
 
+from measuring import succeed
+from mergekit_adapters import load_adapted
+
 warnings.filterwarnings("ignore")
 
-# Logits are near 1: this is what float32 leaves of them.
-CLOSE = 2e-5
 VOCABULARY = 64
+IDS = list(range(2, 34))
 
 
 def llama(tied=False, bias=True):
@@ -66,6 +73,14 @@ def mixtral():
             num_local_experts=4,
         )
     )
+
+
+def llava():
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    text = llama().config
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=1))
 
 
 def tied():
@@ -120,12 +135,6 @@ KINDS = {
 }
 
 
-def logits(model):
-    tokens = torch.arange(2 * 16).reshape(2, 16) % VOCABULARY
-    with torch.no_grad():
-        return model.eval()(tokens).logits
-
-
 def randomise(model):
     """An adapter as after a training: nothing of it is 0."""
     generator = torch.Generator().manual_seed(1)
@@ -136,22 +145,14 @@ def randomise(model):
                 parameter.add_(noise * (parameter.abs().mean() if "magnitude" in name else 1))
 
 
-def run(*arguments):
-    ended = subprocess.run([str(argument) for argument in arguments], capture_output=True, text=True)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(map(str, arguments))}\n{ended.stdout}{ended.stderr}")
-    return ended
-
-
 def keep_experts_as_they_are(model, folder):
     """Writes the weights with the names that the modules have: transformers would store the experts one by one."""
-    from safetensors.torch import save_file
-
     model.config.save_pretrained(folder)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
 
 
 def added(mergeforge, folder, name, make, settings):
+    """How far the logits of a merge are from PEFT's, and how much the adapter changes them."""
     torch.manual_seed(0)
     base = make()
     fused = "target_parameters" in settings
@@ -160,41 +161,80 @@ def added(mergeforge, folder, name, make, settings):
         keep_experts_as_they_are(base, folder / "base")
     else:
         base.save_pretrained(folder / "base")
-    before = logits(base)
+    before = logits(base, IDS)
+
+    def again(saved):
+        if not fused:
+            return load(saved)
+        model = make()
+        model.load_state_dict(load_file(saved / "model.safetensors"))
+        return model
+
     settings = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **settings}
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings))
     randomise(model)
     model.save_pretrained(folder / "adapter", safe_serialization=not name.endswith(".bin"))
     # As PEFT itself reads it again.
-    expected = logits(PeftModel.from_pretrained(make_again(make, folder, fused), folder / "adapter"))
+    expected = logits(PeftModel.from_pretrained(again(folder / "base"), folder / "adapter"), IDS)
     config = folder / "config.yaml"
     config.write_text(
         "merge_method: passthrough\nmodels:\n"
         f"  - model: {{model: {{path: {folder / 'base'}}}, lora: {{path: {folder / 'adapter'}}}}}\n"
     )
-    run(mergeforge, "merge", config, folder / "out", "--device", "cpu")
-    got = logits(load(make, folder / "out", fused))
-    return (got - expected).abs().max().item(), (before - expected).abs().max().item()
+    succeed([mergeforge, "merge", config, folder / "out", "--device", "cpu"])
+    return distance(logits(again(folder / "out"), IDS), expected), distance(before, expected)
 
 
-def extracted(mergeforge, folder, make, flags):
-    """The logits of a tuned model, of its base with the extracted adapter under PEFT, and of the base."""
-    torch.manual_seed(0)
-    base = make()
-    base.save_pretrained(folder / "base")
-    before = logits(base)
-    generator = torch.Generator().manual_seed(2)
+def tune(model, seed):
+    """Low ranks and a little noise on every matrix, noise on all else."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in base.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 2:
                 low = [torch.randn(size, 3, generator=generator) for size in parameter.shape]
                 parameter.add_(0.01 * low[0] @ low[1].T + 0.0005 * torch.randn(parameter.shape, generator=generator))
             else:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+
+def extracted(mergeforge, folder, make, flags):
+    """What the extracted adapter lacks of the change of logits, under PEFT."""
+    torch.manual_seed(0)
+    base = make()
+    kind = AutoModelForImageTextToText if make is llava else AutoModelForCausalLM
+    base.save_pretrained(folder / "base")
+    before = logits(base, IDS)
+    tune(base, 2)
     base.save_pretrained(folder / "tuned")
-    run(mergeforge, "extract-lora", folder / "tuned", folder / "base", folder / "adapter", "--quiet", *flags)
-    adapted = PeftModel.from_pretrained(load(make, folder / "base", False), folder / "adapter")
-    return logits(base), logits(adapted), before
+    succeed([mergeforge, "extract-lora", folder / "tuned", folder / "base", folder / "adapter", "--quiet", *flags])
+    with warnings.catch_warnings():
+        # PEFT warns of names that it does not find.
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        adapted = PeftModel.from_pretrained(load(folder / "base", kind), folder / "adapter")
+    after = logits(base, IDS)
+    return ((after - logits(adapted, IDS)).norm() / (after - before).norm()).item()
+
+
+def of_adapted(mergeforge, folder):
+    """What the adapter of a model with an adapter, on a base with another, lacks of the change, beside the base's own under PEFT."""
+    torch.manual_seed(0)
+    llama().save_pretrained(folder / "base")
+    for seed, name in enumerate(("own", "other")):
+        model = get_peft_model(load(folder / "base"), LoraConfig(task_type="CAUSAL_LM", target_modules=ATTENTION, r=4))
+        torch.manual_seed(seed)
+        randomise(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(1 + seed)
+        model.save_pretrained(folder / name)
+    base, own, other = (folder / name for name in ("base", "own", "other"))
+    succeed([mergeforge, "extract-lora", f"{base}+{other}", f"{base}+{own}", folder / "adapter", "--quiet", "--rank", "32"])
+    before, after = (logits(load_adapted(base, adapter), IDS) for adapter in (own, other))
+    both = load_adapted(base, own)
+    both.load_adapter(folder / "adapter", "extracted")
+    both.base_model.set_adapter(["default", "extracted"])
+    return ((after - logits(both, IDS)).norm() / (after - before).norm()).item()
 
 
 # What is extracted: the model, the flags, and how much of the change may be missing in the logits.
@@ -211,44 +251,43 @@ EXTRACTED = {
     "Llama, tied": (tied, ["--rank", "64", "--embeddings", "--save-changed"], 1e-4),
     "Llama, tied, saved": (tied, ["--rank", "64", "--save-module", "embed_tokens", "--save-changed"], 1e-4),
     "GPT-2, whole": (gpt2, ["--rank", "64", "--embeddings", "--save-changed"], 1e-4),
+    "LLaVA, whole": (llava, ["--rank", "64", "--embeddings", "--save-changed"], 1e-4),
 }
-
-
-def make_again(make, folder, fused):
-    return load(make, folder / "base", fused)
-
-
-def load(make, folder, fused):
-    if not fused:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    from safetensors.torch import load_file
-
-    model = make()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model
 
 
 def main():
     mergeforge = Path(sys.argv[1]).resolve()
     only = sys.argv[2:]
     failed = []
+
+    def check(name, look):
+        """Looks, in a folder of its own; the words, and whether they are good."""
+        if only and name not in only:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                words, good = look(Path(folder))
+            except Wrong as wrong:
+                words, good = str(wrong), False
+        print(f"{name:20} {words}")
+        if not good:
+            failed.append(name)
+
     for name, (make, settings) in KINDS.items():
-        if only and name not in only:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            difference, change = added(mergeforge, Path(folder), name, make, settings)
-        print(f"{name:20} changes logits by {change:.3f}, differs by {difference:.1e}")
-        if not difference < CLOSE or change < 100 * CLOSE:
-            failed.append(name)
-    for name, (make, flags, missing_max) in EXTRACTED.items():
-        if only and name not in only:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            tuned, adapted, before = extracted(mergeforge, Path(folder), make, flags)
-        missing = ((tuned - adapted).norm() / (tuned - before).norm()).item()
-        print(f"{name:20} lacks {missing:.1e} of the change of logits")
-        if not missing < missing_max:
-            failed.append(name)
+
+        def look(folder, name=name, make=make, settings=settings):
+            difference, change = added(mergeforge, folder, name, make, settings)
+            good = difference < CLOSE and change >= 100 * CLOSE
+            return f"changes logits by {change:.3f}, differs by {difference:.1e}", good
+
+        check(name, look)
+
+    def lacks(missing, most):
+        return f"lacks {missing:.1e} of the change of logits", missing < most
+
+    for name, (make, flags, most) in EXTRACTED.items():
+        check(name, lambda folder, make=make, flags=flags, most=most: lacks(extracted(mergeforge, folder, make, flags), most))
+    check("adapters of a base", lambda folder: lacks(of_adapted(mergeforge, folder), 1e-4))
     if failed:
         raise SystemExit(f"not as PEFT has it: {', '.join(failed)}")
 

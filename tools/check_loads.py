@@ -19,8 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # Everything is in the folders: nothing may be looked up.
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+from loading import CLOSE, Wrong, load, logits, near  # isort: skip; before transformers, for which it sets the environment
 
 import torch
 import transformers
@@ -34,14 +33,7 @@ from mergekit_cases import merge, model, source
 from mergekit_rows import vocabulary
 from mergekit_vocabularies import END, LITERAL_TEMPLATE, MESSAGES, PACKAGED, START, TOOL, make_token_inputs
 
-# Logits of the tiny models are of size 1; float32 leaves so much after all layers.
-CLOSE = 2e-5
-
 TEXT = "The end of the other nation, and in it 12 rings!"
-
-
-class Wrong(Exception):
-    """What is wrong with an output."""
 
 
 @dataclasses.dataclass
@@ -53,29 +45,6 @@ class Check:
     look: Callable[[pathlib.Path], str]
     verb: str = "merge"
     flags: tuple[str, ...] = ()
-
-
-def load(folder: pathlib.Path, kind: Any = AutoModelForCausalLM) -> torch.nn.Module:
-    """Every tensor has its place, and every place its tensor."""
-    loaded, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(what):
-            raise Wrong(f"{what}: {sorted(map(str, info[what]))[:3]}")
-    return loaded.eval()
-
-
-@torch.no_grad()
-def logits(loaded: torch.nn.Module, ids: list[int]) -> torch.Tensor:
-    return loaded(input_ids=torch.tensor([ids])).logits[0]
-
-
-def distance(a: torch.Tensor, b: torch.Tensor, allowed: float = CLOSE) -> str:
-    if a.shape != b.shape:
-        raise Wrong(f"logits of shape {list(a.shape)}, not {list(b.shape)}")
-    apart = float((a - b).abs().max())
-    if not apart <= allowed:
-        raise Wrong(f"logits are off by {apart:.2g}, and their largest is {float(b.abs().max()):.2g}")
-    return f"logits within {apart:.1e}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,7 +61,7 @@ def adapter_checks(of: dict[str, pathlib.Path]) -> Iterator[Check]:
             by_peft = logits(load_adapted(base, adapter), ids)
             if torch.allclose(by_peft, logits(load(base), ids), atol=100 * CLOSE):
                 raise Wrong("the adapter changes nothing: this check sees nothing")
-            return distance(logits(load(out), ids), by_peft) + " of peft's"
+            return near(logits(load(out), ids), by_peft) + " of peft's"
 
         yield Check(f"adapter: {kind}", merge("passthrough", [model(f"{of[base]}+{adapter}")]), look)
 
@@ -140,8 +109,8 @@ def by_token(out: pathlib.Path, donor: pathlib.Path) -> str:
         raise Wrong(f"the text is cut into {again}, not {tokens}")
     rows = [logits(loaded, [numbers[token] for token in tokens]) for loaded, numbers in ((ours, a), (theirs, b))]
     columns = [[numbers[token] for token in common] for numbers in (a, b)]
-    near = distance(rows[0][:, columns[0]], rows[1][:, columns[1]])
-    return f"{near} of the model's own, {len(common)} tokens; {ours.config.vocab_size} rows"
+    words = near(rows[0][:, columns[0]], rows[1][:, columns[1]])
+    return f"{words} of the model's own, {len(common)} tokens; {ours.config.vocab_size} rows"
 
 
 def converse(out: pathlib.Path) -> str:
@@ -194,7 +163,7 @@ def expert_checks(of: dict[str, pathlib.Path]) -> Iterator[Check]:
                 if not found.isfinite().all():
                     raise Wrong("logits are not finite")
                 # Whichever experts the router takes, equal ones with weights that add up to 1 are the dense model.
-                return distance(found, logits(load(dense), ids)) + " of the dense model's" if alike else "finite logits"
+                return near(found, logits(load(dense), ids)) + " of the dense model's" if alike else "finite logits"
 
             yield Check(f"moe: {architecture} of {family}, {gate}", config, look, "moe")
 
@@ -259,7 +228,7 @@ def stage_checks(of: dict[str, pathlib.Path]) -> Iterator[Check]:
             layer.self_attn.layer_idx = number
         layers.config.num_hidden_layers = len(layers.model.layers)
         layers.model.norm, layers.lm_head = others.model.norm, others.lm_head
-        return distance(logits(stacked, ids), logits(layers, ids)) + " of the stack's"
+        return near(logits(stacked, ids), logits(layers, ids)) + " of the stack's"
 
     yield Check("stages: a stack, then linear", [first, last], look)
 
@@ -296,9 +265,6 @@ def main() -> None:
     args.work = args.work.resolve()
     os.environ["MERGEFORGE_CACHE"] = ""
     args.mergeforge = shutil.which(args.mergeforge) or sys.exit(f"no program {args.mergeforge}")
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
-
     others = make_other_inputs(args.work / "others")
     checks = [
         *adapter_checks(make_adapter_inputs(args.work / "adapters")),

@@ -9,9 +9,10 @@ mod settings;
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
+use serde_json::{Map, Value as Json};
 
 use self::settings::Settings;
-use super::source::Source;
+use super::source::{ADAPTER_PREFIX, Source};
 use super::{Reads, TensorInfo};
 use crate::dtype::is_float;
 use crate::error::{Error, Result};
@@ -101,16 +102,43 @@ impl Adapter {
     }
 }
 
-/// A tensor by what it is.
+/// A tensor of a module's product by what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
+pub enum Part {
+    /// `A`.
     A,
+    /// `B`.
     B,
+    /// `A` of an embedding.
     EmbeddingA,
+    /// `B` of an embedding.
     EmbeddingB,
+    /// The magnitudes of `DoRA`.
     Magnitude,
+    /// What is added to the module's bias.
     Bias,
 }
+
+impl Part {
+    /// Each with what stands behind the module's name: a word, and the parameter of the module that this names.
+    const WORDS: [(Self, &str, &str); 6] = [
+        (Self::A, "lora_A", ".weight"),
+        (Self::B, "lora_B", ".weight"),
+        (Self::EmbeddingA, "lora_embedding_A", ""),
+        (Self::EmbeddingB, "lora_embedding_B", ""),
+        (Self::Magnitude, "lora_magnitude_vector", ""),
+        (Self::Bias, "lora_B", BIAS),
+    ];
+
+    /// The name that PEFT's `save_pretrained` gives it.
+    pub fn of(self, module: &str) -> String {
+        let (_, word, parameter) = Self::WORDS.into_iter().find(|(part, ..)| *part == self).expect("all are");
+        format!("{ADAPTER_PREFIX}{module}.{word}{parameter}")
+    }
+}
+
+/// The parameter of `B` that is no weight.
+const BIAS: &str = ".bias";
 
 /// What the name of a tensor says.
 #[derive(Debug, PartialEq, Eq)]
@@ -125,13 +153,10 @@ enum Named {
     Original,
 }
 
-/// What PEFT puts before the names of a model's modules.
-const PREFIX: &str = "base_model.model.";
-
 /// Takes a name apart: `base_model.model.MODULE.lora_A.ADAPTER.weight` and its like. The adapter's name is there in files that were
 /// written without PEFT's `save_pretrained`. `None` for what no `LoRA` has.
 fn named(name: &str) -> Option<Named> {
-    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    let name = name.strip_prefix(ADAPTER_PREFIX).unwrap_or(name);
     let words: Vec<&str> = name.split('.').collect();
     let is_marker = |word: &&str| {
         word.starts_with("lora_") || ["modules_to_save", "original_module", "token_adapter"].contains(word)
@@ -161,15 +186,9 @@ fn named(name: &str) -> Option<Named> {
         [] | [_] | [_, "weight"] => false,
         _ => return None,
     };
-    let part = match (words[at], is_bias) {
-        ("lora_A", false) => Part::A,
-        ("lora_B", false) => Part::B,
-        ("lora_B", true) => Part::Bias,
-        ("lora_embedding_A", false) => Part::EmbeddingA,
-        ("lora_embedding_B", false) => Part::EmbeddingB,
-        ("lora_magnitude_vector", false) => Part::Magnitude,
-        _ => return None,
-    };
+    let is_it =
+        |(_, word, parameter): &(Part, &str, &str)| *word == words[at] && (*parameter == BIAS) == is_bias;
+    let (part, ..) = Part::WORDS.into_iter().find(is_it)?;
     Some(Named::Part(module, depth, part))
 }
 
@@ -278,6 +297,21 @@ fn product(
     }
     let (magnitude, bias) = (part(Part::Magnitude), part(Part::Bias));
     Ok(LowRank { a, b, rank, experts, scale, embedding, magnitude, bias })
+}
+
+/// PEFT's word for models that predict the next token.
+pub const CAUSAL_LM: &str = "CAUSAL_LM";
+
+/// PEFT's word for what a model does, by the class that its config.json names.
+pub fn peft_task(config: &Map<String, Json>) -> Option<&'static str> {
+    const TASKS: [(&str, &str); 4] = [
+        ("ForCausalLM", CAUSAL_LM),
+        ("LMHeadModel", CAUSAL_LM),
+        ("ForSequenceClassification", "SEQ_CLS"),
+        ("ForTokenClassification", "TOKEN_CLS"),
+    ];
+    let class = config.get("architectures")?.get(0)?.as_str()?;
+    TASKS.iter().find(|(end, _)| class.ends_with(end)).map(|(_, task)| *task)
 }
 
 /// The way out where an adapter is of a kind that is not added while it is read.

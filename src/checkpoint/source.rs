@@ -27,6 +27,9 @@ use crate::text::{cut_to, one_line, quoted};
 /// The config of an adapter as PEFT saves it.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 
+/// What PEFT puts before the names of a model's tensors.
+pub const ADAPTER_PREFIX: &str = "base_model.model.";
+
 /// Its weights, of which the first that is there is read.
 pub const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
@@ -83,7 +86,7 @@ impl Source {
         self.folder.has(ADAPTER_CONFIG)
             && (self.files.iter().all(|file| file.name.starts_with("adapter_model."))
                 || !self.tensors.is_empty()
-                    && self.tensors.keys().all(|name| name.starts_with("base_model.model.")))
+                    && self.tensors.keys().all(|name| name.starts_with(ADAPTER_PREFIX)))
     }
 
     /// Opens tensors that belong to a model: those of one file, or of a folder with the weights of a checkpoint and

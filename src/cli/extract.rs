@@ -9,19 +9,21 @@ use serde_json::{Value as Json, json};
 use super::mergekit::MergekitArgs;
 use super::progress::Progress;
 use super::{cores, count, show};
-use crate::checkpoint::{Source, check_out, locate};
+use crate::checkpoint::{CARD, Source, check_out};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::extract::{Extracted, Listen, Request, extract, write};
+use crate::extract::{Extracted, Listen, Remark, Request, by_kind, extract, write};
+use crate::prepare_comparison;
 use crate::stream::Watch;
+use crate::text::escaped;
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct ExtractArgs {
-    /// The fine-tuned model: a folder, or a name in the Hugging Face cache, perhaps with @revision
+    /// The fine-tuned model, as in a config: a folder, or a name in the Hugging Face cache, perhaps with @revision and +ADAPTER
     #[arg(required_unless_present = "given_model")]
     model: Option<String>,
-    /// The model that it was trained from
+    /// The model that it was trained from, in the same way
     #[arg(required_unless_present = "given_base")]
     base: Option<String>,
     /// The folder to make; it must not exist, or be empty
@@ -146,11 +148,21 @@ impl ExtractArgs {
 }
 
 impl Listen for Progress {
+    fn expect(&self, bytes: u64) {
+        self.expect(bytes, "decomposed");
+    }
+
     fn read(&self, bytes: u64) {
         self.moved(bytes, 0);
     }
 
+    fn done(&self, bytes: u64) {
+        self.moved(0, bytes);
+    }
+
     fn stop(&self) -> bool {
+        // A line may be due, though nothing moves while a large matrix is decomposed.
+        self.moved(0, 0);
         Watch::stop(self)
     }
 }
@@ -168,14 +180,22 @@ pub(super) fn run(args: &ExtractArgs) -> Result<()> {
     };
     let progress = Progress::new(args.quiet)?;
     args.mergekit.notes.iter().for_each(|note| show::note(note));
-    let (tuned, base) = (open(&model)?, open(&base)?);
-    check_out(out, &[tuned.place(), base.place()])?;
+    let models = prepare_comparison(&model, &base)?;
+    models.warnings.iter().for_each(show::warning);
+    models.notes.iter().for_each(|note| show::note(note));
+    let places: Vec<PathBuf> = models.sources.iter().map(Source::place).collect();
+    check_out(out, &places)?;
     let request = args.request();
-    let extracted = extract(&tuned, &base, &request, &progress);
+    let extracted = extract(&models, &request, &progress);
     progress.finish();
     let extracted = extracted?;
-    write(out, &tuned, &base, &request, &extracted)?;
-    extracted.notes.iter().for_each(|note| show::note(note));
+    write(out, &models, &request, &extracted, &progress)?;
+    if let Some(what) = extracted.of_adapted_base(&models) {
+        show::note(&format!("the adapter belongs to {}: {what}", models.base.name));
+    }
+    for Remark { what, names } in &extracted.remarks {
+        show::note(&format!("{what}: {}", listed(names)));
+    }
     if args.json {
         show::json(&as_json(&extracted));
     } else {
@@ -186,31 +206,16 @@ pub(super) fn run(args: &ExtractArgs) -> Result<()> {
 
 const USAGE: &str = "mergeforge extract-lora MODEL BASE OUT";
 
-/// A model by its folder, or by its name with a revision.
-fn open(name: &str) -> Result<Source> {
-    let (path, revision) = match name.split_once('@').filter(|_| !Path::new(name).exists()) {
-        Some((path, revision)) => (path, Some(revision)),
-        None => (name, None),
-    };
-    Source::open(name, &locate(path, revision)?)
-}
-
 fn table(out: &Path, extracted: &Extracted) {
     show::line(&format!("{:<24} {:>7} {:>12} {:>8}", "modules", "number", "rank", "lost"));
     for (kind, of) in extracted.kinds() {
         show::line(&format!("{kind:<24} {:>7} {:>12} {:>8.4}", of.modules, of.ranks(), of.error()));
     }
-    let listed = |names: &[&str]| {
-        let more = names.len().saturating_sub(NAMED_MAX);
-        let first = names.iter().take(NAMED_MAX).copied().collect::<Vec<_>>().join(", ");
-        first + &if more > 0 { format!(" and {more} more") } else { String::new() }
-    };
     if !extracted.saved.is_empty() {
-        let names: Vec<&str> = extracted.saved.iter().map(String::as_str).collect();
-        show::line(&format!("saved whole: {}", listed(&names)));
+        show::line(&format!("saved whole: {}", listed(&extracted.saved)));
     }
     if !extracted.lost.is_empty() {
-        let names: Vec<&str> = extracted.lost.iter().map(|lost| lost.name.as_str()).collect();
+        let names: Vec<String> = extracted.lost.iter().map(|lost| lost.name.clone()).collect();
         show::line(&format!("changed, and not in the adapter: {}", listed(&names)));
         show::line("  (--save-changed saves norms and biases, --embeddings and --save-module embeddings)");
     }
@@ -221,8 +226,20 @@ fn table(out: &Path, extracted: &Extracted) {
     ));
 }
 
-/// So many tensors are named.
+/// So many kinds of tensors are named.
 const NAMED_MAX: usize = 4;
+
+/// Tensors in few words, those together that differ in numbers alone. The card of the adapter has them all.
+fn listed(names: &[String]) -> String {
+    let kinds = by_kind(names.iter().map(String::as_str));
+    let more = kinds.len().saturating_sub(NAMED_MAX);
+    let kind = |(kind, of): (&String, &Vec<usize>)| {
+        if of.len() > 1 { format!("{} × {}", of.len(), escaped(kind)) } else { escaped(kind) }
+    };
+    let first: Vec<String> = kinds.iter().take(NAMED_MAX).map(kind).collect();
+    let more = if more > 0 { format!(" and {more} more kinds (all in {CARD})") } else { String::new() };
+    first.join(", ") + &more
+}
 
 fn as_json(extracted: &Extracted) -> Json {
     let kinds = extracted.kinds().into_iter().map(|(kind, of)| {
@@ -232,6 +249,8 @@ fn as_json(extracted: &Extracted) -> Json {
     let modules = extracted.modules.iter().map(|module| {
         json!({ "name": module.name, "rank": module.a.0[0], "norm": module.squares.sqrt(), "error": module.error() })
     });
+    let remarks =
+        extracted.remarks.iter().map(|Remark { what, names }| json!({ "what": what, "tensors": names }));
     let lost = extracted.lost.iter().map(|lost| json!({ "name": lost.name, "norm": lost.squares.sqrt() }));
     json!({
         "error": extracted.error(),
@@ -240,5 +259,6 @@ fn as_json(extracted: &Extracted) -> Json {
         "saved": extracted.saved,
         "lost": lost.collect::<Vec<_>>(),
         "unchanged": extracted.unchanged,
+        "remarks": remarks.collect::<Vec<_>>(),
     })
 }

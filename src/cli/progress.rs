@@ -40,8 +40,8 @@ impl Progress {
         Ok(Self { bar, lines, read: Arc::default(), written: Arc::default(), stop, quiet })
     }
 
-    /// How many bytes will be written.
-    pub(super) fn expect(&self, expected: u64) {
+    /// How many bytes will be written, or what else is done with them.
+    pub(super) fn expect(&self, expected: u64, done: &'static str) {
         let (read, written) = (Arc::clone(&self.read), Arc::clone(&self.written));
         let rate = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             let moved = read.load(Ordering::Relaxed) + written.load(Ordering::Relaxed);
@@ -58,7 +58,7 @@ impl Progress {
         self.bar.set_style(style);
         self.bar.set_length(expected);
         self.lines.iter().for_each(|lines| {
-            let _ = lines.expected.set((expected, Instant::now()));
+            let _ = lines.expected.set((expected, done, Instant::now()));
         });
     }
 
@@ -81,8 +81,8 @@ impl Watch for Progress {
         let left = self.bar.length().unwrap_or(u64::MAX).saturating_sub(self.bar.position());
         self.bar.inc(written.min(left));
         if let Some(lines) = &self.lines
-            && let Some((expected, begun)) = lines.expected.get()
-            && let Some(line) = lines.due(begun.elapsed(), self.moved_bytes(), *expected)
+            && let Some((expected, done, begun)) = lines.expected.get()
+            && let Some(line) = lines.due(begun.elapsed(), self.moved_bytes(), *expected, done)
         {
             show::progress(&line);
         }
@@ -112,15 +112,21 @@ impl Watch for Progress {
 /// Lines of progress.
 #[derive(Debug, Default)]
 struct Lines {
-    /// How many bytes will be written, and when that began.
-    expected: OnceLock<(u64, Instant)>,
+    /// How many bytes will be written, or what else is done with them, and when that began.
+    expected: OnceLock<(u64, &'static str, Instant)>,
     /// How many lines there were.
     last_line: AtomicU64,
 }
 
 impl Lines {
     /// The next line, if it is time for one. Of several threads one gets it.
-    fn due(&self, elapsed: Duration, (read, written): (u64, u64), expected: u64) -> Option<String> {
+    fn due(
+        &self,
+        elapsed: Duration,
+        (read, written): (u64, u64),
+        expected: u64,
+        word: &str,
+    ) -> Option<String> {
         let last_line = self.last_line.load(Ordering::Relaxed);
         let due = elapsed.as_secs() / LINE_EVERY.as_secs();
         let is_mine =
@@ -129,11 +135,12 @@ impl Lines {
             let written = written.min(expected);
             let share = written as f64 / expected.max(1) as f64;
             let left = match share {
-                0.0 => String::new(),
+                // Of so little nobody can say how long the rest takes.
+                ..0.01 => String::new(),
                 share => format!(", about {:.0} s left", elapsed.as_secs_f64() * (1.0 - share) / share),
             };
             let (done, all, rate) = (bytes(written), bytes(expected), gb_per_s(read + written, elapsed));
-            format!("{:.0} %: {done} of {all} written, {rate}{left}", (share * 100.0).floor())
+            format!("{:.0} %: {done} of {all} {word}, {rate}{left}", (share * 100.0).floor())
         })
     }
 }
@@ -150,7 +157,7 @@ mod tests {
     #[test]
     fn there_is_a_line_every_half_minute() {
         let lines = Lines::default();
-        let at = |seconds, moved| lines.due(Duration::from_secs(seconds), moved, 20_000_000_000);
+        let at = |seconds, moved| lines.due(Duration::from_secs(seconds), moved, 20_000_000_000, "written");
         assert_eq!(at(29, (1, 1)), None);
         let last_line = at(30, (9_000_000_000, 3_000_000_000));
         assert_eq!(last_line.unwrap(), "15 %: 3.00 GB of 20.00 GB written, 0.40 GB/s, about 170 s left");

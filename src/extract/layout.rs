@@ -4,77 +4,109 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value as Json, json};
 
-use super::{Extracted, Module, Request, last};
+use super::difference::read;
+use super::{Extracted, Listen, Module, Request, by_kind, last, share_of};
 use crate::checkpoint::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, Content, OutTensor, Reads, Sidecar, Sink, Source, TensorInfo,
-    layout, names,
+    ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, Access, AdapterPart, CARD, Content, OutTensor, Sidecar,
+    Sink, Source, layout, names, peft_task,
 };
-use crate::error::Result;
+use crate::dtype::{Float, decode, encode, float_bytes};
+use crate::error::{Error, Result};
+use crate::plan::{Compared, ComparedTensor};
 use crate::text::escaped;
 
-/// What PEFT puts before the names of a model's modules.
-const PREFIX: &str = "base_model.model.";
-
-/// Bytes of a tensor that are copied at once.
-const PIECE: u64 = 1 << 20;
+/// Elements of a tensor that are copied at once.
+const PIECE: usize = 1 << 18;
 
 /// Writes the folder of an adapter. It appears whole, under its final name, or not at all.
 ///
 /// # Errors
-/// It cannot be written, or the model's tensors can no longer be read.
+/// It cannot be written, the model's tensors can no longer be read, or the user wants to stop.
 pub fn write(
     out: &Path,
-    tuned: &Source,
-    base: &Source,
+    models: &Compared,
     request: &Request,
     extracted: &Extracted,
+    listen: &dyn Listen,
 ) -> Result<()> {
-    let twin = tied_twin(tuned, &extracted.modules);
+    let twin = tied_twin(models, &extracted.modules);
     let modules: Vec<&Module> = extracted.modules.iter().chain(&twin).collect();
-    let saved = saved(tuned, extracted, &modules);
-    let ranks = Ranks::of(tuned, request, &modules);
+    let saved = saved(models, extracted, &modules);
+    let ranks = Ranks::of(models, request, &modules);
     let mut tensors = Vec::new();
     for module in &modules {
-        let (kind, end) = if module.embedding { ("lora_embedding", "") } else { ("lora", ".weight") };
-        let (rank, loaded) = (ranks.stored(module), loaded(tuned, &module.name));
+        let parts = if module.embedding {
+            [AdapterPart::EmbeddingA, AdapterPart::EmbeddingB]
+        } else {
+            [AdapterPart::A, AdapterPart::B]
+        };
+        let (rank, loaded) = (ranks.stored(module), loaded(models, &module.name));
         let shapes = [vec![rank, module.a.0[1]], vec![module.b.0[0], rank]];
-        for (which, shape) in ["A", "B"].into_iter().zip(shapes) {
-            let name = format!("{PREFIX}{loaded}.{kind}_{which}{end}");
-            tensors.push(OutTensor { name, dtype: module.dtype, shape });
-        }
+        tensors.extend(parts.into_iter().zip(shapes).map(|(part, shape)| OutTensor {
+            name: part.of(&loaded),
+            dtype: module.dtype,
+            shape,
+        }));
     }
-    tensors.extend(saved.iter().map(|(name, info)| {
-        let (name, dtype, shape) =
-            (format!("{PREFIX}{}", names::loaded(&tuned.config, name)), info.dtype, info.shape.clone());
-        OutTensor { name, dtype, shape }
+    tensors.extend(saved.iter().map(|(name, tensor)| OutTensor {
+        name: format!("{ADAPTER_PREFIX}{}", names::loaded(&models.base.config, name)),
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
     }));
     let mut layout = layout(&tensors, u64::MAX);
     ADAPTER_WEIGHTS[0].clone_into(&mut layout.shards[0].file);
-    let sink = Sink::create(out, &layout, tuned.access.and(base.access))?;
+    let mut access = models.sources.iter().map(|source| source.access);
+    let first = access.next().expect("there is a model");
+    let sink = Sink::create(out, &layout, access.fold(first, Access::and))?;
     for (number, module) in modules.iter().enumerate() {
         let (a, b) = padded(module, ranks.stored(module));
         sink.write_at(2 * number, 0, &a)?;
         sink.write_at(2 * number + 1, 0, &b)?;
     }
-    let mut piece = Vec::new();
-    for (place, (_, info)) in (2 * modules.len()..).zip(&saved) {
-        for first in (0..info.bytes).step_by(PIECE as usize) {
-            piece.resize(PIECE.min(info.bytes - first) as usize, 0);
-            tuned.read_at(info, first, &mut piece, Reads::Copied)?;
-            sink.write_at(place, first, &piece)?;
-        }
+    for (place, (_, tensor)) in (2 * modules.len()..).zip(&saved) {
+        copy(models, tensor, &sink, place, listen)?;
     }
-    [tuned, base].into_iter().try_for_each(Source::verify_unchanged)?;
-    let mut config = serde_json::to_vec_pretty(&config((tuned, base), request, &ranks, &modules, &saved))
-        .expect("it is plain JSON");
+    models.sources.iter().try_for_each(Source::verify_unchanged)?;
+    let config = config(models, request, &ranks, &modules, &saved);
+    let mut config = serde_json::to_vec_pretty(&config).expect("it is plain JSON");
     config.push(b'\n');
     let files = [
-        Sidecar { file: CARD.into(), content: Content::Bytes(card(tuned, base, extracted).into_bytes()) },
+        Sidecar { file: CARD.into(), content: Content::Bytes(card(models, extracted).into_bytes()) },
         Sidecar { file: ADAPTER_CONFIG.into(), content: Content::Bytes(config) },
     ];
-    sink.finish(&files, &|| false)
+    sink.finish(&files, &|| listen.stop())
+}
+
+/// Copies a tensor of the model, in the type that it counts as.
+fn copy(
+    models: &Compared,
+    tensor: &ComparedTensor,
+    sink: &Sink,
+    place: usize,
+    listen: &dyn Listen,
+) -> Result<()> {
+    let element_bytes = float_bytes(tensor.dtype);
+    for first in (0..tensor.elements()).step_by(PIECE) {
+        if listen.stop() {
+            return Err(Error::interrupted());
+        }
+        let elements = PIECE.min(tensor.elements() - first);
+        let mut bytes = vec![0; elements * float_bytes(tensor.read_as)];
+        read(models, tensor, first, &mut bytes, listen)?;
+        if let [Some(read_as), Some(float)] = [tensor.read_as, tensor.dtype].map(Float::of)
+            && read_as != float
+        {
+            let mut values = vec![0.0; elements];
+            decode(read_as, &bytes, &mut values);
+            bytes.resize(elements * element_bytes, 0);
+            encode(float, &values, &mut bytes);
+        }
+        sink.write_at(place, (first * element_bytes) as u64, &bytes)?;
+    }
+    Ok(())
 }
 
 /// The rank of each module as it is stored.
@@ -87,12 +119,12 @@ struct Ranks {
 }
 
 impl Ranks {
-    fn of(tuned: &Source, request: &Request, modules: &[&Module]) -> Self {
+    fn of(models: &Compared, request: &Request, modules: &[&Module]) -> Self {
         let most = match request.alpha {
             Some(_) => request.rank,
             None => modules.iter().map(|module| rank_of(module)).max().unwrap_or(1),
         };
-        let is_mixture = tuned.tensors().any(|tensor| tensor.name.contains(".experts."));
+        let is_mixture = models.tuned.tensors.keys().any(|name| name.contains(".experts."));
         Self { most, equal: request.error == 0.0 || is_mixture }
     }
 
@@ -122,26 +154,19 @@ fn padded(module: &Module, rank: usize) -> (Cow<'_, [u8]>, Cow<'_, [u8]>) {
 }
 
 /// The name of a module as PEFT sees it.
-fn loaded(tuned: &Source, module: &str) -> String {
-    names::loaded(&tuned.config, &format!("{module}.")).trim_end_matches('.').to_owned()
+fn loaded(models: &Compared, module: &str) -> String {
+    names::loaded(&models.base.config, &format!("{module}.")).trim_end_matches('.').to_owned()
 }
 
-/// The head of a model whose head is its embedding.
-const HEAD: &str = "lm_head";
-
-/// The input embedding of a model whose head is the same tensor.
-fn tied_embedding(tuned: &Source) -> Option<&str> {
-    let says = tuned.config.get("tie_word_embeddings").and_then(Json::as_bool);
-    let is_tied = says.unwrap_or_else(|| task(tuned) == "CAUSAL_LM");
-    let tensors = || tuned.tensors().map(|tensor| tensor.name.as_str());
-    let has_head = tensors().any(names::is_head);
-    let embedding = tensors().find(|name| names::is_embedding(name)).filter(|_| is_tied && !has_head)?;
-    embedding.strip_suffix(".weight")
+/// The module of the input embedding that is the head as well, and that of the head.
+fn tied(models: &Compared) -> Option<(&str, &str)> {
+    let (embedding, head) = models.tied.as_ref()?;
+    Some((embedding.strip_suffix(".weight")?, head.strip_suffix(".weight")?))
 }
 
 /// What changes a tied head as its embedding changes: under PEFT each of them has a product of its own.
-fn tied_twin(tuned: &Source, modules: &[Module]) -> Option<Module> {
-    let embedding = tied_embedding(tuned)?;
+fn tied_twin(models: &Compared, modules: &[Module]) -> Option<Module> {
+    let (embedding, head) = tied(models)?;
     let of = modules.iter().find(|module| module.name == embedding)?;
     let flipped = |(shape, bytes): &(Vec<usize>, Vec<u8>)| {
         let [rows, columns] = shape[..] else { unreachable!("factors are matrices") };
@@ -152,7 +177,7 @@ fn tied_twin(tuned: &Source, modules: &[Module]) -> Option<Module> {
     };
     let (a, b) = (flipped(&of.b), flipped(&of.a));
     Some(Module {
-        name: HEAD.into(),
+        name: head.into(),
         embedding: false,
         transposed: false,
         dtype: of.dtype,
@@ -164,19 +189,21 @@ fn tied_twin(tuned: &Source, modules: &[Module]) -> Option<Module> {
 }
 
 /// The tensors that are saved whole, by the names that PEFT gives them: it puts a layer around modules that have a product.
-fn saved<'a>(tuned: &'a Source, extracted: &Extracted, modules: &[&Module]) -> Vec<(String, &'a TensorInfo)> {
+fn saved<'a>(
+    models: &'a Compared,
+    extracted: &Extracted,
+    modules: &[&Module],
+) -> Vec<(String, &'a ComparedTensor)> {
     let adapted: BTreeSet<&str> = modules.iter().map(|module| module.name.as_str()).collect();
-    let embedding = tied_embedding(tuned);
     let mut saved = Vec::new();
     for name in &extracted.saved {
-        let info = tuned.tensor(name).expect("it is the model's");
-        let (module, tensor) = name.rsplit_once('.').unwrap_or(("", name));
-        saved.push((
-            if adapted.contains(module) { format!("{module}.base_layer.{tensor}") } else { name.clone() },
-            info,
-        ));
-        if Some(module) == embedding {
-            saved.push((format!("{HEAD}.{tensor}"), info));
+        let tensor = &models.tuned.tensors[name];
+        let (module, parameter) = name.rsplit_once('.').unwrap_or(("", name));
+        let is_adapted = adapted.contains(module);
+        let own = if is_adapted { format!("{module}.base_layer.{parameter}") } else { name.clone() };
+        saved.push((own, tensor));
+        if let Some((_, head)) = tied(models).filter(|(embedding, _)| *embedding == module) {
+            saved.push((format!("{head}.{parameter}"), tensor));
         }
     }
     saved
@@ -184,15 +211,15 @@ fn saved<'a>(tuned: &'a Source, extracted: &Extracted, modules: &[&Module]) -> V
 
 /// `adapter_config.json`.
 fn config(
-    (tuned, base): (&Source, &Source),
+    models: &Compared,
     request: &Request,
     ranks: &Ranks,
     modules: &[&Module],
-    saved: &[(String, &TensorInfo)],
+    saved: &[(String, &ComparedTensor)],
 ) -> Json {
     let rank = ranks.most;
     let alpha_of = |rank: usize| number(request.scale() * rank as f64);
-    let other = modules.iter().map(|module| (loaded(tuned, &module.name), ranks.stored(module)));
+    let other = modules.iter().map(|module| (loaded(models, &module.name), ranks.stored(module)));
     let other: Vec<(String, usize)> = other.filter(|(_, stored)| *stored != rank).collect();
     let ranks: Map<String, Json> = other.iter().map(|(name, rank)| (name.clone(), (*rank).into())).collect();
     let alphas: Map<String, Json> =
@@ -200,10 +227,10 @@ fn config(
     let whole: BTreeSet<&str> =
         saved.iter().filter_map(|(name, _)| name.strip_suffix(".weight")).map(last).collect();
     // The head stands beside an embedding that it is tied to.
-    let is_head = |name: &str| name.split('.').next() == Some(HEAD);
-    let tied = tied_embedding(tuned).is_some()
-        && (modules.iter().any(|module| is_head(&module.name))
-            || saved.iter().any(|(name, _)| is_head(name)));
+    let is_tied = tied(models).is_some_and(|(_, head)| {
+        let saved = saved.iter().filter_map(|(name, _)| name.strip_suffix(".weight"));
+        modules.iter().map(|module| module.name.as_str()).chain(saved).any(|module| module == head)
+    });
     let is_bias = |name: &str| {
         name.rsplit_once('.')
             .is_some_and(|(module, tensor)| tensor == "bias" && !whole.contains(last(module)))
@@ -211,8 +238,8 @@ fn config(
     let with_bias = saved.iter().any(|(name, _)| is_bias(name));
     json!({
         "peft_type": "LORA",
-        "task_type": task(tuned),
-        "base_model_name_or_path": base.name,
+        "task_type": peft_task(&models.base.config),
+        "base_model_name_or_path": models.base.reference.base().to_string(),
         "r": rank,
         "lora_alpha": alpha_of(rank),
         "rank_pattern": ranks,
@@ -220,9 +247,9 @@ fn config(
         "lora_dropout": 0.0,
         "bias": if with_bias { "all" } else { "none" },
         "fan_in_fan_out": modules.iter().any(|module| module.transposed),
-        "target_modules": targets(tuned, modules),
+        "target_modules": targets(models, modules),
         "modules_to_save": if whole.is_empty() { Json::Null } else { json!(whole) },
-        "ensure_weight_tying": tied,
+        "ensure_weight_tying": is_tied,
         "use_rslora": false,
         "use_dora": false,
         "init_lora_weights": true,
@@ -236,59 +263,71 @@ fn number(value: f64) -> Json {
 }
 
 /// The modules with a product: by the last parts of their names where these mean no other module, else by their names.
-fn targets(tuned: &Source, modules: &[&Module]) -> Vec<String> {
+fn targets(models: &Compared, modules: &[&Module]) -> Vec<String> {
     let names: BTreeSet<&str> = modules.iter().map(|module| module.name.as_str()).collect();
     let lasts: BTreeSet<&str> = names.iter().map(|name| last(name)).collect();
-    let all = tuned.tensors().filter_map(|tensor| tensor.name.strip_suffix(".weight"));
+    let all = models.tuned.tensors.keys().filter_map(|name| name.strip_suffix(".weight"));
     let mut others = all.filter(|module| lasts.contains(last(module)) && !names.contains(module));
     let exact = others.next().is_some();
     if exact {
-        names.into_iter().map(|name| loaded(tuned, name)).collect()
+        names.into_iter().map(|name| loaded(models, name)).collect()
     } else {
         lasts.into_iter().map(str::to_owned).collect()
     }
 }
 
-/// PEFT's word for what the model does.
-fn task(tuned: &Source) -> Json {
-    let class = tuned
-        .config
-        .get("architectures")
-        .and_then(|all| all.get(0))
-        .and_then(Json::as_str)
-        .unwrap_or_default();
-    let tasks = [
-        ("ForCausalLM", "CAUSAL_LM"),
-        ("LMHeadModel", "CAUSAL_LM"),
-        ("ForSequenceClassification", "SEQ_CLS"),
-        ("ForTokenClassification", "TOKEN_CLS"),
-    ];
-    tasks.iter().find(|(end, _)| class.ends_with(end)).map_or(Json::Null, |(_, task)| (*task).into())
-}
-
 /// The model card.
-fn card(tuned: &Source, base: &Source, extracted: &Extracted) -> String {
+fn card(models: &Compared, extracted: &Extracted) -> String {
     let code = |text: &str| format!("`{}`", escaped(text).replace('`', "'"));
-    let rows: Vec<String> = extracted
-        .kinds()
-        .iter()
-        .map(|(kind, of)| format!("| {} | {} | {} | {:.4} |", code(kind), of.modules, of.ranks(), of.error()))
-        .collect();
+    let Compared { tuned, base, .. } = models;
+    let mut text = String::from("---\n");
     // A path of this machine means nothing to others.
-    let is_on_hub = base.name.split('/').count() == 2 && !base.name.starts_with(['.', '/', '~']);
-    let of =
-        if is_on_hub { format!("base_model: {}\n", Json::from(base.name.as_str())) } else { String::new() };
+    if base.reference.is_on_hub() {
+        text += &format!("base_model: {}\n", Json::from(base.reference.path.as_str()));
+    }
     let total = extracted.error();
-    let notes: Vec<String> = extracted.notes.iter().map(|note| format!("\n- {}\n", code(note))).collect();
-    let notes = notes.concat();
-    format!(
-        "---\n{of}library_name: peft\ntags:\n- lora\n- mergeforge\n---\n\n\
+    text += &format!(
+        "library_name: peft\ntags:\n- lora\n- mergeforge\n---\n\n\
          # LoRA\n\nWhat {} has that {} has not, as an adapter of low rank, extracted by mergeforge {}.\n\n\
-         The adapter lacks {total:.4} of the Frobenius norm of the change, all tensors together:\n\n\
-         | modules | number | rank | lost |\n|---|---|---|---|\n{}\n{notes}",
+         The adapter lacks {total:.4} of the Frobenius norm of the change, all tensors together.\n",
         code(&tuned.name),
         code(&base.name),
         env!("CARGO_PKG_VERSION"),
-        rows.join("\n"),
-    )
+    );
+    if let Some(note) = extracted.of_adapted_base(models) {
+        text += &format!("\nIt belongs to {}: {note}.\n", code(&base.name));
+    }
+    let mut table = |head: &str, rows: Vec<String>| {
+        if !rows.is_empty() {
+            text += &format!("\n{head}\n{}\n", rows.join("\n"));
+        }
+    };
+    let products = extracted.kinds().into_iter().map(|(kind, of)| {
+        format!("| {} | {} | {} | {:.4} |", code(kind), of.modules, of.ranks(), of.error())
+    });
+    table("| modules | number | rank | lost |\n|---|---|---|---|", products.collect());
+    let number = |kinds: IndexMap<String, Vec<usize>>| {
+        kinds.into_iter().map(|(kind, of)| format!("| {} | {} |", code(&kind), of.len())).collect()
+    };
+    let names = extracted.saved.iter().map(String::as_str);
+    table("Saved whole:\n\n| tensors | number |\n|---|---|", number(by_kind(names)));
+    let squares = extracted.squares();
+    let lost = extracted.lost_kinds().into_iter().map(|(kind, (count, lost))| {
+        format!("| {} | {count} | {:.4} |", code(&kind), share_of(lost, squares))
+    });
+    table(
+        "Changed, and not in the adapter, with their share of the norm of all changes:\n\n\
+         | tensors | number | share |\n|---|---|---|",
+        lost.collect(),
+    );
+    for remark in &extracted.remarks {
+        let head = format!("{}:\n\n| tensors | number |\n|---|---|", capitalised(remark.what));
+        table(&head, number(by_kind(remark.names.iter().map(String::as_str))));
+    }
+    text
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }

@@ -27,6 +27,18 @@ impl Panels {
         }
         Self { values: all, rows, columns }
     }
+
+    /// Those of the transposed matrix, whose columns are the rows, of so many elements, of the one that is given.
+    pub(super) fn of_transposed(matrix: &[f64], elements: usize) -> Self {
+        let columns = matrix.len() / elements;
+        let mut all = vec![[0.0; LANES]; columns.div_ceil(LANES) * elements];
+        for (vectors, panel) in matrix.chunks(LANES * elements).zip(all.chunks_exact_mut(elements)) {
+            for (lane, vector) in vectors.chunks_exact(elements).enumerate() {
+                panel.iter_mut().zip(vector).for_each(|(values, value)| values[lane] = *value);
+            }
+        }
+        Self { values: all, rows: elements, columns }
+    }
 }
 
 /// Adds `left · right` to `into`. Each element's terms are added up from the first to the last, and then to what is there.
@@ -38,6 +50,17 @@ pub(super) fn add_product(left: &[f64], right: &Panels, into: &mut [f64]) {
         "a product has the rows of one and the columns of the other"
     );
     add_panels(left, values, *rows, into, *columns);
+}
+
+/// Adds rows of `left · right` to those of a symmetric matrix, the first of which is its row `first`: what is left of the diagonal,
+/// and perhaps a little of what is right of it.
+pub(super) fn add_symmetric(left: &[f64], right: &Panels, first: usize, into: &mut [f64]) {
+    let Panels { values, rows: inner, columns } = right;
+    for (number, (left, into)) in left.chunks(LANES * inner).zip(into.chunks_mut(LANES * columns)).enumerate()
+    {
+        let panels = (first + (number + 1) * LANES).min(*columns).div_ceil(LANES);
+        add_panels(left, &values[..panels * inner], *inner, into, *columns);
+    }
 }
 
 for_each_instruction_set! {

@@ -1,11 +1,14 @@
 //! The largest singular values of a matrix that is only read by rows, with their vectors.
 //!
-//! The randomised method of Halko, Martinsson and Tropp, "Finding structure with randomness" (SIAM Review 2011,
-//! <https://arxiv.org/abs/0909.4061>): the matrix times a few random vectors spans what is large in it, all the more after some
-//! power iterations; within that span the rest is small and exact. The matrix itself is never in memory: every product is one sweep
-//! over its rows. All of it is f64, in one order whatever the threads and the processor, so that it has the same bytes everywhere.
+//! Few of them are found by the randomised method of Halko, Martinsson and Tropp, "Finding structure with randomness" (SIAM Review
+//! 2011, <https://arxiv.org/abs/0909.4061>): the matrix times a few random vectors spans what is large in it, all the more after some
+//! power iterations; within that span the rest is small and exact. Where the rank is not known but what may be lost, the span grows
+//! by blocks, each of what it does not hold yet, until no more is left than that. Where many are needed all of them are computed, as
+//! roots of eigenvalues of the matrix times its transpose. The matrix itself is never in memory: every product is one sweep over its
+//! rows. All of it is f64, in one order whatever the threads and the processor, so that it has the same bytes everywhere.
 
-use super::products::{LANES, Panels, add_product, dot, scale, subtract};
+use super::products::{LANES, Panels, add_product, add_symmetric, dot, scale, subtract};
+use super::symmetric::eigen;
 use crate::error::Result;
 use crate::kernel::philox::philox4x32;
 
@@ -20,6 +23,11 @@ pub(super) trait ByRows {
     /// # Errors
     /// They cannot be read, or the user wants to stop.
     fn read(&mut self, first: usize, into: &mut [f64]) -> Result<()>;
+    /// Asked at least once a second where nothing is read, with the share of all work that is done; less than before says nothing.
+    ///
+    /// # Errors
+    /// The user wants to stop.
+    fn go_on(&self, done: f64) -> Result<()>;
 }
 
 /// Which singular values are wanted.
@@ -50,11 +58,23 @@ const OVERSAMPLES: usize = 16;
 /// Times that the matrix and its transpose are applied to the span. Singular values of task vectors fall off slowly.
 const ITERATIONS: usize = 2;
 
-/// Vectors to begin with where an error is wanted and the rank is not known.
-const FIRST: usize = 64;
+/// Vectors by which a span grows where the rank is not known, and that are made orthonormal together.
+const GROWTH: usize = 64;
+
+/// A span of this share of the smaller side takes as long as all singular values do.
+const SPAN_MAX: f64 = 0.4;
+
+/// Inner products are about this share of the work where all singular values are computed.
+const GRAM_SHARE: f64 = 0.2;
 
 /// The elements of the matrix in memory at a time.
 const BLOCK: usize = 1 << 18;
+
+/// The same where each block is multiplied with all others, which are read again for it.
+const LARGE_BLOCK: usize = 1 << 24;
+
+/// Rows of a product that are computed before the user is heard again: half a second, where matrices are as large as they get.
+const AT_ONCE: usize = 16;
 
 /// What is left of a vector, as a share, when it is taken for one that the others span.
 const SPANNED: f64 = 1e-12;
@@ -69,83 +89,152 @@ const NOISE: f64 = 1e-7;
 pub(super) fn decompose(matrix: &mut dyn ByRows, wanted: Wanted) -> Result<Svd> {
     let most = matrix.rows().min(matrix.columns());
     let asked = wanted.rank.min(most);
-    let mut vectors = if wanted.error > 0.0 { asked.min(FIRST) } else { asked };
-    loop {
-        let found = within_span(matrix, (vectors + OVERSAMPLES).min(most))?;
-        let rank = found.rank(wanted);
-        // Values beyond those asked for are less exact, as are those at the end of a span.
-        if rank <= vectors || vectors == asked {
-            return Ok(found.cut(rank.min(asked)));
+    let step = if wanted.error > 0.0 { GROWTH } else { asked };
+    let (mut span, mut needed) = (Span::default(), step.min(asked));
+    while (needed + OVERSAMPLES) as f64 <= SPAN_MAX * most as f64 {
+        let more = step.min(asked - span.vectors);
+        // Of an error the first vectors show how many are needed.
+        let is_first = wanted.error > 0.0 && span.vectors == 0;
+        let share = if is_first { 0.0 } else { 0.8 / (needed + OVERSAMPLES) as f64 };
+        let held = span.grow(matrix, more, share)?;
+        let enough = wanted.enough(span.squares);
+        if span.squares_left <= enough || span.vectors == asked {
+            // Values at the end of a span are less exact.
+            span.grow(matrix, OVERSAMPLES, share)?;
+            return span.decompose(matrix, wanted);
         }
-        vectors = (2 * vectors).min(asked);
+        // A vector more holds no more than the last ones did.
+        let vectors = ((span.squares_left - enough) / (held / more as f64)).ceil() as usize;
+        needed = span.vectors.saturating_add(vectors.max(step)).min(asked);
+    }
+    whole(matrix, wanted)
+}
+
+impl Wanted {
+    /// The squares that may be lost of so many.
+    fn enough(self, squares: f64) -> f64 {
+        self.error.max(NOISE).powi(2) * squares
+    }
+
+    /// How many of these values are wanted, the largest first.
+    fn rank(self, values: &[f64], squares: f64) -> usize {
+        let worth = values.iter().take_while(|value| **value > NOISE * values[0]).count().min(self.rank);
+        let (enough, mut left) = (self.enough(squares), squares);
+        let is_missing = |value: &&f64| {
+            let is_missing = left > enough;
+            left -= **value * **value;
+            is_missing
+        };
+        if self.error > 0.0 { values[..worth].iter().take_while(is_missing).count() } else { worth }
     }
 }
 
-impl Svd {
-    /// How many values lose no more than is wanted.
-    fn rank(&self, wanted: Wanted) -> usize {
-        let mut lost = self.squares;
-        let enough = wanted.error * wanted.error * self.squares;
-        let worth = self.values.iter().take_while(|value| **value > NOISE * self.values[0]).count();
-        for (rank, value) in self.values[..worth].iter().enumerate() {
-            if lost <= enough {
-                return rank;
-            }
-            lost -= value * value;
-        }
-        // What arithmetic leaves of a matrix that is found whole.
-        if worth < self.values.len() || lost <= enough { worth } else { usize::MAX }
-    }
-
-    fn cut(mut self, rank: usize) -> Self {
-        let worth = self.values.iter().take_while(|value| **value > NOISE * self.values[0]).count();
-        let (rank, all) = (rank.min(worth), self.values.len().max(1));
-        let (rows, columns) = (self.left.len() / all, self.right.len() / all);
-        self.values.truncate(rank);
-        self.left.truncate(rank * rows);
-        self.right.truncate(rank * columns);
-        self
-    }
-}
-
-/// The singular values of what lies within the span of so many random combinations of the columns.
-fn within_span(matrix: &mut dyn ByRows, vectors: usize) -> Result<Svd> {
+/// All of the singular values, and of their vectors those that are wanted.
+fn whole(matrix: &mut dyn ByRows, wanted: Wanted) -> Result<Svd> {
     let (rows, columns) = (matrix.rows(), matrix.columns());
-    let (mut left, squares) = times(matrix, &random(columns, vectors), vectors)?;
+    let (is_tall, most) = (rows >= columns, rows.min(columns));
+    let gram = if is_tall { gram_of_columns(matrix)? } else { gram_of_rows(matrix, LARGE_BLOCK)? };
+    let squares: f64 = (0..most).map(|i| gram[i * most + i]).sum();
     if squares == 0.0 {
         return Ok(Svd::default());
     }
-    orthonormalise(&mut left, rows);
-    for _ in 0..ITERATIONS {
-        let mut right = transposed_times(matrix, &left, vectors)?;
-        orthonormalise(&mut right, columns);
-        left = times(matrix, &transposed(&right, vectors, columns), vectors)?.0;
-        orthonormalise(&mut left, rows);
+    let (mut values, mut vectors) =
+        eigen(gram, most, &|done| matrix.go_on(GRAM_SHARE + (0.9 - GRAM_SHARE) * done))?;
+    roots(&mut values);
+    let rank = wanted.rank(&values, squares);
+    values.truncate(rank);
+    vectors.truncate(rank * most);
+    if !is_tall {
+        let right = transposed_times(matrix, &vectors, rank)?;
+        return Ok(Svd { left: vectors, right, values, squares });
     }
-    let right = transposed_times(matrix, &left, vectors)?;
-    // Within the span the matrix is `leftᵀ · right`, and the eigenvectors of `right · rightᵀ` turn both to singular vectors.
-    let mut gram = vec![0.0; vectors * vectors];
-    for one in 0..vectors {
-        for other in 0..=one {
-            let product = dot(&right[one * columns..][..columns], &right[other * columns..][..columns]);
-            gram[one * vectors + other] = product;
-            gram[other * vectors + one] = product;
-        }
+    let (mut left, _) = times(matrix, &transposed(&vectors, rank, columns), rank)?;
+    for (number, value) in values.iter().enumerate() {
+        scale(&mut left[number * rows..][..rows], 1.0 / value);
+        scale(&mut vectors[number * columns..][..columns], *value);
     }
-    let (eigenvalues, turn) = eigen(gram, vectors);
-    let values = eigenvalues.iter().map(|value| value.max(0.0).sqrt()).collect();
-    Ok(Svd {
-        left: turned(&turn, &left, vectors, rows),
-        right: turned(&turn, &right, vectors, columns),
-        values,
-        squares,
-    })
+    Ok(Svd { left, right: vectors, values, squares })
 }
 
-/// Numbers uniform in [−1, 1), `rows × columns`.
-fn random(rows: usize, columns: usize) -> Vec<f64> {
+/// Singular values from their squares.
+fn roots(squares: &mut [f64]) {
+    squares.iter_mut().for_each(|square| *square = square.max(0.0).sqrt());
+}
+
+/// What some orthonormal vectors hold of a matrix, which within their span is `leftᵀ · right`.
+#[derive(Debug, Default)]
+struct Span {
+    vectors: usize,
+    /// The vectors, as rows.
+    left: Vec<f64>,
+    /// Each of them times the matrix.
+    right: Vec<f64>,
+    /// The squares of the matrix, and of what it has beside the span.
+    squares: f64,
+    squares_left: f64,
+}
+
+impl Span {
+    /// Adds vectors that hold much of what the span does not: the squares of it. Each vector is such a share of all work.
+    fn grow(&mut self, matrix: &mut dyn ByRows, vectors: usize, share: f64) -> Result<f64> {
+        let (rows, columns) = (matrix.rows(), matrix.columns());
+        let (mut left, squares) = times(matrix, &random(columns, vectors, self.vectors), vectors)?;
+        if self.vectors == 0 {
+            (self.squares, self.squares_left) = (squares, squares);
+        }
+        orthonormalise(&mut left, rows, &self.left, &|| matrix.go_on(0.0))?;
+        for iteration in 0..ITERATIONS {
+            let done = (2 * iteration + 1) as f64 / (2 * ITERATIONS + 2) as f64;
+            matrix.go_on(share * (self.vectors as f64 + done * vectors as f64))?;
+            let mut right = transposed_times(matrix, &left, vectors)?;
+            orthonormalise(&mut right, columns, &[], &|| matrix.go_on(0.0))?;
+            left = times(matrix, &transposed(&right, vectors, columns), vectors)?.0;
+            orthonormalise(&mut left, rows, &self.left, &|| matrix.go_on(0.0))?;
+        }
+        let right = transposed_times(matrix, &left, vectors)?;
+        let held = dot(&right, &right);
+        self.vectors += vectors;
+        self.squares_left -= held;
+        self.left.extend(left);
+        self.right.extend(right);
+        Ok(held)
+    }
+
+    /// The singular values within the span: the eigenvectors of `right · rightᵀ` turn both sides to singular vectors.
+    fn decompose(self, matrix: &dyn ByRows, wanted: Wanted) -> Result<Svd> {
+        let Self { vectors, left, right, squares, .. } = self;
+        if squares == 0.0 {
+            return Ok(Svd::default());
+        }
+        let (rows, columns, go_on) = (matrix.rows(), matrix.columns(), |done| matrix.go_on(done));
+        let mut gram = vec![0.0; vectors * vectors];
+        let panels = Panels::of_transposed(&right, columns);
+        let chunks = right.chunks(AT_ONCE * columns).zip(gram.chunks_mut(AT_ONCE * vectors));
+        for (number, (right, gram)) in chunks.enumerate() {
+            go_on(0.8)?;
+            add_symmetric(right, &panels, number * AT_ONCE, gram);
+        }
+        let (mut values, turn) = eigen(gram, vectors, &|done| go_on(0.8 + 0.1 * done))?;
+        roots(&mut values);
+        let rank = wanted.rank(&values, squares);
+        values.truncate(rank);
+        let turned = |vectors: &[f64], elements: usize| {
+            let (panels, mut turned) = (Panels::of(vectors, elements), vec![0.0; rank * elements]);
+            let count = vectors.len() / elements;
+            for (turn, turned) in turn.chunks(AT_ONCE * count).zip(turned.chunks_mut(AT_ONCE * elements)) {
+                go_on(0.9)?;
+                add_product(&turn[..turned.len() / elements * count], &panels, turned);
+            }
+            Ok(turned)
+        };
+        Ok(Svd { left: turned(&left, rows)?, right: turned(&right, columns)?, values, squares })
+    }
+}
+
+/// Numbers uniform in [−1, 1), `rows × columns`; others for each `first`.
+fn random(rows: usize, columns: usize, first: usize) -> Vec<f64> {
     let calls = (0..(rows * columns).div_ceil(4) as u64)
-        .flat_map(|call| philox4x32([call as u32, (call >> 32) as u32, 0, 0], [0x5bd1_e995, 0]));
+        .flat_map(|call| philox4x32([call as u32, (call >> 32) as u32, first as u32, 0], [0x5bd1_e995, 0]));
     let numbers = calls.map(|word| f64::from(word.cast_signed()) / 2_147_483_648.0);
     numbers.take(rows * columns).collect()
 }
@@ -192,6 +281,48 @@ fn transposed_times(matrix: &mut dyn ByRows, with: &[f64], vectors: usize) -> Re
     Ok(transposed(&product, columns, vectors))
 }
 
+/// The inner products of all pairs of columns: the lower half.
+fn gram_of_columns(matrix: &mut dyn ByRows) -> Result<Vec<f64>> {
+    let (rows, columns, at_once) = (matrix.rows(), matrix.columns(), block_rows(matrix));
+    let mut gram = vec![0.0; columns * columns];
+    let mut block = vec![0.0; at_once * columns];
+    for first in (0..rows).step_by(at_once) {
+        let count = at_once.min(rows - first);
+        let block = &mut block[..count * columns];
+        matrix.read(first, block)?;
+        matrix.go_on(GRAM_SHARE * first as f64 / rows as f64)?;
+        add_symmetric(&transposed(block, count, columns), &Panels::of(block, columns), 0, &mut gram);
+    }
+    Ok(gram)
+}
+
+/// The inner products of all pairs of rows: the lower half. So many elements of the matrix are in memory at a time.
+fn gram_of_rows(matrix: &mut dyn ByRows, elements: usize) -> Result<Vec<f64>> {
+    let (rows, columns, at_once) = (matrix.rows(), matrix.columns(), block_rows(matrix));
+    let mut gram = vec![0.0; rows * rows];
+    let large = (elements / columns).clamp(1, rows);
+    let (mut kept, mut block) = (vec![0.0; large * columns], vec![0.0; at_once * columns]);
+    for first in (0..rows).step_by(large) {
+        let last = rows.min(first + large);
+        let kept = &mut kept[..(last - first) * columns];
+        for (number, kept) in kept.chunks_mut(at_once * columns).enumerate() {
+            matrix.read(first + number * at_once, kept)?;
+        }
+        for other in (0..last).step_by(at_once) {
+            let count = at_once.min(last - other);
+            let block = &mut block[..count * columns];
+            matrix.read(other, block)?;
+            matrix.go_on(GRAM_SHARE * (first as f64 / rows as f64).powi(2))?;
+            let mut products = vec![0.0; (last - first) * count];
+            add_product(kept, &Panels::of_transposed(block, columns), &mut products);
+            for (row, products) in products.chunks_exact(count).enumerate() {
+                gram[(first + row) * rows + other..][..count].copy_from_slice(products);
+            }
+        }
+    }
+    Ok(gram)
+}
+
 /// A matrix of `rows × columns` the other way round.
 pub(super) fn transposed(matrix: &[f64], rows: usize, columns: usize) -> Vec<f64> {
     let mut turned = vec![0.0; matrix.len()];
@@ -206,87 +337,46 @@ pub(super) fn transposed(matrix: &[f64], rows: usize, columns: usize) -> Vec<f64
     turned
 }
 
-/// Makes vectors of so many elements orthonormal, in their order (Gram and Schmidt, twice: Giraud, Langou and Rozložník, 2005). One
-/// that the others span becomes 0.
-fn orthonormalise(vectors: &mut [f64], elements: usize) {
-    for number in 0..vectors.len() / elements {
-        let (before, rest) = vectors.split_at_mut(number * elements);
-        let own = &mut rest[..elements];
-        let length = dot(own, own).sqrt();
+/// Makes vectors of so many elements orthonormal, in their order, and to `others`, which are (Gram and Schmidt, twice: Giraud, Langou
+/// and Rozložník, 2005). One that those before it span becomes 0.
+fn orthonormalise(
+    vectors: &mut [f64],
+    elements: usize,
+    others: &[f64],
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let length = |vector: &[f64]| dot(vector, vector).sqrt();
+    for first in (0..vectors.len()).step_by(GROWTH * elements) {
+        let (before, own) = vectors.split_at_mut(first);
+        let end = own.len().min(GROWTH * elements);
+        let own = &mut own[..end];
         for _ in 0..2 {
-            for other in before.chunks_exact(elements) {
-                subtract(own, dot(own, other), other);
+            let lengths: Vec<f64> = own.chunks_exact(elements).map(length).collect();
+            for others in [others, before].into_iter().flat_map(|all| all.chunks(GROWTH * elements)) {
+                go_on()?;
+                let mut along = vec![0.0; own.len() / elements * (others.len() / elements)];
+                add_product(own, &Panels::of_transposed(others, elements), &mut along);
+                along.iter_mut().for_each(|along| *along = -*along);
+                add_product(&along, &Panels::of(others, elements), own);
             }
-        }
-        let left = dot(own, own).sqrt();
-        if left > SPANNED * length { scale(own, 1.0 / left) } else { own.fill(0.0) }
-    }
-}
-
-/// Combinations of vectors: row `i` is the sum of all, each times its element of row `i` of `turn`.
-fn turned(turn: &[f64], vectors: &[f64], count: usize, elements: usize) -> Vec<f64> {
-    let mut out = vec![0.0; count * elements];
-    for (out, turn) in out.chunks_exact_mut(elements).zip(turn.chunks_exact(count)) {
-        for (vector, factor) in vectors.chunks_exact(elements).zip(turn) {
-            subtract(out, -factor, vector);
-        }
-    }
-    out
-}
-
-/// Sweeps over all pairs that turn a matrix until it is diagonal: each squares what is left, and 8 are usual.
-const SWEEPS_MAX: usize = 40;
-
-/// The eigenvalues of a symmetric matrix, the largest first, and its eigenvectors as rows (Jacobi's method, by rows of pairs).
-fn eigen(mut matrix: Vec<f64>, count: usize) -> (Vec<f64>, Vec<f64>) {
-    let mut vectors = vec![0.0; count * count];
-    (0..count).for_each(|i| vectors[i * count + i] = 1.0);
-    let all = dot(&matrix, &matrix);
-    for _ in 0..SWEEPS_MAX {
-        let outside: f64 = (0..count)
-            .flat_map(|i| (0..i).map(move |j| (i, j)))
-            .map(|(i, j)| matrix[i * count + j].powi(2))
-            .sum();
-        if outside <= 1e-30 * all {
-            break;
-        }
-        for one in 0..count {
-            for other in one + 1..count {
-                let off = matrix[one * count + other];
-                if off == 0.0 {
-                    continue;
+            for (number, before) in lengths.iter().enumerate() {
+                let (done, rest) = own.split_at_mut(number * elements);
+                let own = &mut rest[..elements];
+                for other in done.chunks_exact(elements) {
+                    subtract(own, dot(own, other), other);
                 }
-                let half = (matrix[other * count + other] - matrix[one * count + one]) / (2.0 * off);
-                let tangent = half.signum() / (half.abs() + (half * half + 1.0).sqrt());
-                let cosine = 1.0 / (tangent * tangent + 1.0).sqrt();
-                let (cosine, sine) = (cosine, tangent * cosine);
-                for row in matrix.chunks_exact_mut(count) {
-                    (row[one], row[other]) =
-                        (cosine * row[one] - sine * row[other], sine * row[one] + cosine * row[other]);
-                }
-                rotate(&mut matrix, count, (one, other), (cosine, sine));
-                rotate(&mut vectors, count, (one, other), (cosine, sine));
+                let left = length(own);
+                if left > SPANNED * before { scale(own, 1.0 / left) } else { own.fill(0.0) }
             }
         }
     }
-    let mut order: Vec<usize> = (0..count).collect();
-    let value = |i: &usize| matrix[i * count + i];
-    order.sort_by(|one, other| value(other).total_cmp(&value(one)));
-    let turned = order.iter().flat_map(|i| vectors[i * count..][..count].to_vec()).collect();
-    (order.iter().map(value).collect(), turned)
-}
-
-/// Turns two rows of a matrix in their plane.
-fn rotate(matrix: &mut [f64], count: usize, (one, other): (usize, usize), (cosine, sine): (f64, f64)) {
-    let (before, rest) = matrix.split_at_mut(other * count);
-    let (one, other) = (&mut before[one * count..][..count], &mut rest[..count]);
-    for (one, other) in one.iter_mut().zip(other) {
-        (*one, *other) = (cosine * *one - sine * *other, sine * *one + cosine * *other);
-    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     struct Dense(Vec<f64>, usize, usize);
@@ -304,14 +394,18 @@ mod tests {
             into.copy_from_slice(&self.0[first * self.2..][..into.len()]);
             Ok(())
         }
+
+        fn go_on(&self, _done: f64) -> Result<()> {
+            Ok(())
+        }
     }
 
     /// A matrix with these singular values: their vectors are orthonormal.
     fn with_values(rows: usize, columns: usize, values: &[f64]) -> Dense {
-        let mut left = random(values.len(), rows);
-        let mut right: Vec<f64> = random(values.len() + 1, columns)[columns..].to_vec();
-        orthonormalise(&mut left, rows);
-        orthonormalise(&mut right, columns);
+        let mut left = random(values.len(), rows, 0);
+        let mut right = random(values.len(), columns, 1);
+        orthonormalise(&mut left, rows, &[], &|| Ok(())).unwrap();
+        orthonormalise(&mut right, columns, &[], &|| Ok(())).unwrap();
         let element = |i: usize| {
             let (row, column) = (i / columns, i % columns);
             (0..values.len()).map(|k| values[k] * left[k * rows + row] * right[k * columns + column]).sum()
@@ -380,14 +474,128 @@ mod tests {
         assert_eq!((one.values, one.squares), (vec![2.0], 4.0));
     }
 
+    /// Random numbers and a few large values, as task vectors have them: nearly all values are needed, or few.
+    fn noisy(rows: usize, columns: usize) -> Dense {
+        let Dense(mut values, ..) = with_values(rows, columns, &[30.0, 20.0, 15.0, 12.0]);
+        values.iter_mut().zip(random(rows, columns, 2)).for_each(|(value, noise)| *value += 0.1 * noise);
+        Dense(values, rows, columns)
+    }
+
+    /// A span that has grown holds what one of its size does that was made at once, and both what is computed in full.
+    #[test]
+    fn spans_and_the_whole_agree() {
+        for (rows, columns) in [(420, 300), (300, 420)] {
+            let mut matrix = noisy(rows, columns);
+            let all = whole(&mut matrix, Wanted { rank: 300, error: 0.0 }).unwrap();
+            assert_eq!(all.values.len(), 300);
+            assert!(lost(&matrix, &all) < 1e-12, "{rows} × {columns}");
+            for error in [0.5, 0.3, 0.1] {
+                let [some, exact] =
+                    [decompose, whole].map(|how| how(&mut matrix, Wanted { rank: 300, error }).unwrap());
+                assert!((some.squares / exact.squares - 1.0).abs() < 1e-12);
+                assert_eq!(some.values.len(), exact.values.len(), "{rows} × {columns}, {error}");
+                assert!(lost(&matrix, &some) <= error);
+            }
+            // Of noise the last values of a span are a little too small; what it loses hardly differs.
+            let [some, exact] =
+                [decompose, whole].map(|how| how(&mut matrix, Wanted { rank: 90, error: 0.0 }).unwrap());
+            assert_eq!(some.values.len(), 90);
+            let more = lost(&matrix, &some) / lost(&matrix, &exact);
+            assert!((1.0..1.03).contains(&more), "{rows} × {columns}: {more}");
+        }
+    }
+
+    /// Vectors, however they are found, are orthonormal, but for the right ones, which have their values.
+    #[test]
+    fn vectors_are_orthonormal() {
+        let mut matrix = noisy(200, 260);
+        for wanted in [
+            Wanted { rank: 200, error: 0.0 },
+            Wanted { rank: 40, error: 0.0 },
+            Wanted { rank: 200, error: 0.6 },
+        ] {
+            let svd = decompose(&mut matrix, wanted).unwrap();
+            for (one, value) in svd.values.iter().enumerate() {
+                for other in 0..=one {
+                    let product = |vectors: &[f64], elements: usize| {
+                        dot(&vectors[one * elements..][..elements], &vectors[other * elements..][..elements])
+                    };
+                    let expected = if one == other { 1.0 } else { 0.0 };
+                    assert!((product(&svd.left, 200) - expected).abs() < 1e-9, "left {one}, {other}");
+                    let of_right = product(&svd.right, 260) / (value * svd.values[other]);
+                    assert!((of_right - expected).abs() < 1e-9, "right {one}, {other}: {of_right}");
+                }
+            }
+        }
+    }
+
+    /// A matrix whose reader stops after some time.
+    struct Stopping(Dense, Cell<usize>, Cell<f64>);
+
+    impl ByRows for Stopping {
+        fn rows(&self) -> usize {
+            self.0.rows()
+        }
+
+        fn columns(&self) -> usize {
+            self.0.columns()
+        }
+
+        fn read(&mut self, first: usize, into: &mut [f64]) -> Result<()> {
+            self.go_on(0.0)?;
+            self.0.read(first, into)
+        }
+
+        fn go_on(&self, done: f64) -> Result<()> {
+            self.2.set(self.2.get().max(done));
+            self.1.set(self.1.get().checked_sub(1).ok_or_else(crate::error::Error::interrupted)?);
+            Ok(())
+        }
+    }
+
+    /// Every step can be stopped, and there are many: at least one for each row that is made tridiagonal. What is said to be done
+    /// grows, and not all at once, but for spans of which the first vectors are enough.
+    #[test]
+    fn the_user_is_heard_within_long_computations() {
+        for (rank, error, steps_min, jump_max) in
+            [(240, 0.0, 240, 0.3), (70, 0.0, 40, 0.4), (240, 0.6, 40, 0.8)]
+        {
+            let wanted = Wanted { rank, error };
+            let mut matrix = Stopping(noisy(240, 250), Cell::new(1_000_000), Cell::new(0.0));
+            decompose(&mut matrix, wanted).unwrap();
+            let steps = 1_000_000 - matrix.1.get();
+            assert!(steps > steps_min, "{steps}");
+            let mut before = 0.0;
+            for after in (0..steps).step_by(steps / 23) {
+                (matrix.1, matrix.2) = (Cell::new(after), Cell::new(0.0));
+                assert!(decompose(&mut matrix, wanted).is_err(), "after {after} of {steps}");
+                let done = matrix.2.get();
+                assert!((before..=0.9).contains(&done) && done <= before + jump_max, "{done} after {before}");
+                before = done;
+            }
+            assert!(before > 0.7, "{before}");
+        }
+    }
+
     /// Blocks of rows, of which a large matrix has several.
     #[test]
     fn large_matrices_are_read_in_blocks() {
         let mut matrix = with_values(3000, 400, &[5.0, 1.0]);
         assert!(block_rows(&matrix) < 3000);
-        let svd = decompose(&mut matrix, Wanted { rank: 8, error: 0.0 }).unwrap();
-        assert!(
-            (svd.values[0] - 5.0).abs() < 1e-9 && (svd.values[1] - 1.0).abs() < 1e-9 && svd.values.len() == 2
-        );
+        for how in [decompose, whole] {
+            let svd = how(&mut matrix, Wanted { rank: 8, error: 0.0 }).unwrap();
+            assert!((svd.values[0] - 5.0).abs() < 1e-9 && (svd.values[1] - 1.0).abs() < 1e-9);
+            assert_eq!(svd.values.len(), 2);
+            assert!(lost(&matrix, &svd) < 1e-9);
+        }
+        let mut wide = with_values(70, 9000, &[5.0, 1.0]);
+        assert!(block_rows(&wide) < 30);
+        let found = gram_of_rows(&mut wide, 32 * 9000).unwrap();
+        for (row, found) in found.chunks_exact(70).enumerate() {
+            for (other, found) in found[..=row].iter().enumerate() {
+                let expected = dot(&wide.0[row * 9000..][..9000], &wide.0[other * 9000..][..9000]);
+                assert!((found - expected).abs() < 1e-12, "{row}, {other}");
+            }
+        }
     }
 }

@@ -150,19 +150,14 @@ impl Adding<'_, '_> {
     /// Gives a model whose head is its embedding a head of its own, where the adapter changes one of them and not the other. That is
     /// what the model computes under PEFT; merged by PEFT, the other would change as well.
     fn untie(&mut self) -> Option<String> {
-        let embedding = wanted::tied_embedding(self.model)?;
+        let embedding = wanted::embedding_as_head(self.model)?;
         let name = self.model.names().nth(embedding)?.to_owned();
-        let head = self.head_beside(&name);
-        let is_tied = wanted::says_tied(&self.model.config) == Some(true) || is_causal(self.model);
+        let head = self.named_head().unwrap_or_else(|| wanted::head_beside(&name));
         let changes = |tensor: &str| {
             let module = tensor.trim_end_matches(".weight");
             self.adapter.low_rank.contains_key(module) || self.adapter.saved.contains_key(tensor)
         };
-        if self.adapter.stays_tied
-            || !is_tied
-            || self.model.names().any(names::is_head)
-            || ![&name, &head].into_iter().any(|of| changes(of))
-        {
+        if self.adapter.stays_tied || ![&name, &head].into_iter().any(|of| changes(of)) {
             return None;
         }
         let view = self.model.tensors[embedding].clone();
@@ -170,22 +165,16 @@ impl Adding<'_, '_> {
         // That it was tied, where only its architecture says so: the output's config has to say that it no longer is.
         self.model.config.to_mut().entry("tie_word_embeddings").or_insert(Json::Bool(true));
         Some(format!(
-            "{}: its adapter changes the embedding or the head, which were one tensor; the output has both",
+            "{}: its adapter changes the embedding or the head, which were one tensor and are two now",
             self.model.name
         ))
     }
 
-    /// What the head is called that is tied to an embedding: as the adapter has it, or else beside the model that the embedding is in.
-    fn head_beside(&self, embedding: &str) -> String {
+    /// What the adapter calls the head.
+    fn named_head(&self) -> Option<String> {
         let Adapter { low_rank, saved, tokens, .. } = self.adapter;
         let modules = low_rank.keys().chain(tokens.keys()).map(|module| format!("{module}.weight"));
-        let own = modules.chain(saved.keys().cloned()).find(|tensor| names::is_head(tensor));
-        own.unwrap_or_else(|| {
-            // A model that is part of another, as `model.language_model` is, has its head at the top.
-            let outer = embedding.strip_suffix("model.embed_tokens.weight");
-            let outer = outer.filter(|outer| outer.is_empty() || outer.ends_with('.'));
-            format!("{}lm_head.weight", outer.unwrap_or_default())
-        })
+        modules.chain(saved.keys().cloned()).find(|tensor| names::is_head(tensor))
     }
 
     /// How the names of a model differ that lie elsewhere than those of the adapter, as a language model in one of several parts
@@ -456,10 +445,4 @@ impl Adding<'_, '_> {
         self.put(place, Rows::new(of.into(), columns as u64, float, picked));
         Ok(())
     }
-}
-
-/// Whether a model is one that predicts the next token, by what its config calls it.
-fn is_causal(model: &Model<'_>) -> bool {
-    let architectures = model.config.get("architectures").and_then(Json::as_array);
-    architectures.and_then(|all| all.first()?.as_str()).is_some_and(|name| name.ends_with("ForCausalLM"))
 }

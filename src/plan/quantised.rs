@@ -319,11 +319,7 @@ impl<'a> Dequantised<'a> {
         );
         let gone = [(!dropped.is_empty()).then_some("scales"), was_said.then_some("quantization_config")];
         let gone: Vec<&str> = gone.into_iter().flatten().collect();
-        note + &if gone.is_empty() {
-            String::new()
-        } else {
-            format!("; the output has no {}", gone.join(" and no "))
-        }
+        note + &if gone.is_empty() { String::new() } else { format!("; left out: {}", gone.join(" and ")) }
     }
 }
 

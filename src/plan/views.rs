@@ -28,7 +28,8 @@ pub(super) struct Model<'a> {
     pub(super) source: usize,
     /// The source of its adapter, if it has one.
     pub(super) adapter: Option<usize>,
-    /// What its adapter has whole tensors in place of, and which those are.
+    /// Tensors in whose place others are read, and which those are: a head that is the embedding, and what an adapter has whole. The
+    /// later entry counts first.
     pub(super) replaced: Vec<(Origin, At)>,
     /// Whether it is the result of another document, merged while it is read.
     pub(super) is_merged: bool,

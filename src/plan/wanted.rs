@@ -9,11 +9,11 @@ use serde_json::{Map, Value as Json};
 
 use super::views::{Model, Origin, View};
 use super::{Base, LeftOut, Planner, Tensor, names};
-use crate::checkpoint::Source;
 use crate::checkpoint::layout::TENSORS_MAX;
+use crate::checkpoint::{CAUSAL_LM, Source, TensorInfo, peft_task};
 use crate::config::{ElementFiles, Inputs, Parameters, Position, Slice, SliceSource};
 use crate::error::{Error, Result};
-use crate::input::Input;
+use crate::input::{At, Input};
 use crate::text::runs;
 
 /// One tensor of the output.
@@ -111,8 +111,8 @@ impl<'a> Planner<'a> {
             mark_read(from, &self.inputs.inputs, &mut seen, used);
         };
         mark(tensors.iter().flat_map(Tensor::inputs).map(|input| Origin::Made(*input)).collect(), &mut used);
-        // What an adapter replaces is accounted for where its own tensor is read.
-        for (replaced, by) in self.models.iter().flat_map(|model| &model.replaced) {
+        // What is replaced is accounted for where the other tensor is read, which may itself be replaced later.
+        for (replaced, by) in self.models.iter().flat_map(|model| model.replaced.iter().rev()) {
             if used[by.source][by.tensor] {
                 mark(vec![*replaced], &mut used);
             }
@@ -463,20 +463,40 @@ pub(super) fn tied_embedding(model: &Model<'_>) -> Option<usize> {
     embeddings.next().is_none().then_some(only)
 }
 
+/// The embedding that is a model's head too, where it has no other: as its config.json says, or, where that says nothing, as its
+/// architecture does.
+pub(super) fn embedding_as_head(model: &Model<'_>) -> Option<usize> {
+    let says = says_tied(&model.config).unwrap_or_else(|| peft_task(&model.config) == Some(CAUSAL_LM));
+    tied_embedding(model).filter(|_| says && !model.names().any(names::is_head))
+}
+
+/// What the head is called that is tied to an embedding: it lies beside the model that the embedding is in.
+pub(super) fn head_beside(embedding: &str) -> String {
+    // A model that is part of another, as `model.language_model` is, has its head at the top.
+    let outer = embedding.strip_suffix("model.embed_tokens.weight");
+    let outer = outer.filter(|outer| outer.is_empty() || outer.ends_with('.'));
+    format!("{}lm_head.weight", outer.unwrap_or_default())
+}
+
 /// Hides a head that is the model's embedding under another name, the same bytes of one file: so files of torch have tied ones.
 pub(super) fn hide_tied_head(model: &mut Model<'_>, sources: &[Source]) {
     let Some(embedding) = tied_embedding(model) else { return };
-    let place = |view: &View<'_>| match view.from {
-        Origin::Stored(at) => {
-            let info = sources[at.source].tensor_at(at.tensor);
-            (info.bytes > 0).then(|| (at.source, info.file, info.offset, info.bytes, info.shape.clone()))
-        }
+    let stored = |view: &View<'_>| match view.from {
+        Origin::Stored(at) => Some((at, sources[at.source].tensor_at(at.tensor))),
         Origin::Made(_) => None,
     };
-    let of_embedding = place(&model.tensors[embedding]);
-    model
-        .tensors
-        .retain(|name, view| !names::is_head(name) || of_embedding.is_none() || place(view) != of_embedding);
+    let Some((of_embedding, embedding)) = stored(&model.tensors[embedding]) else { return };
+    let (tensors, replaced) = (&mut model.tensors, &mut model.replaced);
+    tensors.retain(|name, view| {
+        let place = |info: &TensorInfo| (info.file, info.offset, info.bytes, info.shape.clone());
+        let is_twin = |(at, head): &(At, &TensorInfo)| {
+            at.source == of_embedding.source && head.bytes > 0 && place(head) == place(embedding)
+        };
+        let twin = stored(view).filter(|_| names::is_head(name)).filter(is_twin);
+        // Who reads the embedding has read the head.
+        replaced.extend(twin.map(|(at, _)| (Origin::Stored(at), of_embedding)));
+        twin.is_none()
+    });
 }
 
 /// Marks the tensors of sources that are read, themselves or through what is made of them. Inputs that are `seen` were marked before.

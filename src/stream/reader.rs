@@ -6,7 +6,7 @@ use super::Stream;
 use crate::backend::{ReadInputs, Span};
 use crate::checkpoint::Reads;
 use crate::error::{Error, Result};
-use crate::input::{At, Input, ReadElements};
+use crate::input::{At, Input, Parts};
 use crate::timeline::{By, Stage};
 
 /// Reads the inputs of spans.
@@ -30,8 +30,17 @@ impl<'a> Reader<'a> {
     fn read_from(&mut self, input: usize, first: u64, elements: u64, into: &mut [u8]) -> Result<()> {
         let (bytes, stream) = (into.len() as u64, self.stream);
         stream.timeline.time(Stage::Read, self.by, bytes, || match &stream.plan.inputs[input] {
-            Input::Stored(_) => stream.bytes(input, first * (bytes / elements.max(1)), into),
-            Input::Made(made) => made.read(first..first + elements, into, &mut Parts(stream)),
+            Input::Stored(at) => stream.bytes(*at, first * (bytes / elements.max(1)), into),
+            Input::Made(made) => {
+                let stored = |at: At, start: u64, into: &mut [u8]| {
+                    // Some are made of whole models, which takes longer than anyone waits.
+                    if stream.watch.stop() {
+                        return Err(Error::interrupted());
+                    }
+                    stream.bytes(at, start, into)
+                };
+                made.read(first..first + elements, into, &mut Parts { inputs: &stream.plan.inputs, stored })
+            }
         })
     }
 
@@ -105,35 +114,12 @@ impl ReadInputs for Reader<'_> {
 }
 
 impl Stream<'_> {
-    /// Fills `into` with an input's bytes from `start` on: whole elements, of at least a byte. What is read of files for it counts
-    /// as moved.
-    fn bytes(&self, input: usize, start: u64, into: &mut [u8]) -> Result<()> {
-        match &self.plan.inputs[input] {
-            Input::Stored(at) => {
-                let source = &self.sources[at.source];
-                source.read_at(source.tensor_at(at.tensor), start, into, self.reads)?;
-                self.watch.moved(into.len() as u64, 0);
-                Ok(())
-            }
-            Input::Made(made) => {
-                let element_bytes = made.float().bytes() as u64;
-                let range = start / element_bytes..(start + into.len() as u64) / element_bytes;
-                made.read(range, into, &mut Parts(self))
-            }
-        }
-    }
-}
-
-/// The inputs that others are made of.
-struct Parts<'a, 'b>(&'a Stream<'b>);
-
-impl ReadElements for Parts<'_, '_> {
-    fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> Result<()> {
-        // Some are made of whole models, which takes longer than anyone waits.
-        if self.0.watch.stop() {
-            return Err(Error::interrupted());
-        }
-        self.0.bytes(input, start, into)
+    /// Fills `into` with bytes of a stored tensor from `start` on, which then count as moved.
+    fn bytes(&self, at: At, start: u64, into: &mut [u8]) -> Result<()> {
+        let source = &self.sources[at.source];
+        source.read_at(source.tensor_at(at.tensor), start, into, self.reads)?;
+        self.watch.moved(into.len() as u64, 0);
+        Ok(())
     }
 }
 

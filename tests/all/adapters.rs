@@ -6,8 +6,9 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 
-use crate::command::{self, ROOT};
+use crate::command;
 use crate::models::{self, Form, PLAIN, RUN, Tensors, stored, values, weights};
+use crate::torch_files::torch_file_with;
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
 const DOWN: &str = "model.layers.0.mlp.down_proj";
@@ -38,7 +39,11 @@ fn base() -> Tensors {
 }
 
 /// Writes an adapter of float32, with PEFT's prefix before its names. Its numbers are those of their names.
-fn write_adapter(folder: &Path, config: Json, tensors: &[(&str, &[usize])]) -> BTreeMap<String, Vec<f32>> {
+pub fn write_adapter(
+    folder: &Path,
+    config: Json,
+    tensors: &[(&str, &[usize])],
+) -> BTreeMap<String, Vec<f32>> {
     let mut all = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 3, "base_model_name_or_path": "base" });
     let (Json::Object(all), Json::Object(config)) = (&mut all, config) else { panic!("objects") };
     all.extend(config);
@@ -81,7 +86,7 @@ fn added(
     (models::read(&folder.path().join("out")), own)
 }
 
-fn close(found: &Tensors, name: &str, expected: impl Fn(usize) -> f64) {
+pub fn close(found: &Tensors, name: &str, expected: impl Fn(usize) -> f64) {
     let found = values(&found[name]);
     for (i, found) in found.iter().enumerate() {
         let expected = expected(i);
@@ -284,6 +289,48 @@ fn a_tied_head_becomes_a_tensor_of_its_own_where_only_one_changes() {
     let (found, own) = added(&base, Form { tied: true, ..PLAIN }, stays, &tensors);
     assert!(!found.contains_key("lm_head.weight"));
     assert_eq!(values(&found["model.embed_tokens.weight"]), own["model.embed_tokens.weight"]);
+}
+
+/// In a file of torch a tied head is stored under its own name. Whatever the adapter changes, that is the embedding's, and nothing of
+/// it is left out.
+#[test]
+fn a_tied_head_of_a_torch_file_is_the_embedding() {
+    let mut base = base();
+    base.remove("lm_head.weight");
+    let of_head: [(&str, &[usize]); 2] =
+        [("lm_head.lora_A.weight", &[2, HIDDEN]), ("lm_head.lora_B.weight", &[VOCABULARY, 2])];
+    let of_embedding: [(&str, &[usize]); 2] = [
+        ("model.embed_tokens.lora_embedding_A", &[2, VOCABULARY]),
+        ("model.embed_tokens.lora_embedding_B", &[HIDDEN, 2]),
+    ];
+    let saved: [(&str, &[usize]); 2] =
+        [("lm_head.weight", &[VOCABULARY, HIDDEN]), ("model.embed_tokens.weight", &[VOCABULARY, HIDDEN])];
+    let one = json!({ "ensure_weight_tying": true });
+    for (settings, tensors) in [
+        (json!({}), &of_head),
+        (json!({}), &of_embedding),
+        (json!({}), &saved),
+        (one, &saved),
+        (json!({}), &[Q_A, Q_B]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let form = Form { tied: true, ..PLAIN };
+        for name in ["base", "safe"] {
+            models::write(&folder.path().join(name), &base, form);
+        }
+        let file = torch_file_with(&base, Some(("lm_head.weight", "model.embed_tokens.weight")));
+        std::fs::remove_file(folder.path().join("base/model.safetensors")).unwrap();
+        std::fs::write(folder.path().join("base/pytorch_model.bin"), file).unwrap();
+        write_adapter(&folder.path().join("adapter"), settings, tensors);
+        let text = config(folder.path(), "passthrough");
+        let shown = command::plan(folder.path(), &text, &[]).succeeded().stdout;
+        let left_out = |line: &str| line.starts_with("left out ") && line.contains("/base: ");
+        assert!(!shown.lines().any(left_out), "{tensors:?}: {shown}");
+        models::run(folder.path(), &text, "out", RUN).unwrap();
+        models::run(folder.path(), &text.replace("/base+", "/safe+"), "expected", RUN).unwrap();
+        let [found, expected] = ["out", "expected"].map(|out| models::read(&folder.path().join(out)));
+        assert!(found == expected, "{tensors:?}");
+    }
 }
 
 /// The head lies beside the model that has the embedding, or where the adapter has it; and the language model is no longer tied.
@@ -519,223 +566,4 @@ fn names_may_begin_otherwise() {
     let expected = sum(&base, &own, Q, [HIDDEN, 2], 1.5);
     close(&found, "model.layers.0.self_attn.q_proj.weight", |i| expected[i]);
     assert_eq!(values(&found["model.norm.weight"]), own["model.norm.weight"]);
-}
-
-/// An adapter made of an example and its base, and what is added again.
-#[test]
-fn an_extracted_adapter_gives_the_model_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let example = |name: &str| format!("{ROOT}/examples/models/{name}");
-    let (chat, base) = (example("chat"), example("base"));
-    let extract = |out: &str, more: &[&str]| {
-        let adapter = folder.path().join(out);
-        let fixed = ["extract-lora", &chat, &base, adapter.to_str().unwrap(), "--quiet", "--json"];
-        let ended = command::run(fixed.iter().chain(more)).succeeded();
-        serde_json::from_str::<Json>(&ended.stdout).unwrap()
-    };
-    let distance = |out: &str| {
-        let path = folder.path().display();
-        let text =
-            format!("merge_method: passthrough\ndtype: float32\nmodels: [{{model: {base}+{path}/{out}}}]\n");
-        models::run(folder.path(), &text, &format!("{out}_added"), RUN).unwrap();
-        let [found, tuned, of_base] =
-            [folder.path().join(format!("{out}_added")), chat.clone().into(), base.clone().into()]
-                .map(|folder| models::read(&folder));
-        let squares = |one: &Tensors, other: &Tensors| -> f64 {
-            let of = |name: &String| values(&one[name]).into_iter().zip(values(&other[name]));
-            one.keys().flat_map(of).map(|(x, y)| (f64::from(x) - f64::from(y)).powi(2)).sum()
-        };
-        (squares(&found, &tuned) / squares(&of_base, &tuned)).sqrt()
-    };
-    // The rank of the smallest matrices, in full.
-    let whole = extract("whole", &["--rank", "96", "--embeddings", "--save-changed", "--dtype", "float32"]);
-    assert!(whole["error"].as_f64().unwrap() < 1e-6 && distance("whole") < 1e-6, "{whole}");
-    let some = extract("some", &["--rank", "8", "--embeddings", "--save-changed"]);
-    let (error, found) = (some["error"].as_f64().unwrap(), distance("some"));
-    // What is saved whole counts as change only here.
-    assert!((error - found).abs() < 5e-3 && (0.1..0.9).contains(&error), "{error}, {found}");
-    // What is lost is said of tensors that the adapter has nothing of, too.
-    let few = extract("few", &["--rank", "8", "--modules", "q_proj|k_proj"]);
-    assert!(few["lost"].as_array().unwrap().iter().any(|lost| lost["name"] == "model.embed_tokens.weight"));
-    assert!((few["error"].as_f64().unwrap() - distance("few")).abs() < 1e-3);
-    // A module that is smaller than the rank has zeros behind its factors, and no pattern names it.
-    let settings = std::fs::read(folder.path().join("whole/adapter_config.json")).unwrap();
-    let settings: Json = serde_json::from_slice(&settings).unwrap();
-    assert_eq!(settings["rank_pattern"], json!({}), "{settings}");
-    let within = extract("within", &["--error", "0.3", "--modules", "mlp", "--dtype", "float32"]);
-    for module in within["modules"].as_array().unwrap() {
-        let (rank, error) = (module["rank"].as_u64().unwrap(), module["error"].as_f64().unwrap());
-        assert!((1..96).contains(&rank) && (0.25..=0.3 + 1e-6).contains(&error), "{module}");
-    }
-}
-
-/// The same bytes whatever the threads.
-#[test]
-fn extraction_does_not_depend_on_threads() {
-    let folder = tempfile::tempdir().unwrap();
-    let example = |name: &str| format!("{ROOT}/examples/models/{name}");
-    let bytes = [1, 2, 5].map(|threads| {
-        let out = folder.path().join(format!("out{threads}"));
-        let (out, threads) = (out.to_str().unwrap(), threads.to_string());
-        let arguments = [
-            "extract-lora",
-            &example("chat"),
-            &example("base"),
-            out,
-            "--quiet",
-            "--rank",
-            "4",
-            "--threads",
-            &threads,
-        ];
-        command::run(arguments).succeeded();
-        ["adapter_model.safetensors", "adapter_config.json"]
-            .map(|file| std::fs::read(Path::new(out).join(file)).unwrap())
-    });
-    assert!(bytes[0] == bytes[1] && bytes[1] == bytes[2]);
-}
-
-#[test]
-fn mergekits_command_extracts_too() {
-    let folder = tempfile::tempdir().unwrap();
-    let example = |name: &str| format!("{ROOT}/examples/models/{name}");
-    let out = folder.path().join("out");
-    let (model, base) = (example("chat"), example("base"));
-    let arguments =
-        ["extract-lora", "--model", &model, "--base-model", &base, "--out-path", out.to_str().unwrap()];
-    let ended =
-        command::run(arguments.into_iter().chain(["--max-rank", "4", "--cuda", "--exclude-regex", "mlp"]))
-            .succeeded();
-    assert!(
-        ended.stdout.contains("saved whole: ") && ended.stdout.contains("changed, and not in the adapter: "),
-        "{}",
-        ended.stdout
-    );
-    let config = std::fs::read_to_string(out.join("adapter_config.json")).unwrap();
-    let config: Json = serde_json::from_str(&config).unwrap();
-    assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(4), &json!(4)));
-    assert_eq!(config["modules_to_save"], json!(["input_layernorm", "norm", "post_attention_layernorm"]));
-    assert_eq!(config["base_model_name_or_path"], base);
-    command::run(["extract-lora", &base, &base, folder.path().join("x").to_str().unwrap()])
-        .failed(2, &["differ in nothing"]);
-    let out = folder.path().join("y");
-    let named = |flag: &str| {
-        command::run(["extract-lora", &model, &base, out.to_str().unwrap(), flag, "zzz"])
-            .failed(2, &[flag, "zzz", "fits no module"]);
-    };
-    named("--modules");
-    named("--save-module");
-    command::run(["extract-lora", &base]).failed(2, &["BASE"]);
-}
-
-/// Writes a model and its base, of which the named tensors differ by a matrix of rank 1, extracts the adapter, and gives the
-/// adapter's folder.
-fn extracted(folder: &Path, shapes: &[(&str, &[usize])], config: &Json, more: &[&str]) -> std::path::PathBuf {
-    let write = |name: &str, tuned: bool| {
-        let tensor = |(seed, (name, shape)): (usize, &(&str, &[usize]))| {
-            let mut values = weights(shape.iter().product(), seed as u64);
-            let columns = *shape.last().unwrap();
-            for (i, value) in values.iter_mut().enumerate().filter(|_| tuned) {
-                *value += 0.01 * (1.0 + (i / columns) as f32) * (1.0 - (i % columns) as f32);
-            }
-            (name.to_string(), stored(Dtype::F32, shape, &values))
-        };
-        models::write(&folder.join(name), &shapes.iter().enumerate().map(tensor).collect(), PLAIN);
-        std::fs::write(folder.join(name).join("config.json"), config.to_string()).unwrap();
-    };
-    write("tuned", true);
-    write("base", false);
-    let [tuned, base, out] = ["tuned", "base", "adapter"].map(|name| folder.join(name));
-    let [tuned, base] = [&tuned, &base].map(|folder| folder.to_str().unwrap());
-    let fixed = ["extract-lora", tuned, base, out.to_str().unwrap(), "--quiet", "--dtype", "float32"];
-    command::run(fixed.iter().chain(more)).succeeded();
-    out
-}
-
-/// The shapes of an adapter's tensors, without PEFT's prefix.
-fn shapes_of(adapter: &Path) -> BTreeMap<String, Vec<usize>> {
-    let bytes = std::fs::read(adapter.join("adapter_model.safetensors")).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let own = |(name, tensor): (String, safetensors::tensor::TensorView<'_>)| {
-        (name.trim_start_matches("base_model.model.").to_owned(), tensor.shape().to_vec())
-    };
-    tensors.tensors().into_iter().map(own).collect()
-}
-
-/// What PEFT looks up by row is no linear module: T5 has embeddings without `embed` in their names.
-#[test]
-fn embeddings_are_known_whatever_they_are_called() {
-    let folder = tempfile::tempdir().unwrap();
-    let distances = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias";
-    let (q, weight) = ("encoder.block.0.layer.0.SelfAttention.q", |module: &str| format!("{module}.weight"));
-    let (of_q, of_distances) = (weight(q), weight(distances));
-    let shapes: [(&str, &[usize]); 3] =
-        [("shared.weight", &[20, 6]), (&of_q, &[6, 6]), (&of_distances, &[8, 3])];
-    let config = json!({ "model_type": "t5", "tie_word_embeddings": false });
-    let adapter = extracted(folder.path(), &shapes, &config, &["--rank", "2", "--embeddings"]);
-    let found = shapes_of(&adapter);
-    let names: Vec<&str> = found.keys().map(String::as_str).collect();
-    let expected = [
-        format!("{q}.lora_A.weight"),
-        format!("{q}.lora_B.weight"),
-        format!("{distances}.lora_embedding_A"),
-        format!("{distances}.lora_embedding_B"),
-        "shared.lora_embedding_A".into(),
-        "shared.lora_embedding_B".into(),
-    ];
-    assert_eq!(names, expected);
-    let folder = tempfile::tempdir().unwrap();
-    let without = extracted(folder.path(), &shapes, &config, &["--rank", "2"]);
-    assert_eq!(shapes_of(&without).len(), 2);
-}
-
-/// A gate has fewer rows than the rank, and PEFT may know it by another name: its factors are as large as all others.
-#[test]
-fn small_modules_are_stored_with_the_rank_of_all() {
-    let folder = tempfile::tempdir().unwrap();
-    let shapes: [(&str, &[usize]); 2] = [
-        ("model.layers.0.block_sparse_moe.gate.weight", &[3, 16]),
-        ("model.layers.0.self_attn.q_proj.weight", &[16, 16]),
-    ];
-    let adapter = extracted(folder.path(), &shapes, &json!({}), &["--rank", "8", "--alpha", "16"]);
-    let found = shapes_of(&adapter);
-    assert_eq!(found["model.layers.0.block_sparse_moe.gate.lora_A.weight"], [8, 16]);
-    assert_eq!(found["model.layers.0.block_sparse_moe.gate.lora_B.weight"], [3, 8]);
-    let path = folder.path().display();
-    let text = format!("merge_method: passthrough\nmodels: [{{model: {path}/base+{path}/adapter}}]\n");
-    models::run(folder.path(), &text, "out", RUN).unwrap();
-    let [found, tuned] = ["out", "tuned"].map(|name| models::read(&folder.path().join(name)));
-    for (name, tensor) in &tuned {
-        close(&found, name, |i| f64::from(values(tensor)[i]));
-    }
-}
-
-/// A model that is stored as if its text were alone is loaded otherwise, and its adapter names modules as loaded.
-#[test]
-fn modules_are_named_as_transformers_loads_them() {
-    let folder = tempfile::tempdir().unwrap();
-    let shapes: [(&str, &[usize]); 3] = [
-        ("model.layers.0.self_attn.q_proj.weight", &[8, 8]),
-        ("visual.blocks.0.attn.qkv.weight", &[8, 8]),
-        ("visual.blocks.0.attn.proj.weight", &[8, 8]),
-    ];
-    let config = json!({ "model_type": "qwen2_vl", "vision_config": {} });
-    let adapter = extracted(folder.path(), &shapes, &config, &["--rank", "2", "--exclude", "attn.proj"]);
-    let names: Vec<String> = shapes_of(&adapter).into_keys().collect();
-    let [q, qkv] = ["model.language_model.layers.0.self_attn.q_proj", "model.visual.blocks.0.attn.qkv"];
-    let expected = [q, qkv].map(|module| ["A", "B"].map(|which| format!("{module}.lora_{which}.weight")));
-    assert_eq!(names, expected.concat());
-    assert!(!std::fs::read_to_string(adapter.join("README.md")).unwrap().contains("named_modules"));
-    // Both parts are found again, each under its own beginning.
-    let path = folder.path().display();
-    let text = format!("merge_method: passthrough\nmodels: [{{model: {path}/base+{path}/adapter}}]\n");
-    models::run(folder.path(), &text, "out", RUN).unwrap();
-    let [found, tuned] = ["out", "tuned"].map(|name| models::read(&folder.path().join(name)));
-    for name in [shapes[0].0, shapes[1].0] {
-        close(&found, name, |i| f64::from(values(&tuned[name])[i]));
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let config = json!({ "model_type": "unheard_of", "vision_config": {} });
-    let adapter = extracted(folder.path(), &shapes, &config, &["--rank", "2"]);
-    assert!(std::fs::read_to_string(adapter.join("README.md")).unwrap().contains("named_modules"));
 }

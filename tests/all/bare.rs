@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::command;
 use crate::models::{self, PLAIN, RUN, Stored, Tensors, stored, values, weights};
-use crate::torch_files::torch_file;
+use crate::torch_files::{torch_file, torch_file_with};
 
 fn tensor(shape: &[usize], seed: u64) -> Stored {
     stored(Dtype::F32, shape, &weights(shape.iter().product(), seed))
@@ -244,17 +244,8 @@ fn a_head_that_is_the_embedding_in_the_file_stays_tied() {
         models::write(&at(name), &Tensors::new(), models::Form { tied: true, ..PLAIN });
         fs::remove_file(at(name).join("model.safetensors")).unwrap();
         let tensors = with_tokens(10, None, seed);
-        let mut pickle = b"\x80\x02}(".to_vec();
-        for (i, (tensor, stored)) in tensors.iter().enumerate() {
-            crate::torch_files::text(&mut pickle, tensor);
-            pickle.extend(crate::torch_files::tensor_of(i, stored));
-        }
-        crate::torch_files::text(&mut pickle, "lm_head.weight");
-        pickle.extend(crate::torch_files::tensor_of(0, &tensors["model.embed_tokens.weight"]));
-        pickle.extend(b"u.");
-        let storages: Vec<&[u8]> = tensors.values().map(|tensor| tensor.bytes.as_slice()).collect();
-        fs::write(at(name).join("pytorch_model.bin"), crate::torch_files::archive(&pickle, &storages))
-            .unwrap();
+        let file = torch_file_with(&tensors, Some(("lm_head.weight", "model.embed_tokens.weight")));
+        fs::write(at(name).join("pytorch_model.bin"), file).unwrap();
     }
     let config =
         format!("{HALVES}models: [{{model: {}}}, {{model: {}}}]\n", at("a").display(), at("b").display());
@@ -263,4 +254,7 @@ fn a_head_that_is_the_embedding_in_the_file_stays_tied() {
     assert_eq!(names, ["model.embed_tokens.weight", "model.layers.0.w"]);
     let merged: Value = serde_json::from_slice(&fs::read(at("out/config.json")).unwrap()).unwrap();
     assert_eq!(merged["tie_word_embeddings"], true);
+    // Who has read the embedding has read the head.
+    let shown = command::plan(dir.path(), &config, &[]).succeeded().stdout;
+    assert!(!shown.contains("left out"), "{shown}");
 }

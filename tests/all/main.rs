@@ -26,6 +26,7 @@ mod cuda_driver;
 mod decoder;
 mod elements;
 mod experts;
+mod extract;
 mod fast;
 mod faults;
 mod float64;

@@ -101,10 +101,18 @@ pub fn archived(pickle: &[u8], storages: &[&[u8]]) -> Vec<Entry> {
 
 /// A model in one file, each tensor in a storage of its own.
 pub fn torch_file(tensors: &Tensors) -> Vec<u8> {
+    torch_file_with(tensors, None)
+}
+
+/// The same, perhaps with a further name for one of the tensors: both are one storage, as those of tied weights are.
+pub fn torch_file_with(tensors: &Tensors, twin: Option<(&str, &str)>) -> Vec<u8> {
     let mut pickle = b"\x80\x02}(".to_vec();
     for (i, (name, tensor)) in tensors.iter().enumerate() {
-        text(&mut pickle, name);
-        pickle.extend(tensor_of(i, tensor));
+        let names = [Some(name.as_str()), twin.filter(|(_, of)| of == name).map(|(twin, _)| twin)];
+        for name in names.into_iter().flatten() {
+            text(&mut pickle, name);
+            pickle.extend(tensor_of(i, tensor));
+        }
     }
     pickle.extend(b"u.");
     let storages: Vec<&[u8]> = tensors.values().map(|tensor| tensor.bytes.as_slice()).collect();

@@ -12,6 +12,7 @@
 //! This is the only place that knows YAML. It opens no file and knows no method: `plan` resolves.
 
 mod broken;
+mod foreign;
 mod ignored;
 mod inputs;
 pub mod moe;
@@ -23,7 +24,7 @@ mod walk;
 mod yaml;
 
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::{About, Error, Result};
 use crate::text::escaped;
 use indexmap::IndexMap;
 use std::fmt;
@@ -83,6 +84,14 @@ pub struct Config {
     pub chat_template: Option<Located<String>>,
     /// What was ignored, in order of appearance.
     pub warnings: Vec<Warning>,
+    /// The keys at the top that are not read.
+    pub beside: Vec<Located<String>>,
+    /// What cannot be read and is left out. A config that has such problems is refused together with all that can be known to be
+    /// wrong with the rest; [`Config::parse`] returns none.
+    pub problems: Vec<Error>,
+    /// Whether method, inputs, base and parameters are as written: none of the problems is one of theirs, or of a key that is given
+    /// several times.
+    pub is_whole: bool,
 }
 
 /// The three ways to say what is merged. None is ever empty, but for a list of nothing but patterns.
@@ -149,6 +158,10 @@ pub struct Entry<'a> {
     pub model: &'a Located<ModelRef>,
     /// Files that say something of its elements.
     pub files: &'a ElementFiles,
+    /// Its own parameters.
+    pub parameters: &'a Parameters,
+    /// What stands beside it and is not read.
+    pub beside: &'a [Located<String>],
     /// The slice that it is in.
     pub slice: Option<&'a Slice>,
 }
@@ -177,6 +190,8 @@ pub struct SliceSource {
     pub files: ElementFiles,
     /// Parameters of this source.
     pub parameters: Parameters,
+    /// What stands beside the model and not under `parameters`, and is not read.
+    pub beside: Vec<Located<String>>,
 }
 
 /// A model: a folder or a name on the hub, perhaps with an adapter. Displayed as `path@revision+lora@revision`.
@@ -308,7 +323,13 @@ impl Inputs {
         match self {
             Inputs::Models(models) => models
                 .iter()
-                .map(|listed| Entry { model: &listed.model, files: &listed.files, slice: None })
+                .map(|listed| Entry {
+                    model: &listed.model,
+                    files: &listed.files,
+                    parameters: &listed.parameters,
+                    beside: &listed.beside,
+                    slice: None,
+                })
                 .collect(),
             Inputs::Slices(slices) => slices.iter().flat_map(Slice::entries).collect(),
             Inputs::Modules(modules) => modules.iter().flat_map(|module| module.inputs.entries()).collect(),
@@ -342,6 +363,8 @@ impl Slice {
         self.sources.iter().map(|source| Entry {
             model: &source.model,
             files: &source.files,
+            parameters: &source.parameters,
+            beside: &source.beside,
             slice: Some(self),
         })
     }
@@ -369,7 +392,12 @@ impl Config {
     /// # Errors
     /// All that is not as mergekit's schema has it, each at its line and column.
     pub fn parse(file: &str, source: &str) -> Result<Config> {
-        walk::read(file, source)
+        walk::read(file, source)?.without_problems()
+    }
+
+    /// Itself, if all of it could be read.
+    fn without_problems(self) -> Result<Self> {
+        if self.problems.is_empty() { Ok(self) } else { Err(Error::all(self.problems)) }
     }
 
     /// A config error at a place in this file.
@@ -383,13 +411,51 @@ impl Config {
 /// # Errors
 /// All that is not as mergekit's schema has it, each at its line and column.
 pub fn parse_all(file: &str, source: &str) -> Result<Vec<Config>> {
+    read_all(file, source)?.into_iter().map(Config::without_problems).collect()
+}
+
+/// Reads what can be read of such a text: what cannot is among the problems of its config.
+///
+/// # Errors
+/// Nothing can be made of a document: all that is wrong with the text.
+pub fn read_all(file: &str, source: &str) -> Result<Vec<Config>> {
     walk::read_all(file, source)
+}
+
+/// Reads what can be read of a text with one document, likewise.
+///
+/// # Errors
+/// Those of [`read_all`], and that there are several.
+pub fn read(file: &str, source: &str) -> Result<Config> {
+    walk::read(file, source)
+}
+
+/// The text of a config from its bytes.
+///
+/// # Errors
+/// They are not UTF-8, at the line and column where that ends.
+pub fn decoded(file: &str, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let known = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+        let line = known.rsplit('\n').next().unwrap_or_default();
+        let at = Position { line: known.matches('\n').count() + 1, column: line.chars().count() + 1 };
+        let utf16 = [[0xff, 0xfe], [0xfe, 0xff]].iter().any(|mark| error.as_bytes().starts_with(mark));
+        let (message, hint) = if utf16 {
+            ("this is text in UTF-16", "save it as UTF-8, as the editor's `Save as` offers")
+        } else {
+            (
+                "from here on this is not text in UTF-8",
+                "save it as UTF-8; comments with `ü` or `é` are often the reason",
+            )
+        };
+        error_at(file, at, message).hint(hint)
+    })
 }
 
 fn error_at(file: &str, at: Position, message: impl fmt::Display) -> Error {
     // What a command line says has no place that could be named.
     let place = if file.is_empty() { String::new() } else { format!("{file}:{at}: ") };
-    Error::config(format!("{place}{message}"))
+    Error::config(format!("{place}{message}")).about(About::Place(at.line, at.column))
 }
 
 impl fmt::Display for Position {
@@ -464,6 +530,18 @@ impl Scalar {
 fn without_underscores(number: &str) -> Option<String> {
     let misplaced = number.starts_with('_') || number.ends_with('_') || number.contains("__");
     (!misplaced).then(|| number.replace('_', ""))
+}
+
+impl fmt::Display for Scalar {
+    /// As it is quoted in a message.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scalar::Null => f.write_str("null"),
+            Scalar::Bool(value) => write!(f, "{value}"),
+            Scalar::Number(value) => write!(f, "{value}"),
+            Scalar::Text(text) => f.write_str(&quoted(text)),
+        }
+    }
 }
 
 /// Text from the config, fit for a one-line message: in backticks and cut.

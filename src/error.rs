@@ -44,8 +44,21 @@ pub struct Error {
     pub message: String,
     /// What the user can do about it.
     pub hint: Option<String>,
+    /// What it is about, where that is known apart from the message.
+    pub about: About,
     /// What else is wrong, where several things are, each with its own hint. These have no others.
     pub others: Vec<Self>,
+}
+
+/// What an error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// No single place.
+    All,
+    /// A place in the config: line and column, from 1.
+    Place(usize, usize),
+    /// The values of one of the inputs that a method merges, from 0: whoever knows the models names it.
+    Input(usize),
 }
 
 /// The result of everything that can fail.
@@ -54,7 +67,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Whatever the message quotes, it is one line.
     fn new(kind: Kind, message: &str) -> Self {
-        Self { kind, message: one_line(message), hint: None, others: Vec::new() }
+        Self { kind, message: one_line(message), hint: None, about: About::All, others: Vec::new() }
     }
 
     /// The config, the command or the plan is wrong.
@@ -99,8 +112,15 @@ impl Error {
         self
     }
 
-    /// Several failures as one. A hint that helps against several of them in a row stands after the last. The kind of error is
-    /// the first one's.
+    /// Says what it is about.
+    #[must_use]
+    pub fn about(mut self, about: About) -> Self {
+        self.about = about;
+        self
+    }
+
+    /// Several failures as one: those with a place in the config in the order of their places, then the others as they come. A hint
+    /// that helps against several of them in a row stands after the last. The kind of error is the first one's.
     ///
     /// # Panics
     /// When there is none.
@@ -110,6 +130,10 @@ impl Error {
         const SHOWN_MAX: usize = 8;
         let mut errors: Vec<Self> = errors.into_iter().flat_map(Self::one_by_one).collect();
         let more = errors.len().saturating_sub(SHOWN_MAX);
+        errors.sort_by_key(|error| match error.about {
+            About::Place(line, column) => (line, column),
+            About::All | About::Input(_) => (usize::MAX, 0),
+        });
         errors.truncate(SHOWN_MAX);
         for place in 1..errors.len() {
             if errors[place - 1].hint == errors[place].hint {
@@ -152,20 +176,79 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The candidate nearest to `typed`, when it is near enough to be what was meant.
-pub fn did_you_mean<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    /// Longer words are no slip of a key, and comparing them takes memory by the square of their length.
-    const LONGEST: usize = 64;
-    if typed.len() > LONGEST {
+/// Longer words are no slip of a key, and comparing them takes memory by the square of their length.
+const LONGEST_SLIP: usize = 64;
+
+/// The candidate that `typed` is a slip of, when it is near enough. Case and what separates words do not count, the order of words
+/// neither; of letters, the fewer there are the fewer may be wrong.
+pub fn slip_of<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if typed.len() > LONGEST_SLIP {
         return None;
     }
-    let typed = typed.to_lowercase();
+    let (words, typed) = (sorted_words(typed), letters(typed));
+    let wrong_max = match typed.chars().count() {
+        0..=2 => 0,
+        3..=5 => 1,
+        6..=8 => 2,
+        _ => 3,
+    };
+    let distance = |candidate: &str| match letters(candidate) {
+        other if other == typed => 0,
+        _ if words.len() > 1 && sorted_words(candidate) == words => 1,
+        other => strsim::damerau_levenshtein(&typed, &other),
+    };
+    let rank = |candidate: &str| {
+        let starts_otherwise = letters(candidate).chars().next() != typed.chars().next();
+        (distance(candidate), starts_otherwise)
+    };
     candidates
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&typed, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
-        .min_by_key(|(distance, _)| *distance)
+        .map(|candidate| (rank(candidate), candidate))
+        .filter(|((distance, _), candidate)| *distance <= wrong_max.min(candidate.chars().count() / 2))
+        .min_by_key(|(rank, _)| *rank)
         .map(|(_, candidate)| candidate)
+}
+
+/// The candidate that was probably meant: the one that `typed` is a slip of, or else the only one of which it has all words and more,
+/// or some of them and no others.
+pub fn did_you_mean<'a>(
+    typed: &str,
+    candidates: impl IntoIterator<Item = &'a str> + Clone,
+) -> Option<&'a str> {
+    if let Some(meant) = slip_of(typed, candidates.clone()) {
+        return Some(meant);
+    }
+    let typed = sorted_words(typed.get(..LONGEST_SLIP).unwrap_or(typed));
+    let shared = |candidate: &str| {
+        let words = sorted_words(candidate);
+        let (fewer, more) = if words.len() < typed.len() { (&words, &typed) } else { (&typed, &words) };
+        // A single letter is no word that anything could be known by.
+        let known = fewer.iter().any(|word| word.len() > 1) && fewer.iter().all(|word| more.contains(word));
+        if known { fewer.len() } else { 0 }
+    };
+    let shared: Vec<(usize, &str)> =
+        candidates.into_iter().map(|candidate| (shared(candidate), candidate)).collect();
+    let most = shared.iter().map(|(count, _)| *count).max().filter(|most| *most > 0)?;
+    let mut best = shared.into_iter().filter(|(count, _)| *count == most);
+    let (_, only) = best.next()?;
+    best.next().is_none().then_some(only)
+}
+
+/// What tells words apart but for case and separators.
+fn letters(word: &str) -> String {
+    word.to_lowercase().chars().filter(|c| !is_separator(*c)).collect()
+}
+
+/// The words of a name, such as `dare` and `ties`, in alphabetical order.
+fn sorted_words(name: &str) -> Vec<String> {
+    let mut words: Vec<String> =
+        name.to_lowercase().split(is_separator).filter(|word| !word.is_empty()).map(str::to_string).collect();
+    words.sort_unstable();
+    words
+}
+
+fn is_separator(c: char) -> bool {
+    matches!(c, '_' | '-' | ' ' | '.')
 }
 
 #[cfg(test)]
@@ -189,5 +272,147 @@ mod tests {
             alike.iter().map(|error| error.hint.is_some()).collect::<Vec<_>>(),
             [true, false, true, true]
         );
+    }
+
+    #[test]
+    fn errors_stand_in_the_order_of_their_places() {
+        let at = |line, column| Error::config(format!("{line}:{column}")).about(About::Place(line, column));
+        let whole = |message: &str| Error::config(message);
+        let errors = vec![at(10, 1), whole("x"), at(2, 30), at(2, 4), whole("b").about(About::Input(0))];
+        assert_eq!(Error::all(errors).to_string(), "2:4\n2:30\n10:1\nx\nb");
+        let many = (0..20).rev().map(|line| at(line, 1)).collect();
+        assert!(Error::all(many).to_string().starts_with("0:1\n1:1\n"), "the first are shown, not any");
+    }
+
+    const METHODS: &[&str] = &[
+        "linear",
+        "average",
+        "fisher",
+        "slerp",
+        "nuslerp",
+        "multislerp",
+        "karcher",
+        "model_stock",
+        "task_arithmetic",
+        "ties",
+        "dare_linear",
+        "dare_ties",
+        "breadcrumbs",
+        "breadcrumbs_ties",
+        "della",
+        "della_linear",
+        "sce",
+        "ram",
+        "ramplus_tl",
+        "nearswap",
+        "arcee_fusion",
+        "magmax",
+        "emr",
+        "consensus",
+        "passthrough",
+    ];
+    const KEYS: &[&str] = &[
+        "merge_method",
+        "models",
+        "slices",
+        "modules",
+        "base_model",
+        "dtype",
+        "out_dtype",
+        "parameters",
+        "tokenizer_source",
+        "tokenizer",
+        "chat_template",
+        "name",
+    ];
+    const PARAMETERS: &[&str] = &["weight", "density", "normalize", "rescale", "lambda", "int8_mask", "t"];
+
+    /// What people typed, and what they meant: nothing where that cannot be known.
+    const TYPED: &[(&[&str], &str, Option<&str>)] = &[
+        (METHODS, "tise", Some("ties")),
+        (METHODS, "TIES", Some("ties")),
+        (METHODS, "tie", Some("ties")),
+        (METHODS, "ties_merging", Some("ties")),
+        (METHODS, "liner", Some("linear")),
+        (METHODS, "Linear", Some("linear")),
+        (METHODS, "slrep", Some("slerp")),
+        (METHODS, "SLERP", Some("slerp")),
+        (METHODS, "slurp", Some("slerp")),
+        (METHODS, "lerp", Some("slerp")),
+        (METHODS, "nu_slerp", Some("nuslerp")),
+        (METHODS, "multi-slerp", Some("multislerp")),
+        (METHODS, "dare-ties", Some("dare_ties")),
+        (METHODS, "dareties", Some("dare_ties")),
+        (METHODS, "ties_dare", Some("dare_ties")),
+        (METHODS, "dare_tie", Some("dare_ties")),
+        (METHODS, "dare linear", Some("dare_linear")),
+        (METHODS, "task_arithmatic", Some("task_arithmetic")),
+        (METHODS, "task-arithmetic", Some("task_arithmetic")),
+        (METHODS, "task_vector", None),
+        (METHODS, "arithmetic", Some("task_arithmetic")),
+        (METHODS, "passthru", None),
+        (METHODS, "passthough", Some("passthrough")),
+        (METHODS, "pass_through", Some("passthrough")),
+        (METHODS, "modelstock", Some("model_stock")),
+        (METHODS, "stock", Some("model_stock")),
+        (METHODS, "model_breadcrumbs", Some("breadcrumbs")),
+        (METHODS, "breadcrums", Some("breadcrumbs")),
+        (METHODS, "dela", Some("della")),
+        (METHODS, "dela_linear", Some("della_linear")),
+        (METHODS, "arcee-fusion", Some("arcee_fusion")),
+        (METHODS, "fusion", Some("arcee_fusion")),
+        (METHODS, "karchar", Some("karcher")),
+        (METHODS, "avg", None),
+        (METHODS, "mean", None),
+        (METHODS, "lrp", None),
+        (METHODS, "dare", None),
+        (METHODS, "scn", Some("sce")),
+        (METHODS, "x", None),
+        (METHODS, "", None),
+        (METHODS, "franken", None),
+        (METHODS, "moe", None),
+        (KEYS, "model", Some("models")),
+        (KEYS, "Models", Some("models")),
+        (KEYS, "method", Some("merge_method")),
+        (KEYS, "merge-method", Some("merge_method")),
+        (KEYS, "mergeMethod", Some("merge_method")),
+        (KEYS, "base", Some("base_model")),
+        (KEYS, "basemodel", Some("base_model")),
+        (KEYS, "slice", Some("slices")),
+        (KEYS, "layers", None),
+        (KEYS, "d_type", Some("dtype")),
+        (KEYS, "type", Some("dtype")),
+        (KEYS, "torch_dtype", Some("dtype")),
+        (KEYS, "params", None),
+        (KEYS, "paramters", Some("parameters")),
+        (KEYS, "parametres", Some("parameters")),
+        (KEYS, "tokeniser", Some("tokenizer")),
+        (KEYS, "tokeniser_source", Some("tokenizer_source")),
+        (KEYS, "seed", None),
+        (PARAMETERS, "weights", Some("weight")),
+        (PARAMETERS, "wieght", Some("weight")),
+        (PARAMETERS, "wheight", Some("weight")),
+        (PARAMETERS, "densty", Some("density")),
+        (PARAMETERS, "normalise", Some("normalize")),
+        (PARAMETERS, "int8mask", Some("int8_mask")),
+        (PARAMETERS, "lamda", Some("lambda")),
+        (PARAMETERS, "T", Some("t")),
+        (PARAMETERS, "p", None),
+        (PARAMETERS, "alpha", None),
+        (&["union", "base"], "unoin", Some("union")),
+        (&["self_attn", "mlp"], "*attn*", None),
+        (&["self_attn", "mlp"], "attn", Some("self_attn")),
+        (&["self_attn", "mlp"], "self_atn", Some("self_attn")),
+    ];
+
+    #[test]
+    fn what_was_meant_is_found_and_nothing_is_made_up() {
+        for (known, typed, meant) in TYPED {
+            assert_eq!(did_you_mean(typed, known.iter().copied()), *meant, "{typed}");
+        }
+        let models = ["union", "base"];
+        assert_eq!(slip_of("org/my-base", models), None, "words of a name are no slips");
+        assert_eq!(slip_of(&"union".repeat(100), models), None);
+        assert_eq!(did_you_mean(&"ü".repeat(100), models), None);
     }
 }

@@ -100,12 +100,12 @@ impl Prepared {
     }
 }
 
-/// Reads a config.
+/// Reads a config. What is wrong with its values is reported by [`prepare_config`], together with what is wrong beyond them.
 ///
 /// # Errors
 /// It cannot be read, or is no config.
 pub fn read_config(file: &Path) -> Result<Config> {
-    Config::parse(&file.display().to_string(), &read_text(file)?)
+    config::read(&file.display().to_string(), &read_text(file)?)
 }
 
 /// Reads a config of one document or of several.
@@ -114,15 +114,15 @@ pub fn read_config(file: &Path) -> Result<Config> {
 /// It cannot be read, or is no config.
 pub fn read_stages(file: &Path) -> Result<Stages> {
     let text = read_text(file)?;
-    Stages::of(config::parse_all(&file.display().to_string(), &text)?, &text)
+    Stages::of(config::read_all(&file.display().to_string(), &text)?, &text)
 }
 
-/// Reads a config of experts.
+/// Reads a config of experts, as [`read_config`] does.
 ///
 /// # Errors
 /// It cannot be read, or is no such config.
 pub fn read_moe(file: &Path) -> Result<MoeConfig> {
-    moe::parse(&file.display().to_string(), &read_text(file)?)
+    moe::read(&file.display().to_string(), &read_text(file)?)
 }
 
 /// A config of either kind.
@@ -141,9 +141,9 @@ pub enum AnyConfig {
 pub fn read_any(file: &Path) -> Result<AnyConfig> {
     let (name, text) = (file.display().to_string(), read_text(file)?);
     Ok(if moe::is_moe(&text) {
-        AnyConfig::Mixture(Box::new(moe::parse(&name, &text)?))
+        AnyConfig::Mixture(Box::new(moe::read(&name, &text)?))
     } else {
-        AnyConfig::Merges(Stages::of(config::parse_all(&name, &text)?, &text)?)
+        AnyConfig::Merges(Stages::of(config::read_all(&name, &text)?, &text)?)
     })
 }
 
@@ -157,8 +157,7 @@ fn read_text(file: &Path) -> Result<String> {
     // One byte more than a config may have is enough to refuse it.
     let limit = config::SOURCE_BYTES_MAX as u64 + 1;
     File::open(file).and_then(|file| file.take(limit).read_to_end(&mut source)).map_err(failed)?;
-    String::from_utf8(source)
-        .map_err(|_| Error::config(format!("{}: this is not text in UTF-8", file.display())))
+    config::decoded(&file.display().to_string(), source)
 }
 
 /// Reads the headers of a config's models, and plans the merge. No tensor data is read.
@@ -171,9 +170,10 @@ pub fn prepare_config(config: Config, choices: &Choices) -> Result<Prepared> {
 
 /// The same of a document that may name the results of others.
 fn prepare_among(config: Config, made: &Made, choices: &Choices) -> Result<Prepared> {
-    let (config, notes) = plan::with_found_models(config)?;
-    plan::check_models(&config)?;
-    let mut places = plan::places(&config)?;
+    plan::check_counts(&config)?;
+    let (mut config, notes) = plan::with_found_models(config);
+    let unread = std::mem::take(&mut config.problems);
+    let mut places = plan::places(&config);
     let own = places.len();
     let mut fused = Vec::new();
     for place in 0..own {
@@ -186,14 +186,22 @@ fn prepare_among(config: Config, made: &Made, choices: &Choices) -> Result<Prepa
         }
         fused.push((name, Arc::clone(stage)));
     }
-    let sources = open(&config, &places, made)?;
+    let opened = open(&config, &places, made, plan::problems_of(&config));
+    let sources = match opened {
+        Ok(sources) if unread.is_empty() || config.is_whole => sources,
+        opened => return Err(together(unread, opened.err())),
+    };
     let numbers = |stage: &FusedStage| -> Vec<Option<usize>> {
         stage.opened.iter().map(|place| places.get_index_of(place)).collect()
     };
     let numbers: Vec<_> = fused.iter().map(|(_, stage)| numbers(stage)).collect();
     let stages: Vec<_> =
         fused.iter().zip(&numbers).map(|((name, stage), numbers)| stage.among(name, numbers)).collect();
-    let mut plan = Plan::with_stages(&config, &sources, &stages, choices)?;
+    let planned = Plan::with_stages(&config, &sources, &stages, choices);
+    let mut plan = match planned {
+        Ok(plan) if unread.is_empty() => plan,
+        planned => return Err(together(unread, planned.err())),
+    };
     plan.notes.extend(notes);
     let mut companions = companions(&plan, &sources)?;
     let result = |(source, place): (usize, &Place)| Some((source, Arc::clone(&place.among(made)?.1.known)));
@@ -207,16 +215,26 @@ fn prepare_among(config: Config, made: &Made, choices: &Choices) -> Result<Prepa
     Ok(Prepared { config, sources, plan, companions, opened, own, results, choices: *choices })
 }
 
+/// What could not be read of a config, and what is wrong beyond that.
+fn together(unread: Vec<Error>, beyond: Option<Error>) -> Error {
+    Error::all(unread.into_iter().chain(beyond.into_iter().flat_map(Error::one_by_one)).collect())
+}
+
 /// Reads the headers of the models that become experts, and plans their mixture. No tensor data is read. `untrained` says that
 /// experts which do the same are wanted, because the mixture will be trained.
 ///
 /// # Errors
 /// Everything that is wrong with the config or the headers.
 pub fn prepare_moe(moe: &MoeConfig, untrained: bool, choices: &Choices) -> Result<Prepared> {
-    plan::check_moe(moe, untrained)?;
     let config = moe.listed();
-    let places = plan::places(&config)?;
-    let sources = open(&config, &places, &Made::new())?;
+    plan::check_counts(&config)?;
+    let places = plan::places(&config);
+    // What seems to be wrong with a config that could not be read whole may follow from that.
+    let problems = match &moe.problems[..] {
+        [] => plan::check_moe(moe, untrained).err().map_or_else(Vec::new, Error::one_by_one),
+        unread => unread.to_vec(),
+    };
+    let sources = open(&config, &places, &Made::new(), problems)?;
     let plan = Plan::moe(moe, &config, &sources, choices)?;
     let companions = companions(&plan, &sources)?;
     let (own, results, choices) = (places.len(), HashMap::new(), *choices);
@@ -239,8 +257,8 @@ pub fn prepare_comparison(tuned: &str, base: &str) -> Result<Compared> {
         "base_model": written(base),
     });
     let config = Config::parse("", &config.to_string())?;
-    let places = plan::places(&config)?;
-    let sources = open(&config, &places, &Made::new())?;
+    let places = plan::places(&config);
+    let sources = open(&config, &places, &Made::new(), Vec::new())?;
     Compared::new(&config, sources)
 }
 
@@ -266,8 +284,14 @@ pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
 /// Threads that open models: their headers come from a disk that serves few at a time.
 const OPENERS_MAX: usize = 16;
 
-/// Opens all that a config refers to.
-fn open(config: &Config, places: &IndexMap<Place, Position>, made: &Made) -> Result<Vec<Source>> {
+/// Opens all that a config refers to, if nothing else is wrong with it. All is opened even so: who has to download models, and to
+/// correct the config, wants to know all of it.
+fn open(
+    config: &Config,
+    places: &IndexMap<Place, Position>,
+    made: &Made,
+    mut problems: Vec<Error>,
+) -> Result<Vec<Source>> {
     let open = |place: usize| {
         let (place, at) = places.get_index(place).expect("there are so many");
         let opened = match place {
@@ -286,7 +310,7 @@ fn open(config: &Config, places: &IndexMap<Place, Position>, made: &Made) -> Res
         };
         opened.map_err(|error| {
             let hint = config.meant_tokenizer_source(*at).or(error.hint);
-            Error { message: config.error_at(*at, error.message).message, hint, ..error }
+            Error { kind: error.kind, hint, ..config.error_at(*at, error.message) }
         })
     };
     let count = places.len();
@@ -299,15 +323,14 @@ fn open(config: &Config, places: &IndexMap<Place, Position>, made: &Made) -> Res
             opened.get_or_init(|| open(place));
         }
     });
-    let (mut sources, mut failures) = (Vec::new(), Vec::new());
+    let mut sources = Vec::new();
     for opened in opened {
         match opened.into_inner().expect("every one was taken once") {
             Ok(source) => sources.push(source),
-            Err(failure) => failures.push(failure),
+            Err(failure) => problems.push(failure),
         }
     }
-    // All of them: who has to download models wants to know which.
-    if failures.is_empty() { Ok(sources) } else { Err(Error::all(failures)) }
+    if problems.is_empty() { Ok(sources) } else { Err(Error::all(problems)) }
 }
 
 /// What a merge may use and what it leaves beside the tensors.

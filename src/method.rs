@@ -81,8 +81,14 @@ pub fn find(name: &str) -> Result<&'static Method> {
     if let Some(method) = METHODS.iter().find(|method| method.name == name) {
         return Ok(method);
     }
-    let meant = did_you_mean(name, names.clone()).map(|meant| format!("did you mean `{meant}`?"));
+    let meant = meant(name).map(|meant| format!("did you mean `{}`?", meant.name));
     Err(Error::config(format!("there is no merge method `{name}`")).hint(meant.unwrap_or_else(all)))
+}
+
+/// The method that was probably meant by a name that no method has.
+pub fn meant(name: &str) -> Option<&'static Method> {
+    let meant = did_you_mean(name, METHODS.iter().map(|method| method.name))?;
+    METHODS.iter().find(|method| method.name == meant).copied()
 }
 
 impl Method {
@@ -148,10 +154,21 @@ pub struct Parameter {
     pub kind: ValueKind,
     /// The value when none is configured; `None`: one must be.
     pub default: Option<Value>,
-    /// The least and the largest value that makes sense; others are warned of.
-    pub sensible: Option<(f64, f64)>,
+    /// The values that make sense; others are warned of.
+    pub sensible: Option<Sensible>,
     /// What it does.
     pub meaning: &'static str,
+}
+
+/// Values of a parameter that make sense.
+#[derive(Debug, Clone, Copy)]
+pub struct Sensible {
+    /// The least of them.
+    pub least: f64,
+    /// The largest of them.
+    pub most: f64,
+    /// What others do.
+    pub beyond: &'static str,
 }
 
 /// Who has a value of a parameter.
@@ -311,7 +328,8 @@ impl Parameter {
     }
 
     const fn share(name: &'static str, scope: Scope, default: f64, meaning: &'static str) -> Self {
-        let sensible = Some((0.0, 1.0));
+        let beyond = "more than 1 acts as 1, less than 0 as 0";
+        let sensible = Some(Sensible { least: 0.0, most: 1.0, beyond });
         Self {
             name,
             scope,

@@ -43,7 +43,7 @@ pub use data::{
 };
 pub use elements::element_files;
 pub use globs::with_found_models;
-pub use models::{MODELS_MAX, Place, check_models, places, references};
+pub use models::{MODELS_MAX, Place, check, check_counts, places, problems_of, references};
 pub use moe::check_moe;
 pub use partly_held::PartlyHeldPolicy;
 pub use staged::{Fused, Stage, why_not_fused};
@@ -52,7 +52,7 @@ use crate::checkpoint::layout::DATA_BYTES_MAX;
 use crate::checkpoint::{ConfigEdits, LayerCount, Source, layout};
 use crate::config::{Config, Inputs, Located, ModelRef};
 use crate::dtype::{Dtype, Float, computed_as, is_float, promote};
-use crate::error::{Error, Result};
+use crate::error::{About, Error, Result};
 use crate::method::{self, Base, Method, Parameter, Scope, Settings, Value, ValueKind, Values};
 use crate::recipe::Recipe;
 use elements::ElementsSeen;
@@ -118,14 +118,14 @@ impl Plan {
         fused: &[Fused<'_>],
         choices: &Choices,
     ) -> Result<Self> {
-        check_models(config)?;
+        check(config)?;
         let method = method_of(config)?;
         // What changes the models does so here.
         let (views, tokenizer) = views(config, method, sources, fused, choices)?;
         let donor = views.donor();
         let Views { models, inputs, problems, notes, warnings, .. } = views;
-        let opened = places(config)?;
-        let files = element_files(config)?.into_iter().map(|file| {
+        let opened = places(config);
+        let files = element_files(config).into_iter().map(|file| {
             let place = Place::Tensors(file.value.clone());
             (file.value, opened.get_index_of(&place).expect("what is referred to is opened"))
         });
@@ -155,7 +155,6 @@ impl Plan {
             narrowed: false,
             widened: false,
         };
-        parameters::check_gradients(config, method, &mut planner.problems);
         let mut wanted = planner.wanted()?;
         if choices.partly_held == PartlyHeldPolicy::LeftOut {
             planner.leave_out_partly_held(&mut wanted);
@@ -183,11 +182,11 @@ fn views<'a>(
     fused: &[Fused<'_>],
     choices: &Choices,
 ) -> Result<(Views<'a>, TokenizerPlan)> {
-    let mut views = Views::stored(config, sources)?;
+    let mut views = Views::stored(config, sources);
     staged::fuse(&mut views, fused)?;
     bare::check(&mut views);
-    settle(&mut views, method)?;
-    let tokenizer = vocabulary::align(&mut views)?;
+    settle(&mut views, method);
+    let tokenizer = vocabulary::align(&mut views);
     if choices.truncate_embeddings {
         truncated::truncate(&mut views);
     }
@@ -196,16 +195,15 @@ fn views<'a>(
 }
 
 /// Makes the same of all models, however they are stored: floats, with their adapters, under the donor's names.
-fn settle(views: &mut Views<'_>, method: &Method) -> Result<()> {
+fn settle(views: &mut Views<'_>, method: &Method) {
     let sources = views.sources;
     views.models.iter_mut().for_each(|model| wanted::hide_tied_head(model, sources));
     buffers::settle(views);
     quantised::dequantise(views, method);
     // Adapters are of experts as their models store them.
-    adapters::add(views)?;
+    adapters::add(views);
     experts::align(views);
     align::align(views);
-    Ok(())
 }
 
 /// The plan under construction.
@@ -271,8 +269,14 @@ impl<'a> Planner<'a> {
         let floats: Option<Vec<Float>> = holders.iter().map(read).collect();
         let settings = self.settings(wanted, &wants, base, holders[0])?;
         let recipe = (self.method.recipe)(&settings).map_err(|refusal| {
-            let at = self.config.merge_method.at;
-            Error { hint: refusal.hint, ..self.config.error_at(at, refusal.message) }
+            let (at, of) = match refusal.about {
+                About::Input(input) => {
+                    let model = wants[input].model;
+                    (references(self.config)[model].at, format!("{}: ", self.name_of(model)))
+                }
+                About::All | About::Place(..) => (self.config.merge_method.at, String::new()),
+            };
+            Error { hint: refusal.hint, ..self.config.error_at(at, of + &refusal.message) }
         })?;
         match (recipe, floats) {
             (Recipe::Copy, _) => self.copied(wanted, &holders),
@@ -464,40 +468,9 @@ impl<'a> Planner<'a> {
             .chain([&self.config.parameters]);
         let (tensor, at) = (want.map_or(&*wanted.name, |want| &*want.name), wanted.position);
         let value = parameters::resolve(self.config, parameter, scopes, tensor, at, &self.comparisons)?;
-        value.map(|value| (parameter.name, value)).ok_or_else(|| match want {
-            None => self.missing(parameter, &wanted.name, true, None),
-            Some(want) => {
-                self.missing(parameter, self.name_of(want.model), want.own.is_some(), Some(want.model))
-            }
-        })
-    }
-
-    fn missing(&self, parameter: &Parameter, of: &str, listed: bool, model: Option<usize>) -> Error {
-        let Parameter { name, scope, .. } = parameter;
-        let at = self.config.merge_method.at;
-        // A user who wrote it nowhere knows no tensor by name.
-        let written = self.config.scopes().iter().any(|(_, parameters)| parameters.contains_key(*name));
-        let of = if *scope == Scope::Shared && !written { "the config" } else { of };
-        let error =
-            self.config.error_at(at, format!("{} needs `{name}`, and {of} has none", self.method.name));
-        // The commonest reason is a slip of a key.
-        let meant = format!("did you mean `{name}`?");
-        if !listed {
-            return error.hint(
-                "base_model is merged like the others: list it with its parameters, or remove base_model",
-            );
-        }
-        if let Some(at) = model.and_then(|model| self.beside(model, name)) {
-            return error.hint(format!("{}:{at}: move `{name}` under `parameters:`", self.config.file));
-        }
-        error.hint(match self.unread.slip_of(name) {
-            Some(slip) => format!("{slip}; {meant}"),
-            None if *scope == Scope::Shared => {
-                format!("add `parameters: {{{name}: …}}` to the whole config: all models share it")
-            }
-            None => {
-                format!("add `parameters: {{{name}: …}}` to the model, or to the whole config for all models")
-            }
+        value.map(|value| (parameter.name, value)).ok_or_else(|| {
+            let of = want.map_or(&*wanted.name, |want| self.name_of(want.model));
+            parameters::left_out_by_filters(self.config, self.method, parameter, of, tensor)
         })
     }
 

@@ -119,6 +119,8 @@ impl Stages {
         problems.extend(repeated(&configs));
         problems.extend(nested(&configs));
         if !problems.is_empty() {
+            // Nothing is planned then, and these are all that can be known.
+            problems.extend(configs.iter().flat_map(plan::problems_of));
             return Err(Error::all(problems));
         }
         let names: HashMap<&str, usize> = configs
@@ -223,6 +225,7 @@ impl Stages {
         for document in walk.documents() {
             if self.reads[document].iter().any(|read| broken[*read]) {
                 broken[document] = true;
+                problems.extend(plan::problems_of(&self.configs[document]));
                 continue;
             }
             match walk.step(document, visit) {

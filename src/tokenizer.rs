@@ -25,9 +25,10 @@ use serde::Deserialize;
 
 use crate::error::Error;
 
+pub use crate::checkpoint::TOKENIZER as FILE;
 pub use align::{Aligned, Chosen, Counts, RowFrom};
 pub use merge::{Merged, Party, merge};
-pub use read::{FILE, read, same_files};
+pub use read::{read, same_files};
 pub use settings::{TOKENIZER_CONFIG, read_text};
 pub use special_ids::{follow_ids, resized};
 

@@ -12,7 +12,8 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
 use self::settings::Settings;
-use super::source::{ADAPTER_PREFIX, Source};
+use super::names::ADAPTER_PREFIX;
+use super::source::Source;
 use super::{Reads, TensorInfo};
 use crate::dtype::is_float;
 use crate::error::{Error, Result};

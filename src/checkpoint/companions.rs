@@ -18,19 +18,21 @@ use super::weight_files::is_safetensors;
 use crate::error::{Error, Result};
 use crate::text::is_escaped;
 
-/// Files of a tokenizer: they may be large, and no model is of use without them.
-const TOKENIZERS: &[&str] = &[
-    "added_tokens.json",
-    "merges.txt",
-    "normalizer.json",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tekken.json",
-    "tokenizer.json",
+/// The file that holds all of a tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// Files that hold a vocabulary, or a part of one, in other forms. The parts come last: who names a file for all names another one.
+pub const OTHER_VOCABULARIES: &[&str] = &[
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
     "vocab.json",
     "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
 ];
+/// How a tokenizer rewrites texts, of some.
+const NORMALIZER: &str = "normalizer.json";
 /// Small files that loading needs where they are: settings of the tokenizer, the processor, generation, and of sentence-transformers.
 const SETTINGS: &[&str] = &[
     "chat_template.jinja",
@@ -374,12 +376,17 @@ impl Search<'_> {
     }
 }
 
+/// Whether a file is a tokenizer, or a part of one: it may be large, and no model is of use without it.
+fn is_tokenizer(name: &str) -> bool {
+    [TOKENIZER, NORMALIZER].contains(&name) || OTHER_VOCABULARIES.contains(&name)
+}
+
 /// Whether a file belongs to the tokenizer, with its templates.
 fn is_of_tokenizer(file: &str) -> bool {
     const SETTINGS: [&str; 4] =
         ["chat_template.jinja", "chat_template.json", "special_tokens_map.json", "tokenizer_config.json"];
     let in_templates = file.strip_prefix(TEMPLATES).is_some_and(|rest| rest.starts_with('/'));
-    TOKENIZERS.contains(&file) || SETTINGS.contains(&file) || has_ending(file, VOCABULARY) || in_templates
+    is_tokenizer(file) || SETTINGS.contains(&file) || has_ending(file, VOCABULARY) || in_templates
 }
 
 /// The fate of a file, or a folder, by its path in the donor's folder and the names beside it.
@@ -417,13 +424,13 @@ fn fate(path: &str, beside: &BTreeSet<String>) -> Fate {
 
 fn is_needed(path: &str, name: &str) -> bool {
     let in_root = path == name;
-    let is_known = TOKENIZERS.contains(&name)
+    let is_known = is_tokenizer(name)
         || SETTINGS.contains(&name)
         || has_ending(name, VOCABULARY)
         || has_ending(name, CODE);
     in_root && is_known
         || path.strip_prefix(TEMPLATES) == Some(&format!("/{name}")) && has_ending(name, TEMPLATE)
-        || is_in_module(path) && !in_root && (TOKENIZERS.contains(&name) || has_ending(name, ".json"))
+        || is_in_module(path) && !in_root && (is_tokenizer(name) || has_ending(name, ".json"))
 }
 
 fn is_useful(lower: &str) -> bool {
@@ -476,7 +483,7 @@ pub(super) fn companion_bytes_max(file: &str) -> u64 {
     let name = file.rsplit('/').next().unwrap_or(file);
     if is_weights(name) {
         MODULE_BYTES_MAX
-    } else if TOKENIZERS.contains(&name) || has_ending(name, VOCABULARY) {
+    } else if is_tokenizer(name) || has_ending(name, VOCABULARY) {
         TOKENIZER_BYTES_MAX
     } else {
         COMPANION_BYTES_MAX

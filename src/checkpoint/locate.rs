@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::file::read_small;
 use super::limits::REFERENCE_BYTES_MAX;
 use crate::error::{Error, Result};
+use crate::text::quoted;
 
 /// A commit may be shortened to this many characters, as git does.
 const COMMIT_PREFIX_MIN: usize = 7;
@@ -105,14 +106,8 @@ impl Places {
                 .hint("give the folder that holds config.json and the safetensors files"));
         }
         if !is_hub_name(path) {
-            let missing = Error::config(format!("there is no model folder {}", folder.display()));
-            return Err(if path.contains(['*', '?', '[']) {
-                missing.hint(format!(
-                    "write `- glob: {path}` in place of `- model: …` for every folder that matches"
-                ))
-            } else {
-                missing.hint("relative paths start at the current folder, not at the config")
-            });
+            let folder = quoted(&folder.display().to_string());
+            return Err(Error::config(format!("there is no model folder {folder}")).hint(meant_folder(path)));
         }
         self.in_cache(path, revision.unwrap_or("main"))
     }
@@ -132,6 +127,28 @@ impl Places {
         }
         Ok(snapshot)
     }
+}
+
+/// What was probably meant by a path that leads nowhere and is no name on the Hub.
+fn meant_folder(path: &str) -> String {
+    const HUB: [&str; 3] = ["https://huggingface.co/", "http://huggingface.co/", "https://hf.co/"];
+    if let Some(name) = HUB.iter().find_map(|hub| path.strip_prefix(hub)) {
+        let name: Vec<&str> = name.split('/').take(2).collect();
+        return format!("write the model's name on the Hub: {}", name.join("/"));
+    }
+    if path != path.trim() {
+        return "a space at its beginning or end belongs to a name: remove it".into();
+    }
+    if path.contains(['“', '”', '„', '‘', '’', '«', '»']) {
+        return "YAML knows no such quotes: write \" or ', or none".into();
+    }
+    if path.contains(['*', '?', '[']) {
+        return format!("write `- glob: {path}` in place of `- model: …` for every folder that matches");
+    }
+    if path.contains('\\') && !cfg!(windows) {
+        return "folders are separated by `/` on this system".into();
+    }
+    "relative paths start at the current folder, not at the config".into()
 }
 
 fn not_found(name: &str, cache: &str) -> Error {
@@ -279,6 +296,17 @@ mod tests {
         assert!(refused(places.locate("./org/other", None)).contains("no model folder"));
         assert!(refused(places.locate("..x/y", None)).contains("no model folder"));
         assert!(refused(places.locate("", None)).contains("empty"));
+        for (path, hint) in [
+            ("https://huggingface.co/org/other/tree/main", "on the Hub: org/other"),
+            ("model ", "a space at its beginning or end"),
+            ("“model”", "YAML knows no such quotes"),
+            ("models/*", "`- glob: models/*`"),
+            ("C:\\models", "separated by `/`"),
+            ("./model", "start at the current folder"),
+        ] {
+            let text = refused(places.locate(path, None));
+            assert!(text.contains(hint), "{text}");
+        }
         assert!(refused(Places::default().locate("org/name", None)).contains("no home folder"));
     }
 

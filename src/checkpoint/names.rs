@@ -1,8 +1,18 @@
-//! What a tensor is, by its name alone: embeddings and heads. This is the one list of them.
+//! Names in checkpoints: what a tensor is by its name alone, embeddings and heads, and what PEFT calls an adapter's files and
+//! tensors. These are the only lists of them.
 
 use std::borrow::Cow;
 
 use serde_json::Value as Json;
+
+/// The config of an adapter as PEFT saves it.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// What PEFT puts before the names of a model's tensors.
+pub const ADAPTER_PREFIX: &str = "base_model.model.";
+
+/// Its weights, of which the first that is there is read.
+pub const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
 /// Whether a tensor is an output head that may be tied to the input embedding.
 pub fn is_head(name: &str) -> bool {

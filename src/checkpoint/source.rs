@@ -17,21 +17,13 @@ use super::file::{Access, Reads, raise_open_file_limit};
 use super::folder::{InputFile, ModelFolder};
 use super::header::{Header, read_header};
 use super::limits::{CONFIG_BYTES_MAX, TENSORS_MAX};
+use super::names::{ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS};
 use super::pickle::{Format, read_torch};
 use super::sidecars::MODEL_CONFIG as CONFIG;
 use super::source_file::{SourceFile, Stamp, is_hex};
 use super::weight_files::{TensorIndex, WeightFiles, contradiction};
 use crate::error::{Error, Result};
 use crate::text::{cut_to, one_line, quoted};
-
-/// The config of an adapter as PEFT saves it.
-pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-
-/// What PEFT puts before the names of a model's tensors.
-pub const ADAPTER_PREFIX: &str = "base_model.model.";
-
-/// Its weights, of which the first that is there is read.
-pub const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
 /// An input checkpoint, opened: headers read and checked, no tensor data.
 #[derive(Debug)]

@@ -20,6 +20,9 @@ pub fn explain(source: &str, at: Position, said: &str) -> Mistake {
     if let Some(mistake) = odd_indentation(source) {
         return mistake;
     }
+    if let Some(mistake) = odd_dash(source) {
+        return mistake;
+    }
     if says(&["tab"]) {
         let hint = "YAML is indented by spaces: replace every tab by some";
         return mistake(text.tab().unwrap_or(at), "a tab stands where only spaces may", hint);
@@ -89,6 +92,27 @@ pub fn odd_indentation(source: &str) -> Option<Mistake> {
     })
 }
 
+/// Whether a character looks like the `-` that the entries of a list begin with, and is none.
+pub fn is_odd_dash(c: char) -> bool {
+    matches!(c, '–' | '—' | '•' | '‐' | '−')
+}
+
+/// An entry of a list that begins with such a character: word processors put them there.
+fn odd_dash(source: &str) -> Option<Mistake> {
+    source.lines().enumerate().find_map(|(line, text)| {
+        let entry = text.trim_start();
+        let dash =
+            entry.chars().next().filter(|c| is_odd_dash(*c) && entry[c.len_utf8()..].starts_with(' '))?;
+        Some(Mistake {
+            at: Position { line: line + 1, column: text.len() - entry.len() + 1 },
+            message: format!(
+                "`{dash}` is another character than the `-` that each entry of a list begins with"
+            ),
+            hint: "write `- ` there".into(),
+        })
+    })
+}
+
 /// A text and the place where reading it ended.
 struct Text<'s> {
     source: &'s str,
@@ -151,7 +175,11 @@ impl Text<'_> {
             Some((number, above)) if !above.contains(": ") && !above.trim_end().ends_with(':') => Mistake {
                 at: Position { line: number, column: indent(above) + 1 },
                 message: format!("{} is no key with a value", quoted(above.trim())),
-                hint: "they are written `key: value`, with a space behind the colon".into(),
+                hint: if above.contains('：') {
+                    "`：` is another character than the `:` that a key ends with".into()
+                } else {
+                    "they are written `key: value`, with a space behind the colon".into()
+                },
             },
             _ => self.indented_further().unwrap_or_else(|| Mistake {
                 at: self.at,
@@ -205,6 +233,13 @@ impl Text<'_> {
                 at: self.at,
                 message: "this is the frame of a code block, not YAML".into(),
                 hint: "remove the lines that begin with ```".into(),
+            };
+        }
+        if line.trim_start().starts_with("* ") {
+            return Mistake {
+                at: self.at,
+                message: "a text cannot begin with `*`".into(),
+                hint: "put it into quotes; the entries of a list begin with `- `".into(),
             };
         }
         // Of an alias without a name, what follows the sign is reported.

@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::{Located, Warning, quoted};
+use super::{Config, Located, Warning, quoted};
 use crate::error::did_you_mean;
 
 /// Named in mergekit's README, but gone from its schema.
@@ -41,6 +41,8 @@ const PARAMETERS: &[&str] = &[
 ];
 /// The keys of files that say something of a model's elements. Where they are not read, they stand in the wrong place.
 pub(super) const ELEMENT_FILES: &[&str] = &["mask", "importance"];
+/// So many unknown keys are looked at where one is missing.
+const SLIPS_MAX: usize = 64;
 /// So many unknown keys are named.
 const NAMED_MAX: usize = 4;
 
@@ -62,10 +64,15 @@ impl Ignored {
         }
     }
 
-    /// The key, and what was probably meant.
-    fn key(&self) -> String {
+    /// The key, and what was probably meant: in a list, `before` is what was said of the key before it.
+    fn key(&self, before: &mut String) -> String {
         match self {
-            Self::Unknown { key, known } => quoted(key) + &meant(key, known),
+            Self::Unknown { key, known } => {
+                let meant = meant(key, known);
+                let is_said = !meant.is_empty() && meant == *before;
+                before.clone_from(&meant);
+                quoted(key) + if is_said { " (likewise)" } else { &meant }
+            }
             Self::Needless { what, .. } => (*what).into(),
         }
     }
@@ -82,6 +89,14 @@ fn meant(key: &str, known: &[&str]) -> String {
     if known.contains(&"parameters") && PARAMETERS.contains(&key) {
         return " (it belongs under `parameters:`; mergekit ignores it here too)".into();
     }
+    if known.contains(&"sources") && ["model", "layer_range"].contains(&key) {
+        return " (it belongs in an entry of `sources:`)".into();
+    }
+    if known.contains(&"glob") && key == "layer_range" {
+        return " (layers are taken with `slices:`, whose entries have `sources:` with models and ranges; mergekit \
+                ignores it here too, and merges all layers)"
+            .into();
+    }
     if known.contains(&"model") && key == "revision" {
         return " (write `model: path@revision`; mergekit ignores it here too, and takes the newest)".into();
     }
@@ -95,12 +110,14 @@ fn listed(all: &[&Located<Ignored>]) -> String {
         Ignored::Needless { what, why } if others.is_empty() => format!("{what} ({why})"),
         Ignored::Needless { what, why } => format!("{what} ({why}; and {} more like it)", others.len()),
         Ignored::Unknown { .. } if others.is_empty() => {
-            format!("unknown key {} is ignored", first.value.key())
+            format!("unknown key {} is ignored", first.value.key(&mut String::new()))
         }
         Ignored::Unknown { .. } => {
-            let named =
-                others.iter().take(NAMED_MAX - 1).map(|key| format!(", at {} {}", key.at, key.value.key()));
-            let named: String = std::iter::once(first.value.key()).chain(named).collect();
+            let mut said = String::new();
+            let first = first.value.key(&mut said);
+            let named = others.iter().take(NAMED_MAX - 1);
+            let named = named.map(|key| format!(", at {} {}", key.at, key.value.key(&mut said)));
+            let named: String = std::iter::once(first).chain(named).collect();
             let more = match all.len().saturating_sub(NAMED_MAX) {
                 0 => String::new(),
                 more => format!(" and {more} more"),
@@ -122,7 +139,30 @@ pub(super) fn warnings(file: &str, mut ignored: Vec<Located<Ignored>>) -> Vec<Wa
     kinds.values().map(warning).collect()
 }
 
-/// The nearest of the known words. The distance costs memory by length, and no slip is this long.
+/// The question whether one of these keys, which are not read, was meant to be this one.
+pub(super) fn slip_among(unread: &[Located<String>], key: &str) -> Option<String> {
+    let slip = unread.iter().take(SLIPS_MAX).find(|typed| near(&typed.value, &[key]).is_some())?;
+    Some(format!("did you mean `{key}` by {}, at {}?", quoted(&slip.value), slip.at))
+}
+
+impl Config {
+    /// The same of the keys at the top.
+    pub(crate) fn slip_of(&self, key: &str) -> Option<String> {
+        slip_among(&self.beside, key)
+    }
+
+    /// What to do with a parameter that is missing, where it stands in a wrong place: beside a model, or at the top, and not under
+    /// `parameters`; or under a key that was meant to be that.
+    pub(crate) fn misplaced(&self, parameter: &str, beside: &[Located<String>]) -> Option<String> {
+        let is_it = |key: &&Located<String>| key.value == parameter;
+        match beside.iter().chain(&self.beside).find(is_it) {
+            Some(key) => Some(format!("{}:{}: move `{parameter}` under `parameters:`", self.file, key.at)),
+            None => slip_among(beside, "parameters").or_else(|| self.slip_of("parameters")),
+        }
+    }
+}
+
+/// The nearest of the known words.
 pub(super) fn near<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
-    if typed.len() > 64 { None } else { did_you_mean(typed, known.iter().copied()) }
+    did_you_mean(typed, known.iter().copied())
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::broken::is_odd_dash;
 use super::ignored::{ELEMENT_FILES, Ignored};
 use super::walk::{Fields, Walk};
 use super::yaml::{Node, Yaml};
@@ -73,6 +74,17 @@ impl Walk<'_> {
             Yaml::Map(entries) if entries.iter().any(|(key, _)| key.name == "glob") => {
                 vec![self.input(node)?]
             }
+            Yaml::Map(entries) if entries.iter().all(|(key, _)| key.name != "model") => {
+                let first = entries.first().map_or("path", |(key, _)| &key.name);
+                let problem = self.error(node.at, "`models` must be a list");
+                let hint = match first.chars().next() {
+                    Some(dash) if is_odd_dash(dash) => {
+                        format!("`{dash}` is another character than the `-` that each entry begins with")
+                    }
+                    _ => format!("begin each entry with {}", quoted(&format!("- model: {first}"))),
+                };
+                return self.refuse(problem.hint(hint));
+            }
             _ => self.list(node, "models", Self::input)?,
         };
         let (mut models, mut globs) = (Vec::new(), Vec::new());
@@ -90,8 +102,7 @@ impl Walk<'_> {
         let Some(glob) = fields.get("glob") else {
             let (model, files) = (self.required_model(&fields), self.element_files(&fields));
             let parameters = self.parameters(&fields).into();
-            let beside =
-                fields.unknown().map(|key| Located { value: key.name.clone(), at: key.at }).collect();
+            let beside = fields.beside();
             return Some(Entry::Model(ListedModel { model: model?, files, parameters, beside }));
         };
         if let Some(at) = fields.key_at("model") {
@@ -142,7 +153,12 @@ impl Walk<'_> {
         let sources = if let Some(sources) = fields.get("sources") {
             self.list(sources, "sources", Self::slice_source)
         } else {
-            let hint = fields.slip_of("sources").unwrap_or("list at least one model there".into());
+            let hint = match fields.entries.iter().find(|(key, _)| key.name == "model") {
+                Some((key, _)) => {
+                    format!("indent what begins at {} below `sources:`, as an entry `- model: …`", key.at)
+                }
+                None => fields.slip_of("sources").unwrap_or("list at least one model there".into()),
+            };
             self.refuse(self.error(at, "this slice has no `sources`").hint(hint))
         };
         sources.iter().for_each(|sources| self.check_lengths(at, sources));
@@ -169,7 +185,8 @@ impl Walk<'_> {
         let model = self.required_model(&fields);
         let layer_range = self.optional(&fields, "layer_range", Self::layer_range);
         let (files, parameters) = (self.element_files(&fields), self.parameters(&fields));
-        Some(SliceSource { model: model?, layer_range, files, parameters })
+        let beside = fields.beside();
+        Some(SliceSource { model: model?, layer_range, files, parameters, beside })
     }
 
     /// The files that say something of a model's elements.
@@ -204,8 +221,7 @@ impl Walk<'_> {
         };
         let Some(&[start, end]) = ends.as_deref() else {
             let message = "layer_range must be two layer numbers, [first, end]";
-            let hint = "the end is not included: [0, 8] is 8 layers";
-            return self.refuse(self.error(node.at, message).hint(hint));
+            return self.refuse(self.error(node.at, message).hint(meant_range(node)));
         };
         match start.cmp(&end) {
             std::cmp::Ordering::Less => Some(Located { value: start..end, at: node.at }),
@@ -218,6 +234,22 @@ impl Walk<'_> {
                     .hint(format!("did you mean [{end}, {start}]?")),
             ),
         }
+    }
+}
+
+/// What to write instead of what is no range of layers.
+fn meant_range(node: &Node) -> String {
+    let text = node.text().unwrap_or_default();
+    let numbers: Vec<&str> =
+        text.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty()).collect();
+    match (&numbers[..], &node.kind) {
+        ([first, end], _) if text.len() < 32 => {
+            format!("did you mean [{first}, {end}]? the end is not included")
+        }
+        (_, Yaml::List(ends)) if ends.iter().filter_map(Node::text).any(|end| end.starts_with('-')) => {
+            "layers are counted from 0 up, and not from the end".into()
+        }
+        _ => "the end is not included: [0, 8] is 8 layers".into(),
     }
 }
 

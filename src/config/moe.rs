@@ -53,6 +53,8 @@ pub struct MoeConfig {
     pub architecture: Option<Located<String>>,
     /// What was ignored, in order of appearance.
     pub warnings: Vec<Warning>,
+    /// What cannot be read and is left out: as of [`Config::problems`], and [`parse`] returns none.
+    pub problems: Vec<Error>,
 }
 
 /// An entry of `experts` or of `shared_experts`.
@@ -141,6 +143,9 @@ impl MoeConfig {
             tokenizer: None,
             chat_template: None,
             warnings: Vec::new(),
+            beside: Vec::new(),
+            problems: Vec::new(),
+            is_whole: true,
         }
     }
 }
@@ -160,15 +165,28 @@ fn is_of_experts(document: &Document) -> bool {
 pub(super) fn refuse_among_merges(file: &str, documents: &[Document]) -> Result<()> {
     let (mixtures, merges): (Vec<_>, Vec<_>) = documents.iter().partition(|document| is_of_experts(document));
     let (Some(mixture), Some(_)) = (mixtures.first(), merges.first()) else { return Ok(()) };
-    let name = |document: &&Document| {
+    let name = |document: &Document| {
         let top = Walk::new("").fields(&document.root, "a config", TOP_KEYS)?;
-        top.get("name")?.text().map(quoted)
+        top.get("name")?.text().map(str::to_string)
     };
-    let first = merges.iter().find_map(name).unwrap_or_else(|| "the others".into());
     let message = "a mixture of experts cannot be made in one go with merges";
-    Err(error_at(file, mixture.root.at, message).hint(format!(
-        "put it into a file of its own; merge {first} first (`mergeforge multi`), then name its folder as source_model"
-    )))
+    let read_by_merges = name(mixture).filter(|name| merges.iter().any(|merge| merge.root.mentions(name)));
+    let hint = if let Some(name) = read_by_merges {
+        format!(
+            "put it into a file of its own and make it first (`mergeforge moe`); then name its folder as the model, in place \
+             of {}",
+            quoted(&name)
+        )
+    } else {
+        let first = merges
+            .iter()
+            .find_map(|merge| name(merge))
+            .map_or_else(|| "the others".into(), |name| quoted(&name));
+        format!(
+            "put it into a file of its own; merge {first} first (`mergeforge multi`), then name its folder as source_model"
+        )
+    };
+    Err(error_at(file, mixture.root.at, message).hint(hint))
 }
 
 /// Reads a config of a mixture of experts from its text.
@@ -176,6 +194,15 @@ pub(super) fn refuse_among_merges(file: &str, documents: &[Document]) -> Result<
 /// # Errors
 /// All that is not as mergekit-moe's schema has it, each at its line and column.
 pub fn parse(file: &str, source: &str) -> Result<MoeConfig> {
+    let config = read(file, source)?;
+    if config.problems.is_empty() { Ok(config) } else { Err(Error::all(config.problems)) }
+}
+
+/// Reads what can be read of such a text: what cannot is among the problems of the config.
+///
+/// # Errors
+/// Nothing can be made of it: all that is wrong with the text.
+pub fn read(file: &str, source: &str) -> Result<MoeConfig> {
     let documents = yaml::parse(file, source)?;
     refuse_among_merges(file, &documents)?;
     if let Some(second) = documents.get(1) {
@@ -184,11 +211,10 @@ pub fn parse(file: &str, source: &str) -> Result<MoeConfig> {
     }
     let mut walk = Walk::new(file);
     let config = walk.moe(&documents[0]);
+    let Walk { problems, ignored, .. } = walk;
     match config {
-        Some(config) if walk.problems.is_empty() => {
-            Ok(MoeConfig { warnings: ignored::warnings(file, walk.ignored), ..config })
-        }
-        _ => Err(Error::all(walk.problems)),
+        Some(config) => Ok(MoeConfig { warnings: ignored::warnings(file, ignored), problems, ..config }),
+        None => Err(Error::all(problems)),
     }
 }
 
@@ -199,6 +225,7 @@ impl Walk<'_> {
             let problem = self.error(at, "this is the config of a merge, which has no experts");
             return self.refuse(problem.hint("use `mergeforge merge`"));
         }
+        self.no_duplicates(&document.root);
         let base_model = match top.get("base_model") {
             Some(node) => self.model(node),
             None => self.missing(&top, "base_model", "the model that gives all but the experts"),
@@ -222,6 +249,7 @@ impl Walk<'_> {
             experts: experts?,
             shared_experts: shared_experts.unwrap_or_default(),
             warnings: Vec::new(),
+            problems: Vec::new(),
         })
     }
 
@@ -313,6 +341,14 @@ mod tests {
             let error = crate::config::parse_all("c.yaml", &text).unwrap_err();
             assert_eq!(error, parse("c.yaml", &text).unwrap_err());
         }
+        let reads = merge.replace("model: a", "model: x");
+        let says = "c.yaml:1:1: a mixture of experts cannot be made in one go with merges";
+        let text = format!("name: x\n{MOE}---\n{reads}");
+        assert_moe_refused(
+            &text,
+            says,
+            "make it first (`mergeforge moe`); then name its folder as the model, in place of `x`",
+        );
     }
 
     #[test]

@@ -19,6 +19,11 @@ impl Walk<'_> {
     pub(super) fn required_model(&mut self, fields: &Fields) -> Option<Located<ModelRef>> {
         match fields.get("model") {
             Some(node) => self.model(node),
+            None if fields.entries.iter().all(|(key, _)| key.name == "parameters") => {
+                let hint =
+                    "`parameters` stand below the `model:` that they belong to, without a `- ` of their own";
+                self.missing(fields, "model", hint)
+            }
             None => self.missing(fields, "model", "write `model: path`"),
         }
     }
@@ -53,8 +58,16 @@ impl Walk<'_> {
     /// `{model: {path, revision}, lora: {path, revision}}`, where each may be written in short too.
     fn model_long_form(&mut self, node: &Node) -> Option<ModelRef> {
         if !matches!(node.kind, Yaml::Map(_)) {
-            return self
-                .refuse(self.error(node.at, "expected a model: a path, or {model: {path, revision}}"));
+            let problem = self.error(node.at, "expected a model: a path, or {model: {path, revision}}");
+            return self.refuse(match &node.kind {
+                Yaml::List(models) if models.len() == 1 => {
+                    problem.hint("write its path without a `- ` or brackets")
+                }
+                Yaml::List(_) => {
+                    problem.hint("one model stands here: each of several has an entry of its own")
+                }
+                _ => problem,
+            });
         }
         let fields = self.fields(node, "a model", &["model", "lora", "override_architecture"])?;
         if let Some(at) = fields.key_at("override_architecture") {
@@ -112,13 +125,17 @@ impl Walk<'_> {
         what: &str,
     ) -> Option<Revisioned> {
         if path.trim().is_empty() {
-            return self.refuse(self.error(at, format_args!("the {what}'s path is empty")));
+            let problem = self.error(at, format_args!("the {what}'s path is empty"));
+            return self.refuse(problem.hint("give a folder or `organisation/name`, or leave the key out"));
         }
         if path.contains(char::is_control) {
             let message = format!("the path {} has a character in it that no path has", quoted(path));
-            return self.refuse(self.error(at, message).hint(
-                "in double quotes a `\\` begins an escape: write a path of Windows in single quotes, or with `/`",
-            ));
+            let hint = if path.trim_end().contains(char::is_control) {
+                "in double quotes a `\\` begins an escape: write a path of Windows in single quotes, or with `/`"
+            } else {
+                "a text behind `|` or `>` ends with a new line: write the path in the line of its key"
+            };
+            return self.refuse(self.error(at, message).hint(hint));
         }
         if revision.is_some_and(|revision| revision.trim().is_empty()) {
             return self.refuse(self.error(at, format_args!("the revision of {} is empty", quoted(path))));

@@ -5,7 +5,7 @@ use indexmap::IndexMap;
 use super::walk::{Fields, Walk};
 use super::yaml::{Node, Yaml};
 use super::{Config, Located, Position, Token, TokenRow, TokenSetting, Tokenizer, TokenizerSource, quoted};
-use crate::error::did_you_mean;
+use crate::error::slip_of;
 
 /// Beyond any vocabulary, and exact in `f64`.
 const TOKENS_MAX: f64 = 4_294_967_296.0;
@@ -22,7 +22,7 @@ impl Config {
         else {
             return None;
         };
-        did_you_mean(&model.path, WORDS).map(|meant| format!("did you mean `{meant}`?"))
+        slip_of(&model.path, WORDS).map(|meant| format!("did you mean `{meant}`?"))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::ignored::near;
 use super::walk::{Fields, Walk};
-use super::yaml::{Node, Yaml};
+use super::yaml::{Key, Node, Yaml};
 use super::{Conditional, ConfiguredParameter, Located, Parameters, Scalar, WrittenValue, quoted};
 use crate::dtype::Dtype;
 
@@ -34,17 +34,41 @@ impl Walk<'_> {
         let Some(node) = fields.get("parameters") else { return Parameters::new() };
         let Yaml::Map(entries) = &node.kind else {
             let problem = self.error(node.at, "`parameters` must be a mapping of names to values");
-            self.refuse::<()>(problem.hint("for example `parameters: {weight: 0.5}`"));
+            let hint = match &node.kind {
+                Yaml::List(items) if items.iter().all(|item| matches!(item.kind, Yaml::Map(_))) => {
+                    "write the names without `- `"
+                }
+                _ => "for example `parameters: {weight: 0.5}`",
+            };
+            self.refuse::<()>(problem.hint(hint));
             return Parameters::new();
         };
         let mut parameters = Parameters::new();
-        for (key, node) in entries {
+        for (place, (key, node)) in entries.iter().enumerate() {
             let at = node.at;
+            // `{weight: 0,5}` is a weight of 0, and a key without a value.
+            if key.name.parse::<f64>().is_ok() {
+                let before = place.checked_sub(1).map(|before| &entries[before]);
+                self.number_as_name(key, before);
+                continue;
+            }
             if let Some(value) = self.parameter(node) {
                 parameters.insert(key.name.clone(), Located { value, at });
             }
         }
         parameters
+    }
+
+    /// Refuses a number where a parameter's name is due; `before` is the entry before it.
+    fn number_as_name(&mut self, key: &Key, before: Option<&(Key, Node)>) {
+        let problem = self.error(key.at, format_args!("{} is no name of a parameter", quoted(&key.name)));
+        let hint = match before.map(|(name, value)| (name, &value.kind)) {
+            Some((name, Yaml::Number(_, whole))) if !whole.contains('.') => {
+                format!("decimals stand behind a point: did you mean `{}: {whole}.{}`?", name.name, key.name)
+            }
+            _ => "for example `parameters: {weight: 0.5}`".into(),
+        };
+        self.refuse::<()>(problem.hint(hint));
     }
 
     /// A parameter in any of its forms; an empty list is the same as leaving it out.
@@ -76,7 +100,11 @@ impl Walk<'_> {
             Yaml::List(items) => {
                 let number = |item: &Node| item.scalar().filter(|scalar| *scalar != Scalar::Null);
                 if let Some(other) = items.iter().find(|item| number(item).is_none()) {
-                    return self.refuse(self.error(other.at, PARAMETER_FORMS));
+                    let problem = self.error(other.at, PARAMETER_FORMS);
+                    return self.refuse(match other.kind {
+                        Yaml::Null => problem.hint("a gradient has a number at each of its places"),
+                        _ => problem,
+                    });
                 }
                 Some(WrittenValue::Gradient(items.iter().filter_map(number).collect()))
             }
@@ -88,6 +116,9 @@ impl Walk<'_> {
 
 /// What to write instead of a type that does not exist.
 fn near_dtype(typed: &str) -> String {
+    if ["none", "auto", "null", ""].contains(&typed.to_lowercase().as_str()) {
+        return "leave the key out: the type is then the one that holds the values of all models".into();
+    }
     let near = match typed.to_lowercase().as_str() {
         "bf16" => Some("bfloat16"),
         "f16" | "fp16" | "half" => Some("float16"),

@@ -9,9 +9,9 @@ use std::fmt;
 use indexmap::IndexMap;
 
 use super::broken::{self, Mistake};
-use super::ignored::{self, Ignored, near};
+use super::ignored::{self, Ignored};
 use super::yaml::{self, Document, Key, Node, Yaml};
-use super::{Config, Located, Position, Scalar, error_at, moe, quoted};
+use super::{Config, Located, Position, Scalar, error_at, foreign, moe, quoted};
 use crate::error::{Error, Result};
 
 const TOP_KEYS: &[&str] = &[
@@ -42,39 +42,39 @@ pub fn read(file: &str, source: &str) -> Result<Config> {
 
 /// Reads the configs of a text with one document or several.
 pub fn read_all(file: &str, source: &str) -> Result<Vec<Config>> {
-    if let Some(line) = config_in_a_card(source) {
-        let message = format!("{file}: this is a model card: its config is the block of code at line {line}");
-        return Err(
-            Error::config(message).hint("give mergekit_config.yml beside it, or copy the block into a file")
-        );
+    if let Some(Mistake { at, message, hint }) = foreign::explain(source) {
+        return Err(error_at(file, at, message).hint(hint));
     }
     let documents = yaml::parse(file, source)?;
     moe::refuse_among_merges(file, &documents)?;
-    let mut problems = Vec::new();
-    let configs: Vec<Config> = documents
-        .iter()
-        .filter_map(|document| read_document(file, source, document, &mut problems))
-        .collect();
-    if problems.is_empty() { Ok(configs) } else { Err(Error::all(problems)) }
+    let read = documents.iter().map(|document| read_document(file, source, document));
+    let (configs, problems): (Vec<Option<Config>>, Vec<Vec<Error>>) = read.unzip();
+    match configs.into_iter().collect::<Option<Vec<_>>>() {
+        Some(configs) => {
+            let with = |(config, problems)| Config { problems, ..config };
+            Ok(configs.into_iter().zip(problems).map(with).collect())
+        }
+        None => Err(Error::all(problems.concat())),
+    }
 }
 
-/// The line at which a model card has a block of YAML. No YAML has a line that begins with a backtick.
-fn config_in_a_card(source: &str) -> Option<usize> {
-    let fence = |line: &str| line.starts_with("```") && line.trim_start_matches('`').trim_end() == "yaml";
-    source.lines().position(fence).map(|line| line + 1)
-}
-
-fn read_document(file: &str, source: &str, document: &Document, problems: &mut Vec<Error>) -> Option<Config> {
+/// What can be read of a document, and what is wrong with it.
+fn read_document(file: &str, source: &str, document: &Document) -> (Option<Config>, Vec<Error>) {
     let mut walk = Walk::new(file);
     let config = walk.config(document);
     if let Some(Mistake { at, message, hint }) = broken::odd_indentation(source) {
         // A text that is read all the same may have it where it does no harm.
         if !walk.problems.is_empty() {
-            walk.problems.insert(0, error_at(file, at, message).hint(hint));
+            let problem = error_at(file, at, message).hint(hint);
+            // Where nothing can be made of the rest, the rest follows from it.
+            if config.is_none() {
+                return (None, vec![problem]);
+            }
+            walk.problems.push(problem);
         }
     }
-    problems.extend(walk.problems);
-    Some(Config { warnings: ignored::warnings(file, walk.ignored), ..config? })
+    let warnings = ignored::warnings(file, walk.ignored);
+    (config.map(|config| Config { warnings, ..config }), walk.problems)
 }
 
 impl Node {
@@ -93,6 +93,15 @@ impl Node {
             Yaml::Number(value, _) => Some(Scalar::Number(*value)),
             Yaml::Text(text) => Some(Scalar::Text(text.clone())),
             Yaml::List(_) | Yaml::Map(_) => None,
+        }
+    }
+
+    /// Whether a value in it is this text.
+    pub(super) fn mentions(&self, text: &str) -> bool {
+        match &self.kind {
+            Yaml::List(items) => items.iter().any(|item| item.mentions(text)),
+            Yaml::Map(entries) => entries.iter().any(|(_, value)| value.mentions(text)),
+            _ => self.text() == Some(text),
         }
     }
 
@@ -134,16 +143,14 @@ impl<'n> Fields<'n> {
 
     /// The question whether a key that is not known here was meant to be this one.
     pub fn slip_of(&self, key: &str) -> Option<String> {
-        let is_known = |typed: &Key| self.known.contains(&typed.name.as_str());
-        let is_slip = |typed: &&Key| !is_known(typed) && near(&typed.name, &[key]).is_some();
-        let slip = self.entries.iter().map(|(typed, _)| typed).find(is_slip)?;
-        Some(format!("did you mean `{key}` by {}, at {}?", quoted(&slip.name), slip.at))
+        ignored::slip_among(&self.beside(), key)
     }
 
     /// The keys that are not read.
-    pub fn unknown(&self) -> impl Iterator<Item = &'n Key> {
-        let known = self.known;
-        self.entries.iter().map(|(key, _)| key).filter(|key| !known.contains(&key.name.as_str()))
+    pub fn beside(&self) -> Vec<Located<String>> {
+        let keys = self.entries.iter().map(|(key, _)| key);
+        let unknown = keys.filter(|key| !self.known.contains(&key.name.as_str()));
+        unknown.map(|key| Located { value: key.name.clone(), at: key.at }).collect()
     }
 
     /// Where a key that has a value is written.
@@ -170,24 +177,30 @@ impl<'a> Walk<'a> {
         let top = self.top(&document.root)?;
         self.one_recipe(&top)?;
         self.no_mixture(&top)?;
+        let before = self.problems.len();
         self.no_duplicates(&document.root);
-        let merge_method = self.merge_method(&top);
-        let inputs = self.inputs(&top);
+        let (merge_method, inputs) = (self.merge_method(&top), self.inputs(&top));
+        let base_model = self.optional(&top, "base_model", Self::model);
+        let parameters = self.parameters(&top);
+        let is_whole = self.problems.len() == before;
         let config = Config {
             file: self.file.to_string(),
             source: document.text.to_string(),
             at: top.at,
             name: self.name(&top),
-            base_model: self.optional(&top, "base_model", Self::model),
+            base_model,
             dtype: self.optional(&top, "dtype", Self::dtype),
             out_dtype: self.optional(&top, "out_dtype", Self::dtype),
-            parameters: self.parameters(&top),
+            parameters,
             tokenizer: self.tokenizer(&top),
             chat_template: self.optional(&top, "chat_template", Self::text),
             merge_method: merge_method?,
             inputs: inputs.as_ref()?.0.clone(),
             globs: inputs?.1,
             warnings: Vec::new(),
+            beside: top.beside(),
+            problems: Vec::new(),
+            is_whole,
         };
         Some(config)
     }
@@ -210,14 +223,29 @@ impl<'a> Walk<'a> {
 
     fn top<'n>(&mut self, document: &'n Node) -> Option<Fields<'n>> {
         let hint = "the least is `merge_method: linear` and `models:` with a list of `- model: path`";
-        match &document.kind {
-            Yaml::Null => self.refuse(self.error(document.at, "the config is empty").hint(hint)),
-            Yaml::Map(_) => self.fields(document, "a config", TOP_KEYS),
-            _ => self.refuse(
-                self.error(document.at, "a config is a mapping with keys such as merge_method and models")
-                    .hint(hint),
-            ),
-        }
+        let has_method = |node: &Node| match &node.kind {
+            Yaml::Map(entries) => entries.iter().any(|(key, _)| key.name == "merge_method"),
+            _ => false,
+        };
+        let (what, hint) = match &document.kind {
+            Yaml::Null => return self.refuse(self.error(document.at, "the config is empty").hint(hint)),
+            Yaml::Map(entries) => match entries.iter().find(|(_, node)| has_method(node)) {
+                Some((key, node)) if !has_method(document) => {
+                    let message = format!("the config stands below the key {}", quoted(&key.name));
+                    let hint = "remove that line, and begin `merge_method` at the left";
+                    return self.refuse(self.error(node.at, message).hint(hint));
+                }
+                _ => return self.fields(document, "a config", TOP_KEYS),
+            },
+            Yaml::List(items) if items.iter().any(has_method) => {
+                ("a list", "remove the `- ` before it, and begin its keys at the left")
+            }
+            Yaml::List(_) => ("a list", hint),
+            _ => ("a text", hint),
+        };
+        let message =
+            format!("a config is a mapping with keys such as merge_method and models, and this is {what}");
+        self.refuse(self.error(document.at, message).hint(hint))
     }
 
     /// Opens a mapping and warns of keys that will not be read.
@@ -290,7 +318,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Refuses keys that a mapping has several times: which of them was meant?
-    fn no_duplicates(&mut self, node: &Node) {
+    pub fn no_duplicates(&mut self, node: &Node) {
         match &node.kind {
             Yaml::Map(entries) => {
                 let mut places: IndexMap<&str, Vec<Position>> = IndexMap::new();

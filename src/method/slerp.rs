@@ -8,7 +8,7 @@
 //! Measured are the inner products of `(x₀, x₁ − x₀)`; the rest is arithmetic on three numbers. Nearly
 //! parallel tensors are interpolated linearly around x₀, so that equal models give themselves exactly.
 
-use super::{Base, Method, Paper, Parameter, Scope, Settings};
+use super::{Base, Method, Paper, Parameter, Scope, Sensible, Settings};
 use crate::error::Result;
 use crate::kernel::{Job, gram, weighted_sum};
 use crate::recipe::{Foreseen, Measured, Pass, Recipe, Segments, everything};
@@ -25,11 +25,14 @@ pub(super) const SLERP: Method = Method {
     by_processor: None,
     base: Base::Required,
     models: 2..=2,
-    parameters: &[Parameter::required(
-        "t",
-        Scope::Shared,
-        "0 is the base, 1 the other model; not limited to [0, 1]",
-    )],
+    parameters: &[Parameter {
+        sensible: Some(Sensible {
+            least: 0.0,
+            most: 1.0,
+            beyond: "0 is the base and 1 the other model: the result then lies beyond one of them",
+        }),
+        ..Parameter::required("t", Scope::Shared, "0 is the base, 1 the other model; not limited to [0, 1]")
+    }],
     recipe,
 };
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::top_k::{self, COUNTING_SWEEPS_MAX, TopK};
 use super::{Base, Method, Paper, Parameter, Scope, Settings, divisor, masks};
-use crate::error::{Error, Result};
+use crate::error::{About, Error, Result};
 use crate::kernel::choice::{Choice, EVERYTHING, NOTHING};
 use crate::kernel::elect::{self, Part, Rule};
 use crate::kernel::thinning::{Keep, Mask, Model, Trim};
@@ -111,7 +111,7 @@ pub(super) fn recipe(settings: &Settings, thinning: Thinning, vote: bool) -> Res
 
 /// Probabilities of being kept, from the smallest magnitude's to the largest's, are probabilities.
 fn check_probabilities(settings: &Settings) -> Result<()> {
-    for (position, input) in settings.non_base().enumerate() {
+    for input in settings.non_base() {
         let (density, epsilon) = (settings.number_of(input, "density"), settings.number_of(input, "epsilon"));
         // These are thinned out wholly, or not at all.
         if density <= 0.0 || density >= 1.0 {
@@ -123,16 +123,15 @@ fn check_probabilities(settings: &Settings) -> Result<()> {
             return Err(Error::config(problem).hint("give this tensor a density of 1 with a filter"));
         }
         if epsilon < 0.0 {
-            let problem = format!("epsilon {epsilon} of model number {} is below 0", position + 1);
-            return Err(Error::config(problem).hint("0 keeps all magnitudes with the same probability"));
+            let problem = Error::config(format!("epsilon {epsilon} is below 0")).about(About::Input(input));
+            return Err(problem.hint("0 keeps all magnitudes with the same probability"));
         }
         let (least, most) = (density - epsilon, density + epsilon);
         if least > 0.0 && most < 1.0 {
             continue;
         }
         let problem = format!(
-            "density {density} with epsilon {epsilon} of model number {} keeps elements with probabilities from {least:.4} to {most:.4}, which have to be above 0 and below 1",
-            position + 1
+            "density {density} with epsilon {epsilon} keeps elements with probabilities from {least:.4} to {most:.4}, which have to be above 0 and below 1"
         );
         let largest = density.min(1.0 - density);
         let mut hint = format!("with density {density}, epsilon can be from 0 to just below {largest:.4}");
@@ -142,7 +141,7 @@ fn check_probabilities(settings: &Settings) -> Result<()> {
                 "; with epsilon {epsilon}, density has to be above {epsilon} and below {highest:.4}"
             );
         }
-        return Err(Error::config(problem).hint(hint));
+        return Err(Error::config(problem).about(About::Input(input)).hint(hint));
     }
     Ok(())
 }

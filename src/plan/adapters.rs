@@ -19,12 +19,9 @@ use crate::text::{cut_to, one_line, quoted};
 /// Families that store experts with a row for each of what goes in, where their shapes do not say.
 const TRANSPOSED_EXPERTS: &[&str] = &["gpt_oss", "llama4", "llama4_text"];
 
-/// Makes the models with an adapter of their bases.
-///
-/// # Errors
-/// Those of [`places`]; what is wrong with an adapter is a problem.
-pub(super) fn add(views: &mut Views<'_>) -> Result<()> {
-    let opened = places(views.config)?;
+/// Makes the models with an adapter of their bases. What is wrong with an adapter is a problem.
+pub(super) fn add(views: &mut Views<'_>) {
+    let opened = places(views.config);
     for (model, reference) in references(views.config).into_iter().enumerate() {
         let Some(lora) = &reference.value.lora else { continue };
         let source =
@@ -50,12 +47,11 @@ pub(super) fn add(views: &mut Views<'_>) -> Result<()> {
         match added {
             Ok(notes) => views.notes.extend(notes),
             Err(problem) => {
-                let message = views.config.error_at(reference.at, problem.message).message;
-                views.problems.add(Error { message, ..problem });
+                let Error { kind, hint, message, .. } = problem;
+                views.problems.add(Error { kind, hint, ..views.config.error_at(reference.at, message) });
             }
         }
     }
-    Ok(())
 }
 
 /// What to say where an adapter was trained on another model than the one that it is added to. Folders are called anything.

@@ -3,18 +3,25 @@
 use super::data::ChatTemplate;
 use super::views::Views;
 use crate::checkpoint::Revision;
-use crate::config::Located;
+use crate::config::{Config, Located};
 use crate::error::{Error, Result};
 use crate::tokenizer::{self, Merged, Tokenizer, template};
 
 /// So many of its words that are no tokens are named.
 const NAMED_MAX: usize = 6;
 
+/// What is wrong with a template that is written in the config, or named there and none of those that are known.
+pub(super) fn check(config: &Config) -> Option<Error> {
+    let written = config.chat_template.as_ref().filter(|written| written.value != template::AUTO)?;
+    let Error { hint, message, .. } = template::named_or_literal(&written.value).err()?;
+    Some(Error { hint, ..config.error_at(written.at, message) })
+}
+
 /// Puts the chat template into its files, and says where it comes from, if there is one. The tokenizer is of the source `from`, and
 /// `merged` the vocabulary where that is another one.
 ///
 /// # Errors
-/// It is no template, or a file cannot be read.
+/// It is no template, which [`check`] says with its place, or a file cannot be read.
 pub(super) fn set(
     views: &mut Views<'_>,
     written: &Located<String>,
@@ -71,10 +78,7 @@ fn find(
     from: usize,
 ) -> Result<Option<(String, ChatTemplate, Option<usize>)>> {
     if written.value != template::AUTO {
-        let text = template::named_or_literal(&written.value).map_err(|error| {
-            let message = views.config.error_at(written.at, error.message).message;
-            Error { message, ..error }
-        })?;
+        let text = template::named_or_literal(&written.value)?;
         let is_packaged = text != written.value;
         let chosen =
             if is_packaged { ChatTemplate::Packaged(written.value.clone()) } else { ChatTemplate::Literal };

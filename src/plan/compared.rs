@@ -70,8 +70,8 @@ impl Compared {
     /// # Errors
     /// Their headers, an adapter or a quantisation do not let them be read.
     pub fn new(config: &Config, sources: Vec<Source>) -> Result<Self> {
-        let mut views = Views::stored(config, &sources)?;
-        settle(&mut views, method_of(config)?)?;
+        let mut views = Views::stored(config, &sources);
+        settle(&mut views, method_of(config)?);
         for model in views.models.iter().filter(|model| compatible::holds_quantised(model)) {
             views.problems.add(compatible::quantised(model));
         }

@@ -1,12 +1,13 @@
-//! Values of a config that change nothing: filters that fit no tensor, and parameters that others make idle.
+//! Values of a config that change nothing, or something else than they seem to: filters that fit no tensor, entries that are never
+//! reached, lists that are gradients, and parameters that others make idle.
 
 use std::collections::HashSet;
 
 use super::warnings::few;
 use super::{Action, Model, Planner, Tensor, names};
-use crate::config::{Located, Position, Scalar, WrittenValue};
+use crate::config::{Conditional, Inputs, Located, Position, Scalar, WrittenValue};
 use crate::error::{Error, did_you_mean};
-use crate::method::Value;
+use crate::method::{Scope, Value};
 
 /// How often filters are compared with names here. What takes more is not looked at.
 const COMPARED_MAX: usize = 1 << 22;
@@ -15,9 +16,53 @@ impl Planner<'_> {
     /// All of these, few of each kind.
     pub(super) fn without_effect(&self, tensors: &[Tensor]) -> Vec<Error> {
         let mut warnings = few(self.idle_filters(tensors));
+        warnings.extend(few(self.unreached_entries()));
+        warnings.extend(self.lists_by_model());
         warnings.extend(self.idle_decay(tensors));
         warnings.extend(self.idle_gamma(tensors));
         warnings
+    }
+
+    /// Entries of a parameter behind one without a filter, which fits every tensor.
+    fn unreached_entries(&self) -> Vec<Error> {
+        let scopes = self.config.scopes();
+        let read = scopes.iter().flat_map(|(_, scope)| scope.iter()).filter(|(name, _)| {
+            self.method.parameters.iter().any(|parameter| parameter.name == name.as_str())
+        });
+        let unreached = read.filter(|(_, Located { value, .. })| {
+            value.0.iter().rev().skip(1).any(|entry| entry.filter.is_none())
+        });
+        // Aliases bring the same place up again.
+        let mut places: Vec<(Position, &str)> = unreached.map(|(name, value)| (value.at, &**name)).collect();
+        places.sort_unstable();
+        places.dedup();
+        let warning = |(at, name): (Position, &str)| {
+            let message = format!(
+                "entries of `{name}` are never reached: the one without a filter before them fits all"
+            );
+            self.config
+                .error_at(at, message)
+                .hint("the first entry that fits a tensor counts: put the one without a filter last")
+        };
+        places.into_iter().map(warning).collect()
+    }
+
+    /// A parameter that models have each, given once for all of them as a list with a number for each.
+    fn lists_by_model(&self) -> Vec<Error> {
+        let Inputs::Models(models) = &self.config.inputs else { return Vec::new() };
+        let own = self.method.parameters.iter().filter(|parameter| parameter.scope != Scope::Shared);
+        let lists = own.filter_map(|parameter| {
+            let Located { value, at } = self.config.parameters.get(parameter.name)?;
+            let [Conditional { value: WrittenValue::Gradient(numbers), .. }] = &value.0[..] else { return None };
+            let name = parameter.name;
+            (numbers.len() == models.len() && models.len() > 1).then(|| {
+                let message = format!("`{name}` is a list with as many numbers as there are models, and changes over the layers, \
+                                       for all models alike");
+                let hint = format!("for a number for each model, write `parameters: {{{name}: …}}` below each `model:`");
+                self.config.error_at(*at, message).hint(hint)
+            })
+        });
+        lists.collect()
     }
 
     /// Filters that are no part of any name, neither of the output's tensors nor of a model's.
@@ -53,7 +98,11 @@ impl Planner<'_> {
             let warning = self
                 .config
                 .error_at(at, format_args!("the filter {filter:?} fits no tensor, and changes nothing"));
-            match did_you_mean(filter, parts.iter().copied()) {
+            let without_stars = filter.trim_matches('*');
+            let fits =
+                without_stars.len() < filter.len() && names.iter().any(|name| name.contains(without_stars));
+            let meant = Some(without_stars).filter(|_| fits && !without_stars.is_empty());
+            match meant.or_else(|| did_you_mean(filter, parts.iter().copied())) {
                 Some(near) => warning.hint(format!("did you mean `{near}`?")),
                 None => {
                     warning.hint("a filter is a part of tensors' names, such as `self_attn` or `layers.3.`")

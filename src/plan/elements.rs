@@ -16,35 +16,33 @@ use super::{Base, MODELS_MAX, Merge, Method, Planner, method_of};
 use crate::checkpoint::{Source, TensorInfo};
 use crate::config::{Config, Entry, Located};
 use crate::dtype::computed_as;
-use crate::error::{Error, Result, did_you_mean};
+use crate::error::{Error, Result, slip_of};
 use crate::input::{At, Floats, Input, Masked, Stated};
 
 /// The files of a config that say something of elements and are read, each once, in the order of appearance.
-///
-/// # Errors
-/// There is no such method.
-pub fn element_files(config: &Config) -> Result<Vec<Located<String>>> {
-    let method = method_of(config)?;
+pub fn element_files(config: &Config) -> Vec<Located<String>> {
+    let reads_importance = method_of(config).is_ok_and(Method::reads_importance);
     let mut files: IndexMap<&str, &Located<String>> = IndexMap::new();
     for Entry { files: own, .. } in config.entries() {
-        let importance = own.importance.as_ref().filter(|_| method.reads_importance());
+        let importance = own.importance.as_ref().filter(|_| reads_importance);
         for file in own.mask.iter().chain(importance) {
             files.entry(&file.value).or_insert(file);
         }
     }
-    Ok(files.into_values().cloned().collect())
+    files.into_values().cloned().collect()
 }
 
 /// What can be known of these files without opening any.
 pub(super) fn check(config: &Config, method: &Method, problems: &mut Problems) {
-    for Entry { model, files, slice } in config.entries() {
+    for Entry { model, files, slice, .. } in config.entries() {
         let base = slice.and_then(|slice| slice.base_model.as_ref()).or(config.base_model.as_ref());
         if let Some(mask) = &files.mask
+            && (base.is_some() || config.is_whole)
             && let Some((problem, hint)) = no_masks(method, base.map(|base| base.value == model.value))
         {
             problems.add(config.error_at(mask.at, problem).hint(hint));
         }
-        if method.reads_importance() && files.importance.is_none() {
+        if method.reads_importance() && files.importance.is_none() && config.is_whole {
             let problem =
                 config.error_at(model.at, format!("{} needs the importance of {}", method.name, model.value));
             problems.add(problem.hint(
@@ -52,7 +50,7 @@ pub(super) fn check(config: &Config, method: &Method, problems: &mut Problems) {
             ));
         }
     }
-    if let Some(base) = config.base_model.as_ref().filter(|_| method.reads_importance())
+    if let Some(base) = config.base_model.as_ref().filter(|_| method.reads_importance() && config.is_whole)
         && config.entries().iter().all(|entry| entry.slice.is_none() && entry.model.value != base.value)
     {
         let problem = format!("{} needs the importance of {}", method.name, base.value);
@@ -62,12 +60,15 @@ pub(super) fn check(config: &Config, method: &Method, problems: &mut Problems) {
             ),
         );
     }
-    let count = element_files(config).map_or(0, |files| files.len());
-    if count > 2 * MODELS_MAX {
-        let problem = format!("{count} files of masks and importance are more than {}", 2 * MODELS_MAX);
-        problems
-            .add(config.error_at(config.merge_method.at, problem).hint("one file can serve several entries"));
-    }
+}
+
+/// More files than any merge has.
+pub(super) fn too_many(config: &Config) -> Option<Error> {
+    let count = element_files(config).len();
+    let message = || format!("{count} files of masks and importance are more than {}", 2 * MODELS_MAX);
+    (count > 2 * MODELS_MAX).then(|| {
+        config.error_at(config.merge_method.at, message()).hint("one file can serve several entries")
+    })
 }
 
 /// Why a model cannot have a mask, and the way out; `is_base` where there is a base.
@@ -291,7 +292,7 @@ impl<'a> Planner<'a> {
                 let message =
                     format!("{what} of {}: no tensor of {} has this name", source.name, names.join(", "));
                 let all = models.into_iter().flatten().flat_map(|model| self.models[*model].names());
-                let hint = did_you_mean(&first.name, all).map_or_else(
+                let hint = slip_of(&first.name, all).map_or_else(
                     || "it is not read: tensors have the names that they have in the model's files".into(),
                     |meant| format!("it is not read: did you mean `{meant}`?"),
                 );

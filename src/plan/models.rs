@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use indexmap::IndexMap;
 
 use super::problems::Problems;
-use super::{Base, Method, elements, method_of};
+use super::{Base, Method, chat_template, elements, method_of, parameters};
 use crate::config::{AdapterRef, Config, Inputs, Located, ModelRef, Position, Tokenizer, TokenizerSource};
 use crate::error::{Error, Result};
+use crate::method;
 
 /// The models of a merge. The largest averages of checkpoints have some hundred; the headers of all stay in memory.
 pub const MODELS_MAX: usize = 1024;
@@ -33,10 +34,7 @@ pub enum Place {
 }
 
 /// All that is to be opened for a config, each once, and where it is named first: the sources of its plan.
-///
-/// # Errors
-/// There is no such method.
-pub fn places(config: &Config) -> Result<IndexMap<Place, Position>> {
+pub fn places(config: &Config) -> IndexMap<Place, Position> {
     let mut places = IndexMap::new();
     for model in references(config) {
         places.entry(Place::Model(model.value.base())).or_insert(model.at);
@@ -47,43 +45,71 @@ pub fn places(config: &Config) -> Result<IndexMap<Place, Position>> {
     if let Some(Tokenizer { at, source: TokenizerSource::Model(model), .. }) = &config.tokenizer {
         places.entry(Place::Model(model.base())).or_insert(*at);
     }
-    for file in elements::element_files(config)? {
+    for file in elements::element_files(config) {
         places.entry(Place::Tensors(file.value)).or_insert(file.at);
     }
-    Ok(places)
+    places
 }
 
-/// Checks what can be known of the models without opening any: how many there are, that none is listed twice, and that
-/// there is a base where the method needs one.
+/// Refuses what names more models, or files for them, than could be opened.
 ///
 /// # Errors
-/// There is no such method, or what is wrong with the models, at its line and column.
-///
-/// # Panics
-/// When patterns are among them: see [`super::with_found_models`].
-pub fn check_models(config: &Config) -> Result<()> {
-    assert!(config.globs.is_empty(), "models are found before they are counted");
-    let method = method_of(config)?;
-    let mut problems = Problems::default();
-    if method.base == Base::Required && config.base_model.is_none() && !every_slice_has_a_base(&config.inputs)
-    {
-        let problem = config.error_at(config.merge_method.at, format!("{} needs a base_model", method.name));
-        problems.add(problem.hint(base_to_add(method)));
-    }
-    check_inputs(config, method, &config.inputs, None, &mut problems);
-    elements::check(config, method, &mut problems);
-    too_many(config).into_iter().for_each(|problem| problems.add(problem));
-    problems.stop()
+/// There are too many, at line and column.
+pub fn check_counts(config: &Config) -> Result<()> {
+    too_many(config).or_else(|| elements::too_many(config)).map_or(Ok(()), Err)
 }
 
-/// Checks the models of a config, or of one of its modules, by the place of that.
-fn check_inputs(
-    config: &Config,
-    method: &Method,
-    inputs: &Inputs,
-    module: Option<Position>,
-    problems: &mut Problems,
-) {
+/// All that is wrong with a config and can be known without opening any model: what could not be read of it, a method that there is
+/// not, a model that is listed twice, and so on; each at its line and column. What seems to be missing in a config that could not be
+/// read whole is not among it.
+pub fn problems_of(config: &Config) -> Vec<Error> {
+    let mut problems = Problems::default();
+    match method_of(config) {
+        Ok(method) => {
+            if config.is_whole && config.globs.is_empty() {
+                check_base(config, method, &mut problems);
+                check_counts_of(config, method, &config.inputs, None, &mut problems);
+            }
+            check_listed(config, method, &config.inputs, &mut problems);
+            elements::check(config, method, &mut problems);
+            parameters::check(config, method, &mut problems);
+        }
+        Err(problem) => {
+            problems.add(problem);
+            // Values are wrong by whatever the method is called.
+            if let Some(meant) = method::meant(&config.merge_method.value) {
+                parameters::check_values(config, meant, &mut problems);
+            }
+        }
+    }
+    chat_template::check(config).into_iter().for_each(|problem| problems.add(problem));
+    config.problems.iter().cloned().chain(problems.take()).collect()
+}
+
+/// Refuses a config of which anything of that is wrong, or that names too many models.
+///
+/// # Errors
+/// All of it.
+pub fn check(config: &Config) -> Result<()> {
+    check_counts(config)?;
+    match problems_of(config) {
+        problems if problems.is_empty() => Ok(()),
+        problems => Err(Error::all(problems)),
+    }
+}
+
+/// Whether there is a base where the method needs one.
+fn check_base(config: &Config, method: &Method, problems: &mut Problems) {
+    if method.base != Base::Required || config.base_model.is_some() || every_slice_has_a_base(&config.inputs)
+    {
+        return;
+    }
+    let problem = config.error_at(config.merge_method.at, format!("{} needs a base_model", method.name));
+    problems.add(problem.hint(config.slip_of("base_model").unwrap_or_else(|| base_to_add(method).into())));
+}
+
+/// Refuses models that are listed twice, and a base without a place in a list where places count.
+fn check_listed(config: &Config, method: &Method, inputs: &Inputs, problems: &mut Problems) {
     match inputs {
         Inputs::Models(models) => {
             let mut listed = HashSet::new();
@@ -92,9 +118,8 @@ fn check_inputs(
                 let problem = config.error_at(model.at, format!("{} is listed twice", model.value));
                 problems.add(problem.hint("list each model once"));
             }
-            let base = config.base_model.as_ref();
-            let unlisted = base.is_some_and(|base| !listed.contains(&base.value));
-            if let Some(base) = base.filter(|_| unlisted && method.weighs_by_position()) {
+            let unlisted = config.base_model.as_ref().filter(|base| !listed.contains(&base.value));
+            if let Some(base) = unlisted.filter(|_| method.weighs_by_position() && config.is_whole) {
                 let message = format!(
                     "{} weighs models by their places in the list, and {} has none",
                     method.name, base.value
@@ -102,6 +127,28 @@ fn check_inputs(
                 let problem = config.error_at(base.at, message);
                 problems.add(problem.hint("list it under `models:`, or remove `base_model:`"));
             }
+        }
+        Inputs::Slices(_) => {}
+        Inputs::Modules(modules) => {
+            modules.iter().for_each(|module| check_listed(config, method, &module.inputs, problems));
+        }
+    }
+}
+
+/// Whether the method takes so many models, of a config or of one of its modules, by the place of that.
+fn check_counts_of(
+    config: &Config,
+    method: &Method,
+    inputs: &Inputs,
+    module: Option<Position>,
+    problems: &mut Problems,
+) {
+    match inputs {
+        Inputs::Models(models) => {
+            let base = config.base_model.as_ref();
+            let is_listed =
+                |base: &Located<ModelRef>| models.iter().any(|input| input.model.value == base.value);
+            let unlisted = base.is_some_and(|base| !is_listed(base));
             // A module that is copied is copied from one model, whichever gives the rest.
             let counted = unlisted && (module.is_none() || *method.models.end() > 1);
             let count = models.len() + usize::from(counted);
@@ -124,7 +171,7 @@ fn check_inputs(
         }
         Inputs::Modules(modules) => {
             for module in modules {
-                check_inputs(config, method, &module.inputs, Some(module.at), problems);
+                check_counts_of(config, method, &module.inputs, Some(module.at), problems);
             }
         }
     }
@@ -220,8 +267,10 @@ mod tests {
         assert_eq!(refused(three), "c.yaml:1:15: slerp merges exactly 2 models (the base included), not 3");
         let slice = "merge_method: passthrough\nslices:\n- sources: [{model: x/a}, {model: x/b}]";
         assert_eq!(refused(slice), "c.yaml:3:3: passthrough merges exactly 1 model, not 2");
-        let twice = "merge_method: linear\nmodels: [{model: x/a}, {model: x/a}]";
-        assert_eq!(refused(twice), "c.yaml:2:32: x/a is listed twice");
+        let twice = "merge_method: karcher\nmodels: [{model: x/a}, {model: x/a}]";
+        let all = refusal(twice).one_by_one();
+        assert_eq!(all[1].message, "c.yaml:2:32: x/a is listed twice");
+        assert!(all[0].message.starts_with("c.yaml:2:18: model \"x/a\" not found"), "{all:?}");
         let message = "c.yaml:1027:10: a merge has at most 1024 models, and this config names 39000";
         assert_eq!(refused(&many(39_000)), message);
         assert!(refused(&many(2)).contains("no/such/0"), "so few are looked for");

@@ -5,13 +5,16 @@
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::rc::Rc;
 
 use super::problems::Problems;
 use super::warnings::few;
 use crate::config::{
-    Conditional, Config, ConfiguredParameter, Located, Parameters, Position, Scalar, WrittenValue as Written,
+    Conditional, Config, ConfiguredParameter, Entry, Inputs, Located, Parameters, Position, Scalar,
+    WrittenValue as Written,
 };
-use crate::error::{Error, Result, did_you_mean};
+use crate::error::{Error, Result, did_you_mean, slip_of};
 use crate::method::{Method, Parameter, Scope, Value, ValueKind};
 
 /// How often filters are compared with names of tensors: a second of it. A model of 400 tensors takes more filters than a
@@ -127,8 +130,8 @@ fn word(words: &[&'static str], scalar: &Scalar) -> std::result::Result<&'static
     words.iter().find(is_meant).copied().ok_or(ONE_WORD)
 }
 
-/// Linear interpolation between the two values around a position. The others are checked by [`check_gradients`], once and not
-/// for every tensor.
+/// Linear interpolation between the two values around a position. The others are checked by [`check`], once and not for every
+/// tensor.
 fn interpolate(values: &[Scalar], position: f64) -> std::result::Result<f64, &'static str> {
     let place = position * (values.len() - 1) as f64;
     let below = place as usize;
@@ -138,23 +141,145 @@ fn interpolate(values: &[Scalar], position: f64) -> std::result::Result<f64, &'s
     Ok(if fraction == 0.0 { low } else { low * (1.0 - fraction) + high * fraction })
 }
 
-/// Gradients of the method's parameters that are not of numbers where they should be go to the problems.
-pub(super) fn check_gradients(config: &Config, method: &Method, problems: &mut Problems) {
-    for (_, scope) in config.scopes() {
-        let is_number = |parameter: &&Parameter| {
-            !matches!(parameter.kind, ValueKind::Flag | ValueKind::Word(_) | ValueKind::File)
-        };
-        let numbers = method.parameters.iter().filter(is_number);
-        for (parameter, written) in numbers.filter_map(|p| Some((p, scope.get(p.name)?))) {
-            let gradients = written.value.0.iter().filter_map(|entry| match &entry.value {
-                Written::Gradient(scalars) => Some(scalars),
-                Written::One(_) => None,
-            });
-            if let Some(expected) = gradients.flatten().find_map(|scalar| number(scalar).err()) {
-                problems.add(wrong(config, parameter, written.at, None, expected));
-            }
+/// Values that are not what the method's parameters take, and parameters that it needs and that are nowhere, go to the problems, as
+/// far as no tensor has to be known for that: what a filter picks is looked at with the tensors.
+pub(super) fn check(config: &Config, method: &Method, problems: &mut Problems) {
+    check_values(config, method, problems);
+    if config.is_whole && !matches!(config.inputs, Inputs::Modules(_)) && config.globs.is_empty() {
+        let mut unread = None;
+        let mut unread = || Rc::clone(unread.get_or_insert_with(|| Rc::new(Unread::find(config, method))));
+        for parameter in
+            method.parameters.iter().filter(|parameter| is_value(parameter) && parameter.default.is_none())
+        {
+            check_given(config, method, parameter, &mut unread, problems);
         }
     }
+}
+
+/// Whether a parameter stands among the parameters.
+fn is_value(parameter: &Parameter) -> bool {
+    parameter.kind != ValueKind::File
+}
+
+/// The first half of [`check`].
+pub(super) fn check_values(config: &Config, method: &Method, problems: &mut Problems) {
+    let values = || method.parameters.iter().filter(|parameter| is_value(parameter));
+    let outer = config.scopes().into_iter().filter(|(own, _)| !own);
+    for (parameter, (_, scope)) in values().flat_map(|p| outer.clone().map(move |scope| (p, scope))) {
+        check_value(config, parameter, scope, problems);
+    }
+    for entry in config.entries() {
+        let read = values()
+            .filter(|p| p.scope == Scope::Input || p.scope == Scope::NonBase && !is_base(config, &entry));
+        read.for_each(|parameter| check_value(config, parameter, entry.parameters, problems));
+    }
+}
+
+fn is_base(config: &Config, entry: &Entry<'_>) -> bool {
+    let base = entry.slice.and_then(|slice| slice.base_model.as_ref()).or(config.base_model.as_ref());
+    base.is_some_and(|base| base.value == entry.model.value)
+}
+
+/// Refuses a value in a scope that no tensor could have, or that all tensors have.
+fn check_value(config: &Config, parameter: &Parameter, scope: &Parameters, problems: &mut Problems) {
+    let Some(Located { value: ConfiguredParameter(entries), at }) = scope.get(parameter.name) else { return };
+    if let [Conditional { filter: None, value: written @ Written::One(_) }, ..] = &entries[..]
+        && let Err(expected) = evaluate(parameter.kind, written, 0.0)
+    {
+        problems.add(wrong(config, parameter, *at, Some(written), expected));
+    }
+    if matches!(parameter.kind, ValueKind::Flag | ValueKind::Word(_)) {
+        return;
+    }
+    let gradients = entries.iter().filter_map(|entry| match &entry.value {
+        Written::Gradient(scalars) => Some(scalars),
+        Written::One(_) => None,
+    });
+    for scalar in gradients.flatten() {
+        if let Err(expected) = number(scalar) {
+            problems.add(wrong(config, parameter, *at, Some(&Written::One(scalar.clone())), expected));
+            return;
+        }
+    }
+}
+
+/// Refuses a config in which a parameter without a default has no value for any tensor, of one model or at all.
+fn check_given(
+    config: &Config,
+    method: &Method,
+    parameter: &Parameter,
+    unread: &mut impl FnMut() -> Rc<Unread>,
+    problems: &mut Problems,
+) {
+    let name = parameter.name;
+    let has = |scope: &Parameters| scope.get(name).is_some_and(|written| !is_null(&written.value));
+    let way_out = |beside: &[Located<String>], unread: &Unread| {
+        let slip = || Some(format!("{}; did you mean `{name}`?", unread.slip_of(name)?));
+        config.misplaced(name, beside).or_else(slip)
+    };
+    let needs = |at: Position, of: &dyn fmt::Display| {
+        config.error_at(at, format_args!("{} needs `{name}`, and {of} has none", method.name))
+    };
+    if has(&config.parameters) {
+        return;
+    }
+    if parameter.scope == Scope::Shared {
+        if config.inputs.slices().iter().any(|slice| has(&slice.parameters)) {
+            return;
+        }
+        let of_models = config.entries().into_iter().find_map(|entry| entry.parameters.get(name));
+        let hint = way_out(&[], &unread()).unwrap_or_else(|| match of_models {
+            Some(Located { at, .. }) => format!(
+                "{}:{at}: move `{name}` out to the `parameters` of the whole config: all models share it",
+                config.file
+            ),
+            None => format!("add `parameters: {{{name}: …}}` to the whole config: all models share it"),
+        });
+        problems.add(needs(config.merge_method.at, &"the config").hint(hint));
+        return;
+    }
+    for entry in config.entries() {
+        let not_read = parameter.scope == Scope::NonBase && is_base(config, &entry);
+        if not_read || has(entry.parameters) || entry.slice.is_some_and(|slice| has(&slice.parameters)) {
+            continue;
+        }
+        let hint = way_out(entry.beside, &unread()).unwrap_or_else(|| {
+            format!("add `parameters: {{{name}: …}}` to the model, or to the whole config for all models")
+        });
+        problems.add(needs(entry.model.at, &entry.model.value).hint(hint));
+    }
+    if let (Inputs::Models(models), Some(base)) = (&config.inputs, &config.base_model)
+        && parameter.scope == Scope::Input
+        && models.iter().all(|input| input.model.value != base.value)
+    {
+        let hint = "base_model is merged like the others: list it with its parameters, or remove base_model";
+        problems.add(needs(base.at, &base.value).hint(hint));
+    }
+}
+
+fn is_null(written: &ConfiguredParameter) -> bool {
+    written.0.iter().all(|entry| entry.value == Written::One(Scalar::Null))
+}
+
+/// The error of a parameter that has values, and for this tensor, of this model or of the whole config, none.
+pub(super) fn left_out_by_filters(
+    config: &Config,
+    method: &Method,
+    parameter: &Parameter,
+    of: &str,
+    tensor: &str,
+) -> Error {
+    let name = parameter.name;
+    let written = config.scopes().into_iter().find_map(|(_, scope)| scope.get(name));
+    let at = written.map_or(config.merge_method.at, |written| written.at);
+    let what = if of == tensor { of.to_string() } else { format!("{tensor} of {of}") };
+    let problem = config.error_at(at, format!("{} needs `{name}`, and {what} has none", method.name));
+    problem.hint(match written {
+        Some(written) if written.value.0.iter().all(|entry| entry.filter.is_some()) => {
+            "add a last entry without a filter, for all other tensors: `- value: …`".to_string()
+        }
+        _ => format!("add `parameters: {{{name}: …}}` to the whole config, for whatever has none of its own"),
+    })
 }
 
 /// The error of a value that is not what a parameter takes.
@@ -166,30 +291,66 @@ fn wrong(
     expected: &str,
 ) -> Error {
     let (parameter, kind) = (parameter.name, parameter.kind);
+    let text = match written {
+        Some(Written::One(Scalar::Text(text))) => Some(text.trim()),
+        _ => None,
+    };
     let ValueKind::Word(words) = kind else {
+        let not = match written {
+            Some(Written::One(scalar)) => format!(", not {scalar}"),
+            _ => String::new(),
+        };
         let example = match kind {
             _ if expected == TRUTH_VALUE => "true",
             ValueKind::Count => "2",
             _ => "0.5",
         };
-        let hint = format!("for example `{parameter}: {example}`");
-        return config.error_at(at, format!("`{parameter}` takes {expected}")).hint(hint);
+        let hint = text.and_then(|text| meant_value(parameter, text, expected));
+        let hint = hint.unwrap_or_else(|| format!("for example `{parameter}: {example}`"));
+        return config.error_at(at, format!("`{parameter}` takes {expected}{not}")).hint(hint);
     };
     let error = config.error_at(at, format!("`{parameter}` takes {expected}: {}", words.join(", ")));
-    match written {
-        // The distance costs memory by length, and no slip is this long.
-        Some(Written::One(Scalar::Text(text))) if text.len() <= 64 => {
+    match (text, written) {
+        (Some(text), _) => {
             let meant = did_you_mean(text, words.iter().copied());
             error.hint(
                 meant
                     .map_or("for example the first of them".into(), |near| format!("did you mean `{near}`?")),
             )
         }
-        Some(Written::Gradient(_)) => {
+        (None, Some(Written::Gradient(_))) => {
             error.hint("numbers of your own go to `merge_method: linear`, as the `weight` of each model")
         }
         _ => error,
     }
+}
+
+/// What was probably meant by a text where a number or a truth value is due.
+fn meant_value(parameter: &str, text: &str, expected: &str) -> Option<String> {
+    let meant = |value: &dyn fmt::Display| Some(format!("did you mean `{parameter}: {value}`?"));
+    let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
+    if ["none", "nil", "nan", "undefined", "n/a"].contains(&text.to_lowercase().as_str()) {
+        return Some(format!("where it is to have no value, leave `{parameter}` out"));
+    }
+    if expected == TRUTH_VALUE {
+        return slip_of(text, ["true", "false"]).and_then(|near| meant(&near));
+    }
+    let list = text.trim_start_matches('[').trim_end_matches(']').split(',').map(number);
+    if let Some(numbers) = list.collect::<Option<Vec<f64>>>()
+        && (text.starts_with('[') || text.contains(", ") || numbers.len() > 2)
+    {
+        let numbers: Vec<String> = numbers.iter().map(f64::to_string).collect();
+        return meant(&format_args!("[{}]", numbers.join(", ")));
+    }
+    if let Some(number) = number(&text.replacen(',', ".", 1)) {
+        return meant(&number);
+    }
+    if let Some(percent) = text.strip_suffix('%').and_then(number) {
+        return meant(&(percent / 100.0));
+    }
+    let (above, below) = text.split_once('/')?;
+    let quotient = number(above)? / number(below)?;
+    meant(&((quotient * 1e4).round() / 1e4)).filter(|_| quotient.is_finite())
 }
 
 /// A number as a count.

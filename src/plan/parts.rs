@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use indexmap::IndexMap;
 
 use super::names;
-use crate::error::did_you_mean;
+use crate::error::slip_of;
 
 /// Tensors of a part that are listed by name.
 const NAMED_MAX: usize = 3;
@@ -287,7 +287,7 @@ pub(super) fn near<'n>(
             break;
         }
     }
-    let near = did_you_mean(written.trim_end_matches('.'), known)?;
+    let near = slip_of(written.trim_end_matches('.'), known)?;
     Selector::of(near, anatomy, names).map(|_| near)
 }
 

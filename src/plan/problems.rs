@@ -10,9 +10,6 @@ use crate::error::{Error, Result};
 /// Of each kind so many problems are reported one by one. More are often one mistake that shows in every tensor.
 const FEW_MAX: usize = 2;
 
-/// How many kinds of problems are listed, where there are more.
-const KINDS_MAX: usize = 4;
-
 /// Everything wrong so far. A mistake can show in every one of many tensors, so of each kind only the first few are kept.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
@@ -36,24 +33,22 @@ impl Problems {
         *count += 1;
     }
 
-    /// Fails if anything is wrong: of each kind few problems are reported one by one, of many the first and how many there are.
-    pub(super) fn stop(&mut self) -> Result<()> {
-        let kinds = std::mem::take(self).kinds;
-        let Some((first, _)) = kinds.values().next() else { return Ok(()) };
-        let (kind, others) = (first[0].kind, kinds.len().saturating_sub(KINDS_MAX));
-        let mut problems = Vec::new();
-        for (mut first, count) in kinds.into_values().take(KINDS_MAX) {
+    /// What was added: of each kind few problems one by one, of many the first and how many there are.
+    pub(super) fn take(&mut self) -> Vec<Error> {
+        let few = |(mut first, count): (Vec<Error>, usize)| {
             if count > FEW_MAX {
                 first.truncate(1);
                 first[0].message += &format!(" (and {} more like it)", count - 1);
             }
-            problems.extend(first);
-        }
-        if others > 0 {
-            let message = format!("… and {others} other kinds of problems");
-            problems.push(Error { kind, ..Error::config(message) });
-        }
-        Err(Error::all(problems))
+            first
+        };
+        std::mem::take(self).kinds.into_values().flat_map(few).collect()
+    }
+
+    /// Fails if anything is wrong.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        let problems = self.take();
+        if problems.is_empty() { Ok(()) } else { Err(Error::all(problems)) }
     }
 }
 
@@ -80,7 +75,7 @@ mod tests {
         assert_eq!(reported(&many), ["a (and 2 more like it) -> do x", "c -> do y", "d -> "]);
         let kinds: Vec<String> = (0..20).map(|i| format!("k{i}")).collect();
         let kinds: Vec<(&str, &str)> = kinds.iter().map(|kind| (kind.as_str(), kind.as_str())).collect();
-        assert_eq!(reported(&kinds).last().unwrap(), "… and 16 other kinds of problems -> ");
+        assert_eq!(reported(&kinds).last().unwrap(), "… and 12 more -> ");
         Problems::default().stop().unwrap();
     }
 }

@@ -301,7 +301,7 @@ fn a_slip_is_reported_with_what_is_missing_for_it_among_many_unknown_parameters(
     let unknown = text(0..20_000, |i| format!("  x{i}: 1\n"));
     let config = LINEAR.replace("parameters: {weight: 1}", &format!("parameters:\n{unknown}  wieght: 1"));
     let error = at_once(|| models.refused(&config));
-    let begins = "c.yaml:1:15: linear needs `weight`, and DIR/a has none";
+    let begins = "c.yaml:20004:18: linear needs `weight`, and DIR/a has none";
     assert!(error.message.starts_with(begins), "{error:?}");
     let last = error.one_by_one().pop().and_then(|last| last.hint).unwrap();
     assert!(last.contains("c.yaml:20003:11: linear has no parameter `wieght`"), "{last}");
@@ -318,7 +318,7 @@ fn a_long_gradient_is_read_once_and_not_for_every_tensor() {
     at_once(|| models.plan(&gradient("2"))).unwrap();
     // No layer stands where this value counts alone, or there is none at all.
     let error = at_once(|| models.refused(&gradient("x")));
-    assert_eq!(error.message, "c.yaml:2:22: `weight` takes a finite number");
+    assert_eq!(error.message, "c.yaml:2:22: `weight` takes a finite number, not `x`");
 }
 
 #[test]
@@ -343,7 +343,10 @@ fn what_all_models_share_is_asked_for_where_it_is_read() {
     let config = "merge_method: slerp\nbase_model: DIR/a\nmodels: [{model: DIR/b, parameters: {t: 0.5}}]\n";
     let error = models.refused(config);
     assert!(error.message.contains("slerp needs `t`"), "{error}");
-    assert_eq!(error.hint.unwrap(), "add `parameters: {t: …}` to the whole config: all models share it");
+    let hint = "c.yaml:3:53: move `t` out to the `parameters` of the whole config: all models share it";
+    assert_eq!(error.hint.unwrap(), hint);
+    let nowhere = models.refused(&config.replace("t: 0.5", "u: 0.5"));
+    assert_eq!(nowhere.hint.unwrap(), "add `parameters: {t: …}` to the whole config: all models share it");
 }
 
 #[test]

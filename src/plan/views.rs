@@ -16,7 +16,7 @@ use super::{Place, PlannedModel, places, references};
 use crate::checkpoint::Source;
 use crate::config::{Config, Located, ModelRef};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::input::{At, Input, Made, Narrowed};
 
 /// A model of a merge.
@@ -59,8 +59,8 @@ impl<'a> Views<'a> {
     ///
     /// # Errors
     /// Those of [`places`].
-    pub(super) fn stored(config: &'a Config, sources: &'a [Source]) -> Result<Self> {
-        let opened = places(config)?;
+    pub(super) fn stored(config: &'a Config, sources: &'a [Source]) -> Self {
+        let opened = places(config);
         let view = |Located { value: model, .. }: Located<ModelRef>| {
             let name = model.to_string();
             let source =
@@ -70,7 +70,7 @@ impl<'a> Views<'a> {
         let models = references(config).into_iter().map(view).collect();
         let inputs = InputList::new(sources);
         let problems = Problems::default();
-        Ok(Self { config, sources, models, inputs, problems, notes: Vec::new(), warnings: Vec::new() })
+        Self { config, sources, models, inputs, problems, notes: Vec::new(), warnings: Vec::new() }
     }
 
     /// Which of the models a reference of the config is.

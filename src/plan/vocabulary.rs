@@ -14,7 +14,7 @@ use super::chat_template;
 use super::data::{RowCounts, TokenizerPlan, Vocabulary};
 use super::views::{InputList, Model, Origin, View, Views};
 use super::{Place, names, places, references, wanted};
-use crate::checkpoint::{Revision, TOKENIZER_BYTES_MAX};
+use crate::checkpoint::{OTHER_VOCABULARIES, Revision, TOKENIZER_BYTES_MAX};
 use crate::config::{Config, Located, ModelRef, Position, Token, TokenRow, TokenizerSource};
 use crate::dtype::{computed_as, promote};
 use crate::error::{Error, Result};
@@ -24,18 +24,7 @@ use crate::tokenizer::{self, Aligned, Chosen, Counts, Merged, Party, RowFrom, To
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 
-/// Files that hold a vocabulary in other forms than `tokenizer.json`.
-const OTHER_FORMS: [&str; 8] = [
-    "added_tokens.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tekken.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-];
-/// Why they are left out.
+/// Why files with a vocabulary in another form are left out.
 const STALE: &str = "has the vocabulary before it was merged: tokenizer.json holds all of it";
 
 /// The largest `pad_to_multiple_of`: no device is faster with more.
@@ -44,21 +33,19 @@ const MULTIPLE_MAX: u64 = 1 << 16;
 /// The models whose rows have a note each.
 const MODELS_NAMED_MAX: usize = 8;
 
-/// Aligns the models with the vocabulary that the config asks for, and settles the chat template.
-///
-/// # Errors
-/// Those of [`places`]; what is wrong with tokenizers is a problem.
-pub(super) fn align(views: &mut Views<'_>) -> Result<TokenizerPlan> {
+/// Aligns the models with the vocabulary that the config asks for, and settles the chat template. What is wrong with tokenizers is a
+/// problem.
+pub(super) fn align(views: &mut Views<'_>) -> TokenizerPlan {
     let (mut planned, merged) = match &views.config.tokenizer {
         None => {
             note_other_tokenizers(views);
             (TokenizerPlan::default(), None)
         }
-        Some(wish) => match Wish::of(views, wish)?.and_then(|wish| wish.plan(views)) {
+        Some(wish) => match Wish::of(views, wish).and_then(|wish| wish.plan(views)) {
             Ok((planned, merged)) => (planned, Some(merged)),
             Err(problem) => {
                 views.problems.add(problem);
-                return Ok(TokenizerPlan::default());
+                return TokenizerPlan::default();
             }
         },
     };
@@ -69,7 +56,7 @@ pub(super) fn align(views: &mut Views<'_>) -> Result<TokenizerPlan> {
             Err(problem) => views.problems.add(problem),
         }
     }
-    Ok(planned)
+    planned
 }
 
 /// Which of the models a reference is, or is but for an adapter.
@@ -129,10 +116,10 @@ impl<'a> Wish<'a> {
     /// Reads the tokenizers.
     ///
     /// # Errors
-    /// Those of [`places`]; within, what is wrong with the wish.
-    fn of(views: &Views<'a>, written: &'a crate::config::Tokenizer) -> Result<Result<Self>> {
+    /// What is wrong with the wish.
+    fn of(views: &Views<'a>, written: &'a crate::config::Tokenizer) -> Result<Self> {
         let (config, donor) = (views.config, views.donor());
-        let opened = places(config)?;
+        let opened = places(config);
         let mut named: Vec<(&str, usize, Option<u64>)> =
             views.models.iter().map(|model| (&*model.name, model.source, rows_of(model))).collect();
         let leader = match &written.source {
@@ -150,17 +137,9 @@ impl<'a> Wish<'a> {
             }),
         };
         let mut notes = Vec::new();
-        let read = read_all(views, &named, leader, donor, &mut notes);
-        Ok(read.map(|parties| Self {
-            config,
-            written,
-            parties,
-            leader,
-            models: views.models.len(),
-            base: views.base(),
-            donor,
-            notes,
-        }))
+        let parties = read_all(views, &named, leader, donor, &mut notes)?;
+        let (models, base) = (views.models.len(), views.base());
+        Ok(Self { config, written, parties, leader, models, base, donor, notes })
     }
 
     fn error(&self, at: Position, message: impl std::fmt::Display) -> Error {
@@ -390,7 +369,7 @@ impl<'a> Wish<'a> {
         let mut revision = Revision::default();
         if let Some(text) = &merged.tokenizer {
             revision.write(tokenizer::FILE, text.clone());
-            OTHER_FORMS.iter().for_each(|name| revision.leave_out(name, STALE));
+            OTHER_VOCABULARIES.iter().for_each(|name| revision.leave_out(name, STALE));
         }
         if let Some(text) = &merged.settings {
             revision.write(tokenizer::TOKENIZER_CONFIG, text.clone());

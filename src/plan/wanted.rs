@@ -11,7 +11,7 @@ use super::views::{Model, Origin, View};
 use super::{Base, LeftOut, Planner, Tensor, names};
 use crate::checkpoint::layout::TENSORS_MAX;
 use crate::checkpoint::{CAUSAL_LM, Source, TensorInfo, peft_task};
-use crate::config::{ElementFiles, Inputs, Parameters, Position, Slice, SliceSource};
+use crate::config::{ElementFiles, Inputs, Parameters, Slice, SliceSource};
 use crate::error::{Error, Result};
 use crate::input::{At, Input};
 use crate::text::runs;
@@ -124,13 +124,6 @@ impl<'a> Planner<'a> {
         };
         let models = self.sources.iter().zip(&used).enumerate().filter(|(source, _)| is_of_model(*source));
         models.flat_map(|(_, (source, used))| left_out_of(source, used)).collect()
-    }
-
-    /// Where a parameter stands beside a model in its entry, and not under `parameters`.
-    pub(super) fn beside(&self, model: usize, parameter: &str) -> Option<Position> {
-        let Inputs::Models(models) = &self.config.inputs else { return None };
-        let mut entries = models.iter().filter(|listed| self.model_of(&listed.model.value) == model);
-        entries.find_map(|listed| Some(listed.beside.iter().find(|key| key.value == parameter)?.at))
     }
 
     /// Every tensor of the output. What is wrong with the models goes to the problems.

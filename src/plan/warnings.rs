@@ -9,7 +9,7 @@ use super::{Action, Merge, Planner, Tensor, names};
 use crate::checkpoint::per_layer_lists;
 use crate::config::{FEW_MAX, Inputs, Located, ModelRef, Parameters, Position, Slice};
 use crate::error::Error;
-use crate::method::{Base, Scope, Value};
+use crate::method::{Base, Scope, Sensible, Value};
 
 /// Of a few warnings each; of more the first, and how many there are.
 pub(super) fn few(mut warnings: Vec<Error>) -> Vec<Error> {
@@ -63,24 +63,30 @@ impl Planner<'_> {
         let mut seen = HashSet::new();
         let mut warnings: IndexMap<&str, Vec<Error>> = IndexMap::new();
         for (name, value, model) in tensors.iter().filter_map(merge).flat_map(own_values) {
-            let Some((_, (low, high))) = ranged.iter().find(|(ranged, _)| *ranged == name) else { continue };
-            if !(*low..=*high).contains(&value) && seen.insert((name, model)) {
+            let Some((_, Sensible { least, most, beyond })) =
+                ranged.iter().find(|(ranged, _)| *ranged == name)
+            else {
+                continue;
+            };
+            if !(*least..=*most).contains(&value) && seen.insert((name, model)) {
                 let message =
-                    format!("{name} {value} of {} is not from {low} to {high}", self.name_of(model));
-                let hint = format!("more than {high} acts as {high}, less than {low} as {low}");
+                    format!("{name} {value} of {} is not from {least} to {most}", self.name_of(model));
                 let warning = self.config.error_at(self.written_at(name, model), message);
-                warnings.entry(name).or_default().push(warning.hint(hint));
+                warnings.entry(name).or_default().push(warning.hint(*beyond));
             }
         }
         let shared = tensors.iter().filter_map(merge).flat_map(|merge| merge.settings.shared.iter());
         for (name, value) in shared {
-            let Some((_, (low, high))) = ranged.iter().find(|(ranged, _)| ranged == name) else { continue };
+            let Some((_, Sensible { least, most, beyond })) =
+                ranged.iter().find(|(ranged, _)| ranged == name)
+            else {
+                continue;
+            };
             let Value::Number(number) = value else { continue };
-            if !(*low..=*high).contains(number) && !warnings.contains_key(name) {
-                let message = format!("{name} {number} is not from {low} to {high}");
-                let hint = format!("more than {high} acts as {high}, less than {low} as {low}");
+            if !(*least..=*most).contains(number) && !warnings.contains_key(name) {
+                let message = format!("{name} {number} is not from {least} to {most}");
                 let written = self.config.parameters.get(*name).map_or(self.config.merge_method.at, |p| p.at);
-                warnings.entry(name).or_default().push(self.config.error_at(written, message).hint(hint));
+                warnings.entry(name).or_default().push(self.config.error_at(written, message).hint(*beyond));
             }
         }
         warnings.into_values().flat_map(few).collect()

@@ -12,35 +12,23 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use super::json::{Items, Text};
 use super::settings::{ADDED_TOKENS, SPECIAL_TOKENS_MAP, Settings, TOKENIZER_CONFIG};
 use super::{Added, Flags, Kind, Tokenizer, damaged};
-use crate::checkpoint::{ModelFolder, TOKENIZER_BYTES_MAX, TOKENS_MAX};
+use crate::checkpoint::{ModelFolder, OTHER_VOCABULARIES, TOKENIZER, TOKENIZER_BYTES_MAX, TOKENS_MAX};
 use crate::error::{Error, Result};
 use crate::text::quoted;
-
-/// `tokenizer.json`.
-pub const FILE: &str = "tokenizer.json";
-/// Files that say that a model has a tokenizer, though not in the form that is read here.
-const OTHER_FORMS: [&str; 7] = [
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer_config.json",
-];
 
 /// Reads the tokenizer of a model; `None` where its folder holds no file of one.
 ///
 /// # Errors
 /// Kind `Input`: a file is damaged, or there is none of the form that is read.
 pub fn read(folder: &Arc<ModelFolder>) -> Result<Option<Tokenizer>> {
-    if !folder.has(FILE) {
-        return match OTHER_FORMS.iter().find(|name| folder.has(name)) {
+    if !folder.has(TOKENIZER) {
+        // What says that a model has a tokenizer, though not in the form that is read here.
+        return match OTHER_VOCABULARIES.iter().chain([&TOKENIZER_CONFIG]).find(|name| folder.has(name)) {
             None => Ok(None),
             Some(name) => Err(other_form(folder, name)),
         };
     }
-    let file = folder.file(FILE);
+    let file = folder.file(TOKENIZER);
     let place = file.path().display().to_string();
     let text =
         String::from_utf8(file.read(TOKENIZER_BYTES_MAX)?).map_err(|_| damaged(&place, "is not UTF-8"))?;
@@ -50,7 +38,7 @@ pub fn read(folder: &Arc<ModelFolder>) -> Result<Option<Tokenizer>> {
 /// Whether two folders have the same tokenizer, byte by byte, with all that counts as tokens beside it. Files that cannot be read are
 /// other ones.
 pub fn same_files(one: &Arc<ModelFolder>, other: &Arc<ModelFolder>) -> bool {
-    [FILE, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS].iter().all(|name| {
+    [TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS].iter().all(|name| {
         let (mine, theirs) = (one.file(*name), other.file(*name));
         match (one.has(name), other.has(name)) {
             (false, false) => true,
@@ -64,7 +52,7 @@ pub fn same_files(one: &Arc<ModelFolder>, other: &Arc<ModelFolder>) -> bool {
 
 fn other_form(folder: &Arc<ModelFolder>, name: &str) -> Error {
     let place = folder.path.display();
-    let message = format!("{place} has {name} but no {FILE}, and tokens are only read from that");
+    let message = format!("{place} has {name} but no {TOKENIZER}, and tokens are only read from that");
     Error::input(message).hint(format!(
         "convert it once with transformers: python -c \"from transformers import AutoTokenizer as T; \
          T.from_pretrained('{place}').save_pretrained('{place}')\""

@@ -363,7 +363,9 @@ fn damaged_files_are_refused_by_name() {
     ] {
         refused(&[("tokenizer.json", &good), (name, text)], says);
     }
-    refused(&[("tokenizer.model", "")], "has tokenizer.model but no tokenizer.json");
+    for name in crate::checkpoint::OTHER_VOCABULARIES {
+        refused(&[(name, "")], &format!("has {name} but no tokenizer.json"));
+    }
     assert!(read_files(&[("config.json", "{}")]).unwrap().is_none());
 }
 

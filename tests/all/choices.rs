@@ -400,7 +400,7 @@ fn what_would_do_nothing_is_refused() {
         ("consensus", "agree: 2", "agree is 2, and the number of models besides the base is 1"),
         ("consensus", "agree: 0", "agree is 0"),
         ("ties", "weight: 1, lines_beta: 0.5", "lines_beta does nothing without lines_alpha"),
-        ("della", "weight: 1, density: 0.5, epsilon: -0.1", "epsilon -0.1 of model number 1 is below 0"),
+        ("della", "weight: 1, density: 0.5, epsilon: -0.1", "/a: epsilon -0.1 is below 0"),
         ("della", "weight: 1, density: 0.5, epsilon: 0.5", "have to be above 0 and below 1"),
     ] {
         let config = format!(

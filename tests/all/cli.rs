@@ -485,24 +485,24 @@ fn what_is_wrong_with_a_config_is_reported_with_the_way_out() {
     error: DIR/config.yml:1:15: there is no merge method `averaging_of_everything`
     hint: the methods are linear, average, fisher, slerp, nuslerp, multislerp, karcher, model_stock, task_arithmetic, ties, dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, sce, ram, ramplus_tl, nearswap, arcee_fusion, magmax, emr, consensus, passthrough
     -- missing weight
-    error: DIR/config.yml:1:15: linear needs `weight`, and DIR/b has none
+    error: DIR/config.yml:4:12: linear needs `weight`, and DIR/b has none
     hint: add `parameters: {weight: …}` to the model, or to the whole config for all models
     -- not a number
-    error: DIR/config.yml:3:53: `weight` takes a finite number
+    error: DIR/config.yml:3:53: `weight` takes a finite number, not `much`
     hint: for example `weight: 0.5`
-    error: DIR/config.yml:1:15: linear needs `weight`, and DIR/b has none
+    error: DIR/config.yml:4:12: linear needs `weight`, and DIR/b has none
     hint: add `parameters: {weight: …}` to the model, or to the whole config for all models
     -- neither true nor false
-    error: DIR/config.yml:2:36: `normalize` takes true or false
+    error: DIR/config.yml:2:36: `normalize` takes true or false, not `maybe`
     hint: for example `normalize: true`
     -- a method under another key
     error: DIR/config.yml:1:1: `merge_method` is missing
     hint: did you mean `merge_method` by `merge_methods`, at 1:1?
     -- a weight beside its model
-    warning: DIR/config.yml:4:5: 2 unknown keys are ignored: `weight` (it belongs under `parameters:`; mergekit ignores it here too), at 6:5 `weight` (it belongs under `parameters:`; mergekit ignores it here too)
-    error: DIR/config.yml:1:15: linear needs `weight`, and DIR/a has none
+    warning: DIR/config.yml:4:5: 2 unknown keys are ignored: `weight` (it belongs under `parameters:`; mergekit ignores it here too), at 6:5 `weight` (likewise)
+    error: DIR/config.yml:3:12: linear needs `weight`, and DIR/a has none
     hint: DIR/config.yml:4:5: move `weight` under `parameters:`
-    error: DIR/config.yml:1:15: linear needs `weight`, and DIR/b has none
+    error: DIR/config.yml:5:12: linear needs `weight`, and DIR/b has none
     hint: DIR/config.yml:6:5: move `weight` under `parameters:`
     -- missing base_model
     error: DIR/config.yml:1:15: ties needs a base_model
@@ -511,7 +511,7 @@ fn what_is_wrong_with_a_config_is_reported_with_the_way_out() {
     error: DIR/config.yml:3:46: DIR/a is listed twice
     hint: list each model once
     -- no such folder
-    error: DIR/config.yml:3:46: there is no model folder DIR/nothing
+    error: DIR/config.yml:3:46: there is no model folder "DIR/nothing"
     hint: relative paths start at the current folder, not at the config
     -- not in the cache
     error: DIR/config.yml:3:46: model "some/model" not found: there is no folder of that name here, and the cache has no /nowhere/models--some--model
@@ -519,8 +519,8 @@ fn what_is_wrong_with_a_config_is_reported_with_the_way_out() {
     -- several not there
     error: DIR/config.yml:4:12: model "some/model" not found: there is no folder of that name here, and the cache has no /nowhere/models--some--model
     hint: downloads come in a later version; run `hf download some/model` first, or give a folder
-    error: DIR/config.yml:5:12: there is no model folder DIR/nothing
-    error: DIR/config.yml:7:12: there is no model folder DIR/neither
+    error: DIR/config.yml:5:12: there is no model folder "DIR/nothing"
+    error: DIR/config.yml:7:12: there is no model folder "DIR/neither"
     hint: relative paths start at the current folder, not at the config
     -- layers past the end
     error: DIR/config.yml:4:55: layer_range [1, 9] goes past the end: DIR/b has 2 layers
@@ -559,8 +559,8 @@ fn a_config_that_is_not_there_or_no_text_is_reported() {
     let ended = run(["plan", "no/such.yml"]);
     assert!(ended.stderr.contains("cannot read no/such.yml: No such file"), "{}", ended.stderr);
     let path = config(models.path(), "");
-    fs::write(&path, [0xff, 0xfe, 0]).unwrap();
-    run([Path::new("plan"), &path]).failed(2, &["this is not text in UTF-8"]);
+    fs::write(&path, [b'a', 0xff, 0]).unwrap();
+    run([Path::new("plan"), &path]).failed(2, &["config.yml:1:2: from here on this is not text in UTF-8"]);
     let ended = run([Path::new("plan"), models.path()]);
     assert!(ended.stderr.contains("Is a directory"), "{}", ended.stderr);
 }

@@ -39,6 +39,7 @@ mod kernel_files;
 mod layers;
 mod llama;
 mod methods;
+mod mistakes;
 mod models;
 mod modules;
 mod moe;

@@ -780,7 +780,7 @@ fn what_a_killed_merge_left_is_cleared_by_the_next() {
     assert!(left.join(".lock").is_file());
 }
 
-/// Each with its place; those that read a broken one say nothing.
+/// Each with its place; of those that read a broken one what shows without it.
 #[test]
 fn the_mistakes_of_all_documents_are_reported_at_once() {
     let models = Models::new();
@@ -815,10 +815,11 @@ models: [{model: one}, {model: two}, {model: three}, {model: four}]
         let says = [
             "config.yml:4:46: there is no model folder",
             "config.yml:6:7: in `two`: tensor model.norm.weight",
+            "config.yml:12:15: there is no merge method `tise`",
             "config.yml:16:15: there is no merge method `tise`",
         ];
         let ended = ended.failed(2, &says);
-        assert_eq!(ended.stderr.matches("error: ").count(), 3, "{}", ended.stderr);
+        assert_eq!(ended.stderr.matches("error: ").count(), 4, "{}", ended.stderr);
     }
     assert!(!models.path().join("out.stages").exists());
 }
@@ -903,7 +904,8 @@ fn a_thousand_documents_are_put_in_order() {
 
 #[test]
 fn documents_that_do_not_fit_together_are_refused_with_their_places() {
-    let one = |name: &str, model: &str| format!("{name}merge_method: linear\nmodels: [{{model: {model}}}]\n");
+    let one =
+        |name: &str, model: &str| format!("{name}merge_method: karcher\nmodels: [{{model: {model}}}]\n");
     let refused = |documents: &[String], message: &str, hint: &str| {
         let text = documents.join("---\n");
         let stages = parse_all("c.yml", &text).and_then(|configs| Stages::of(configs, &text));

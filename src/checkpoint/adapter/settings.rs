@@ -3,7 +3,8 @@
 use regex::{RegexSet, RegexSetBuilder};
 use serde_json::{Map, Value};
 
-use super::super::source::{ADAPTER_CONFIG, Source};
+use super::super::names::ADAPTER_CONFIG;
+use super::super::source::Source;
 use super::{MERGE_FIRST, broken};
 use crate::error::{Error, Result};
 use crate::text::{cut_to, one_line, quoted};

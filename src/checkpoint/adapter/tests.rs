@@ -6,7 +6,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::checkpoint::source::ADAPTER_CONFIG;
+use crate::checkpoint::names::ADAPTER_CONFIG;
 use serde_json::Value;
 
 /// An adapter's folder: its config over the usual one, and tensors of F32 zeros.

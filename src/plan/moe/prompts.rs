@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{PostProcessorWrapper, Tokenizer};
 
-use crate::checkpoint::{COMPANION_BYTES_MAX, Source, TOKENIZER_BYTES_MAX};
+use crate::checkpoint::{COMPANION_BYTES_MAX, Source, TOKENIZER, TOKENIZER_BYTES_MAX};
 use crate::config::Located;
 use crate::error::{Error, Result};
 
@@ -18,7 +18,6 @@ pub(super) struct Prompter<'a> {
     begin: String,
 }
 
-const TOKENIZER: &str = "tokenizer.json";
 /// Where a model says which of its tokens begins a text.
 const SETTINGS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 

@@ -49,7 +49,7 @@ pub use spread::Spread;
 pub use zeros::Zeros;
 
 use crate::dtype::{Float, decode};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::instructions::for_each_instruction_set;
 
 /// An input of a merge.
@@ -213,6 +213,19 @@ pub trait ReadElements {
     /// # Errors
     /// They cannot be read.
     fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> Result<()>;
+
+    /// The threads that long work may have.
+    fn threads(&self) -> usize {
+        1
+    }
+
+    /// Asks, in long work that reads nothing for a while, whether to go on.
+    ///
+    /// # Errors
+    /// The user wishes to stop.
+    fn go_on(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The inputs of a list. Tensors of checkpoints are read by `stored`: of which one, from which byte on.
@@ -221,18 +234,33 @@ pub struct Parts<'a, S> {
     pub inputs: &'a [Input],
     /// Fills bytes of a stored tensor.
     pub stored: S,
+    /// The threads that long work may have.
+    pub threads: usize,
+    /// Whether the user wishes to stop: some inputs are made of whole models, which takes longer than anyone waits.
+    pub stop: &'a dyn Fn() -> bool,
 }
 
 impl<S: FnMut(At, u64, &mut [u8]) -> Result<()>> ReadElements for Parts<'_, S> {
     fn bytes(&mut self, input: usize, start: u64, into: &mut [u8]) -> Result<()> {
         match &self.inputs[input] {
-            Input::Stored(at) => (self.stored)(*at, start, into),
+            Input::Stored(at) => {
+                self.go_on()?;
+                (self.stored)(*at, start, into)
+            }
             Input::Made(made) => {
                 let element_bytes = made.float().bytes() as u64;
                 let range = start / element_bytes..(start + into.len() as u64) / element_bytes;
                 made.read(range, into, self)
             }
         }
+    }
+
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn go_on(&mut self) -> Result<()> {
+        if (self.stop)() { Err(Error::interrupted()) } else { Ok(()) }
     }
 }
 

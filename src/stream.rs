@@ -60,6 +60,8 @@ struct Stream<'a> {
     work: Work<'a>,
     reads: Reads,
     sizes: Sizes,
+    /// Worker threads.
+    threads: usize,
     /// Of each input, how many tensors are still to be merged from it.
     uses: Vec<AtomicU32>,
     groups: Vec<Planned>,
@@ -195,6 +197,7 @@ pub fn run(
         work,
         reads,
         sizes: Sizes { chunk_tiles: limits.chunk_tiles, spans: limits.widest.spans },
+        threads: limits.threads,
         uses: plan.uses().into_iter().map(AtomicU32::new).collect(),
         groups: group::plan_groups(plan, limits.chunk_tiles),
         busy: plan.layout.shards.iter().map(|_| AtomicUsize::new(0)).collect(),

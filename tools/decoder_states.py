@@ -58,6 +58,22 @@ KINDS = {
         "rope_theta": 10000.0,
         "rope_scaling": {"type": "linear", "factor": 4.0},
     },
+    "llama, pressed": {
+        "model_type": "llama",
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 0.5},
+    },
+    "llama, whose layer_types nothing reads": {
+        "model_type": "llama",
+        "rope_theta": 10000.0,
+        "sliding_window": 2,
+        "layer_types": ["sliding_attention"] * 3,
+    },
+    "llama, turned by the length": {
+        "model_type": "llama",
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+    },
     "mistral": {"model_type": "mistral", "rope_theta": 10000.0, "sliding_window": 3},
     "mistral without a window": {"model_type": "mistral", "rope_theta": 1000000.0, "sliding_window": None},
     "qwen 2": {

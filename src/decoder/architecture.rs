@@ -39,6 +39,8 @@ struct Family {
     window: Windows,
     /// What transformers takes `rms_norm_eps` to be where config.json is silent.
     epsilon: f64,
+    /// The same of `head_dim`; none: what the hidden size leaves for each head.
+    head: Option<usize>,
 }
 
 #[derive(Clone, Copy)]
@@ -51,10 +53,10 @@ enum Windows {
 }
 
 const FAMILIES: [Family; 4] = [
-    Family { model_type: "llama", normed_heads: false, window: Windows::Never, epsilon: 1e-6 },
-    Family { model_type: "mistral", normed_heads: false, window: Windows::All, epsilon: 1e-6 },
-    Family { model_type: "qwen2", normed_heads: false, window: Windows::Late, epsilon: 1e-6 },
-    Family { model_type: "qwen3", normed_heads: true, window: Windows::Late, epsilon: 1e-6 },
+    Family { model_type: "llama", normed_heads: false, window: Windows::Never, epsilon: 1e-6, head: None },
+    Family { model_type: "mistral", normed_heads: false, window: Windows::All, epsilon: 1e-6, head: None },
+    Family { model_type: "qwen2", normed_heads: false, window: Windows::Late, epsilon: 1e-6, head: None },
+    Family { model_type: "qwen3", normed_heads: true, window: Windows::Late, epsilon: 1e-6, head: Some(128) },
 ];
 
 /// Sides that no published model reaches; products of two of them are far from overflow.
@@ -87,7 +89,7 @@ impl Decoder {
         let hidden = side("hidden_size", None)?;
         let heads = side("num_attention_heads", None)?;
         let key_heads = side("num_key_value_heads", Some(heads))?;
-        let head = side("head_dim", Some((hidden / heads).max(1)))?;
+        let head = side("head_dim", Some(family.head.unwrap_or((hidden / heads).max(1))))?;
         if heads % key_heads > 0 {
             return Err(format!("its {heads} heads cannot share {key_heads} of keys and values"));
         }
@@ -109,6 +111,11 @@ impl Decoder {
             windows: windows(config, family.window, layers)?,
             normed_heads: family.normed_heads,
         })
+    }
+
+    /// The tokens of the longest text that it can read; none: any.
+    pub fn longest_text(&self) -> Option<usize> {
+        self.rope.longest()
     }
 
     /// The tensors that the first so many layers have besides biases, with their shapes.
@@ -157,7 +164,9 @@ fn windows(config: &Map<String, Json>, kind: Windows, layers: usize) -> Result<V
     let number = |key: &str| config.get(key).and_then(Json::as_u64).map(|number| number as usize);
     let window = number("sliding_window").filter(|window| *window > 0);
     let in_use = config.get("use_sliding_window").and_then(Json::as_bool).unwrap_or(false);
-    if let Some(types) = config.get("layer_types").and_then(Json::as_array) {
+    let types = config.get("layer_types").and_then(Json::as_array);
+    // The others do not look at it.
+    if let Some(types) = types.filter(|_| matches!(kind, Windows::Late)) {
         let of = |kind: &Json| match (kind.as_str(), window) {
             (Some("full_attention"), _) => Ok(None),
             (Some("sliding_attention"), Some(window)) => Ok(Some(window)),

@@ -12,6 +12,8 @@ pub(super) struct Rope {
     frequencies: Vec<f64>,
     /// What sines and cosines are multiplied with.
     amplitude: f64,
+    /// The tokens of the longest text that is turned so; none: any.
+    longest: Option<usize>,
 }
 
 impl Rope {
@@ -42,16 +44,18 @@ impl Rope {
             let stated = config.get("max_position_embeddings").and_then(Json::as_f64);
             number("original_max_position_embeddings", stated)
         };
-        let factor = || number("factor", None).map(|factor| factor.max(1.0));
+        let factor = || {
+            let positive = number("factor", None).ok().filter(|factor| *factor > 0.0);
+            positive.ok_or_else(|| format!("its config.json has no number above 0 for factor of {kind} rope"))
+        };
         match kind {
-            // Texts beyond the context would be turned otherwise with `dynamic`; none is that long here.
-            "default" | "dynamic" => Ok(Self { frequencies: plain, amplitude: 1.0 }),
+            "default" => Ok(Self { frequencies: plain, amplitude: 1.0, longest: None }),
+            // Longer texts have other frequencies, each its own.
+            "dynamic" => Ok(Self { frequencies: plain, amplitude: 1.0, longest: Some(context()? as usize) }),
             "linear" => {
                 let factor = factor()?;
-                Ok(Self {
-                    frequencies: plain.into_iter().map(|plain| plain / factor).collect(),
-                    amplitude: 1.0,
-                })
+                let frequencies = plain.into_iter().map(|plain| plain / factor).collect();
+                Ok(Self { frequencies, amplitude: 1.0, longest: None })
             }
             "llama3" => {
                 let (factor, context) = (factor()?, context()?);
@@ -59,7 +63,7 @@ impl Rope {
                     [number("low_freq_factor", Some(1.0))?, number("high_freq_factor", Some(4.0))?];
                 let frequencies =
                     plain.into_iter().map(|plain| of_llama3(plain, factor, [low, high], context));
-                Ok(Self { frequencies: frequencies.collect(), amplitude: 1.0 })
+                Ok(Self { frequencies: frequencies.collect(), amplitude: 1.0, longest: None })
             }
             "yarn" => {
                 let (factor, context) = (factor()?, context()?);
@@ -71,10 +75,15 @@ impl Rope {
                     plain / factor * share + plain * (1.0 - share)
                 };
                 let frequencies = plain.into_iter().enumerate().map(stretched).collect();
-                Ok(Self { frequencies, amplitude: yarn_amplitude(own, factor) })
+                Ok(Self { frequencies, amplitude: yarn_amplitude(own, factor), longest: None })
             }
             other => Err(format!("no forward pass with positions of type {other}")),
         }
+    }
+
+    /// The tokens of the longest text that it is known for; none: any.
+    pub(super) fn longest(&self) -> Option<usize> {
+        self.longest
     }
 
     /// Cosine and sine of each pair, at so many positions, one behind the other.

@@ -18,6 +18,14 @@ pub trait Weights {
     /// # Errors
     /// They cannot be read.
     fn read(&mut self, name: &str, first: u64, into: &mut [f32]) -> Result<()>;
+
+    /// Asks now and then whether to go on.
+    ///
+    /// # Errors
+    /// The user wishes to stop.
+    fn go_on(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The hidden states of all tokens of some texts, before one of the layers.
@@ -38,7 +46,10 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The most elements of a matrix that are in memory at a time: whole rows, [`LANES`] of them or more.
 const BLOCK: usize = 1 << 20;
 
-/// Tokens that one thread takes at a time: all of them go past [`LANES`] rows of a matrix, which stay in the cache.
+/// Threads whose weights of attention count, one for each token of a text.
+const ATTENDING: usize = 64;
+
+/// Tokens that one thread takes at a time. In a product all of them go past [`LANES`] rows of a matrix, which stay in the cache.
 const TOKENS: usize = 16 * ROWS;
 
 impl<'d> States<'d> {
@@ -87,7 +98,7 @@ impl<'d> States<'d> {
             norm(&mut q, &of_q, self.decoder.epsilon);
             norm(&mut k, &of_k, self.decoder.epsilon);
         }
-        let attended = self.attention(layer, &mut q, &mut k, &v, threads);
+        let attended = self.attention(layer, &mut q, &mut k, &v, &mut block)?;
         drop((q, k, v));
         block.add_product("self_attn.o_proj", &attended, queries, &mut self.values, hidden)?;
         drop(attended);
@@ -104,7 +115,7 @@ impl<'d> States<'d> {
         let (queries, keys) = (heads * head, key_heads * head);
         let attention = hidden.max(queries) + queries + 2 * keys;
         let floats = tokens * (hidden + attention.max(hidden + 2 * inner)) as u64
-            + longest * (head + heads) as u64
+            + longest * (head + ATTENDING) as u64
             + 2 * Self::asked_max(decoder);
         floats * size_of::<f32>() as u64
     }
@@ -124,12 +135,20 @@ impl<'d> States<'d> {
     }
 
     /// Causal attention within each text; neighbouring heads of queries share one of keys and values.
-    fn attention(&self, layer: usize, q: &mut [f32], k: &mut [f32], v: &[f32], threads: usize) -> Vec<f32> {
+    fn attention(
+        &self,
+        layer: usize,
+        q: &mut [f32],
+        k: &mut [f32],
+        v: &[f32],
+        block: &mut Block<'_>,
+    ) -> Result<Vec<f32>> {
         let Decoder { heads, key_heads, head, .. } = *self.decoder;
-        let (queries, keys) = (heads * head, key_heads * head);
         let window = self.decoder.windows[layer];
+        let sizes = Heads { queries: heads, shared_by: heads / key_heads, width: head, window };
+        let (queries, keys) = (heads * head, key_heads * head);
         let mut out = vec![0.0; q.len()];
-        let mut texts = Vec::new();
+        let mut jobs = Vec::new();
         let (mut q, mut k, mut v, mut rest) = (q, k, v, &mut out[..]);
         for len in &self.lens {
             let (own_q, own_k, own_v, own_out);
@@ -137,17 +156,21 @@ impl<'d> States<'d> {
             (own_k, k) = k.split_at_mut(len * keys);
             (own_v, v) = v.split_at(len * keys);
             (own_out, rest) = rest.split_at_mut(len * queries);
-            texts.push((own_q, own_k, own_v, own_out));
+            self.rotate(own_q, queries);
+            self.rotate(own_k, keys);
+            let (own_q, own_k) = (&*own_q, &*own_k);
+            let parts = own_q.chunks(TOKENS * queries).zip(own_out.chunks_mut(TOKENS * queries));
+            let firsts = (0..).step_by(TOKENS);
+            jobs.extend(parts.zip(firsts).map(|((q, out), first)| (q, own_k, own_v, out, first)));
         }
-        each(threads, texts.into_iter(), |(q, k, v, out)| {
-            self.rotate(q, queries);
-            self.rotate(k, keys);
-            for number in 0..heads {
-                let shared = number / (heads / key_heads);
-                attend(q, k, v, out, &Head { number, shared, width: head, queries, keys, window });
-            }
-        });
-        out
+        let mut jobs = jobs.into_iter().peekable();
+        while jobs.peek().is_some() {
+            block.weights.go_on()?;
+            each(block.threads, jobs.by_ref().take(4 * block.threads), |(q, k, v, out, first)| {
+                (0..heads).for_each(|number| attend(q, k, v, out, first, number, &sizes));
+            });
+        }
+        Ok(out)
     }
 
     /// Turns every head by its token's position. The first half of a head pairs with the second, as checkpoints have it.
@@ -164,25 +187,25 @@ impl<'d> States<'d> {
     }
 }
 
-/// Where a head lies in the rows of its text.
-struct Head {
-    number: usize,
-    /// Which of keys and values is its own.
-    shared: usize,
-    width: usize,
-    /// The widths of rows of queries, and of keys and values.
+/// The heads of a layer.
+struct Heads {
+    /// Those of queries.
     queries: usize,
-    keys: usize,
+    /// How many of them share one of keys and values.
+    shared_by: usize,
+    /// Elements of one.
+    width: usize,
     window: Option<usize>,
 }
 
-/// What one head of each token attends to.
-fn attend(q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], head: &Head) {
-    let Head { number, shared, width, queries, keys, window } = *head;
+/// What one head of some tokens attends to: `first` is the place of the first of them in their text, which has these keys and values.
+fn attend(q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], first: usize, number: usize, sizes: &Heads) {
+    let Heads { queries: heads, shared_by, width, window } = *sizes;
+    let (queries, keys, shared) = (heads * width, heads / shared_by * width, number / shared_by);
     let scale = 1.0 / (width as f32).sqrt();
     let of = |token: usize| token * keys + shared * width..token * keys + (shared + 1) * width;
     let mut weights = Vec::new();
-    for (token, (q, out)) in q.chunks_exact(queries).zip(out.chunks_exact_mut(queries)).enumerate() {
+    for (token, (q, out)) in (first..).zip(q.chunks_exact(queries).zip(out.chunks_exact_mut(queries))) {
         let (q, out) = (&q[number * width..][..width], &mut out[number * width..][..width]);
         let seen = window.map_or(0, |window| (token + 1).saturating_sub(window))..token + 1;
         weights.clear();

@@ -31,7 +31,8 @@ pub(super) fn read(
         Ok(())
     };
     let start = (first * float_bytes(tensor.read_as)) as u64;
-    Parts { inputs: &models.inputs, stored }.bytes(tensor.input, start, into)
+    let stop = &|| listen.stop();
+    Parts { inputs: &models.inputs, stored, threads: 1, stop }.bytes(tensor.input, start, into)
 }
 
 /// The difference of two tensors, by rows.

@@ -65,7 +65,7 @@ impl Hidden {
 
     /// All of its elements.
     fn compute(&self, from: &mut dyn ReadElements) -> Result<Arc<[f32]>> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = from.threads();
         let mut weights = Read { weights: &self.weights, bytes: Vec::new(), from };
         let mut states = States::of(&self.decoder, &self.texts, &mut weights)?;
         let mut found = Vec::with_capacity(self.elements());
@@ -119,6 +119,10 @@ impl Weights for Read<'_> {
 
     fn read(&mut self, name: &str, first: u64, into: &mut [f32]) -> Result<()> {
         self.weights[name].values(first, into, &mut self.bytes, self.from)
+    }
+
+    fn go_on(&mut self) -> Result<()> {
+        self.from.go_on()
     }
 }
 
@@ -184,6 +188,8 @@ pub struct HiddenGates {
     pub columns: u64,
     /// The layer, from 0.
     pub layer: u64,
+    /// Whether what is read for the states counts for this router: it is read once for all of them.
+    pub counts: bool,
     /// Of each expert the group of its prompts, and that of its negative prompts.
     pub experts: Vec<(u64, Option<u64>)>,
 }
@@ -201,9 +207,8 @@ impl Made for HiddenGates {
         vec![self.states]
     }
 
-    /// What is read for the states is read once, and counts for the first layer.
     fn reads(&self) -> Vec<(usize, Option<u64>)> {
-        if self.layer == 0 { vec![(self.states, None)] } else { Vec::new() }
+        if self.counts { vec![(self.states, None)] } else { Vec::new() }
     }
 
     fn float(&self) -> Float {

@@ -51,6 +51,19 @@ pub fn check_moe(moe: &MoeConfig, untrained: bool) -> Result<()> {
         let hint = "give each expert prompts that only it is meant for; or set `gate_mode: random`";
         problems.add(moe.error_at(moe.experts[0].at, message).hint(hint));
     }
+    let contradicts = |expert: &&Expert| {
+        let [mut meant, mut not] =
+            [&expert.positive_prompts, &expert.negative_prompts].map(|list| texts(list));
+        meant.sort_unstable();
+        not.sort_unstable();
+        meant == not && !meant.is_empty()
+    };
+    if let Some(expert) = moe.experts.iter().find(contradicts) {
+        let message =
+            format!("the expert {} has the same prompts as negative_prompts", expert.source_model.value);
+        let hint = "nothing would be left of its router: give other negative_prompts, or none";
+        problems.add(moe.error_at(expert.at, message).hint(hint));
+    }
     if !untrained && alike(&moe.experts, |expert| &expert.source_model.value) {
         let message = "all experts are the same model, and the mixture would do what that model does";
         let hint = "to train it afterwards, merge with --i-understand-this-is-not-useful-without-training";

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Stream;
 use crate::backend::{ReadInputs, Span};
 use crate::checkpoint::Reads;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::input::{At, Input, Parts};
 use crate::timeline::{By, Stage};
 
@@ -32,14 +32,9 @@ impl<'a> Reader<'a> {
         stream.timeline.time(Stage::Read, self.by, bytes, || match &stream.plan.inputs[input] {
             Input::Stored(at) => stream.bytes(*at, first * (bytes / elements.max(1)), into),
             Input::Made(made) => {
-                let stored = |at: At, start: u64, into: &mut [u8]| {
-                    // Some are made of whole models, which takes longer than anyone waits.
-                    if stream.watch.stop() {
-                        return Err(Error::interrupted());
-                    }
-                    stream.bytes(at, start, into)
-                };
-                made.read(first..first + elements, into, &mut Parts { inputs: &stream.plan.inputs, stored })
+                let stored = |at: At, start: u64, into: &mut [u8]| stream.bytes(at, start, into);
+                let (inputs, threads, stop) = (&*stream.plan.inputs, stream.threads, &|| stream.watch.stop());
+                made.read(first..first + elements, into, &mut Parts { inputs, stored, threads, stop })
             }
         })
     }

@@ -134,8 +134,9 @@ fn states_have_the_same_bits_in_any_company() {
 #[test]
 fn what_has_no_forward_pass_is_refused_by_name() {
     let Recorded { kinds, .. } = recorded();
+    let qwen = kinds.iter().find(|kind| kind.config["model_type"] == "qwen3").unwrap();
     let refused = |key: &str, value: Value| {
-        let mut config = kinds[0].config.clone();
+        let mut config = qwen.config.clone();
         config.insert(key.into(), value);
         Decoder::of(&config).unwrap_err()
     };
@@ -149,7 +150,12 @@ fn what_has_no_forward_pass_is_refused_by_name() {
         ("hidden_act", json!("gelu"), "no forward pass with the activation \"gelu\""),
         ("partial_rotary_factor", json!(0.5), "partial_rotary_factor of 0.5"),
         ("rope_scaling", json!({ "rope_type": "longrope" }), "positions of type longrope"),
-        ("rope_scaling", json!({ "rope_type": "linear" }), "no number for factor of linear rope"),
+        ("rope_scaling", json!({ "rope_type": "linear" }), "no number above 0 for factor of linear rope"),
+        (
+            "rope_scaling",
+            json!({ "rope_type": "llama3", "factor": 0 }),
+            "no number above 0 for factor of llama3 rope",
+        ),
         ("rope_theta", json!(-1.0), "rope_theta of -1"),
         ("num_key_value_heads", json!(3), "its 4 heads cannot share 3 of keys and values"),
         ("head_dim", json!(7), "its heads have 7 elements, which are no pairs"),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use indexmap::IndexSet;
 
+use super::super::names;
 use super::super::views::{InputList, Model};
 use super::not_floats;
 use super::prompts::Prompter;
@@ -99,6 +100,7 @@ impl Routers {
                 groups: *groups,
                 columns: hidden as u64,
                 layer: layer as u64,
+                counts: (layer, which) == (0, 0),
                 experts: experts[which].clone(),
             }),
         }
@@ -153,6 +155,16 @@ impl Reads<'_, '_> {
                 format!("its config.json has a hidden_size of {hidden}, its embedding {columns}")
             })
         });
+        let stored = names::stacks(self.base.names()).get("model.layers").copied().unwrap_or(0);
+        let decoder = decoder.and_then(|decoder| {
+            let layers = decoder.layers;
+            let fits = layers == stored;
+            fits.then_some(decoder).ok_or_else(|| {
+                format!(
+                    "its config.json has a num_hidden_layers of {layers}, and its tensors are of {stored}"
+                )
+            })
+        });
         let decoder = decoder.map_err(|why| {
             let message = format!("gate_mode {} needs hidden states of {}: {why}", mode.name(), self.base.name);
             self.moe.error_at(self.moe.gate_mode.at, message).hint(
@@ -173,6 +185,18 @@ impl Reads<'_, '_> {
         };
         let mut all = |experts: &[Expert]| experts.iter().map(&mut of).collect::<Result<Vec<_>>>();
         let experts = [all(&self.moe.experts)?, all(gated)?];
+        let longest = texts.iter().map(Vec::len).max();
+        if let (Some(most), Some(longest)) = (decoder.longest_text(), longest)
+            && longest > most
+        {
+            let message = format!(
+                "gate_mode {}: a prompt has {longest} tokens, and {} turns texts of more than {most} by positions that \
+                 change (dynamic rope)",
+                mode.name(),
+                self.base.name
+            );
+            return Err(self.moe.error_at(self.moe.gate_mode.at, message).hint("write shorter prompts"));
+        }
         let last: HashSet<Option<&u64>> = texts.iter().map(|text| text.last()).collect();
         if mode != GateMode::HiddenAvg && last.len() == 1 {
             notes.push(

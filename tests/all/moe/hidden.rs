@@ -48,7 +48,11 @@ fn hidden_states_make_the_routers_of_their_layers() {
     for (model_type, block) in architectures {
         let [base, ..] = [("base", 1), ("one", 2), ("two", 3)]
             .map(|(name, seed)| write_dense(&folder.join(name), model_type, seed));
-        let decoder = Decoder::of(config_of(model_type).as_object().unwrap()).unwrap();
+        let mut own = config_of(model_type);
+        // Qwen3 means 128 where it says nothing.
+        own["head_dim"] = json!(8);
+        set_config(&folder.join("base"), &own);
+        let decoder = Decoder::of(own.as_object().unwrap()).unwrap();
         let mut weights =
             InMemory(base.iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect());
         let mut config = PROMPTED.replace("gate_mode", "dtype: float32\ngate_mode");
@@ -140,7 +144,24 @@ fn a_base_without_a_forward_pass_is_refused_with_the_way_out() {
         "tensor model.layers.0.self_attn.k_proj.weight: it is [8, 24] in base, whose config.json asks for [24, 24]",
         "correct that config.json",
     );
+    check(
+        &|config| config["num_hidden_layers"] = json!(1),
+        "moe.yml:2:12: gate_mode hidden needs hidden states of base: its config.json has a num_hidden_layers of 1, and its \
+         tensors are of 2",
+        "`gate_mode: cheap_embed`",
+    );
+    check(
+        &|config| {
+            config["rope_scaling"] = json!({ "rope_type": "dynamic", "factor": 2 });
+            config["max_position_embeddings"] = json!(4);
+        },
+        "moe.yml:2:12: gate_mode hidden: a prompt has ",
+        "write shorter prompts",
+    );
     set_config(&folder.join("base"), &config_of("llama"));
+    let contradictory = PROMPTED.replace("[hello]", "['the patient has a cold', a fever]");
+    let (message, _) = refused(folder, &contradictory);
+    assert!(message.contains("one has the same prompts as negative_prompts"), "{message}");
     let notes = |config: &str| {
         let file = folder.join("moe.yml");
         std::fs::write(&file, config.replace("DIR", &folder.display().to_string())).unwrap();

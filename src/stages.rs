@@ -455,12 +455,16 @@ fn name(config: &Config) -> Option<&str> {
     config.name.as_ref().map(|name| name.value.as_str())
 }
 
+/// The longest part of a name: what is merged has a longer one until it is whole.
+const NAME_BYTES_MAX: usize = 200;
+
 /// A name that no folder can have.
 fn wrong_name(config: &Config) -> Option<Error> {
     let Located { value: name, at } = config.name.as_ref()?;
     let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
     // Components leave out what changes nothing, and a name is compared as it is written.
     let is_short = name.split('/').all(|part| !part.is_empty() && part != ".");
+    let is_short = is_short && name.split('/').all(|part| part.len() <= NAME_BYTES_MAX);
     let is_usable = !name.trim().is_empty()
         && !name.contains(['@', '+', '\\'])
         && !name.contains(char::is_control)
@@ -469,7 +473,7 @@ fn wrong_name(config: &Config) -> Option<Error> {
     (!is_usable).then(|| {
         config
             .error_at(*at, format_args!("{name:?} cannot be the name of a merge"))
-            .hint("letters, digits, `-`, `_` and `.` do")
+            .hint(format!("letters, digits, `-`, `_` and `.` do, up to {NAME_BYTES_MAX} bytes"))
     })
 }
 
@@ -504,6 +508,14 @@ fn nested(configs: &[Config]) -> Vec<Error> {
         .collect();
     let inside = |config: &Config| {
         let Located { value: name, at } = config.name.as_ref()?;
+        // A merge is called so until it is whole.
+        if let Some((outer, there)) =
+            name.strip_suffix(".partial").and_then(|outer| Some((outer, known.get(outer)?)))
+        {
+            let message =
+                format!("`{name}` is what `{outer}`, the merge at {there}, is called while it is made");
+            return Some(config.error_at(*at, message).hint("give one of them another name"));
+        }
         let mut outer = name.match_indices('/').map(|(end, _)| &name[..end]);
         let (outer, there) = outer.find_map(|outer| Some((outer, known.get(outer)?)))?;
         let message = format!("`{name}` would be a folder in `{outer}`, the merge at {there}");
@@ -583,6 +595,9 @@ fn in_order(configs: &[Config], reads: &[Vec<Use>]) -> Result<Vec<usize>> {
     Ok(order)
 }
 
+/// So many merges of a circle are named.
+const CIRCLE_MAX: usize = 12;
+
 /// That the last of those that wait reads one of them.
 fn made_of_each_other(configs: &[Config], path: &[(usize, usize)], read: usize) -> String {
     let circle = path.iter().map(|(document, _)| *document).skip_while(|document| *document != read);
@@ -590,6 +605,10 @@ fn made_of_each_other(configs: &[Config], path: &[(usize, usize)], read: usize) 
         circle.chain([read]).map(|document| name(&configs[document]).unwrap_or("")).collect();
     match &names[..] {
         [name, _] => format!("`{name}` is made of itself"),
+        names if names.len() > CIRCLE_MAX => {
+            let (first, more) = (names[..CIRCLE_MAX].join("` reads `"), names.len() - CIRCLE_MAX);
+            format!("merges are made of each other: `{first}` and so on, over {more} more")
+        }
         names => format!("merges are made of each other: `{}`", names.join("` reads `")),
     }
 }

@@ -256,10 +256,13 @@ impl Source {
     }
 
     /// Which bytes this checkpoint is, for the manifest: the hash of each file where the Hugging Face cache
-    /// names it, else its time and the hash of its header. Neither a path nor a name.
+    /// names it, else its time and the hash of its header; and the hash of its config. Neither a path nor a name.
     pub fn identity(&self) -> Value {
         let files: Vec<Value> = self.files.iter().map(SourceFile::identity).collect();
         let mut identity = json!({ "files": files });
+        if !self.config_text.is_empty() {
+            identity["config_blake3"] = blake3::hash(self.config_text.as_bytes()).to_hex().as_str().into();
+        }
         if let Some(commit) = snapshot_commit(&self.folder.real()) {
             identity["revision"] = commit.into();
         }

@@ -10,7 +10,7 @@ use super::progress::Progress;
 use super::{CommonArgs, MergeFlags, PlanArgs, Warnings, merge_into, merge_on, show, show_plan};
 use crate::backend::device::Device;
 use crate::checkpoint::{Destination, MANIFEST, WorkFolder, check_destinations};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::report::{differences, manifest_in, output_files};
 use crate::stages::{Stages, Visit, Way, outline};
 use crate::stream::Budget;
@@ -54,7 +54,12 @@ pub(super) struct Places<'a> {
 impl Places<'_> {
     /// The folder beside the output in which results lie that are not kept.
     fn work_folder(&self) -> PathBuf {
+        // `.` has no name that the folder could stand beside.
         let near = self.out.unwrap_or(Path::new(""));
+        let near = match near.file_name() {
+            Some(_) => near.to_path_buf(),
+            None => near.canonicalize().unwrap_or_default(),
+        };
         let mut name = near.file_name().unwrap_or_default().to_os_string();
         name.push(".stages");
         near.with_file_name(name)
@@ -102,6 +107,16 @@ pub(super) fn merge(
     flags: &MergeFlags,
     progress: &Progress,
 ) -> Result<()> {
+    merge_all(stages, places, flags, progress).map_err(|error| match places.kept {
+        Some(kept) if error.kind == Kind::Interrupted => {
+            let message = format!("interrupted: results that were done by then stay in {}", kept.display());
+            Error { message, ..error }
+        }
+        _ => error,
+    })
+}
+
+fn merge_all(stages: &Stages, places: &Places<'_>, flags: &MergeFlags, progress: &Progress) -> Result<()> {
     let on = flags.device()?;
     let mut survey = Survey::new(places, Some(flags), &on);
     let mut planned = survey.of(stages, &flags.common)?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{element_file_identities, model_files, model_identities};
 use crate::Prepared;
-use crate::checkpoint::{MANIFEST, MERGE_CONFIG, Shard, Source};
+use crate::checkpoint::{Content, MANIFEST, MERGE_CONFIG, ModelFolder, Shard, Sidecar, Source};
 use crate::plan::{PartlyHeldPolicy, Tensor};
 
 /// A manifest has a line for each tensor.
@@ -99,12 +99,34 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
         .filter(|shard| size(shard) != Some(shard.bytes))
         .map(|shard| shard.file.clone())
         .collect();
-    let files = model_files(prepared, copied).into_iter().map(|file| file.file);
-    wrong.extend(files.filter(|file| !folder.join(file).is_file()));
+    let wanted = model_files(prepared, copied);
+    // What is merged anew is copied of files that are not there yet.
+    let known = !prepared.sources.iter().any(Source::is_planned);
+    let is_wrong = |file: &&Sidecar| !folder.join(&file.file).is_file() || known && !holds(folder, file);
+    wrong.extend(wanted.iter().filter(is_wrong).map(|file| file.file.clone()));
     if !wrong.is_empty() {
-        found.push(format!("files are missing or have another size: {}", few(&wrong)));
+        found.push(format!("files are missing or hold something else: {}", few(&wrong)));
+    }
+    let is_wanted = |file: &Sidecar| wanted.iter().any(|wanted| wanted.file == file.file);
+    let beyond =
+        model_files(prepared, true).into_iter().filter(|file| !is_wanted(file)).map(|file| file.file);
+    let beyond: Vec<String> = beyond.filter(|file| folder.join(file).is_file()).collect();
+    if !beyond.is_empty() {
+        found.push(format!("files are there that would not be: {}", few(&beyond)));
     }
     found
+}
+
+/// Whether a folder holds a file with this content.
+fn holds(folder: &Path, file: &Sidecar) -> bool {
+    match &file.content {
+        Content::Bytes(bytes) => {
+            read(&folder.join(&file.file), bytes.len() as u64).is_some_and(|found| found == *bytes)
+        }
+        Content::CopyOf(of) => ModelFolder::open(folder)
+            .and_then(|folder| folder.file(file.file.as_str()).same_content(of, u64::MAX))
+            .unwrap_or(false),
+    }
 }
 
 /// The options of which a manifest says something else.

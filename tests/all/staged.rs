@@ -576,10 +576,21 @@ fn what_is_kept_is_compared_with_what_would_be_merged() {
     fs::write(&manifest, written).unwrap();
     let (file, aside) = (kept.join("one/tokenizer.json"), kept.join("aside"));
     fs::rename(&file, &aside).unwrap();
-    is_refused(again(&config, &[]), "files are missing or have another size: tokenizer.json");
+    is_refused(again(&config, &[]), "files are missing or hold something else: tokenizer.json");
     again(&config, &["--no-copy-tokenizer"]).succeeded();
     fs::remove_dir_all(models.out()).unwrap();
     fs::rename(&aside, &file).unwrap();
+    is_refused(again(&config, &["--no-copy-tokenizer"]), "files are there that would not be: tokenizer.json");
+    let tokens = fs::read_to_string(&file).unwrap();
+    fs::write(&file, tokens.replacen('{', " {", 1)).unwrap();
+    is_refused(again(&config, &[]), "files are missing or hold something else: tokenizer.json");
+    fs::write(&file, tokens).unwrap();
+    // What a model says of itself may change what is merged.
+    let own = models.path().join("b/config.json");
+    let says = fs::read_to_string(&own).unwrap();
+    fs::write(&own, says.replacen('{', "{\"x\": 1, ", 1)).unwrap();
+    is_refused(again(&config, &[]), "inputs are not those that it was made of: ");
+    fs::write(&own, says).unwrap();
     again(&config, &[]).succeeded();
     fs::remove_dir_all(models.out()).unwrap();
     // An input of other bytes.
@@ -877,6 +888,21 @@ fn a_plan_of_results_that_are_not_there_writes_nothing() {
     plan(models.path(), &config, &[]).failed(3, &["config.yml:7:1: one/tokenizer.json"]);
 }
 
+#[test]
+fn the_folder_that_one_is_in_can_be_the_output() {
+    let models = Models::new();
+    let config = command::config(models.path(), &models.text(&marked(TWO)));
+    let out = models.path().join("here");
+    fs::create_dir(&out).unwrap();
+    let mut merge = mergeforge();
+    merge.current_dir(&out).arg("merge").arg(config).arg(".");
+    let ended = merge.output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    models.merge(&marked(TWO), &[]).succeeded();
+    assert_same_files(&out, &models.out());
+    assert!(!models.path().join("here.stages").exists() && !out.join(".stages").exists());
+}
+
 /// However long the chain, putting it in order takes no stack for each document.
 #[test]
 fn a_thousand_documents_are_put_in_order() {
@@ -934,7 +960,13 @@ fn documents_that_do_not_fit_together_are_refused_with_their_places() {
         "c.yml:1:1: several merges are read by no other: `x` at 1:7, `y` at 5:7",
         "mergeforge multi",
     );
-    for name in ["../x", "/x", "''", "a@b", "\"a\\nb\"", "x/.", "x/", "x//y", "./x"] {
+    refused(
+        &[one("name: x.partial\n", "a"), one("name: x\n", "b"), one("", "x")],
+        "c.yml:1:7: `x.partial` is what `x`, the merge at 5:7, is called while it is made",
+        "another name",
+    );
+    let long = "x".repeat(201);
+    for name in ["../x", "/x", "''", "a@b", "\"a\\nb\"", "x/.", "x/", "x//y", "./x", &long] {
         let text = one(&format!("name: {name}\n"), "a");
         let alone = Stages::of(parse_all("c.yml", &text).unwrap(), &text).unwrap();
         assert!(alone.single().is_ok(), "a document by itself may be called anything");

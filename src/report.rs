@@ -16,7 +16,7 @@ use crate::backend::{Backend, OddValues};
 use crate::checkpoint::layout::INDEX;
 use crate::checkpoint::{
     CARD, CardModel, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, MOE_CONFIG, ModelCard,
-    Sidecar, Source, config_json, licence, model_card,
+    Sidecar, Source, TOKENIZER, TOKENIZER_BYTES_MAX, config_json, licence, model_card,
 };
 use crate::error::{Error, Result};
 use crate::method::{MIXTURE, Scope};
@@ -229,6 +229,13 @@ fn model_identities(prepared: &Prepared) -> Vec<Value> {
         };
         if result.is_some() {
             identity["merged"] = true.into();
+        }
+        // Where vocabularies become one, they say which rows are whose.
+        let file = prepared.sources[source].folder.file(TOKENIZER);
+        if prepared.plan.tokenizer.vocabulary.is_some()
+            && let Ok(text) = file.read(TOKENIZER_BYTES_MAX)
+        {
+            identity["tokenizer_blake3"] = blake3::hash(&text).to_hex().as_str().into();
         }
         identity
     };

@@ -888,6 +888,53 @@ fn a_plan_of_results_that_are_not_there_writes_nothing() {
     plan(models.path(), &config, &[]).failed(3, &["config.yml:7:1: one/tokenizer.json"]);
 }
 
+/// Which rows of embeddings are whose is in the tokenizers of all models.
+#[test]
+fn a_kept_union_is_of_the_tokenizers_that_it_was_made_of() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["base", "chat"] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models").join(name);
+        fs::create_dir(folder.path().join(name)).unwrap();
+        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(from.join(file), folder.path().join(name).join(file)).unwrap();
+        }
+    }
+    let config = "\
+name: one
+merge_method: linear
+parameters: {weight: 1}
+models: [{model: DIR/base}, {model: DIR/chat}]
+tokenizer_source: union
+---
+merge_method: karcher
+models: [{model: one}, {model: DIR/base}]
+"
+    .replace("DIR", folder.path().to_str().unwrap());
+    let kept = folder.path().join("kept");
+    let again = || {
+        let out = folder.path().join("out");
+        if out.exists() {
+            fs::remove_dir_all(out).unwrap();
+        }
+        merge(folder.path(), &config, &["--strict", "-I", kept.to_str().unwrap()])
+    };
+    again().succeeded();
+    again().succeeded();
+    let file = folder.path().join("chat/tokenizer.json");
+    let mut tokens: Json = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let vocabulary = tokens["model"]["vocab"].as_object_mut().unwrap();
+    let two: Vec<String> = vocabulary
+        .iter()
+        .filter(|(_, id)| [600, 601].contains(&id.as_u64().unwrap()))
+        .map(|(token, _)| token.clone())
+        .collect();
+    let ids = [&two[0], &two[1]].map(|token| vocabulary[token.as_str()].clone());
+    vocabulary[&two[0]] = ids[1].clone();
+    vocabulary[&two[1]] = ids[0].clone();
+    fs::write(&file, tokens.to_string()).unwrap();
+    again().failed(2, &["one is there already, and is not what would be merged now: inputs are not those"]);
+}
+
 #[test]
 fn the_folder_that_one_is_in_can_be_the_output() {
     let models = Models::new();

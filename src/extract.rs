@@ -5,6 +5,7 @@
 
 mod difference;
 mod layout;
+mod peft;
 mod products;
 mod svd;
 mod symmetric;
@@ -45,6 +46,8 @@ pub struct Request {
     pub embeddings: bool,
     /// Modules that are saved whole, by the last parts of their names.
     pub save_modules: Vec<String>,
+    /// Whether embeddings of tokens and heads that changed are saved whole, and get no product.
+    pub save_embeddings: bool,
     /// Whether all that changed and is no matrix is saved whole.
     pub save_changed: bool,
     /// The type of the adapter's numbers; without one that of the model's.
@@ -72,7 +75,7 @@ pub struct Extracted {
     pub modules: Vec<Module>,
     /// Names of tensors that are saved whole.
     pub saved: Vec<String>,
-    /// Tensors that differ and of which the adapter holds nothing.
+    /// Tensors that differ and of which the adapter holds nothing; those with NaN or infinity have no norm and count as 0.
     pub lost: Vec<Lost>,
     /// How many tensors are as in the base.
     pub unchanged: usize,
@@ -85,6 +88,8 @@ pub struct Extracted {
 pub struct Remark {
     /// What it is.
     pub what: &'static str,
+    /// Whether it is a warning: something that the user would not expect.
+    pub warns: bool,
     /// Their names.
     pub names: Vec<String>,
 }
@@ -196,6 +201,8 @@ fn share_of(lost: f64, squares: f64) -> f64 {
 pub struct Lost {
     /// Its name.
     pub name: String,
+    /// Why no product stands for it.
+    pub why: &'static str,
     /// The square of the difference's Frobenius norm.
     pub squares: f64,
 }
@@ -225,7 +232,15 @@ const TRANSPOSED: &[&str] = &["gpt2", "openai-gpt", "imagegpt", "decision_transf
 pub fn extract(models: &Compared, request: &Request, listen: &dyn Listen) -> Result<Extracted> {
     let mut remarks = Vec::new();
     names_nothing(models, request)?;
+    if !(request.scale() as f32).is_normal() {
+        let what = format!("products would be multiplied with {:e} (alpha over rank)", request.scale());
+        return Err(Error::config(format!("{what}, which float32 does not hold"))
+            .hint("leave out --alpha: products are then added as they are"));
+    }
     let pairs = pairs(models, request, &mut remarks)?;
+    if pairs.is_empty() {
+        return Err(nothing_in_common(models, &remarks));
+    }
     listen.expect(pairs.iter().map(Pair::bytes).sum());
     let found = share(&pairs, request.threads, |pair| {
         let found = pair.look(request, listen);
@@ -235,28 +250,46 @@ pub fn extract(models: &Compared, request: &Request, listen: &dyn Listen) -> Res
     // Of modules that are saved PEFT wants all that have the same last part of their names.
     let mut whole: Vec<&str> = request.save_modules.iter().map(String::as_str).collect();
     let changed = pairs.iter().zip(&found).filter(|(_, found)| found.is_change());
-    let no_matrix =
-        |pair: &&Pair<'_>| request.save_changed && pair.of_tuned.shape.len() != 2 && !pair.is_bias();
-    whole.extend(changed.map(|(pair, _)| pair).filter(no_matrix).map(|pair| last(pair.module())));
+    let is_saved = |pair: &&Pair<'_>| {
+        let no_matrix = request.save_changed && pair.of_tuned.shape.len() != 2 && !pair.is_bias();
+        no_matrix || pair.left_out(request) == Some(SAVED_EMBEDDING)
+    };
+    whole.extend(changed.map(|(pair, _)| pair).filter(is_saved).map(|pair| last(pair.module())));
     let mut out =
         Extracted { modules: Vec::new(), saved: Vec::new(), lost: Vec::new(), unchanged: 0, remarks };
+    let family = family(models);
+    let is_whole =
+        |pair: &Pair<'_>| whole.contains(&last(pair.module())) && !peft::is_in_kernel(family, pair.module());
+    let mut no_numbers = Vec::new();
     for (pair, found) in pairs.iter().zip(found) {
         let name = || pair.name.to_owned();
         let bias = request.save_changed && pair.is_bias() && found.is_change();
+        if matches!(found, Found::Change(squares) if !squares.is_finite()) {
+            no_numbers.push(name());
+        }
         match found {
             Found::Module(module) => out.modules.push(*module),
-            Found::Change(_) if bias || whole.contains(&last(pair.module())) => out.saved.push(name()),
-            Found::Change(squares) if squares != 0.0 => out.lost.push(Lost { name: name(), squares }),
+            Found::Change(_) if bias || is_whole(pair) => out.saved.push(name()),
+            Found::Change(squares) if squares != 0.0 => {
+                let why = pair.left_out(request).expect("all others have a product");
+                let squares = if squares.is_finite() { squares } else { 0.0 };
+                out.lost.push(Lost { name: name(), why, squares });
+            }
             Found::Change(_) => out.unchanged += 1,
         }
     }
-    if out.modules.is_empty() && out.saved.is_empty() {
-        let (tuned, base) = (&models.tuned.name, &models.base.name);
-        let what = format!("{tuned} and {base} differ in nothing that an adapter would hold");
-        return Err(Error::config(what).hint("the first model is the fine-tuned one, the second its base"));
+    remark(&mut out.remarks, no_numbers, "NaN or infinity in one of the models: no norm counts their change");
+    if out.modules.is_empty() {
+        return Err(without_products(models, &out));
     }
     let modules = out.modules.iter().map(|module| format!("{}.weight", module.name));
     let is_loaded_otherwise = |name: &String| names::is_loaded_otherwise(&models.base.config, name);
+    let passed_over = out.modules.iter().filter(|module| peft::passes_over(family, &module.name));
+    let passed_over: Vec<String> = passed_over.map(|module| format!("{}.weight", module.name)).collect();
+    if !passed_over.is_empty() {
+        let what = "in the adapter, but PEFT 0.21 does not apply them and says nothing: mergeforge's own BASE+ADAPTER does";
+        out.remarks.push(Remark { what, warns: true, names: passed_over });
+    }
     remark(
         &mut out.remarks,
         modules.chain(out.saved.iter().cloned()).filter(is_loaded_otherwise).collect(),
@@ -265,9 +298,64 @@ pub fn extract(models: &Compared, request: &Request, listen: &dyn Listen) -> Res
     Ok(out)
 }
 
+/// The refusal of models of which no tensor can be compared.
+fn nothing_in_common(models: &Compared, remarks: &[Remark]) -> Error {
+    let (tuned, base) = (&models.tuned.name, &models.base.name);
+    let mut what = format!("{tuned} and {base} have no tensor in common that could be compared");
+    for remark in remarks {
+        what += &format!("; {}: {}", remark.what, in_short(remark.names.iter().map(String::as_str)));
+    }
+    Error::config(what)
+        .hint("the base must be the model that was fine-tuned, with the same architecture and names")
+}
+
+/// The refusal of an adapter without a product: PEFT loads none.
+fn without_products(models: &Compared, found: &Extracted) -> Error {
+    let (tuned, base) = (&models.tuned.name, &models.base.name);
+    let mut reasons: IndexMap<&str, Vec<&str>> = IndexMap::new();
+    for lost in &found.lost {
+        reasons.entry(lost.why).or_default().push(&lost.name);
+    }
+    if !found.saved.is_empty() {
+        reasons.insert("saved whole", found.saved.iter().map(String::as_str).collect());
+    }
+    if reasons.is_empty() {
+        let equal = format!("{tuned} and {base} differ in nothing: {} tensors are the same", found.unchanged);
+        let missing = found.remarks.iter().map(|remark| {
+            format!("; {}: {}", remark.what, in_short(remark.names.iter().map(String::as_str)))
+        });
+        return Error::config(missing.fold(equal, |all, one| all + &one))
+            .hint("the first model is the fine-tuned one, the second its base");
+    }
+    let hint = if reasons.keys().any(|why| why.contains("--")) {
+        "change these flags, so that one of these weights at least gets a product"
+    } else {
+        "use the fine-tuned model itself: a merge takes its difference from the base as it is"
+    };
+    let reasons = reasons.into_iter().map(|(why, names)| format!("{} ({why})", in_short(names)));
+    let what = format!(
+        "no weight gets a product, and PEFT loads no adapter without one; between {tuned} and {base} these changed: {}",
+        reasons.collect::<Vec<_>>().join("; ")
+    );
+    Error::config(what).hint(hint)
+}
+
+/// Kinds of tensors in an error: the first few.
+fn in_short<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    const KINDS_MAX: usize = 3;
+    let kinds = by_kind(names);
+    let more = kinds.len().saturating_sub(KINDS_MAX);
+    let kinds = kinds.iter().take(KINDS_MAX).map(|(kind, of)| match of.len() {
+        1 => escaped(kind),
+        count => format!("{count} × {}", escaped(kind)),
+    });
+    let more = if more > 0 { format!(" and {more} more kinds") } else { String::new() };
+    kinds.collect::<Vec<_>>().join(", ") + &more
+}
+
 fn remark(remarks: &mut Vec<Remark>, names: Vec<String>, what: &'static str) {
     if !names.is_empty() {
-        remarks.push(Remark { what, names });
+        remarks.push(Remark { what, warns: false, names });
     }
 }
 
@@ -293,6 +381,14 @@ fn names_nothing(models: &Compared, request: &Request) -> Result<()> {
     Ok(())
 }
 
+/// Why an embedding has no product where a command of mergekit asks for none.
+const SAVED_EMBEDDING: &str = "an embedding or head, and --embed-lora is not given";
+
+/// What the base's config.json calls its architecture.
+fn family(models: &Compared) -> &str {
+    models.base.config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default()
+}
+
 /// A tensor that both models have in the same shape.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
@@ -306,7 +402,7 @@ struct Pair<'a> {
 enum Found {
     /// A product that stands for its change.
     Module(Box<Module>),
-    /// The square of its change's norm.
+    /// The square of its change's norm; not finite where NaN or infinity are in it.
     Change(f64),
 }
 
@@ -411,23 +507,34 @@ impl Pair<'_> {
         }
     }
 
-    /// Whether a product is to stand for its change.
-    fn is_wanted(&self, request: &Request) -> bool {
+    /// Why no product is to stand for its change; `None` where one is.
+    fn left_out(&self, request: &Request) -> Option<&'static str> {
         let module = self.module();
-        let is_matrix = self.name.ends_with(".weight") && self.of_tuned.shape.len() == 2;
         let fits = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
-        is_matrix
-            && (request.embeddings || !self.is_embedding())
-            && (request.modules.is_empty() || fits(&request.modules))
-            && !fits(&request.exclude)
-            && !request.save_modules.iter().any(|saved| saved == last(module))
+        if !self.name.ends_with(".weight") || self.of_tuned.shape.len() != 2 {
+            Some("no matrix of a module")
+        } else if fits(&request.exclude) {
+            Some("left out with --exclude")
+        } else if request.save_embeddings && (self.is_embedding() || names::is_over_vocabulary(self.name)) {
+            Some(SAVED_EMBEDDING)
+        } else if !request.modules.is_empty() && !fits(&request.modules) {
+            Some("not among --modules")
+        } else if request.save_modules.iter().any(|saved| saved == last(module)) {
+            Some("among --save-module")
+        } else if peft::refuses(family(self.models), module) {
+            Some("PEFT loads no adapter with a product of it")
+        } else if self.is_embedding() && !request.embeddings {
+            Some("an embedding, and --embeddings is not given")
+        } else {
+            None
+        }
     }
 
     fn look(&self, request: &Request, listen: &dyn Listen) -> Result<Found> {
         let mut difference = Difference::new(*self, listen);
         let found = if self.of_tuned.elements() == 0 || self.of_tuned.input == self.of_base.input {
             Found::Change(0.0)
-        } else if self.is_wanted(request) {
+        } else if self.left_out(request).is_none() {
             let svd = decompose(&mut difference, Wanted { rank: request.rank, error: request.error })?;
             if svd.values.is_empty() {
                 Found::Change(svd.squares)
@@ -441,23 +548,40 @@ impl Pair<'_> {
         Ok(found)
     }
 
+    /// The refusal of factors that the adapter's type does not hold.
+    fn does_not_fit(&self, float: Float, request: &Request) -> Error {
+        let (module, dtype) = (quoted(self.module()), format!("{float:?}"));
+        let what = format!("the factors of module {module} are beyond the numbers of {dtype}");
+        match request.alpha {
+            Some(alpha) => Error::config(format!("{what} with --alpha {alpha:?} at rank {}", request.rank))
+                .hint("give a larger --alpha or none, or --dtype float32"),
+            None => {
+                Error::config(what).hint("give --dtype float32 or bfloat16, or leave it out with --exclude")
+            }
+        }
+    }
+
     /// A product as the adapter stores it, and what it lacks.
     fn module_of(&self, svd: &Svd, difference: &mut Difference<'_>, request: &Request) -> Result<Module> {
         let rank = svd.values.len();
         let float = request.dtype.or(Float::of(self.of_tuned.dtype)).unwrap_or(Float::F32);
         let (rows, columns) = (difference.rows(), difference.columns());
         let embedding = self.is_embedding();
-        let config = &self.models.base.config;
-        let family = config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
-        let transposed = embedding || TRANSPOSED.contains(&family) && last(self.module()) != "lm_head";
+        let transposed =
+            embedding || TRANSPOSED.contains(&family(self.models)) && last(self.module()) != "lm_head";
         // Each vector takes the root of its singular value to either side.
         let (mut left, mut right) = (svd.left.clone(), svd.right.clone());
         for (number, value) in svd.values.iter().enumerate() {
             scale(&mut left[number * rows..][..rows], value.sqrt());
             scale(&mut right[number * columns..][..columns], 1.0 / value.sqrt());
         }
-        scale(if transposed { &mut right } else { &mut left }, 1.0 / request.scale());
+        for side in [&mut left, &mut right] {
+            scale(side, 1.0 / request.scale().sqrt());
+        }
         let (left, right) = (rounded(&left, float), rounded(&right, float));
+        if !left.iter().chain(&right).all(|value| value.is_finite()) {
+            return Err(self.does_not_fit(float, request));
+        }
         let lost = difference.without(&left, &right, request.scale())?;
         let (a, (b, outward)) = if transposed { (&left, (&right, columns)) } else { (&right, (&left, rows)) };
         let stored = |values: &[f64]| encoded(values, float);

@@ -121,6 +121,8 @@ pub fn loaded<'a>(config: &serde_json::Map<String, Json>, name: &'a str) -> Cow<
             ("model.language_model.", "model.language_model."),
             ("model.", "model.language_model."),
         ]
+    } else if family == "gpt_neox" {
+        &[("embed_out.", "lm_head.")]
     } else {
         &[]
     };

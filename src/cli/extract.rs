@@ -92,6 +92,8 @@ struct Pasted {
     #[arg(long, hide = true)]
     distribute_scale: bool,
     #[arg(long, hide = true)]
+    no_distribute_scale: bool,
+    #[arg(long, hide = true)]
     no_embed_lora: bool,
     #[arg(long, hide = true)]
     no_quiet: bool,
@@ -136,6 +138,7 @@ impl ExtractArgs {
             exclude: self.exclude.clone(),
             embeddings: self.embeddings,
             save_modules: self.save_modules.clone(),
+            save_embeddings: self.is_mergekits() && !self.embeddings,
             save_changed: self.save_changed || self.is_mergekits() && !self.pasted.skip_undecomposable,
             dtype: self.dtype.map(|dtype| match dtype {
                 Stored::Float32 => Float::F32,
@@ -193,8 +196,13 @@ pub(super) fn run(args: &ExtractArgs) -> Result<()> {
     if let Some(what) = extracted.of_adapted_base(&models) {
         show::note(&format!("the adapter belongs to {}: {what}", models.base.name));
     }
-    for Remark { what, names } in &extracted.remarks {
-        show::note(&format!("{what}: {}", listed(names)));
+    for Remark { what, warns, names } in &extracted.remarks {
+        let text = format!("{what}: {}", listed(names));
+        if *warns {
+            show::warning(&Error::config(text));
+        } else {
+            show::note(&text);
+        }
     }
     if args.json {
         show::json(&as_json(&extracted));
@@ -250,8 +258,11 @@ fn as_json(extracted: &Extracted) -> Json {
         json!({ "name": module.name, "rank": module.a.0[0], "norm": module.squares.sqrt(), "error": module.error() })
     });
     let remarks =
-        extracted.remarks.iter().map(|Remark { what, names }| json!({ "what": what, "tensors": names }));
-    let lost = extracted.lost.iter().map(|lost| json!({ "name": lost.name, "norm": lost.squares.sqrt() }));
+        extracted.remarks.iter().map(|Remark { what, names, .. }| json!({ "what": what, "tensors": names }));
+    let lost = extracted
+        .lost
+        .iter()
+        .map(|lost| json!({ "name": lost.name, "norm": lost.squares.sqrt(), "why": lost.why }));
     json!({
         "error": extracted.error(),
         "kinds": kinds.collect::<Vec<_>>(),

@@ -63,18 +63,40 @@ impl<'a> Difference<'a> {
         }
     }
 
-    /// The square of its norm.
+    /// The square of its norm; not finite where NaN or infinity are in it.
     pub(super) fn squares(&mut self) -> Result<f64> {
         let elements = self.rows * self.columns;
         (self.rows, self.columns) = (elements, 1);
         let (mut values, mut squares) = (vec![0.0; elements.min(PIECE)], 0.0);
         for first in (0..elements).step_by(PIECE) {
             let values = &mut values[..PIECE.min(elements - first)];
-            self.read(first, values)?;
+            self.fill(first, values)?;
             squares += dot(values, values);
             self.go_on((first + values.len()) as f64 / elements as f64)?;
         }
         Ok(squares)
+    }
+
+    /// Fills `into` with the difference from a row on. NaN and infinity that both models have are no difference.
+    fn fill(&mut self, row: usize, into: &mut [f64]) -> Result<()> {
+        let Pair { of_tuned, of_base, .. } = self.pair;
+        let first = row * self.columns;
+        into.fill(0.0);
+        self.add(of_tuned, first, 1.0, into)?;
+        self.add(of_base, first, -1.0, into)?;
+        if dot(into, into).is_finite() {
+            return Ok(());
+        }
+        // Nothing added to -0 is what it was.
+        let [mut tuned, mut base] = [vec![-0.0; into.len()], vec![-0.0; into.len()]];
+        self.add(of_tuned, first, 1.0, &mut tuned)?;
+        self.add(of_base, first, 1.0, &mut base)?;
+        for (into, (tuned, base)) in into.iter_mut().zip(tuned.iter().zip(&base)) {
+            if tuned.to_bits() == base.to_bits() {
+                *into = 0.0;
+            }
+        }
+        Ok(())
     }
 
     /// Adds elements of a tensor to `into`, with a sign.
@@ -122,13 +144,11 @@ impl ByRows for Difference<'_> {
 
     fn read(&mut self, first: usize, into: &mut [f64]) -> Result<()> {
         self.go_on(0.0)?;
-        let Pair { models, name, of_tuned, of_base } = self.pair;
-        into.fill(0.0);
-        self.add(of_tuned, first * self.columns, 1.0, into)?;
-        self.add(of_base, first * self.columns, -1.0, into)?;
+        self.fill(first, into)?;
         if dot(into, into).is_finite() {
             return Ok(());
         }
+        let Pair { models, name, .. } = self.pair;
         let (name, tuned, base) = (quoted(name), &models.tuned.name, &models.base.name);
         Err(Error::input(format!("tensor {name} has NaN or infinity in {tuned} or {base}"))
             .hint("leave its module out with --exclude, or mend the model"))

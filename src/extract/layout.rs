@@ -1,19 +1,19 @@
 //! The folder of an adapter as PEFT reads it: its weights, its config and a card.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json, json};
 
 use super::difference::read;
-use super::{Extracted, Listen, Module, Request, by_kind, last, share_of};
+use super::{Extracted, Listen, Module, Request, by_kind, family, last, peft, share_of};
 use crate::checkpoint::{
     ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, Access, AdapterPart, CARD, Content, OutTensor, Sidecar,
     Sink, Source, layout, names, peft_task,
 };
-use crate::dtype::{Float, decode, encode, float_bytes};
+use crate::dtype::{Dtype, Float, decode, encode, float_bytes};
 use crate::error::{Error, Result};
 use crate::plan::{Compared, ComparedTensor};
 use crate::text::escaped;
@@ -33,7 +33,8 @@ pub fn write(
     listen: &dyn Listen,
 ) -> Result<()> {
     let twin = tied_twin(models, &extracted.modules);
-    let modules: Vec<&Module> = extracted.modules.iter().chain(&twin).collect();
+    let idle = idle_experts(models, &extracted.modules);
+    let modules: Vec<&Module> = extracted.modules.iter().chain(&twin).chain(&idle).collect();
     let saved = saved(models, extracted, &modules);
     let ranks = Ranks::of(models, request, &modules);
     let mut tensors = Vec::new();
@@ -96,17 +97,31 @@ fn copy(
         let elements = PIECE.min(tensor.elements() - first);
         let mut bytes = vec![0; elements * float_bytes(tensor.read_as)];
         read(models, tensor, first, &mut bytes, listen)?;
-        if let [Some(read_as), Some(float)] = [tensor.read_as, tensor.dtype].map(Float::of)
-            && read_as != float
-        {
-            let mut values = vec![0.0; elements];
-            decode(read_as, &bytes, &mut values);
-            bytes.resize(elements * element_bytes, 0);
-            encode(float, &values, &mut bytes);
+        if tensor.read_as != tensor.dtype {
+            bytes = converted(&bytes, tensor.read_as, tensor.dtype);
         }
+        assert_eq!(bytes.len(), elements * element_bytes, "as many bytes as the header says");
         sink.write_at(place, (first * element_bytes) as u64, &bytes)?;
     }
     Ok(())
+}
+
+/// Floats in another type, rounded once.
+fn converted(bytes: &[u8], from: Dtype, to: Dtype) -> Vec<u8> {
+    let values = match Float::of(from) {
+        Some(float) => {
+            let mut values = vec![0.0; bytes.len() / float.bytes()];
+            decode(float, bytes, &mut values);
+            values
+        }
+        None => bytes.as_chunks().0.iter().map(|value| f64::from_le_bytes(*value) as f32).collect(),
+    };
+    let Some(float) = Float::of(to) else {
+        return values.iter().flat_map(|value| f64::from(*value).to_le_bytes()).collect();
+    };
+    let mut bytes = vec![0; values.len() * float.bytes()];
+    encode(float, &values, &mut bytes);
+    bytes
 }
 
 /// The rank of each module as it is stored.
@@ -188,6 +203,31 @@ fn tied_twin(models: &Compared, modules: &[Module]) -> Option<Module> {
     })
 }
 
+/// Factors of zeros for experts beside those that have a product: PEFT stacks all of a layer.
+fn idle_experts(models: &Compared, modules: &[Module]) -> Vec<Module> {
+    let stack = |module| peft::stack(family(models), module);
+    let stacks: BTreeMap<&str, Dtype> =
+        modules.iter().filter_map(|module| Some((stack(&module.name)?, module.dtype))).collect();
+    let adapted: BTreeSet<&str> = modules.iter().map(|module| module.name.as_str()).collect();
+    let idle = models.base.tensors.iter().filter_map(|(name, tensor)| {
+        let module = name.strip_suffix(".weight").filter(|module| !adapted.contains(module))?;
+        let dtype = *stacks.get(stack(module)?)?;
+        let [rows, columns] = tensor.shape[..] else { return None };
+        let zeros = |count: usize| vec![0; count * float_bytes(dtype)];
+        Some(Module {
+            name: module.into(),
+            embedding: false,
+            transposed: false,
+            dtype,
+            a: (vec![1, columns], zeros(columns)),
+            b: (vec![rows, 1], zeros(rows)),
+            squares: 0.0,
+            lost: 0.0,
+        })
+    });
+    idle.collect()
+}
+
 /// The tensors that are saved whole, by the names that PEFT gives them: it puts a layer around modules that have a product.
 fn saved<'a>(
     models: &'a Compared,
@@ -224,8 +264,11 @@ fn config(
     let ranks: Map<String, Json> = other.iter().map(|(name, rank)| (name.clone(), (*rank).into())).collect();
     let alphas: Map<String, Json> =
         other.iter().map(|(name, rank)| (name.clone(), alpha_of(*rank))).collect();
-    let whole: BTreeSet<&str> =
-        saved.iter().filter_map(|(name, _)| name.strip_suffix(".weight")).map(last).collect();
+    let whole: BTreeSet<String> = saved
+        .iter()
+        .filter_map(|(name, _)| name.strip_suffix(".weight"))
+        .map(|module| last(&loaded(models, module)).to_owned())
+        .collect();
     // The head stands beside an embedding that it is tied to.
     let is_tied = tied(models).is_some_and(|(_, head)| {
         let saved = saved.iter().filter_map(|(name, _)| name.strip_suffix(".weight"));
@@ -239,7 +282,8 @@ fn config(
     json!({
         "peft_type": "LORA",
         "task_type": peft_task(&models.base.config),
-        "base_model_name_or_path": models.base.reference.base().to_string(),
+        "base_model_name_or_path": models.base.reference.path,
+        "revision": models.base.reference.revision,
         "r": rank,
         "lora_alpha": alpha_of(rank),
         "rank_pattern": ranks,
@@ -272,7 +316,12 @@ fn targets(models: &Compared, modules: &[&Module]) -> Vec<String> {
     if exact {
         names.into_iter().map(|name| loaded(models, name)).collect()
     } else {
-        lasts.into_iter().map(str::to_owned).collect()
+        names
+            .into_iter()
+            .map(|name| last(&loaded(models, name)).to_owned())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect()
     }
 }
 

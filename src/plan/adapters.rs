@@ -74,7 +74,9 @@ fn trained_on_another(
     let path = reference.path.to_lowercase();
     let own = model.config.get("_name_or_path").and_then(Json::as_str).unwrap_or_default();
     let base_name = quoted(&cut_to(&one_line(base), 120));
-    let is_same = [path.as_str(), own].map(last).contains(&last(base));
+    // Some write the revision into the name.
+    let names = [base.as_str(), base.rsplit_once('@').map_or(base, |(name, _)| name)];
+    let is_same = names.iter().any(|base| [path.as_str(), own].map(last).contains(&last(base)));
     (!is_same)
         .then(|| format!("the adapter {name} was trained on {base_name}, and is added to {}", reference.path))
 }

@@ -1,5 +1,7 @@
 //! Adapters made of a model and its base: what they hold, what is said of the rest, and their names.
 
+mod edges;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -95,7 +97,24 @@ fn mergekits_command_extracts_too() {
     let config = std::fs::read_to_string(out.join("adapter_config.json")).unwrap();
     let config: Json = serde_json::from_str(&config).unwrap();
     assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(4), &json!(4)));
-    assert_eq!(config["modules_to_save"], json!(["input_layernorm", "norm", "post_attention_layernorm"]));
+    assert_eq!(
+        config["modules_to_save"],
+        json!(["embed_tokens", "input_layernorm", "lm_head", "norm", "post_attention_layernorm"])
+    );
+    // With products for embeddings only the norms are.
+    let (lora, out) =
+        (arguments.into_iter().chain(["--rank", "4", "--embed-lora", "--no-distribute-scale"]), "lora");
+    let lora = lora.map(|word| {
+        if word == arguments[6] {
+            folder.path().join(out).to_str().unwrap().to_owned()
+        } else {
+            word.to_owned()
+        }
+    });
+    command::run(lora).succeeded();
+    let of_lora = std::fs::read_to_string(folder.path().join("lora/adapter_config.json")).unwrap();
+    let of_lora: Json = serde_json::from_str(&of_lora).unwrap();
+    assert_eq!(of_lora["modules_to_save"], json!(["input_layernorm", "norm", "post_attention_layernorm"]));
     assert_eq!(config["base_model_name_or_path"], base);
     command::run(["extract-lora", &base, &base, folder.path().join("x").to_str().unwrap()])
         .failed(2, &["differ in nothing"]);
@@ -112,11 +131,25 @@ fn mergekits_command_extracts_too() {
 /// Writes a model and its base, of which the named tensors differ by a matrix of rank 1, extracts the adapter, and gives the
 /// adapter's folder.
 fn extracted(folder: &Path, shapes: &[(&str, &[usize])], config: &Json, more: &[&str]) -> PathBuf {
+    let [tuned, base] = pair_of(folder, shapes, config, |_| true);
+    let out = folder.join("adapter");
+    let fixed = ["extract-lora", &tuned, &base, out.to_str().unwrap(), "--quiet", "--dtype", "float32"];
+    command::run(fixed.iter().chain(more)).succeeded();
+    out
+}
+
+/// Writes them, with the tensors that differ; gives their paths.
+fn pair_of(
+    folder: &Path,
+    shapes: &[(&str, &[usize])],
+    config: &Json,
+    differs: impl Fn(&str) -> bool,
+) -> [String; 2] {
     let write = |name: &str, tuned: bool| {
         let tensor = |(seed, (name, shape)): (usize, &(&str, &[usize]))| {
             let mut values = weights(shape.iter().product(), seed as u64);
             let columns = *shape.last().unwrap();
-            for (i, value) in values.iter_mut().enumerate().filter(|_| tuned) {
+            for (i, value) in values.iter_mut().enumerate().filter(|_| tuned && differs(name)) {
                 *value += 0.01 * (1.0 + (i / columns) as f32) * (1.0 - (i % columns) as f32);
             }
             (name.to_string(), stored(Dtype::F32, shape, &values))
@@ -126,11 +159,7 @@ fn extracted(folder: &Path, shapes: &[(&str, &[usize])], config: &Json, more: &[
     };
     write("tuned", true);
     write("base", false);
-    let [tuned, base, out] = ["tuned", "base", "adapter"].map(|name| folder.join(name));
-    let [tuned, base] = [&tuned, &base].map(|folder| folder.to_str().unwrap());
-    let fixed = ["extract-lora", tuned, base, out.to_str().unwrap(), "--quiet", "--dtype", "float32"];
-    command::run(fixed.iter().chain(more)).succeeded();
-    out
+    ["tuned", "base"].map(|name| folder.join(name).to_str().unwrap().to_owned())
 }
 
 /// The shapes of an adapter's tensors, without PEFT's prefix.
@@ -242,6 +271,7 @@ fn card_of(adapter: &Path) -> String {
 }
 
 const UP: &str = "model.layers.0.mlp.up_proj.weight";
+const DOWN: &str = "model.layers.0.mlp.down_proj.weight";
 const NORM: &str = "model.layers.0.norm.weight";
 
 /// A model in FP8, as which of the two ever, is the floats that its codes and scales stand for.
@@ -265,15 +295,18 @@ fn quantised_models_are_compared_as_floats() {
     let quantised = Tensors::from([
         norm.clone(),
         (UP.into(), Stored { dtype: Dtype::F8_E4M3, shape: vec![24, 16], bytes: codes }),
+        (DOWN.into(), stored(Dtype::F32, &[16, 24], &weights(24 * 16, 7))),
         (format!("{UP}_scale"), stored(Dtype::F32, &[24, 1], &scales)),
     ]);
     let how =
         json!({ "quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {} });
     write(&at("fp8"), &quantised, &json!({ "model_type": "llama", "quantization_config": how }));
-    let plain =
-        |values: &[f32]| Tensors::from([norm.clone(), (UP.into(), stored(Dtype::F32, &[24, 16], values))]);
-    write(&at("floats"), &plain(&floats), &json!({ "model_type": "llama" }));
-    write(&at("other"), &plain(&weights(24 * 16, 5)), &json!({ "model_type": "llama" }));
+    let plain = |values: &[f32], seed: u64| {
+        let down = stored(Dtype::F32, &[16, 24], &weights(24 * 16, seed));
+        Tensors::from([norm.clone(), (UP.into(), stored(Dtype::F32, &[24, 16], values)), (DOWN.into(), down)])
+    };
+    write(&at("floats"), &plain(&floats, 7), &json!({ "model_type": "llama" }));
+    write(&at("other"), &plain(&weights(24 * 16, 5), 8), &json!({ "model_type": "llama" }));
     for (number, flags) in [&["--rank", "4"][..], &["--save-module", "up_proj"]].into_iter().enumerate() {
         let flags = [flags, &["--dtype", "float32"]].concat();
         for [tuned, base] in [["fp8", "other"], ["other", "fp8"]] {

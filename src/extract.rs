@@ -316,8 +316,14 @@ fn without_products(models: &Compared, found: &Extracted) -> Error {
     for lost in &found.lost {
         reasons.entry(lost.why).or_default().push(&lost.name);
     }
-    if !found.saved.is_empty() {
-        reasons.insert("saved whole", found.saved.iter().map(String::as_str).collect());
+    for name in &found.saved {
+        let is_matrix = is_matrix(name, &models.tuned.tensors[name]);
+        let why = if is_matrix {
+            "saved whole, where --embeddings or no --save-module gives a product"
+        } else {
+            "saved whole"
+        };
+        reasons.entry(why).or_default().push(name);
     }
     if reasons.is_empty() {
         let equal = format!("{tuned} and {base} differ in nothing: {} tensors are the same", found.unchanged);
@@ -383,6 +389,11 @@ fn names_nothing(models: &Compared, request: &Request) -> Result<()> {
 
 /// Why an embedding has no product where a command of mergekit asks for none.
 const SAVED_EMBEDDING: &str = "an embedding or head, and --embed-lora is not given";
+
+/// Whether a tensor is the weight of a module that a product can stand for.
+fn is_matrix(name: &str, tensor: &ComparedTensor) -> bool {
+    name.ends_with(".weight") && tensor.shape.len() == 2
+}
 
 /// What the base's config.json calls its architecture.
 fn family(models: &Compared) -> &str {
@@ -511,7 +522,7 @@ impl Pair<'_> {
     fn left_out(&self, request: &Request) -> Option<&'static str> {
         let module = self.module();
         let fits = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
-        if !self.name.ends_with(".weight") || self.of_tuned.shape.len() != 2 {
+        if !is_matrix(self.name, self.of_tuned) {
             Some("no matrix of a module")
         } else if fits(&request.exclude) {
             Some("left out with --exclude")

@@ -67,7 +67,7 @@ pub(super) fn passes_over(family: &str, module: &str) -> bool {
     let is_expert = module.contains(".experts.");
     let is_fused = LAYERS.contains(&last(module));
     match family {
-        "qwen2_moe" => is_expert,
+        "jamba" | "qwen2_moe" => is_expert,
         family => STACKED.contains(&family) && is_fused && !is_expert,
     }
 }

@@ -90,6 +90,14 @@ fn adapters_without_a_product_are_refused_with_the_reasons() {
             &["no weight gets a product", NORM, "use the fine-tuned model itself"],
         );
     }
+    let other = tempfile::tempdir().unwrap();
+    let only_q = pair_of(other.path(), &SHAPES, &llama(), |name| name == Q);
+    refused(
+        other.path(),
+        &only_q,
+        &["--save-module", "q_proj"],
+        &[Q, "no --save-module gives a product", hint],
+    );
     let equal = [pair[1].clone(), pair[1].clone()];
     refused(folder.path(), &equal, &[], &["differ in nothing", "4 tensors are the same"]);
     // Models of two architectures.
@@ -198,7 +206,9 @@ fn modules_that_peft_does_not_load_are_left_out() {
         assert!(card_of(&adapter).contains(&format!("| `{weight}` | 1 |")), "{family}");
     }
     let expert = "model.layers.1.mlp.experts.0.up_proj.weight";
-    for (family, passed_over) in [("deepseek_v3", Some(UP)), ("qwen2_moe", Some(expert)), ("llama", None)] {
+    for (family, passed_over) in
+        [("deepseek_v3", Some(UP)), ("jamba", Some(expert)), ("qwen2_moe", Some(expert)), ("llama", None)]
+    {
         let folder = tempfile::tempdir().unwrap();
         let shapes: [(&str, &[usize]); 3] = [(Q, &[8, 8]), (UP, &[8, 8]), (expert, &[8, 8])];
         let pair = pair_of(folder.path(), &shapes, &json!({ "model_type": family }), |_| true);

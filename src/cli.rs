@@ -58,11 +58,13 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 2 the command, the config or the p
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Merge models as a mergekit YAML says, into a new checkpoint folder
+    #[command(aliases = ["mergekit-yaml", "mergekit-pytorch"])]
     Merge(MergeArgs),
     /// Carry out all merges of a config with several documents, as mergekit-multi does
     #[command(alias = "mergekit-multi")]
     Multi(staged::MultiArgs),
     /// Make a mixture of experts of dense models, as a mergekit-moe YAML says
+    #[command(alias = "mergekit-moe")]
     Moe(moe::MoeArgs),
     /// Show what a merge would do, from the config and the checkpoints' headers alone
     Plan(PlanArgs),

@@ -24,7 +24,7 @@ mod walk;
 mod yaml;
 
 use crate::dtype::Dtype;
-use crate::error::{About, Error, Result};
+use crate::error::{About, Error, Result, slip_of};
 use crate::text::escaped;
 use indexmap::IndexMap;
 use std::fmt;
@@ -86,12 +86,16 @@ pub struct Config {
     pub warnings: Vec<Warning>,
     /// The keys at the top that are not read.
     pub beside: Vec<Located<String>>,
+    /// The names of the documents of its file, where it has several.
+    pub documents: Arc<Vec<String>>,
     /// What cannot be read and is left out. A config that has such problems is refused together with all that can be known to be
     /// wrong with the rest; [`Config::parse`] returns none.
     pub problems: Vec<Error>,
-    /// Whether method, inputs, base and parameters are as written: none of the problems is one of theirs, or of a key that is given
-    /// several times.
+    /// Whether method, inputs and base are as written: none of the problems is one of theirs, or of a key that is given several
+    /// times.
     pub is_whole: bool,
+    /// Whether the same is true of all parameters.
+    pub has_all_parameters: bool,
 }
 
 /// The three ways to say what is merged. None is ever empty, but for a list of nothing but patterns.
@@ -313,8 +317,10 @@ pub enum Scalar {
 /// Something that was ignored and may be a slip.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// Begins with `file:line:column: `, and ends with what was probably meant.
+    /// Begins with `file:line:column: `, and ends with what was probably meant. Of many things the first few are named.
     pub message: String,
+    /// The same of each thing by itself, whose number only the length of the file limits.
+    pub each: Vec<String>,
 }
 
 impl Inputs {
@@ -398,6 +404,13 @@ impl Config {
     /// Itself, if all of it could be read.
     fn without_problems(self) -> Result<Self> {
         if self.problems.is_empty() { Ok(self) } else { Err(Error::all(self.problems)) }
+    }
+
+    /// The document of which a model's name is probably a slip.
+    pub(crate) fn meant_document(&self, model: &str) -> Option<&str> {
+        /// So many are compared with the name.
+        const DOCUMENTS_MAX: usize = 256;
+        slip_of(model, self.documents.iter().take(DOCUMENTS_MAX).map(String::as_str))
     }
 
     /// A config error at a place in this file.
@@ -538,6 +551,7 @@ impl fmt::Display for Scalar {
         match self {
             Scalar::Null => f.write_str("null"),
             Scalar::Bool(value) => write!(f, "{value}"),
+            Scalar::Number(value) if value.is_finite() && value.abs() >= 1e16 => write!(f, "{value:e}"),
             Scalar::Number(value) => write!(f, "{value}"),
             Scalar::Text(text) => f.write_str(&quoted(text)),
         }

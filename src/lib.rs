@@ -188,7 +188,7 @@ fn prepare_among(config: Config, made: &Made, choices: &Choices) -> Result<Prepa
     }
     let opened = open(&config, &places, made, plan::problems_of(&config));
     let sources = match opened {
-        Ok(sources) if unread.is_empty() || config.is_whole => sources,
+        Ok(sources) if unread.is_empty() || config.is_whole && config.has_all_parameters => sources,
         opened => return Err(together(unread, opened.err())),
     };
     let numbers = |stage: &FusedStage| -> Vec<Option<usize>> {
@@ -284,6 +284,16 @@ pub fn prepare(file: &Path, choices: &Choices) -> Result<Prepared> {
 /// Threads that open models: their headers come from a disk that serves few at a time.
 const OPENERS_MAX: usize = 16;
 
+/// What to write where a model was read as one with an adapter or a revision, and what is there is of its whole name.
+fn meant_path(config: &Config, at: Position) -> Option<String> {
+    let model = plan::written_at(config, at)?;
+    let is_cut = model.lora.is_some() || model.revision.is_some();
+    let written = is_cut.then(|| model.to_string()).filter(|written| Path::new(written).exists())?;
+    Some(format!(
+        "there is {written}: a path that contains `+` or `@` is written {{model: {{path: {written}}}}}"
+    ))
+}
+
 /// Opens all that a config refers to, if nothing else is wrong with it. All is opened even so: who has to download models, and to
 /// correct the config, wants to know all of it.
 fn open(
@@ -298,6 +308,12 @@ fn open(
             Place::Model(model) => match place.among(made) {
                 Some((name, outcome)) => outcome.way.open(name),
                 None => checkpoint::locate(&model.path, model.revision.as_deref())
+                    .map_err(|error| match config.meant_document(&model.path) {
+                        Some(name) => {
+                            error.hint(format!("did you mean `{name}`, the name of another document?"))
+                        }
+                        None => error,
+                    })
                     .and_then(|folder| Source::open(&model.to_string(), &folder)),
             },
             Place::Adapter(adapter) => {
@@ -309,7 +325,8 @@ fn open(
             }
         };
         opened.map_err(|error| {
-            let hint = config.meant_tokenizer_source(*at).or(error.hint);
+            let meant = config.meant_tokenizer_source(*at).or_else(|| meant_path(config, *at));
+            let hint = meant.or(error.hint);
             Error { kind: error.kind, hint, ..config.error_at(*at, error.message) }
         })
     };

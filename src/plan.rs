@@ -43,7 +43,7 @@ pub use data::{
 };
 pub use elements::element_files;
 pub use globs::with_found_models;
-pub use models::{MODELS_MAX, Place, check, check_counts, places, problems_of, references};
+pub use models::{MODELS_MAX, Place, check, check_counts, places, problems_of, references, written_at};
 pub use moe::check_moe;
 pub use partly_held::PartlyHeldPolicy;
 pub use staged::{Fused, Stage, why_not_fused};

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::Source;
+use crate::checkpoint::{Source, locate};
 use crate::config::{Config, Located, ModelRef, Position, TokenRow, TokenizerSource};
 use crate::error::{Error, Kind, Result};
 use crate::plan::{self, Choices, Fused, Place, Stage};
@@ -102,7 +102,7 @@ impl Stages {
     ///
     /// # Errors
     /// Names that are given twice, several documents without one, merges that are made of each other; each with its places.
-    pub fn of(configs: Vec<Config>, text: &str) -> Result<Self> {
+    pub fn of(mut configs: Vec<Config>, text: &str) -> Result<Self> {
         if configs.len() == 1 {
             // Its name is nobody's business.
             let (reads, adapted) = (vec![Vec::new()], HashSet::new());
@@ -114,6 +114,13 @@ impl Stages {
                 adapted,
                 text: text.into(),
             });
+        }
+        let names = configs.iter().filter_map(|config| name(config).map(String::from)).collect();
+        let names: Arc<Vec<String>> = Arc::new(names);
+        for config in &mut configs {
+            config.documents = Arc::clone(&names);
+            // Which model that is, and so how many are merged, is not known.
+            config.is_whole &= !has_misspelled_base(config);
         }
         let mut problems: Vec<Error> = configs.iter().filter_map(wrong_name).collect();
         problems.extend(repeated(&configs));
@@ -457,6 +464,15 @@ fn name(config: &Config) -> Option<&str> {
 
 /// The longest part of a name: what is merged has a longer one until it is whole.
 const NAME_BYTES_MAX: usize = 200;
+
+/// Whether the base is nowhere, and its name probably a slip of a document's.
+fn has_misspelled_base(config: &Config) -> bool {
+    config.base_model.as_ref().is_some_and(|Located { value: base, .. }| {
+        !config.documents.contains(&base.path)
+            && config.meant_document(&base.path).is_some()
+            && locate(&base.path, base.revision.as_deref()).is_err()
+    })
+}
 
 /// A name that no folder can have.
 fn wrong_name(config: &Config) -> Option<Error> {

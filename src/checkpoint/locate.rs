@@ -34,8 +34,7 @@ pub fn locate_tensors(path: &str) -> Result<PathBuf> {
     if place.exists() {
         return Ok(place);
     }
-    Err(Error::config(format!("there is no file or folder {}", place.display()))
-        .hint("relative paths start at the current folder, not at the config"))
+    Err(Error::config(format!("there is no file or folder {}", place.display())).hint(where_it_ends(&place)))
 }
 
 /// A path with a leading `~` replaced by the home folder.
@@ -106,8 +105,10 @@ impl Places {
                 .hint("give the folder that holds config.json and the safetensors files"));
         }
         if !is_hub_name(path) {
-            let folder = quoted(&folder.display().to_string());
-            return Err(Error::config(format!("there is no model folder {folder}")).hint(meant_folder(path)));
+            let (place, folder) = (&folder, quoted(&folder.display().to_string()));
+            return Err(
+                Error::config(format!("there is no model folder {folder}")).hint(meant_folder(path, place))
+            );
         }
         self.in_cache(path, revision.unwrap_or("main"))
     }
@@ -130,7 +131,7 @@ impl Places {
 }
 
 /// What was probably meant by a path that leads nowhere and is no name on the Hub.
-fn meant_folder(path: &str) -> String {
+fn meant_folder(path: &str, place: &Path) -> String {
     const HUB: [&str; 3] = ["https://huggingface.co/", "http://huggingface.co/", "https://hf.co/"];
     if let Some(name) = HUB.iter().find_map(|hub| path.strip_prefix(hub)) {
         let name: Vec<&str> = name.split('/').take(2).collect();
@@ -148,7 +149,23 @@ fn meant_folder(path: &str) -> String {
     if path.contains('\\') && !cfg!(windows) {
         return "folders are separated by `/` on this system".into();
     }
-    "relative paths start at the current folder, not at the config".into()
+    where_it_ends(place)
+}
+
+/// How to find out why there is nothing in this place.
+fn where_it_ends(place: &Path) -> String {
+    let holds_none = |folder: &Path| {
+        let rest = place.strip_prefix(folder).ok()?;
+        Some(format!(
+            "the folder {} is there, and has no {} in it",
+            folder.display(),
+            quoted(&rest.iter().next()?.display().to_string())
+        ))
+    };
+    let missing = place.is_absolute().then(|| place.ancestors().find(|above| above.is_dir())).flatten();
+    missing
+        .and_then(holds_none)
+        .unwrap_or_else(|| "relative paths start at the current folder, not at the config".into())
 }
 
 fn not_found(name: &str, cache: &str) -> Error {

@@ -494,6 +494,8 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
         json!({ "name": &*tensor.name, "dtype": format!("{:?}", tensor.dtype), "shape": &*tensor.shape,
                 "file": plan.layout.shards[place.shard].file, "action": action })
     };
+    let of_plan = plan.warnings.iter().map(|warning| &warning.message);
+    let warnings = prepared.config.warnings.iter().flat_map(|warning| &warning.each).chain(of_plan);
     let left_out = |l: &LeftOut| json!({ "model": l.model, "what": l.what, "tensors": l.tensors });
     json!({
         "method": plan.method.name, "seed": plan.seed,
@@ -501,7 +503,7 @@ pub(super) fn plan_json(prepared: &Prepared, budget: &Budget, limits: &Limits) -
         "base_model": plan.base.map(|base| &plan.models[base].name), "donor": plan.models[plan.donor].name,
         "read_bytes": read, "read_bytes_most": most, "write_bytes": plan.layout.file_bytes,
         "memory_bytes": budget.host_bytes, "threads": limits.threads,
-        "weights": plan.weights, "notes": plan.notes, "warnings": plan.warnings.iter().map(|w| &w.message).collect::<Vec<_>>(),
+        "weights": plan.weights, "notes": plan.notes, "warnings": warnings.collect::<Vec<_>>(),
         "vocabulary": plan.tokenizer.vocabulary.as_ref().map(|vocabulary| vocabulary_json(plan, vocabulary)),
         "left_out": plan.left_out.iter().map(left_out).collect::<Vec<_>>(), "files": files::json(&prepared.companions),
         "chat_template": plan.tokenizer.chat_template.as_ref().map(files::template_json),

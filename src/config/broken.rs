@@ -23,6 +23,9 @@ pub fn explain(source: &str, at: Position, said: &str) -> Mistake {
     if let Some(mistake) = odd_dash(source) {
         return mistake;
     }
+    if let Some(mistake) = text.indented_separator() {
+        return mistake;
+    }
     if says(&["tab"]) {
         let hint = "YAML is indented by spaces: replace every tab by some";
         return mistake(text.tab().unwrap_or(at), "a tab stands where only spaces may", hint);
@@ -129,6 +132,19 @@ impl Text<'_> {
         let lines = self.source.lines().enumerate().take(self.at.line - 1);
         let written = |line: &str| !line.trim().is_empty() && !line.trim().starts_with('#');
         lines.filter(|(_, line)| written(line)).last().map(|(line, text)| (line + 1, text))
+    }
+
+    /// A line `---` that is indented, at the place or before it: to YAML it is a text.
+    fn indented_separator(&self) -> Option<Mistake> {
+        let here = (self.at.line, self.line(self.at.line));
+        let is_it = |(_, line): &(usize, &str)| line.trim() == "---" && line.starts_with(' ');
+        let (number, line) = [Some(here), self.before()].into_iter().flatten().find(is_it)?;
+        let spaces = indent(line.trim_end_matches('-'));
+        Some(Mistake {
+            at: Position { line: number, column: spaces + 1 },
+            message: "this `---` is indented: documents are separated by a `---` at the left margin".into(),
+            hint: format!("move the whole text to the left, by {spaces} spaces"),
+        })
     }
 
     /// The first tab in a line's indentation, from the place on.
@@ -344,6 +360,10 @@ mod tests {
         let first = " models: [{model: b}]\nmerge_method: a\n";
         let says = "c.yaml:2:1: this line begins at the left, and the first key, at 1:2, does not";
         assert_refused(first, says, "the same column");
+        let indented = "  name: a\n  merge_method: b\n  models:\n  - model: c\n  ---\n  merge_method: d\n";
+        let says =
+            "c.yaml:5:3: this `---` is indented: documents are separated by a `---` at the left margin";
+        assert_refused(indented, says, "to the left, by 2 spaces");
         assert_refused("a: &b [*b]", "c.yaml:1:8: this alias (`*name`) contains itself", "");
         assert_refused("a: \u{0}", "c.yaml:1:", "");
     }

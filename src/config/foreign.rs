@@ -1,4 +1,5 @@
-//! What is no config at all, though perhaps it has one in it: model cards, web pages, files in other formats.
+//! What is no config at all, though perhaps it has one in it: model cards, web pages, files in other formats. A text that is YAML with
+//! the keys of a config is none of these.
 
 use super::Position;
 use super::broken::Mistake;
@@ -46,18 +47,19 @@ pub fn explain(source: &str) -> Option<Mistake> {
         let hint = "give mergekit_config.yml, which mergekit puts beside it";
         return mistake(1, "this is a model card without a config in it", hint);
     }
-    if source.lines().any(|line| line.trim_start().starts_with("merge_method =")) {
+    if !has("merge_method") && source.lines().any(|line| line.trim_start().starts_with("merge_method =")) {
         let hint = "configs are YAML: `merge_method: linear`, and `models:` with a list of `- model: path`";
         return mistake(1, "this looks like TOML", hint);
     }
     None
 }
 
-/// The line at which a block of code begins that has a config in it, or is said to be YAML. No YAML has a line that begins with a
-/// backtick.
+/// The line at which a block of code begins that has a config in it, or is said to be YAML. Below a `merge_method:` it is a part of
+/// some text in a config.
 fn fenced_config(source: &str) -> Option<usize> {
     let fence = |line: &str| line.starts_with("```") || line.starts_with("~~~");
-    let mut fences = source.lines().enumerate().filter(|(_, line)| fence(line));
+    let before_config = source.lines().enumerate().take_while(|(_, line)| !is_key(line, "merge_method"));
+    let mut fences = before_config.filter(|(_, line)| fence(line));
     fences.find_map(|(number, line)| {
         let language = line.trim_start_matches(['`', '~']).trim().to_lowercase();
         let block = source.lines().skip(number + 1).take_while(|line| !fence(line));
@@ -70,9 +72,11 @@ fn fenced_config(source: &str) -> Option<usize> {
     })
 }
 
-/// Whether a line begins with this key, at the left.
+/// Whether a line begins with this key, at the left, perhaps in quotes.
 fn is_key(line: &str, key: &str) -> bool {
-    line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':'))
+    let quotes = ['\'', '"'];
+    let rest = line.trim_start_matches(quotes).strip_prefix(key);
+    rest.is_some_and(|rest| rest.trim_start_matches(quotes).starts_with(':'))
 }
 
 #[cfg(test)]
@@ -126,5 +130,20 @@ mod tests {
     fn a_config_may_have_keys_of_a_card() {
         let source = "---\nmerge_method: linear\nmodels:\n- model: a\ntags: [b]\n";
         assert_eq!(crate::config::tests::parse(source).merge_method.value, "linear");
+        let models = "models:\n- model: a\n";
+        for source in [
+            format!("---\ntags: [b]\n'merge_method': linear\n{models}"),
+            format!("merge_method: linear\n{models}chat_template: |\n  merge_method = 1\n"),
+            format!("chat_template: \"a\n```yaml\nb: c\n```\n\"\nmerge_method: linear\n{models}"),
+        ] {
+            assert_eq!(crate::config::tests::parse(&source).merge_method.value, "linear", "{source}");
+        }
+        for broken in [
+            format!("---\ntags: [b]\n'merge_method': linear\n{models}dtype: @c\n"),
+            format!("merge_method: linear\n{models}chat_template: |\n  merge_method = 1\ndtype: @c\n"),
+        ] {
+            let said = crate::config::tests::refused(&broken).message;
+            assert!(said.contains("a text cannot begin with"), "{said}");
+        }
     }
 }

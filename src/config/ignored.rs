@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::{Config, Located, Warning, quoted};
+use super::{Config, Located, Position, Warning, quoted};
 use crate::error::did_you_mean;
 
 /// Named in mergekit's README, but gone from its schema.
@@ -45,6 +45,8 @@ pub(super) const ELEMENT_FILES: &[&str] = &["mask", "importance"];
 const SLIPS_MAX: usize = 64;
 /// So many unknown keys are named.
 const NAMED_MAX: usize = 4;
+/// Of so many is asked what was meant: a file full of others is none of a hand.
+const ASKED_MAX: usize = 1024;
 
 /// Something that is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,79 +65,160 @@ impl Ignored {
             Self::Needless { what, .. } => Some(what),
         }
     }
+}
 
-    /// The key, and what was probably meant: in a list, `before` is what was said of the key before it.
-    fn key(&self, before: &mut String) -> String {
+/// What was probably meant by an unknown key; what a user surely did not mean to write comes first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Meant {
+    /// A key that is known.
+    Key(&'static str),
+    /// What stands in another place or another form.
+    Otherwise(&'static str),
+    /// What mergekit once knew.
+    Legacy,
+    /// It is not known.
+    Nothing,
+}
+
+impl Meant {
+    fn by(key: &str, known: &[&'static str]) -> Self {
+        if LEGACY_KEYS.contains(&key) {
+            return Self::Legacy;
+        }
+        if ELEMENT_FILES.contains(&key) {
+            return Self::Otherwise("it belongs in a model's entry, beside `model:`");
+        }
+        if known.contains(&"parameters") && PARAMETERS.contains(&key) {
+            return Self::Otherwise("it belongs under `parameters:`; mergekit ignores it here too");
+        }
+        if known.contains(&"sources") && ["model", "layer_range"].contains(&key) {
+            return Self::Otherwise("it belongs in an entry of `sources:`");
+        }
+        if known.contains(&"glob") && key == "layer_range" {
+            return Self::Otherwise(
+                "layers are taken with `slices:`, whose entries have `sources:` with models and ranges; mergekit \
+                 ignores it here too, and merges all layers",
+            );
+        }
+        if known.contains(&"model") && key == "revision" {
+            return Self::Otherwise(
+                "write `model: path@revision`; mergekit ignores it here too, and takes the newest",
+            );
+        }
+        near(key, known).map_or(Self::Nothing, Self::Key)
+    }
+
+    fn rank(self) -> u8 {
         match self {
-            Self::Unknown { key, known } => {
-                let meant = meant(key, known);
-                let is_said = !meant.is_empty() && meant == *before;
-                before.clone_from(&meant);
-                quoted(key) + if is_said { " (likewise)" } else { &meant }
+            Self::Key(_) => 0,
+            Self::Otherwise(_) => 1,
+            Self::Legacy | Self::Nothing => 2,
+        }
+    }
+
+    fn words(self) -> Option<String> {
+        match self {
+            Self::Key(near) => Some(format!("did you mean `{near}`?")),
+            Self::Otherwise(words) => Some(words.into()),
+            Self::Legacy => Some("mergekit ignores it too".into()),
+            Self::Nothing => None,
+        }
+    }
+}
+
+/// A key that is not known where it stands, in one place or in several.
+struct Unknown<'a> {
+    key: &'a str,
+    meant: Meant,
+    /// Where it stands first.
+    at: Position,
+    count: usize,
+}
+
+impl Unknown<'_> {
+    /// The keys among what is ignored, first those that are probably slips.
+    fn among<'a>(ignored: &[&'a Located<Ignored>]) -> Vec<Unknown<'a>> {
+        let mut places: IndexMap<(&str, &'static [&'static str]), (Position, usize)> = IndexMap::new();
+        for Located { value, at } in ignored {
+            if let Ignored::Unknown { key, known } = value {
+                places.entry((key, known)).or_insert((*at, 0)).1 += 1;
             }
-            Self::Needless { what, .. } => (*what).into(),
         }
+        let asked =
+            |place: usize, key, known| if place < ASKED_MAX { Meant::by(key, known) } else { Meant::Nothing };
+        let mut all: Vec<Unknown> = Vec::new();
+        all.extend(places.into_iter().enumerate().map(|(place, ((key, known), (at, count)))| Unknown {
+            key,
+            meant: asked(place, key, known),
+            at,
+            count,
+        }));
+        all.sort_by_key(|unknown| unknown.meant.rank());
+        all
+    }
+
+    /// The key, how often it is there, and what was probably meant; in a list, `before` is what was meant by the key before it.
+    fn described(&self, before: Meant) -> String {
+        let times = match self.count {
+            1 => None,
+            2 => Some("twice".into()),
+            count => Some(format!("{count} times")),
+        };
+        let words = self.meant.words();
+        let words = if self.meant == before { words.and(Some("likewise".into())) } else { words };
+        let notes: Vec<String> = times.into_iter().chain(words).collect();
+        if notes.is_empty() {
+            quoted(self.key)
+        } else {
+            format!("{} ({})", quoted(self.key), notes.join("; "))
+        }
+    }
+
+    fn warning(&self, file: &str) -> String {
+        format!("{file}:{}: unknown key {} is ignored", self.at, self.described(Meant::Nothing))
     }
 }
 
-/// What was probably meant by an unknown key, in parentheses.
-fn meant(key: &str, known: &[&str]) -> String {
-    if LEGACY_KEYS.contains(&key) {
-        return " (mergekit ignores it too)".into();
+/// One warning of all unknown keys.
+fn of_unknown(file: &str, all: &[Unknown]) -> Warning {
+    let each: Vec<String> = all.iter().map(|unknown| unknown.warning(file)).collect();
+    let [first, others @ ..] = all else { unreachable!("there is one at least") };
+    if others.is_empty() {
+        return Warning { message: each[0].clone(), each };
     }
-    if ELEMENT_FILES.contains(&key) {
-        return " (it belongs in a model's entry, beside `model:`)".into();
+    let mut named = first.described(Meant::Nothing);
+    for (before, unknown) in all.iter().zip(others).take(NAMED_MAX - 1) {
+        named += &format!(", at {} {}", unknown.at, unknown.described(before.meant));
     }
-    if known.contains(&"parameters") && PARAMETERS.contains(&key) {
-        return " (it belongs under `parameters:`; mergekit ignores it here too)".into();
+    if all.len() > NAMED_MAX {
+        named += &format!(" and {} more", all.len() - NAMED_MAX);
     }
-    if known.contains(&"sources") && ["model", "layer_range"].contains(&key) {
-        return " (it belongs in an entry of `sources:`)".into();
-    }
-    if known.contains(&"glob") && key == "layer_range" {
-        return " (layers are taken with `slices:`, whose entries have `sources:` with models and ranges; mergekit \
-                ignores it here too, and merges all layers)"
-            .into();
-    }
-    if known.contains(&"model") && key == "revision" {
-        return " (write `model: path@revision`; mergekit ignores it here too, and takes the newest)".into();
-    }
-    near(key, known).map_or(String::new(), |near| format!(" (did you mean `{near}`?)"))
+    let message = format!("{file}:{}: {} unknown keys are ignored: {named}", first.at, all.len());
+    Warning { message, each }
 }
 
-/// One line for all that is ignored for one reason.
-fn listed(all: &[&Located<Ignored>]) -> String {
-    let (first, others) = (all[0], &all[1..]);
-    match &first.value {
-        Ignored::Needless { what, why } if others.is_empty() => format!("{what} ({why})"),
-        Ignored::Needless { what, why } => format!("{what} ({why}; and {} more like it)", others.len()),
-        Ignored::Unknown { .. } if others.is_empty() => {
-            format!("unknown key {} is ignored", first.value.key(&mut String::new()))
-        }
-        Ignored::Unknown { .. } => {
-            let mut said = String::new();
-            let first = first.value.key(&mut said);
-            let named = others.iter().take(NAMED_MAX - 1);
-            let named = named.map(|key| format!(", at {} {}", key.at, key.value.key(&mut said)));
-            let named: String = std::iter::once(first).chain(named).collect();
-            let more = match all.len().saturating_sub(NAMED_MAX) {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
-            format!("{} unknown keys are ignored: {named}{more}", all.len())
-        }
-    }
+/// One warning of a key that changes nothing, in one place or in several.
+fn of_needless(file: &str, what: &str, why: &str, all: &[&Located<Ignored>]) -> Warning {
+    let at = all[0].at;
+    let message = match all.len() - 1 {
+        0 => format!("{file}:{at}: {what} ({why})"),
+        more => format!("{file}:{at}: {what} ({why}; and {more} more like it)"),
+    };
+    let each = all.iter().map(|ignored| format!("{file}:{}: {what} ({why})", ignored.at)).collect();
+    Warning { message, each }
 }
 
 /// The warnings of what is ignored in a file. Aliases bring the same place up again: it is warned of once. All of a kind are one
-/// warning, at the first place.
+/// warning.
 pub(super) fn warnings(file: &str, mut ignored: Vec<Located<Ignored>>) -> Vec<Warning> {
     ignored.sort_by_key(|ignored| ignored.at);
     ignored.dedup();
     let mut kinds: IndexMap<_, Vec<&Located<Ignored>>> = IndexMap::new();
     ignored.iter().for_each(|ignored| kinds.entry(ignored.value.kind()).or_default().push(ignored));
-    let warning =
-        |all: &Vec<&Located<Ignored>>| Warning { message: format!("{file}:{}: {}", all[0].at, listed(all)) };
+    let warning = |all: &Vec<&Located<Ignored>>| match &all[0].value {
+        Ignored::Unknown { .. } => of_unknown(file, &Unknown::among(all)),
+        Ignored::Needless { what, why } => of_needless(file, what, why, all),
+    };
     kinds.values().map(warning).collect()
 }
 

@@ -142,10 +142,12 @@ impl MoeConfig {
             parameters: Parameters::default(),
             tokenizer: None,
             chat_template: None,
-            warnings: Vec::new(),
+            warnings: self.warnings.clone(),
             beside: Vec::new(),
+            documents: Arc::default(),
             problems: Vec::new(),
             is_whole: true,
+            has_all_parameters: true,
         }
     }
 }

@@ -31,6 +31,13 @@ impl Walk<'_> {
 
     /// The `parameters` of whatever these fields belong to.
     pub(super) fn parameters(&mut self, fields: &Fields) -> Parameters {
+        let before = self.problems.len();
+        let parameters = self.named_values(fields);
+        self.of_parameters += self.problems.len() - before;
+        parameters
+    }
+
+    fn named_values(&mut self, fields: &Fields) -> Parameters {
         let Some(node) = fields.get("parameters") else { return Parameters::new() };
         let Yaml::Map(entries) = &node.kind else {
             let problem = self.error(node.at, "`parameters` must be a mapping of names to values");
@@ -46,10 +53,15 @@ impl Walk<'_> {
         let mut parameters = Parameters::new();
         for (place, (key, node)) in entries.iter().enumerate() {
             let at = node.at;
-            // `{weight: 0,5}` is a weight of 0, and a key without a value.
-            if key.name.parse::<f64>().is_ok() {
-                let before = place.checked_sub(1).map(|before| &entries[before]);
-                self.number_as_name(key, before);
+            if let Some((name, whole)) =
+                place.checked_sub(1).and_then(|before| cut(&entries[before], key, node))
+            {
+                let problem =
+                    self.error(key.at, format_args!("{} is no name of a parameter", quoted(&key.name)));
+                let meant = format!("{name}: {whole}.{}", key.name);
+                self.refuse::<()>(
+                    problem.hint(format!("decimals stand behind a point: did you mean `{meant}`?")),
+                );
                 continue;
             }
             if let Some(value) = self.parameter(node) {
@@ -57,18 +69,6 @@ impl Walk<'_> {
             }
         }
         parameters
-    }
-
-    /// Refuses a number where a parameter's name is due; `before` is the entry before it.
-    fn number_as_name(&mut self, key: &Key, before: Option<&(Key, Node)>) {
-        let problem = self.error(key.at, format_args!("{} is no name of a parameter", quoted(&key.name)));
-        let hint = match before.map(|(name, value)| (name, &value.kind)) {
-            Some((name, Yaml::Number(_, whole))) if !whole.contains('.') => {
-                format!("decimals stand behind a point: did you mean `{}: {whole}.{}`?", name.name, key.name)
-            }
-            _ => "for example `parameters: {weight: 0.5}`".into(),
-        };
-        self.refuse::<()>(problem.hint(hint));
     }
 
     /// A parameter in any of its forms; an empty list is the same as leaving it out.
@@ -112,6 +112,14 @@ impl Walk<'_> {
         };
         value.or_else(|| self.refuse(self.error(node.at, PARAMETER_FORMS)))
     }
+}
+
+/// The name and the whole part of a number that a comma cut in two: `{weight: 0,5}` is a weight of 0, and a key without a value.
+fn cut<'n>((name, before): &'n (Key, Node), key: &Key, node: &Node) -> Option<(&'n str, &'n str)> {
+    let Yaml::Number(_, whole) = &before.kind else { return None };
+    let are_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_cut = are_digits(&key.name) && node.is_null() && are_digits(whole.trim_start_matches('-'));
+    is_cut.then_some((&name.name, whole))
 }
 
 /// What to write instead of a type that does not exist.

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 
@@ -42,10 +43,15 @@ pub fn read(file: &str, source: &str) -> Result<Config> {
 
 /// Reads the configs of a text with one document or several.
 pub fn read_all(file: &str, source: &str) -> Result<Vec<Config>> {
-    if let Some(Mistake { at, message, hint }) = foreign::explain(source) {
+    let parsed = yaml::parse(file, source);
+    let is_config =
+        |document: &Document| ["merge_method", "experts"].iter().any(|key| document.root.has(key));
+    if !parsed.as_ref().is_ok_and(|documents| documents.iter().any(is_config))
+        && let Some(Mistake { at, message, hint }) = foreign::explain(source)
+    {
         return Err(error_at(file, at, message).hint(hint));
     }
-    let documents = yaml::parse(file, source)?;
+    let documents = parsed?;
     moe::refuse_among_merges(file, &documents)?;
     let read = documents.iter().map(|document| read_document(file, source, document));
     let (configs, problems): (Vec<Option<Config>>, Vec<Vec<Error>>) = read.unzip();
@@ -103,6 +109,11 @@ impl Node {
             Yaml::Map(entries) => entries.iter().any(|(_, value)| value.mentions(text)),
             _ => self.text() == Some(text),
         }
+    }
+
+    /// Whether it is a mapping with this key.
+    fn has(&self, name: &str) -> bool {
+        matches!(&self.kind, Yaml::Map(entries) if entries.iter().any(|(key, _)| key.name == name))
     }
 
     pub(super) fn is_null(&self) -> bool {
@@ -163,6 +174,8 @@ impl<'n> Fields<'n> {
 pub(super) struct Walk<'a> {
     pub file: &'a str,
     pub problems: Vec<Error>,
+    /// How many of these are about parameters.
+    pub of_parameters: usize,
     /// The messages of these.
     reported: HashSet<String>,
     pub ignored: Vec<Located<Ignored>>,
@@ -170,7 +183,7 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     pub fn new(file: &'a str) -> Self {
-        Self { file, problems: Vec::new(), reported: HashSet::new(), ignored: Vec::new() }
+        Self { file, problems: Vec::new(), of_parameters: 0, reported: HashSet::new(), ignored: Vec::new() }
     }
 
     fn config(&mut self, document: &Document) -> Option<Config> {
@@ -182,7 +195,7 @@ impl<'a> Walk<'a> {
         let (merge_method, inputs) = (self.merge_method(&top), self.inputs(&top));
         let base_model = self.optional(&top, "base_model", Self::model);
         let parameters = self.parameters(&top);
-        let is_whole = self.problems.len() == before;
+        let problems = self.problems.len() - before;
         let config = Config {
             file: self.file.to_string(),
             source: document.text.to_string(),
@@ -193,14 +206,19 @@ impl<'a> Walk<'a> {
             out_dtype: self.optional(&top, "out_dtype", Self::dtype),
             parameters,
             tokenizer: self.tokenizer(&top),
-            chat_template: self.optional(&top, "chat_template", Self::text),
+            // mergekit takes an empty text as none.
+            chat_template: self
+                .optional(&top, "chat_template", Self::text)
+                .filter(|text| !text.value.is_empty()),
             merge_method: merge_method?,
             inputs: inputs.as_ref()?.0.clone(),
             globs: inputs?.1,
             warnings: Vec::new(),
             beside: top.beside(),
+            documents: Arc::default(),
             problems: Vec::new(),
-            is_whole,
+            is_whole: problems == self.of_parameters,
+            has_all_parameters: self.of_parameters == 0,
         };
         Some(config)
     }
@@ -223,10 +241,7 @@ impl<'a> Walk<'a> {
 
     fn top<'n>(&mut self, document: &'n Node) -> Option<Fields<'n>> {
         let hint = "the least is `merge_method: linear` and `models:` with a list of `- model: path`";
-        let has_method = |node: &Node| match &node.kind {
-            Yaml::Map(entries) => entries.iter().any(|(key, _)| key.name == "merge_method"),
-            _ => false,
-        };
+        let has_method = |node: &Node| node.has("merge_method");
         let (what, hint) = match &document.kind {
             Yaml::Null => return self.refuse(self.error(document.at, "the config is empty").hint(hint)),
             Yaml::Map(entries) => match entries.iter().find(|(_, node)| has_method(node)) {

@@ -22,6 +22,14 @@ pub fn references(config: &Config) -> Vec<Located<ModelRef>> {
     listed.chain(bases).filter(|model| seen.insert(&model.value)).cloned().collect()
 }
 
+/// The model that is written in this place.
+pub fn written_at(config: &Config, at: Position) -> Option<&ModelRef> {
+    let listed = config.entries().into_iter().map(|entry| entry.model);
+    let bases = config.inputs.slices().into_iter().filter_map(|slice| slice.base_model.as_ref());
+    let model = listed.chain(bases).chain(&config.base_model).find(|model| model.at == at)?;
+    Some(&model.value)
+}
+
 /// Something that a config names and that is opened for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Place {

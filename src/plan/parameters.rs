@@ -145,7 +145,11 @@ fn interpolate(values: &[Scalar], position: f64) -> std::result::Result<f64, &'s
 /// far as no tensor has to be known for that: what a filter picks is looked at with the tensors.
 pub(super) fn check(config: &Config, method: &Method, problems: &mut Problems) {
     check_values(config, method, problems);
-    if config.is_whole && !matches!(config.inputs, Inputs::Modules(_)) && config.globs.is_empty() {
+    if config.is_whole
+        && config.has_all_parameters
+        && !matches!(config.inputs, Inputs::Modules(_))
+        && config.globs.is_empty()
+    {
         let mut unread = None;
         let mut unread = || Rc::clone(unread.get_or_insert_with(|| Rc::new(Unread::find(config, method))));
         for parameter in
@@ -161,18 +165,94 @@ fn is_value(parameter: &Parameter) -> bool {
     parameter.kind != ValueKind::File
 }
 
-/// The first half of [`check`].
+/// The first half of [`check`]: of a value that nothing reads nothing is refused.
 pub(super) fn check_values(config: &Config, method: &Method, problems: &mut Problems) {
-    let values = || method.parameters.iter().filter(|parameter| is_value(parameter));
-    let outer = config.scopes().into_iter().filter(|(own, _)| !own);
-    for (parameter, (_, scope)) in values().flat_map(|p| outer.clone().map(move |scope| (p, scope))) {
-        check_value(config, parameter, scope, problems);
+    let wrong = read(config, method).into_iter().filter_map(|(p, scope)| wrong_value(config, p, scope));
+    wrong.for_each(|problem| problems.add(problem));
+}
+
+/// The parameters that are read, each in the scopes that some tensor may have it from.
+fn read<'a>(config: &'a Config, method: &Method) -> Vec<(&'static Parameter, &'a Parameters)> {
+    let mut readers = readers(config, &config.inputs, &[&config.parameters]);
+    let of_globs = config.globs.iter().map(|glob| (Of::Model, vec![&*glob.parameters, &config.parameters]));
+    readers.extend(of_globs);
+    if let (Inputs::Models(models), Some(base)) = (&config.inputs, &config.base_model)
+        && models.iter().all(|input| input.model.value != base.value)
+    {
+        readers.push((Of::Base, vec![&config.parameters]));
     }
-    for entry in config.entries() {
-        let read = values()
-            .filter(|p| p.scope == Scope::Input || p.scope == Scope::NonBase && !is_base(config, &entry));
-        read.for_each(|parameter| check_value(config, parameter, entry.parameters, problems));
+    let mut read = Vec::new();
+    for parameter in method.parameters.iter().filter(|parameter| is_value(parameter)) {
+        let reads = |of: Of| match parameter.scope {
+            Scope::Shared => of == Of::All,
+            Scope::Input => of != Of::All,
+            Scope::NonBase => of == Of::Model,
+        };
+        let mut seen = HashSet::new();
+        for (_, scopes) in readers.iter().filter(|(of, _)| reads(*of)) {
+            for scope in scopes {
+                // What is asked beyond a scope is the same for whoever asks that.
+                if !seen.insert(std::ptr::from_ref(*scope)) {
+                    break;
+                }
+                read.push((parameter, *scope));
+                if decides(parameter, scope) {
+                    break;
+                }
+            }
+        }
     }
+    read
+}
+
+/// Whose values are asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// All models together.
+    All,
+    /// One model, which is not the base.
+    Model,
+    /// The base.
+    Base,
+}
+
+/// Whose values are asked for among these inputs, each with the scopes that are asked, from the innermost outward.
+fn readers<'a>(
+    config: &Config,
+    inputs: &'a Inputs,
+    outer: &[&'a Parameters],
+) -> Vec<(Of, Vec<&'a Parameters>)> {
+    let within = |scope: &'a Parameters, outer: &[&'a Parameters]| [&[scope], outer].concat();
+    match inputs {
+        Inputs::Models(_) | Inputs::Slices(_) => {
+            let of_slices =
+                inputs.slices().into_iter().map(|slice| (Of::All, within(&slice.parameters, outer)));
+            let mut readers: Vec<_> = of_slices.collect();
+            if readers.is_empty() {
+                readers.push((Of::All, outer.to_vec()));
+            }
+            readers.extend(inputs.entries().into_iter().map(|entry| {
+                let of = if is_base(config, &entry) { Of::Base } else { Of::Model };
+                let outer = entry.slice.map_or(outer.to_vec(), |slice| within(&slice.parameters, outer));
+                (of, within(entry.parameters, &outer))
+            }));
+            readers
+        }
+        Inputs::Modules(modules) => modules
+            .iter()
+            .flat_map(|module| readers(config, &module.inputs, &within(&module.parameters, outer)))
+            .collect(),
+    }
+}
+
+/// Whether a scope has a value for every tensor, so that none further out is asked.
+fn decides(parameter: &Parameter, scope: &Parameters) -> bool {
+    let Some(Located { value: ConfiguredParameter(entries), .. }) = scope.get(parameter.name) else {
+        return false;
+    };
+    let sets = |entry: &Conditional| evaluate(parameter.kind, &entry.value, 0.0) != Ok(None);
+    let all = entries.iter().position(|entry| entry.filter.is_none());
+    all.is_some_and(|all| entries[..=all].iter().all(sets))
 }
 
 fn is_base(config: &Config, entry: &Entry<'_>) -> bool {
@@ -180,27 +260,25 @@ fn is_base(config: &Config, entry: &Entry<'_>) -> bool {
     base.is_some_and(|base| base.value == entry.model.value)
 }
 
-/// Refuses a value in a scope that no tensor could have, or that all tensors have.
-fn check_value(config: &Config, parameter: &Parameter, scope: &Parameters, problems: &mut Problems) {
-    let Some(Located { value: ConfiguredParameter(entries), at }) = scope.get(parameter.name) else { return };
+/// What is wrong with a value in a scope that no tensor could have, or that all tensors have.
+fn wrong_value(config: &Config, parameter: &Parameter, scope: &Parameters) -> Option<Error> {
+    let Located { value: ConfiguredParameter(entries), at } = scope.get(parameter.name)?;
     if let [Conditional { filter: None, value: written @ Written::One(_) }, ..] = &entries[..]
         && let Err(expected) = evaluate(parameter.kind, written, 0.0)
     {
-        problems.add(wrong(config, parameter, *at, Some(written), expected));
+        return Some(wrong(config, parameter, *at, Some(written), expected));
     }
     if matches!(parameter.kind, ValueKind::Flag | ValueKind::Word(_)) {
-        return;
+        return None;
     }
     let gradients = entries.iter().filter_map(|entry| match &entry.value {
         Written::Gradient(scalars) => Some(scalars),
         Written::One(_) => None,
     });
-    for scalar in gradients.flatten() {
-        if let Err(expected) = number(scalar) {
-            problems.add(wrong(config, parameter, *at, Some(&Written::One(scalar.clone())), expected));
-            return;
-        }
-    }
+    gradients.flatten().find_map(|scalar| {
+        let expected = number(scalar).err()?;
+        Some(wrong(config, parameter, *at, Some(&Written::One(scalar.clone())), expected))
+    })
 }
 
 /// Refuses a config in which a parameter without a default has no value for any tensor, of one model or at all.
@@ -305,7 +383,13 @@ fn wrong(
             ValueKind::Count => "2",
             _ => "0.5",
         };
-        let hint = text.and_then(|text| meant_value(parameter, text, expected));
+        let is_too_large = |number: f64| number.is_finite() && !(number as f32).is_finite();
+        let hint = match written {
+            Some(Written::One(scalar)) if scalar.as_number().is_some_and(is_too_large) => {
+                Some("it is used as float32, whose largest number is about 3.4e38".into())
+            }
+            _ => text.and_then(|text| meant_value(parameter, text, expected)),
+        };
         let hint = hint.unwrap_or_else(|| format!("for example `{parameter}: {example}`"));
         return config.error_at(at, format!("`{parameter}` takes {expected}{not}")).hint(hint);
     };
@@ -364,6 +448,8 @@ fn count(number: f64) -> std::result::Result<f64, &'static str> {
 pub(super) struct Unread {
     unknown: Vec<Error>,
     misplaced: Vec<Error>,
+    /// Values that would be refused if anything read them.
+    wrong: Vec<Error>,
     /// Of a parameter of the method, the first warning of a name that is probably a slip of it.
     slips: HashMap<&'static str, String>,
 }
@@ -371,6 +457,10 @@ pub(super) struct Unread {
 impl Unread {
     pub(super) fn find(config: &Config, method: &Method) -> Self {
         let mut all = Self::default();
+        let place =
+            |parameter: &Parameter, scope: &Parameters| Some((parameter.name, scope.get(parameter.name)?.at));
+        let read: HashSet<_> =
+            read(config, method).into_iter().filter_map(|(p, scope)| place(p, scope)).collect();
         let mut seen = HashSet::new();
         for (own, parameters) in config.scopes() {
             // Aliases bring the same place up again.
@@ -381,6 +471,9 @@ impl Unread {
                     None => all.add_unknown(config, method, name, *at),
                     Some(parameter) if own && parameter.scope == Scope::Shared => {
                         all.misplaced.push(misplaced(config, method, name, *at));
+                    }
+                    Some(parameter) if !own && !read.contains(&(parameter.name, *at)) => {
+                        all.wrong.extend(wrong_value(config, parameter, parameters).map(not_read));
                     }
                     Some(_) => {}
                 }
@@ -415,9 +508,15 @@ impl Unread {
 
     /// A few warnings of each kind, or one.
     pub(super) fn warnings(&mut self) -> Vec<Error> {
-        let kinds = [&mut self.unknown, &mut self.misplaced];
+        let kinds = [&mut self.unknown, &mut self.misplaced, &mut self.wrong];
         kinds.into_iter().flat_map(|kind| few(std::mem::take(kind))).collect()
     }
+}
+
+/// The warning of a wrong value that nothing reads.
+fn not_read(mut wrong: Error) -> Error {
+    wrong.message += "; nothing reads it";
+    wrong.hint("whatever could read it has a value of its own: remove this one")
 }
 
 fn misplaced(config: &Config, method: &Method, name: &str, at: Position) -> Error {

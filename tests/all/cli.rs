@@ -499,7 +499,7 @@ fn what_is_wrong_with_a_config_is_reported_with_the_way_out() {
     error: DIR/config.yml:1:1: `merge_method` is missing
     hint: did you mean `merge_method` by `merge_methods`, at 1:1?
     -- a weight beside its model
-    warning: DIR/config.yml:4:5: 2 unknown keys are ignored: `weight` (it belongs under `parameters:`; mergekit ignores it here too), at 6:5 `weight` (likewise)
+    warning: DIR/config.yml:4:5: unknown key `weight` (twice; it belongs under `parameters:`; mergekit ignores it here too) is ignored
     error: DIR/config.yml:3:12: linear needs `weight`, and DIR/a has none
     hint: DIR/config.yml:4:5: move `weight` under `parameters:`
     error: DIR/config.yml:5:12: linear needs `weight`, and DIR/b has none
@@ -512,7 +512,7 @@ fn what_is_wrong_with_a_config_is_reported_with_the_way_out() {
     hint: list each model once
     -- no such folder
     error: DIR/config.yml:3:46: there is no model folder "DIR/nothing"
-    hint: relative paths start at the current folder, not at the config
+    hint: the folder DIR is there, and has no "nothing" in it
     -- not in the cache
     error: DIR/config.yml:3:46: model "some/model" not found: there is no folder of that name here, and the cache has no /nowhere/models--some--model
     hint: downloads come in a later version; run `hf download some/model` first, or give a folder
@@ -520,8 +520,9 @@ fn what_is_wrong_with_a_config_is_reported_with_the_way_out() {
     error: DIR/config.yml:4:12: model "some/model" not found: there is no folder of that name here, and the cache has no /nowhere/models--some--model
     hint: downloads come in a later version; run `hf download some/model` first, or give a folder
     error: DIR/config.yml:5:12: there is no model folder "DIR/nothing"
+    hint: the folder DIR is there, and has no "nothing" in it
     error: DIR/config.yml:7:12: there is no model folder "DIR/neither"
-    hint: relative paths start at the current folder, not at the config
+    hint: the folder DIR is there, and has no "neither" in it
     -- layers past the end
     error: DIR/config.yml:4:55: layer_range [1, 9] goes past the end: DIR/b has 2 layers
     hint: the last range can end at 2

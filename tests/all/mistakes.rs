@@ -70,3 +70,62 @@ fn text_in_another_encoding_is_named_where_it_begins() {
                     hint: save it as UTF-8, as the editor's `Save as` offers\n";
     assert_eq!(said(&wide), expected);
 }
+
+/// Of many things the first few are named on a terminal, and all of them in JSON.
+#[test]
+fn json_names_every_key_that_is_ignored() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("c.yml");
+    let keys = (0..9).map(|i| format!("k{i}: 1\n")).collect::<Vec<_>>().concat();
+    let models = "models:\n- {model: medical, a: 1, parameters: {weight: 1}}\n- {model: chat, a: 1}\n";
+    let rest = "parameters: {weight: 1, wieght: 2}\ntokeniser_source: base\n";
+    let config = format!("merge_method: linear\n{keys}{models}{rest}");
+    fs::write(&file, config).unwrap();
+    let models = Path::new(ROOT).join("examples/models");
+    let plan = mergeforge().current_dir(models).args(["plan", "--json"]).arg(&file).output().unwrap();
+    let plan = Ended::from(plan).succeeded();
+    let json: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
+    let warnings: Vec<_> = json["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+    let has = |words: &str| warnings.iter().any(|warning| warning.ends_with(words));
+    assert!(has("c.yml:15:1: unknown key `tokeniser_source` (did you mean `tokenizer_source`?) is ignored"));
+    assert!(has("c.yml:12:20: unknown key `a` (twice) is ignored"), "{warnings:?}");
+    assert!(
+        (0..9).all(|i| has(&format!("c.yml:{}:1: unknown key `k{i}` is ignored", i + 2))),
+        "{warnings:?}"
+    );
+    assert!(has("linear has no parameter `wieght`: it is ignored"), "{warnings:?}");
+    assert_eq!(warnings.len(), 12, "{warnings:?}");
+}
+
+#[test]
+fn a_folder_whose_name_reads_as_a_model_and_an_adapter_is_named_in_the_long_form() {
+    let folder = TempDir::new().unwrap();
+    let said = |config: &str| {
+        fs::write(folder.path().join("c.yml"), config).unwrap();
+        Ended::from(mergeforge().current_dir(&folder).args(["plan", "c.yml"]).output().unwrap()).stderr
+    };
+    let config = "merge_method: passthrough\nmodels: [{model: x+y}]\n";
+    assert!(said(config).contains("hint: downloads come"), "{}", said(config));
+    fs::create_dir(folder.path().join("x+y")).unwrap();
+    let hint = "hint: there is x+y: a path that contains `+` or `@` is written {model: {path: x+y}}";
+    assert!(said(config).contains(hint), "{}", said(config));
+    let long = config.replace("x+y", "{model: {path: x+y}}");
+    assert!(!said(&long).contains("hint: there is"), "{}", said(&long));
+    assert!(said(&long).contains("x+y"), "{}", said(&long));
+}
+
+#[test]
+fn the_commands_of_mergekit_are_known_by_their_names() {
+    let help = |command: &str| {
+        Ended::from(mergeforge().args([command, "--help"]).output().unwrap()).succeeded().stdout
+    };
+    for (theirs, ours) in [
+        ("mergekit-yaml", "merge"),
+        ("mergekit-pytorch", "merge"),
+        ("mergekit-moe", "moe"),
+        ("mergekit-multi", "multi"),
+        ("mergekit-extract-lora", "extract-lora"),
+    ] {
+        assert_eq!(help(theirs), help(ours));
+    }
+}

@@ -1,4 +1,6 @@
-//! Products of matrices in f32, in one order on every processor.
+//! Products of matrices, in one order on every processor.
+
+use std::ops::{AddAssign, Mul};
 
 use crate::instructions::for_each_instruction_set;
 
@@ -26,13 +28,13 @@ for_each_instruction_set! {
                 let first = at + tile * LANES;
                 let own = first..end.min(first + LANES);
                 if left.len() == ROWS * inner {
-                    let sums = sums::<ROWS>(left, right, inner);
+                    let sums = sums::<f32, LANES, ROWS>(left, right, inner);
                     for (values, sums) in values.chunks_exact_mut(width).zip(&sums) {
                         add_scaled(&mut values[own.clone()], sums, scale);
                     }
                 } else {
                     for (left, values) in left.chunks_exact(inner).zip(values.chunks_exact_mut(width)) {
-                        let [sums] = sums::<1>(left, right, inner);
+                        let [sums] = sums::<f32, LANES, 1>(left, right, inner);
                         add_scaled(&mut values[own.clone()], &sums, scale);
                     }
                 }
@@ -41,14 +43,21 @@ for_each_instruction_set! {
     }
 }
 
-/// `Σ left · right` over all of `inner`, of a few rows and [`LANES`] columns.
+/// `Σ left · right` over all of `inner`, of a few rows and `LANES` columns, in floats of any size.
 #[inline(always)]
-fn sums<const ROWS: usize>(left: &[f32], right: &[[f32; LANES]], inner: usize) -> [[f32; LANES]; ROWS] {
-    let left: [&[f32]; ROWS] = std::array::from_fn(|row| &left[row * inner..][..inner]);
-    let mut sums = [[0.0; LANES]; ROWS];
+pub(crate) fn sums<T, const LANES: usize, const ROWS: usize>(
+    left: &[T],
+    right: &[[T; LANES]],
+    inner: usize,
+) -> [[T; LANES]; ROWS]
+where
+    T: Copy + Default + AddAssign + Mul<Output = T>,
+{
+    let left: [&[T]; ROWS] = std::array::from_fn(|row| &left[row * inner..][..inner]);
+    let mut sums = [[T::default(); LANES]; ROWS];
     for (k, right) in right[..inner].iter().enumerate() {
         for (sums, left) in sums.iter_mut().zip(left) {
-            sums.iter_mut().zip(right).for_each(|(sum, right)| *sum += left[k] * right);
+            sums.iter_mut().zip(right).for_each(|(sum, right)| *sum += left[k] * *right);
         }
     }
     sums

@@ -1,6 +1,7 @@
 //! Products of matrices and vectors in f64, in one order on every processor.
 
 use crate::instructions::for_each_instruction_set;
+use crate::products::sums;
 
 /// Columns whose sums are computed together, in registers; and sums of a dot product that go on side by side.
 pub(super) const LANES: usize = 8;
@@ -70,13 +71,13 @@ for_each_instruction_set! {
             let own = number * LANES..columns.min((number + 1) * LANES);
             for (left, into) in left.chunks(ROWS * inner).zip(into.chunks_mut(ROWS * columns)) {
                 if left.len() == ROWS * inner {
-                    let sums = sums::<ROWS>(left, right, inner);
+                    let sums = sums::<f64, LANES, ROWS>(left, right, inner);
                     for (into, sums) in into.chunks_exact_mut(columns).zip(&sums) {
                         into[own.clone()].iter_mut().zip(sums).for_each(|(into, sum)| *into += sum);
                     }
                 } else {
                     for (left, into) in left.chunks_exact(inner).zip(into.chunks_exact_mut(columns)) {
-                        let [sums] = sums::<1>(left, right, inner);
+                        let [sums] = sums::<f64, LANES, 1>(left, right, inner);
                         into[own.clone()].iter_mut().zip(&sums).for_each(|(into, sum)| *into += sum);
                     }
                 }
@@ -108,17 +109,4 @@ for_each_instruction_set! {
     pub(super) fn scale(values: &mut [f64], factor: f64) {
         values.iter_mut().for_each(|value| *value *= factor);
     }
-}
-
-/// `Σ left · right` over all of `inner`, of a few rows and [`LANES`] columns.
-#[inline(always)]
-fn sums<const ROWS: usize>(left: &[f64], right: &[[f64; LANES]], inner: usize) -> [[f64; LANES]; ROWS] {
-    let left: [&[f64]; ROWS] = std::array::from_fn(|row| &left[row * inner..][..inner]);
-    let mut sums = [[0.0; LANES]; ROWS];
-    for (k, right) in right[..inner].iter().enumerate() {
-        for (sums, left) in sums.iter_mut().zip(left) {
-            sums.iter_mut().zip(right).for_each(|(sum, right)| *sum += left[k] * right);
-        }
-    }
-    sums
 }

@@ -29,7 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("check", &["backend", "kernel", "dtype", "timeline", "cache"]),
-    ("extract", &["plan", "input", "checkpoint", "kernel", "dtype", "threads", "instructions"]),
+    ("extract", &["plan", "input", "products", "checkpoint", "kernel", "dtype", "threads", "instructions"]),
     ("thresholds", &["plan", "input", "recipe", "checkpoint", "kernel", "stream", "cache"]),
     ("stages", &["lib", "plan", "report", "checkpoint", "config"]),
     ("report", &["lib", "plan", "method", "checkpoint", "backend", "stream", "config", "dtype", "timeline"]),

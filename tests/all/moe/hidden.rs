@@ -108,6 +108,19 @@ fn hidden_states_make_the_routers_of_their_layers() {
                 }
                 states.advance(layer, &mut weights, 1).unwrap();
             }
+            // One pass over the base below its last layer, however many routers are made of it.
+            let read = |config: &str| {
+                let file = folder.join("moe.yml");
+                std::fs::write(&file, config.replace("DIR", &folder.display().to_string())).unwrap();
+                let prepared = prepare_moe(&read_moe(&file).unwrap(), false, &CHOICES).unwrap();
+                prepared.plan.read_bytes(&prepared.sources).0
+            };
+            let below = |name: &&String| name.starts_with("model.layers.0.");
+            let elements: usize =
+                weights.0.iter().filter(|(name, _)| below(name)).map(|(_, own)| own.len()).sum();
+            let tokens: usize = texts.iter().map(Vec::len).sum();
+            let drawn = read(&config.replace(&format!("gate_mode: {mode}"), "gate_mode: random"));
+            assert_eq!(read(&config) - drawn, 2 * (elements + tokens * HIDDEN) as u64, "{model_type} {mode}");
             let budget = Budget { threads: 1, ..RUN.budget };
             assert_eq!(mixed_by(folder, &config, &CHOICES, budget).unwrap().0, out);
         }

@@ -6,6 +6,7 @@
 
 mod bench;
 mod devices;
+mod eval;
 mod extract;
 mod files;
 mod kinds;
@@ -73,6 +74,8 @@ enum Command {
     /// Make a low-rank adapter, as PEFT reads it, of a fine-tuned model and its base
     #[command(visible_alias = "mergekit-extract-lora")]
     ExtractLora(Box<extract::ExtractArgs>),
+    /// Measure how well models read texts: perplexity of texts, answers and abstracts
+    Eval(Box<eval::EvalArgs>),
     /// List the merge methods, or explain one
     Methods {
         /// The method to explain
@@ -399,6 +402,7 @@ pub fn main() -> ExitCode {
         Command::Moe(args) => moe::run(&args),
         Command::Plan(args) => run_plan(&args),
         Command::ExtractLora(args) => extract::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Methods { name, json } => show::methods(name.as_deref(), json),
         Command::Devices { json } => devices::list(json),
         Command::Check { device, quick, json } => {

@@ -2,11 +2,15 @@
 //!
 //! A [`Decoder`] is what config.json says, [`States`] are the hidden states of some texts. Weights come from wherever a caller has
 //! them, a few rows at a time, and layer by layer: all texts go through a layer before the next one is read, so that one pass
-//! over a model serves them all and no model has to fit in memory. All of it is f32 in a fixed order, the same on every machine.
+//! over a model serves them all and no model has to fit in memory. All of it is f32: in a fixed order, the same on every machine, or as fast as a machine can ([`Sums`]).
 
 mod architecture;
+mod fastest;
+mod head;
 mod rope;
 mod states;
 
 pub use architecture::Decoder;
-pub use states::{EMBEDDING, States, Weights};
+pub use fastest::max_and_sum;
+pub use head::{Final, HEAD, NORM, logits};
+pub use states::{EMBEDDING, States, Sums, Weights};

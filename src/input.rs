@@ -280,7 +280,10 @@ impl Floats {
     }
 
     /// Its decoded elements from number `first` on. `bytes` is room that outlives the call.
-    fn values(
+    ///
+    /// # Errors
+    /// Those of `from`.
+    pub fn values(
         self,
         first: u64,
         into: &mut [f32],

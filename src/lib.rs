@@ -17,6 +17,7 @@ pub mod config;
 pub mod decoder;
 pub mod dtype;
 pub mod error;
+pub mod eval;
 pub mod extract;
 pub mod input;
 mod instructions;
@@ -49,9 +50,9 @@ use config::moe::{self, MoeConfig};
 use config::{Config, Position};
 use error::{Error, Result};
 use indexmap::IndexMap;
-use plan::{Choices, Compared, Place, Plan};
+use plan::{Choices, Compared, Place, Plan, Readable};
 use report::{Intermediate, Report};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use stages::{FusedStage, Made, Stages, Way};
 use stream::{Budget, Streamed, Watch, Work};
 use timeline::{Shares, Timeline};
@@ -242,15 +243,28 @@ pub fn prepare_moe(moe: &MoeConfig, untrained: bool, choices: &Choices) -> Resul
     Ok(Prepared { config, sources, plan, companions, opened, own, results, choices })
 }
 
+/// A model as a config would name it: what is there by that name is meant, whatever signs are in it.
+fn written(name: &str) -> Json {
+    if Path::new(name).exists() { json!({ "model": { "path": name } }) } else { json!(name) }
+}
+
+/// Reads the headers of a model, which is named as in a config. No tensor data is read.
+///
+/// # Errors
+/// It is not there, or cannot be read.
+pub fn prepare_model(name: &str) -> Result<Readable> {
+    let models = json!([{ "model": written(name), "parameters": { "weight": 1 } }]);
+    let config = Config::parse("", &json!({ "merge_method": "linear", "models": models }).to_string())?;
+    let places = plan::places(&config);
+    let sources = open(&config, &places, &Made::new(), Vec::new())?;
+    Readable::new(&config, sources)
+}
+
 /// Reads the headers of a model and its base, which are named as in a config, and makes them comparable. No tensor data is read.
 ///
 /// # Errors
 /// One of them is not there, or they cannot be read as floats.
 pub fn prepare_comparison(tuned: &str, base: &str) -> Result<Compared> {
-    // What is there by that name is meant, whatever signs are in it.
-    let written = |name: &str| {
-        if Path::new(name).exists() { json!({ "model": { "path": name } }) } else { json!(name) }
-    };
     let config = json!({
         "merge_method": "linear",
         "models": [{ "model": written(tuned), "parameters": { "weight": 1 } }],

@@ -36,7 +36,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-pub use compared::{Compared, ComparedModel, ComparedTensor};
+pub use compared::{Compared, ComparedModel, ComparedTensor, ReadTensor, Readable};
 pub use data::{
     Action, ChatTemplate, Copied, LeftOut, Merge, Plan, PlannedModel, RowCounts, Tensor, TokenizerPlan,
     Vocabulary,

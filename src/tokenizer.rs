@@ -4,16 +4,18 @@
 //! read      tokenizer.json and the files beside it   a model's tokens by id, as transformers would have them
 //! merge     the tokens of one model, or of all       the output's tokens, and its tokenizer.json
 //! align     id of the output -> row of a model       where each row of an embedding comes from
+//! run       a text                                   its tokens
 //! ```
 //!
 //! A tokenizer is edited as data: what a merge does not change is written as it stands in the file of the model that it comes from,
-//! whose tokens all keep their ids. Nothing here runs a tokenizer. It knows no config, no plan and no tensors: a model has so many
+//! whose tokens all keep their ids. Only `run` runs a tokenizer, for those that read texts. It knows no config, no plan and no tensors: a model has so many
 //! rows, and that is all.
 
 mod align;
 mod json;
 mod merge;
 mod read;
+mod run;
 mod settings;
 mod special_ids;
 pub mod template;
@@ -29,6 +31,7 @@ pub use crate::checkpoint::TOKENIZER as FILE;
 pub use align::{Aligned, Chosen, Counts, RowFrom};
 pub use merge::{Merged, Party, merge};
 pub use read::{read, same_files};
+pub use run::{Runner, Tokens};
 pub use settings::{TOKENIZER_CONFIG, read_text};
 pub use special_ids::{follow_ids, resized};
 

@@ -40,6 +40,17 @@ impl Progress {
         Ok(Self { bar, lines, read: Arc::default(), written: Arc::default(), stop, quiet })
     }
 
+    /// How many steps there are, of which only shares are shown.
+    pub(super) fn expect_steps(&self, expected: u64) {
+        let style =
+            ProgressStyle::with_template("{bar:32} {percent:>3}%  {eta} left").expect("it is well formed");
+        self.bar.set_style(style);
+        self.bar.set_length(expected);
+        self.lines.iter().for_each(|lines| {
+            let _ = lines.expected.set((expected, "", Instant::now()));
+        });
+    }
+
     /// How many bytes will be written, or what else is done with them.
     pub(super) fn expect(&self, expected: u64, done: &'static str) {
         let (read, written) = (Arc::clone(&self.read), Arc::clone(&self.written));
@@ -112,7 +123,7 @@ impl Watch for Progress {
 /// Lines of progress.
 #[derive(Debug, Default)]
 struct Lines {
-    /// How many bytes will be written, or what else is done with them, and when that began.
+    /// How many bytes will be written, or what else is done with them, and when that began. Steps have no word.
     expected: OnceLock<(u64, &'static str, Instant)>,
     /// How many lines there were.
     last_line: AtomicU64,
@@ -139,6 +150,9 @@ impl Lines {
                 ..0.01 => String::new(),
                 share => format!(", about {:.0} s left", elapsed.as_secs_f64() * (1.0 - share) / share),
             };
+            if word.is_empty() {
+                return format!("{:.0} %{left}", (share * 100.0).floor());
+            }
             let (done, all, rate) = (bytes(written), bytes(expected), gb_per_s(read + written, elapsed));
             format!("{:.0} %: {done} of {all} {word}, {rate}{left}", (share * 100.0).floor())
         })

@@ -13,6 +13,8 @@ pub struct Decoder {
     pub hidden: usize,
     /// The rows of its embedding that config.json states.
     pub vocabulary: usize,
+    /// The tokens of the longest text that it was made for, as config.json states them.
+    pub positions: Option<usize>,
     /// The heads of queries, a multiple of those of keys and values.
     pub(super) heads: usize,
     /// The heads of keys and values.
@@ -102,6 +104,7 @@ impl Decoder {
             layers,
             hidden,
             vocabulary: side("vocab_size", None)?,
+            positions: stated("max_position_embeddings").and_then(Json::as_u64).map(|most| most as usize),
             heads,
             key_heads,
             head,

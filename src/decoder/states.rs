@@ -4,9 +4,19 @@ use std::sync::Mutex;
 
 use super::Decoder;
 use super::architecture::tensor_name;
+use super::fastest;
 use crate::error::Result;
 use crate::products::{LANES, ROWS, add_product};
 use crate::threads;
+
+/// How sums are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sums {
+    /// In one order, without fused operations: the same bits on every machine.
+    Ordered,
+    /// As fast as this processor can: the last bits differ from machine to machine.
+    Fastest,
+}
 
 /// Where the weights of a decoder come from.
 pub trait Weights {
@@ -31,11 +41,12 @@ pub trait Weights {
 /// The hidden states of all tokens of some texts, before one of the layers.
 #[derive(Debug)]
 pub struct States<'d> {
-    decoder: &'d Decoder,
+    pub(super) decoder: &'d Decoder,
+    sums: Sums,
     /// The tokens of each text.
     lens: Vec<usize>,
     /// `tokens × hidden`, the texts one behind the other.
-    values: Vec<f32>,
+    pub(super) values: Vec<f32>,
     /// Cosine and sine of each pair of a head, at each position of the longest text.
     rotations: Vec<(f32, f32)>,
 }
@@ -46,9 +57,6 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The most elements of a matrix that are in memory at a time: whole rows, [`LANES`] of them or more.
 const BLOCK: usize = 1 << 20;
 
-/// Threads whose weights of attention count, one for each token of a text.
-const ATTENDING: usize = 64;
-
 /// Tokens that one thread takes at a time. In a product all of them go past [`LANES`] rows of a matrix, which stay in the cache.
 const TOKENS: usize = 16 * ROWS;
 
@@ -57,7 +65,12 @@ impl<'d> States<'d> {
     ///
     /// # Errors
     /// Those of `weights`.
-    pub fn of(decoder: &'d Decoder, texts: &[impl AsRef<[u64]>], weights: &mut dyn Weights) -> Result<Self> {
+    pub fn of(
+        decoder: &'d Decoder,
+        texts: &[impl AsRef<[u64]>],
+        weights: &mut dyn Weights,
+        sums: Sums,
+    ) -> Result<Self> {
         let lens: Vec<usize> = texts.iter().map(|text| text.as_ref().len()).collect();
         let hidden = decoder.hidden;
         let mut values = vec![0.0; lens.iter().sum::<usize>() * hidden];
@@ -66,7 +79,7 @@ impl<'d> States<'d> {
             weights.read(EMBEDDING, token * hidden as u64, state)?;
         }
         let rotations = decoder.rope.rotations(lens.iter().copied().max().unwrap_or(0));
-        Ok(Self { decoder, lens, values, rotations })
+        Ok(Self { decoder, sums, lens, values, rotations })
     }
 
     /// The states of each text: `tokens × hidden`.
@@ -86,7 +99,7 @@ impl<'d> States<'d> {
     pub fn advance(&mut self, layer: usize, weights: &mut dyn Weights, threads: usize) -> Result<()> {
         let Decoder { hidden, inner, heads, key_heads, head, .. } = *self.decoder;
         let (queries, keys) = (heads * head, key_heads * head);
-        let mut block = Block { layer, weights, threads, rows: Vec::new(), panels: Vec::new() };
+        let mut block = Block { layer, weights, threads, rows: Vec::new(), product: Product::new(self.sums) };
         let normed = self.normed("input_layernorm", &mut block)?;
         let mut q = block.product("self_attn.q_proj", &normed, hidden, queries)?;
         let mut k = block.product("self_attn.k_proj", &normed, hidden, keys)?;
@@ -105,17 +118,26 @@ impl<'d> States<'d> {
         let normed = self.normed("post_attention_layernorm", &mut block)?;
         let mut gate = block.product("mlp.gate_proj", &normed, hidden, inner)?;
         let up = block.product("mlp.up_proj", &normed, hidden, inner)?;
-        gate.iter_mut().zip(&up).for_each(|(gate, up)| *gate = silu(*gate) * up);
+        let gated = match self.sums {
+            Sums::Ordered => gate_ordered,
+            Sums::Fastest => fastest::gate,
+        };
+        let parts = gate.chunks_mut(TOKENS * inner).zip(up.chunks(TOKENS * inner));
+        each(threads, parts, |(gate, up)| gated(gate, up));
         block.add_product("mlp.down_proj", &gate, inner, &mut self.values, hidden)
     }
 
     /// The most bytes that [`Self::of`] and [`Self::advance`] take for texts of so many tokens together, but for those of `weights`.
-    pub fn working_bytes(decoder: &Decoder, tokens: u64, longest: u64) -> u64 {
+    pub fn working_bytes(decoder: &Decoder, tokens: u64, longest: u64, sums: Sums, threads: usize) -> u64 {
         let Decoder { hidden, inner, heads, key_heads, head, .. } = *decoder;
         let (queries, keys) = (heads * head, key_heads * head);
         let attention = hidden.max(queries) + queries + 2 * keys;
+        let attending = match sums {
+            Sums::Ordered => 1,
+            Sums::Fastest => TOKENS + 2 * head,
+        };
         let floats = tokens * (hidden + attention.max(hidden + 2 * inner)) as u64
-            + longest * (head + ATTENDING) as u64
+            + longest * (head + threads * attending) as u64
             + 2 * Self::asked_max(decoder);
         floats * size_of::<f32>() as u64
     }
@@ -130,7 +152,8 @@ impl<'d> States<'d> {
     fn normed(&self, name: &str, block: &mut Block<'_>) -> Result<Vec<f32>> {
         let weight = block.vector(name, self.decoder.hidden)?;
         let mut normed = self.values.clone();
-        norm(&mut normed, &weight, self.decoder.epsilon);
+        let tokens = normed.chunks_mut(TOKENS * self.decoder.hidden);
+        each(block.threads, tokens, |tokens| norm(tokens, &weight, self.decoder.epsilon));
         Ok(normed)
     }
 
@@ -167,6 +190,10 @@ impl<'d> States<'d> {
         while jobs.peek().is_some() {
             block.weights.go_on()?;
             each(block.threads, jobs.by_ref().take(4 * block.threads), |(q, k, v, out, first)| {
+                let attend = match self.sums {
+                    Sums::Ordered => attend,
+                    Sums::Fastest => fastest::attend,
+                };
                 (0..heads).for_each(|number| attend(q, k, v, out, first, number, &sizes));
             });
         }
@@ -188,14 +215,14 @@ impl<'d> States<'d> {
 }
 
 /// The heads of a layer.
-struct Heads {
+pub(super) struct Heads {
     /// Those of queries.
-    queries: usize,
+    pub(super) queries: usize,
     /// How many of them share one of keys and values.
-    shared_by: usize,
+    pub(super) shared_by: usize,
     /// Elements of one.
-    width: usize,
-    window: Option<usize>,
+    pub(super) width: usize,
+    pub(super) window: Option<usize>,
 }
 
 /// What one head of some tokens attends to: `first` is the place of the first of them in their text, which has these keys and values.
@@ -241,13 +268,18 @@ fn soften(scores: &mut [f32]) {
     scores.iter_mut().for_each(|score| *score /= sum);
 }
 
+/// Multiplies `up` with the gate's `SiLU`, in place of the gate.
+fn gate_ordered(gate: &mut [f32], up: &[f32]) {
+    gate.iter_mut().zip(up).for_each(|(gate, up)| *gate = silu(*gate) * up);
+}
+
 fn silu(x: f32) -> f32 {
     x / (1.0 + libm::expf(-x))
 }
 
 /// Brings rows as long as `weight` to a mean square of 1, and multiplies them with it (Zhang and Sennrich, `RMSNorm`,
 /// <https://arxiv.org/abs/1910.07467>).
-fn norm(rows: &mut [f32], weight: &[f32], epsilon: f32) {
+pub(super) fn norm(rows: &mut [f32], weight: &[f32], epsilon: f32) {
     for row in rows.chunks_exact_mut(weight.len()) {
         let squares = row.iter().fold(0.0, |sum, x| sum + f64::from(*x) * f64::from(*x));
         let scale = (1.0 / (squares / weight.len() as f64 + f64::from(epsilon)).sqrt()) as f32;
@@ -261,8 +293,7 @@ struct Block<'w> {
     weights: &'w mut dyn Weights,
     threads: usize,
     rows: Vec<f32>,
-    /// The same by [`LANES`] rows, as [`add_product`] takes it.
-    panels: Vec<[f32; LANES]>,
+    product: Product,
 }
 
 impl Block<'_> {
@@ -289,24 +320,15 @@ impl Block<'_> {
         outputs: usize,
     ) -> Result<()> {
         let name = tensor_name(self.layer, part, "weight");
-        let at_once = (BLOCK / inputs / LANES).max(1) * LANES;
+        let at_once = rows_at_once(inputs);
         for first in (0..outputs).step_by(at_once) {
             let end = outputs.min(first + at_once);
             self.rows.resize((end - first) * inputs, 0.0);
             self.weights.read(&name, (first * inputs) as u64, &mut self.rows)?;
-            self.panels.clear();
-            self.panels.resize((end - first).div_ceil(LANES) * inputs, [0.0; LANES]);
-            for (row, values) in self.rows.chunks_exact(inputs).enumerate() {
-                let panel = &mut self.panels[row / LANES * inputs..][..inputs];
-                panel.iter_mut().zip(values).for_each(|(lanes, value)| lanes[row % LANES] = *value);
-            }
-            let parts = x.chunks(TOKENS * inputs).zip(y.chunks_mut(TOKENS * outputs));
-            let panels = &self.panels;
-            each(self.threads, parts, |(x, y)| {
-                for (panel, at) in panels.chunks_exact(inputs).zip((first..).step_by(LANES)) {
-                    add_product(x, panel, inputs, 1.0, y, (at, end, outputs));
-                }
-            });
+            self.product.take(&self.rows, inputs);
+            let tokens = self.product.tokens(x.len() / inputs, self.threads);
+            let parts = x.chunks(tokens * inputs).zip(y.chunks_mut(tokens * outputs));
+            each(self.threads, parts, |(x, y)| self.product.add(x, y, &self.rows, (first, end, outputs)));
         }
         let bias = tensor_name(self.layer, part, "bias");
         if self.weights.has(&bias) {
@@ -320,8 +342,61 @@ impl Block<'_> {
     }
 }
 
+/// How many rows of a matrix with so many columns are in memory at a time.
+pub(super) fn rows_at_once(columns: usize) -> usize {
+    (BLOCK / columns / LANES).max(1) * LANES
+}
+
+/// Products with some rows of a matrix.
+#[derive(Debug)]
+pub(super) struct Product {
+    sums: Sums,
+    inputs: usize,
+    /// The rows by [`LANES`], as [`add_product`] takes them.
+    panels: Vec<[f32; LANES]>,
+}
+
+impl Product {
+    pub(super) fn new(sums: Sums) -> Self {
+        Self { sums, inputs: 1, panels: Vec::new() }
+    }
+
+    /// Makes rows of so many columns the right side of what follows.
+    pub(super) fn take(&mut self, rows: &[f32], inputs: usize) {
+        self.inputs = inputs;
+        if self.sums == Sums::Fastest {
+            return;
+        }
+        self.panels.clear();
+        self.panels.resize((rows.len() / inputs).div_ceil(LANES) * inputs, [0.0; LANES]);
+        for (row, values) in rows.chunks_exact(inputs).enumerate() {
+            let panel = &mut self.panels[row / LANES * inputs..][..inputs];
+            panel.iter_mut().zip(values).for_each(|(lanes, value)| lanes[row % LANES] = *value);
+        }
+    }
+
+    /// Of so many tokens, how many a thread takes at a time.
+    pub(super) fn tokens(&self, all: usize, threads: usize) -> usize {
+        match self.sums {
+            Sums::Ordered => TOKENS,
+            Sums::Fastest => all.div_ceil(threads).clamp(TOKENS, fastest::TOKENS),
+        }
+    }
+
+    /// Adds `x · rowsᵀ` to columns `first..end` of values in rows of `width`.
+    pub(super) fn add(&self, x: &[f32], y: &mut [f32], rows: &[f32], columns: (usize, usize, usize)) {
+        if self.sums == Sums::Fastest {
+            return fastest::add_product(x, rows, self.inputs, y, columns);
+        }
+        let (first, end, width) = columns;
+        for (panel, at) in self.panels.chunks_exact(self.inputs).zip((first..).step_by(LANES)) {
+            add_product(x, panel, self.inputs, 1.0, y, (at, end, width));
+        }
+    }
+}
+
 /// Does all of some work, on several threads.
-fn each<T: Send>(threads: usize, work: impl Iterator<Item = T> + Send, job: impl Fn(T) + Sync) {
+pub(super) fn each<T: Send>(threads: usize, work: impl Iterator<Item = T> + Send, job: impl Fn(T) + Sync) {
     let work = Mutex::new(work);
     let next = || work.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
     threads::share(threads, |_| {

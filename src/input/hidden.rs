@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::gates::unit;
 use super::{Floats, Made, ReadElements, by_rows};
-use crate::decoder::{self, Decoder, States, Weights};
+use crate::decoder::{self, Decoder, States, Sums, Weights};
 use crate::dtype::{Float, encode};
 use crate::error::Result;
 
@@ -67,7 +67,7 @@ impl Hidden {
     fn compute(&self, from: &mut dyn ReadElements) -> Result<Arc<[f32]>> {
         let threads = from.threads();
         let mut weights = Read { weights: &self.weights, bytes: Vec::new(), from };
-        let mut states = States::of(&self.decoder, &self.texts, &mut weights)?;
+        let mut states = States::of(&self.decoder, &self.texts, &mut weights, Sums::Ordered)?;
         let mut found = Vec::with_capacity(self.elements());
         self.put_means(&states, &mut found);
         for layer in 0..self.layers - 1 {
@@ -94,6 +94,9 @@ impl Hidden {
         }
     }
 }
+
+/// Threads whose weights of attention count.
+const THREADS: usize = 64;
 
 /// The mean of states of so many elements, in f64.
 fn mean<'s>(states: impl ExactSizeIterator<Item = &'s [f32]>, hidden: usize) -> Vec<f64> {
@@ -161,7 +164,7 @@ impl Made for Hidden {
         let (tokens, longest) = (lens.clone().sum(), lens.max().unwrap_or(0));
         let stored = States::asked_max(&self.decoder) * Float::F32.bytes() as u64;
         let means = (self.texts.len() * self.decoder.hidden * size_of::<f64>()) as u64;
-        States::working_bytes(&self.decoder, tokens, longest) + stored + means
+        States::working_bytes(&self.decoder, tokens, longest, Sums::Ordered, THREADS) + stored + means
     }
 
     fn kept_bytes(&self) -> u64 {

@@ -1,6 +1,8 @@
 //! A model and its base as a merge sees them, for whoever compares them tensor by tensor: with their adapters, in floats, and under
 //! the names of the base.
 
+use std::borrow::Cow;
+
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
@@ -8,9 +10,9 @@ use super::views::{InputList, Model, View, Views};
 use super::{compatible, method_of, settle, wanted};
 use crate::checkpoint::Source;
 use crate::config::{Config, ModelRef};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, computed_as};
 use crate::error::{Error, Result};
-use crate::input::Input;
+use crate::input::{Floats, Input};
 
 /// Two models, and what their tensors are read from.
 #[derive(Debug)]
@@ -70,13 +72,7 @@ impl Compared {
     /// # Errors
     /// Their headers, an adapter or a quantisation do not let them be read.
     pub fn new(config: &Config, sources: Vec<Source>) -> Result<Self> {
-        let mut views = Views::stored(config, &sources);
-        settle(&mut views, method_of(config)?);
-        for model in views.models.iter().filter(|model| compatible::holds_quantised(model)) {
-            views.problems.add(compatible::quantised(model));
-        }
-        views.problems.stop()?;
-        let Views { mut models, mut inputs, mut notes, warnings, .. } = views;
+        let Views { mut models, mut inputs, mut notes, warnings, .. } = readable(config, &sources)?;
         notes.extend(sources.iter().flat_map(|source| source.warnings().iter().cloned()));
         // The same model twice is listed once.
         let (tuned, base) = (0, models.len() - 1);
@@ -90,17 +86,85 @@ impl Compared {
             (name, head)
         });
         let listed = super::references(config);
-        let mut of = |model: usize| ComparedModel {
-            name: models[model].name.clone(),
-            reference: listed[model].value.clone(),
-            config: models[model].config.clone().into_owned(),
-            tensors: tensors(&models[model], &mut inputs),
-        };
+        let mut of = |model: usize| ComparedModel::of(&models[model], &listed[model].value, &mut inputs);
         let (tuned, base) = (of(tuned), of(base));
         let inputs = inputs.inputs;
         drop(models);
         Ok(Self { sources, inputs, tuned, base, tied, notes, warnings })
     }
+}
+
+impl ComparedModel {
+    fn of(model: &Model<'_>, reference: &ModelRef, inputs: &mut InputList) -> Self {
+        Self {
+            name: model.name.clone(),
+            reference: reference.clone(),
+            config: model.config.clone().into_owned(),
+            tensors: tensors(model, inputs),
+        }
+    }
+}
+
+/// A model by itself, as a merge of it would see it.
+#[derive(Debug)]
+pub struct Readable {
+    /// As the user wrote it.
+    pub name: String,
+    /// What is on disk: its folder, and that of its adapter.
+    pub sources: Vec<Source>,
+    /// Which of them is the model's own folder.
+    pub source: usize,
+    /// What is read.
+    pub inputs: Vec<Input>,
+    /// What its config.json says.
+    pub config: Map<String, Json>,
+    /// Its tensors by name.
+    pub tensors: IndexMap<String, ReadTensor>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// A tensor of a model that is read.
+#[derive(Debug, Clone)]
+pub struct ReadTensor {
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// What it is read from, of float64 as float32; none where its elements are no floats.
+    pub floats: Option<Floats>,
+}
+
+impl Readable {
+    /// The only model of a config. `sources` are those of [`super::places`], in order.
+    ///
+    /// # Errors
+    /// Its headers, its adapter or its quantisation do not let it be read.
+    pub fn new(config: &Config, sources: Vec<Source>) -> Result<Self> {
+        let Views { models, mut inputs, mut notes, warnings, .. } = readable(config, &sources)?;
+        notes.extend(sources.iter().flat_map(|source| source.warnings().iter().cloned()));
+        notes.extend(warnings.iter().map(ToString::to_string));
+        let model = &models[0];
+        let (name, source, own) = (model.name.clone(), model.source, model.config.clone().into_owned());
+        let read = |(name, view): (&Cow<'_, str>, &View<'_>)| {
+            let float = computed_as(inputs.read_as(view));
+            let floats = float.map(|float| Floats { input: inputs.as_floats(view), float });
+            (name.to_string(), ReadTensor { shape: view.shape.to_vec(), floats })
+        };
+        let tensors = model.tensors.iter().map(read).collect();
+        let inputs = inputs.inputs;
+        drop(models);
+        Ok(Self { name, sources, source, inputs, config: own, tensors, notes })
+    }
+}
+
+/// The models of a config as a merge sees them, all of whose tensors can be read as floats.
+fn readable<'a>(config: &'a Config, sources: &'a [Source]) -> Result<Views<'a>> {
+    let mut views = Views::stored(config, sources);
+    settle(&mut views, method_of(config)?);
+    for model in views.models.iter().filter(|model| compatible::holds_quantised(model)) {
+        views.problems.add(compatible::quantised(model));
+    }
+    views.problems.stop()?;
+    Ok(views)
 }
 
 /// Gives a model whose head is its embedding a head by itself, where the other has one.

@@ -9,7 +9,6 @@
 //! Nothing is computed on a device: all tensors are copies. The rest is as of any plan.
 
 mod architecture;
-mod prompts;
 mod routers;
 
 use std::collections::BTreeSet;

@@ -9,7 +9,7 @@ use mergeforge::method::{self, METHODS, Settings, Value};
 use mergeforge::recipe::{Measured, Pass, Recipe, TileCounts};
 use safetensors::Dtype;
 
-use crate::llama;
+use crate::eval;
 use crate::models::{self, Form, PLAIN, RUN, Random, Stored, Tensors, stored, tuned, values, weights};
 use crate::oracle::{self, Expected, Family, Model, Thinning};
 
@@ -753,7 +753,7 @@ fn speaks(example: &str, recorded: [f64; 4]) {
     let sets = ["general_valid.txt", "medical_valid.txt", "chat_valid.jsonl", "medqa_valid.jsonl"];
     for (set, recorded) in sets.iter().zip(recorded) {
         let found =
-            llama::perplexity(&folder.path().join("out"), &root.join("examples/models/texts").join(set));
+            eval::perplexity(&folder.path().join("out"), &root.join("examples/models/texts").join(set));
         println!("{example} on {set}: {found:.2}, recorded {recorded:.2}");
         assert!((found / recorded - 1.0).abs() < 0.005, "{example} on {set}: {found:.3}, not {recorded}");
     }

@@ -7,7 +7,6 @@ use indexmap::IndexSet;
 use super::super::names;
 use super::super::views::{InputList, Model};
 use super::not_floats;
-use super::prompts::Prompter;
 use crate::checkpoint::Source;
 use crate::config::Located;
 use crate::config::moe::{Expert, GateMode, MoeConfig};
@@ -15,6 +14,7 @@ use crate::decoder::{Decoder, EMBEDDING};
 use crate::dtype::computed_as;
 use crate::error::{Error, Result};
 use crate::input::{Drawn, Floats, Gates, Hidden, HiddenGates, Law, OfText, PromptTokens, draw_key};
+use crate::tokenizer::Runner;
 
 /// What the routers of all layers are made of: those of the experts, and that of the shared one.
 pub(super) enum Routers {
@@ -52,8 +52,8 @@ impl Routers {
             let message = format!("{} has no {EMBEDDING}, which makes the routers", base.name);
             return Err(Error::config(message).hint("set `gate_mode: random`"));
         };
-        let reads =
-            Reads { moe: config, base, prompter: Prompter::open(&sources[base.source])?, rows: rows as u64 };
+        let runner = Runner::open(&sources[base.source]).map_err(without_prompts)?;
+        let reads = Reads { moe: config, base, runner, rows: rows as u64 };
         if mode != GateMode::CheapEmbed {
             return reads.by_layer(mode, gated, columns, inputs, notes);
         }
@@ -107,11 +107,17 @@ impl Routers {
     }
 }
 
+/// An error of a tokenizer, with another way out: to need none.
+fn without_prompts(error: Error) -> Error {
+    let hint = error.hint.clone().unwrap_or_default();
+    error.hint(format!("{hint}; or set `gate_mode: random`, which needs no prompts"))
+}
+
 /// The base model as a reader of prompts.
 struct Reads<'p, 'a> {
     moe: &'p MoeConfig,
     base: &'p Model<'a>,
-    prompter: Prompter<'p>,
+    runner: Runner,
     /// The rows of its embedding.
     rows: u64,
 }
@@ -120,7 +126,12 @@ impl Reads<'_, '_> {
     /// The prompts and negative prompts of an expert as tokens; those without any are left out.
     fn texts(&self, expert: &Expert) -> Result<[Vec<Vec<u64>>; 2]> {
         let of = |prompts: &[Located<String>]| {
-            let mut texts = self.prompter.texts(prompts)?;
+            let begin = self.runner.framing()[0].unwrap_or_default();
+            let tokens = |prompt: &Located<String>| {
+                let text = format!("{begin}{}", prompt.value);
+                self.runner.encode(&text, false).map(|tokens| tokens.ids).map_err(without_prompts)
+            };
+            let mut texts = prompts.iter().map(tokens).collect::<Result<Vec<_>>>()?;
             texts.retain(|text| !text.is_empty());
             let beyond = texts.iter().flatten().max().filter(|token| **token >= self.rows);
             beyond.map_or(Ok(()), |token| {

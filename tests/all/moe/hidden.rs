@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use mergeforge::decoder::{Decoder, States, Weights};
+use mergeforge::decoder::{Decoder, States, Sums, Weights};
 use mergeforge::error::Error;
 use mergeforge::stream::Budget;
 use mergeforge::{prepare_moe, read_moe};
@@ -63,7 +63,7 @@ fn hidden_states_make_the_routers_of_their_layers() {
         for mode in ["hidden", "hidden_last", "hidden_avg"] {
             let config = config.replace("cheap_embed", mode);
             let (out, _) = mixed(folder, &config);
-            let mut states = States::of(&decoder, &texts, &mut weights).unwrap();
+            let mut states = States::of(&decoder, &texts, &mut weights, Sums::Ordered).unwrap();
             for layer in 0..LAYERS {
                 let of_texts: Vec<Vec<f64>> = states
                     .texts()

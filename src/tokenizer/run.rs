@@ -1,38 +1,46 @@
-//! Prompts as tokens, as the base model's own tokenizer cuts them.
+//! Texts as tokens: a model's tokenizer at work, by the library that made its file.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::{PostProcessorWrapper, Tokenizer};
+use tokenizers::Tokenizer;
 
 use crate::checkpoint::{COMPANION_BYTES_MAX, Source, TOKENIZER, TOKENIZER_BYTES_MAX};
-use crate::config::Located;
 use crate::error::{Error, Result};
 
-/// The tokenizer of a model, with the text that begins every prompt.
-pub(super) struct Prompter<'a> {
-    model: &'a str,
+/// The tokenizer of a model at work.
+#[derive(Debug)]
+pub struct Runner {
+    model: String,
     tokenizer: Tokenizer,
-    /// The token that a text begins with; empty where the model has none.
-    begin: String,
+    /// The tokens that begin and end a text, by their names in the model's settings.
+    framing: [Option<String>; 2],
+}
+
+/// A text as tokens.
+#[derive(Debug)]
+pub struct Tokens {
+    /// Their numbers.
+    pub ids: Vec<u64>,
+    /// Where each ends in the text, in bytes; 0 for one that stands for none of it.
+    pub ends: Vec<usize>,
 }
 
 /// Where a model says which of its tokens begins a text.
 const SETTINGS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
-impl<'a> Prompter<'a> {
+impl Runner {
     /// Reads a model's tokenizer.
     ///
     /// # Errors
-    /// It has none that can be used.
-    pub(super) fn open(source: &'a Source) -> Result<Self> {
+    /// It has none that can be used. The way out depends on what it was wanted for: none is given where there is none.
+    pub fn open(source: &Source) -> Result<Self> {
         let model = source.name.as_str();
         if !source.folder.has(TOKENIZER) {
-            let message = format!("{model} has no {TOKENIZER}, which turns the prompts into tokens");
+            let message = format!("{model} has no {TOKENIZER}, which turns texts into tokens");
             return Err(Error::config(message).hint(
-                "load its tokenizer with transformers' AutoTokenizer and save it again, which writes tokenizer.json; \
-                 or set `gate_mode: random`, which needs no prompts",
+                "load its tokenizer with transformers' AutoTokenizer and save it again, which writes tokenizer.json",
             ));
         }
         let text = source.folder.file(TOKENIZER).read(TOKENIZER_BYTES_MAX)?;
@@ -44,29 +52,37 @@ impl<'a> Prompter<'a> {
         let tokenizer = unbroken(model, || {
             let mut tokenizer =
                 Tokenizer::from_bytes(&text).map_err(|cause| unusable(model, &cause.to_string()))?;
-            // What a file says of batches, and puts around texts, is not meant for prompts.
-            tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+            // What a file says of batches is not meant for single texts.
             tokenizer.with_padding(None);
             tokenizer.with_truncation(None).map_err(|cause| unusable(model, &cause.to_string()))?;
             Ok(tokenizer)
         })?;
-        let begin = SETTINGS.iter().find_map(|file| beginning(source, file)).unwrap_or_default();
-        Ok(Self { model, tokenizer, begin })
+        let named = |key| SETTINGS.iter().find_map(|file| special(source, file, key));
+        let framing = [named("bos_token"), named("eos_token")];
+        Ok(Self { model: model.to_owned(), tokenizer, framing })
     }
 
-    /// The tokens of each of some prompts. No special tokens are added but the one that begins each prompt.
+    /// The text of the token that begins a text, and of the one that ends it.
+    pub fn framing(&self) -> [Option<&str>; 2] {
+        self.framing.each_ref().map(Option::as_deref)
+    }
+
+    /// The number of a token by its text.
+    pub fn id(&self, token: &str) -> Option<u64> {
+        self.tokenizer.token_to_id(token).map(u64::from)
+    }
+
+    /// A text as tokens; `whole` says whether those belong to it that the file puts around texts.
     ///
     /// # Errors
-    /// The tokenizer cannot take a prompt.
-    pub(super) fn texts(&self, prompts: &[Located<String>]) -> Result<Vec<Vec<u64>>> {
-        let tokens = |prompt: &Located<String>| {
-            let text = format!("{}{}", self.begin, prompt.value);
-            let encoded = unbroken(self.model, || {
-                self.tokenizer.encode(text, false).map_err(|cause| unusable(self.model, &cause.to_string()))
-            })?;
-            Ok(encoded.get_ids().iter().map(|token| u64::from(*token)).collect())
-        };
-        prompts.iter().map(tokens).collect()
+    /// The tokenizer cannot take it.
+    pub fn encode(&self, text: &str, whole: bool) -> Result<Tokens> {
+        let encoded = unbroken(&self.model, || {
+            self.tokenizer.encode(text, whole).map_err(|cause| unusable(&self.model, &cause.to_string()))
+        })?;
+        let ids = encoded.get_ids().iter().map(|token| u64::from(*token)).collect();
+        let ends = encoded.get_offsets().iter().map(|(_, end)| *end).collect();
+        Ok(Tokens { ids, ends })
     }
 }
 
@@ -97,8 +113,7 @@ fn growth(normalizer: &Value) -> u64 {
 }
 
 fn unusable(model: &str, cause: &str) -> Error {
-    Error::input(format!("{TOKENIZER} of {model} cannot be used: {cause}"))
-        .hint("download it again; or set `gate_mode: random`, which needs no prompts")
+    Error::input(format!("{TOKENIZER} of {model} cannot be used: {cause}")).hint("download it again")
 }
 
 /// What `work` gives. The library that it calls takes some things that a tokenizer says for granted.
@@ -106,14 +121,14 @@ fn unbroken<T>(model: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(unusable(model, "it contradicts itself")))
 }
 
-/// The token that begins a text, if this file of the model names one: as a text, or as an object that holds it.
-fn beginning(source: &Source, file: &str) -> Option<String> {
+/// A special token, if this file of the model names it: as a text, or as an object that holds it.
+fn special(source: &Source, file: &str, key: &str) -> Option<String> {
     if !source.folder.has(file) {
         return None;
     }
     let settings: Value =
         serde_json::from_slice(&source.folder.file(file).read(COMPANION_BYTES_MAX).ok()?).ok()?;
-    let token = settings.get("bos_token")?;
+    let token = settings.get(key)?;
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
 }
 

@@ -1,0 +1,341 @@
+//! `mergeforge eval`: flags, a table, JSON.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::{Value as Json, json};
+
+use super::progress::Progress;
+use super::values::{count, size};
+use super::{cores, physical_bytes, show};
+use crate::error::{Error, Result};
+use crate::eval::{Chat, Cut, Form, Listen, Model, Plan, Prompt, Score, Texts, Windows, losses};
+use crate::prepare_model;
+use crate::stream::Watch;
+use crate::text::{bytes, cut_to, escaped};
+use crate::tokenizer::Runner;
+
+#[derive(Debug, Args)]
+pub(super) struct EvalArgs {
+    /// The models, as in a config: folders, or names in the Hugging Face cache, perhaps with @revision and +ADAPTER
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+    #[command(flatten)]
+    texts: TextArgs,
+    /// Threads [default: one per core]
+    #[arg(long, short = 'j', value_name = "N", value_parser = count)]
+    threads: Option<usize>,
+    /// Memory for states and logits [default: 2GiB, at most half of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    host_memory: Option<u64>,
+    /// Show no progress
+    #[arg(long, short)]
+    quiet: bool,
+    /// Print what was found as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is read, and how.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub(super) struct TextArgs {
+    /// A file of text (.txt), or with an object {"text": …} a line (.jsonl); may be given several times
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// Questions with answers, {"question": …, "answer": …} a line: only the answers count
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    qa: Vec<PathBuf>,
+    /// Texts with their abstracts, {"text": …, "abstract": …} a line: only the abstracts count
+    #[arg(long = "abstract", value_name = "FILE", num_args = 1..)]
+    abstracts: Vec<PathBuf>,
+    /// The most tokens that are read together [default: 2048, or fewer where the model was made for fewer]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    window: Option<usize>,
+    /// The tokens from one window of a text to the next; where they overlap, tokens count once, with more before them [default:
+    /// the window]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    stride: Option<usize>,
+    /// Take each line of a .txt file as a text of its own
+    #[arg(long)]
+    lines: bool,
+    /// Read all texts of a file as one, so that windows are full
+    #[arg(long)]
+    packed: bool,
+    /// Put the tokens that begin and end a text around each, where the tokenizer does not
+    #[arg(long)]
+    frame: bool,
+    /// Ask as the model's chat template has it
+    #[arg(long)]
+    chat: bool,
+    /// What is made of a line of --qa: its fields in braces, the one that counts at the end [default: "Question: {question}\nAnswer:
+    /// {answer}", with --chat "{question}{answer}"]
+    #[arg(long, value_name = "TEXT", value_parser = prompt)]
+    qa_prompt: Option<Prompt>,
+    /// The same of --abstract [default: "{text}\n\nAbstract: {abstract}", with --chat "Write an abstract of this text.\n\n{text}{abstract}"]
+    #[arg(long, value_name = "TEXT", value_parser = prompt)]
+    abstract_prompt: Option<Prompt>,
+}
+
+fn tokens(text: &str) -> std::result::Result<usize, String> {
+    const MOST: usize = 1 << 20;
+    let tokens = text.parse().ok().filter(|tokens| (2..=MOST).contains(tokens));
+    tokens.ok_or_else(|| format!("expected a number of tokens from 2 to {MOST}"))
+}
+
+/// A prompt as it is typed, where `\n` is a new line.
+fn prompt(text: &str) -> std::result::Result<Prompt, String> {
+    Prompt::parse(&text.replace("\\n", "\n")).map_err(|error| error.message)
+}
+
+/// The window where neither the user nor the model asks for a smaller one.
+const WINDOW: usize = 2048;
+
+impl TextArgs {
+    /// The sets, read.
+    pub(super) fn read(&self) -> Result<Vec<Texts>> {
+        let of = |files: &[PathBuf], form: Form, own: &Option<Prompt>| {
+            let prompt = own.clone().unwrap_or_else(|| Prompt::usual(form, self.chat));
+            files.iter().map(|file| Texts::read(file, form, &prompt)).collect::<Result<Vec<_>>>()
+        };
+        let plain = of(&self.text, Form::Text { by_line: self.lines }, &None)?;
+        let qa = of(&self.qa, Form::Qa, &self.qa_prompt)?;
+        let abstracts = of(&self.abstracts, Form::Abstract, &self.abstract_prompt)?;
+        let all: Vec<Texts> = plain.into_iter().chain(qa).chain(abstracts).collect();
+        if all.is_empty() {
+            let hint = "give --text FILE, --qa FILE.jsonl or --abstract FILE.jsonl, each as often as wanted";
+            return Err(Error::config("there is nothing to read").hint(hint));
+        }
+        Ok(all)
+    }
+
+    /// How texts are cut for a model, and what is to say of that.
+    fn cut(&self, model: &Model) -> Result<Cut> {
+        let longest = model.decoder.positions.unwrap_or(WINDOW);
+        let window = self.window.unwrap_or(WINDOW.min(longest));
+        if let Some(most) = model.decoder.longest_text().filter(|most| window > *most) {
+            let message = format!(
+                "--window {window}: {} turns texts of more than {most} tokens by positions that change",
+                model.name
+            );
+            return Err(Error::config(message).hint(format!("set --window {most} or less")));
+        }
+        if window > longest {
+            let note = format!(
+                "{} was made for texts of {longest} tokens, fewer than --window {window}",
+                model.name
+            );
+            show::note(&note);
+        }
+        let stride = self.stride.unwrap_or(window);
+        if stride > window {
+            let message = format!(
+                "--stride {stride} is more than the window of {window} tokens: texts would have gaps"
+            );
+            return Err(Error::config(message).hint("set a --stride of at most the window"));
+        }
+        Ok(Cut { window, stride, packed: self.packed, framed: self.frame })
+    }
+}
+
+struct Heard<'p>(&'p Progress);
+
+impl Listen for Heard<'_> {
+    fn advanced(&self, tokens: usize) {
+        self.0.moved(0, tokens as u64);
+    }
+
+    fn stop(&self) -> bool {
+        self.0.stop()
+    }
+}
+
+/// A set as a model reads it.
+struct Read {
+    windows: Windows,
+    score: Score,
+}
+
+/// A model, and what it made of all sets.
+struct Evaluated {
+    name: String,
+    cut: Cut,
+    sets: Vec<Read>,
+    memory: u64,
+    passes: usize,
+    took: Duration,
+}
+
+impl Evaluated {
+    fn tokens_per_s(&self) -> f64 {
+        self.sets.iter().map(|set| set.score.tokens).sum::<usize>() as f64 / self.took.as_secs_f64()
+    }
+}
+
+/// Reads all sets with all models, and reports.
+pub(super) fn run(args: &EvalArgs) -> Result<()> {
+    let progress = Progress::new(args.quiet)?;
+    let texts = args.texts.read()?;
+    // All models are opened before the first is read.
+    let models =
+        args.models.iter().map(|name| open(name, &texts, &args.texts)).collect::<Result<Vec<_>>>()?;
+    let threads = args.threads.unwrap_or_else(cores);
+    let memory = args.host_memory.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2));
+    let planned = models.iter().map(|(model, _, windows)| {
+        windows.iter().map(|set| Plan::of(&model.decoder, &set.windows, threads, memory)).collect()
+    });
+    let plans = planned.collect::<Result<Vec<Vec<Plan>>>>()?;
+    let steps = models.iter().zip(&plans).flat_map(|((model, _, windows), plans)| {
+        windows.iter().zip(plans).map(|(set, plan)| plan.steps(&model.decoder, &set.windows))
+    });
+    progress.expect_steps(steps.sum());
+    let mut found = Vec::new();
+    for ((model, cut, windows), plans) in models.into_iter().zip(plans) {
+        model.notes.iter().for_each(|note| show::note(note));
+        let begun = Instant::now();
+        let heard = Heard(&progress);
+        let mut sets = Vec::new();
+        for (windows, plan) in windows.into_iter().zip(&plans) {
+            let mut reader = model.reader(threads, &heard);
+            let losses = losses(&model.name, &model.decoder, &windows.windows, plan, &mut reader, &heard)?;
+            let score = Score::of(&windows, &losses);
+            sets.push(Read { windows, score });
+        }
+        let memory = plans.iter().map(|plan| plan.bytes).max().unwrap_or(0);
+        let passes = plans.iter().map(|plan| plan.passes.len()).sum();
+        found.push(Evaluated { name: model.name, cut, sets, memory, passes, took: begun.elapsed() });
+    }
+    progress.finish();
+    if args.json {
+        show::json(&as_json(&texts, &found, &args.texts));
+    } else {
+        table(&texts, &found);
+    }
+    Ok(())
+}
+
+const MEMORY: u64 = 2 << 30;
+
+/// A model, how texts are cut for it, and its windows of each set.
+fn open(name: &str, texts: &[Texts], args: &TextArgs) -> Result<(Model, Cut, Vec<Windows>)> {
+    let model = Model::new(prepare_model(name)?)?;
+    let runner = Runner::open(model.folder())?;
+    let chat = args.chat.then(|| Chat::of(model.folder(), &runner)).transpose()?;
+    let cut = args.cut(&model)?;
+    let of = |texts: &Texts| Windows::of(texts, &runner, chat.as_ref(), cut, model.decoder.vocabulary);
+    let windows = texts.iter().map(of).collect::<Result<Vec<_>>>()?;
+    Ok((model, cut, windows))
+}
+
+fn table(texts: &[Texts], models: &[Evaluated]) {
+    for (number, texts) in texts.iter().enumerate() {
+        let set = &models[0].sets[number].windows;
+        let counts = match texts.form {
+            Form::Text { .. } => "",
+            Form::Qa => ", answers count",
+            Form::Abstract => ", abstracts count",
+        };
+        show::line(&format!(
+            "{} ({} {}{counts})",
+            escaped(&texts.name),
+            set.texts,
+            if set.texts == 1 { "text" } else { "texts" }
+        ));
+        show::line(&format!(
+            "  {:<32} {:>9} {:>11} {:>8} {:>11} {:>9}",
+            "model", "tokens", "perplexity", "±", "per word", "bits/byte"
+        ));
+        for model in models {
+            let Read { score, windows } = &model.sets[number];
+            let spread = score.perplexity() * score.error;
+            show::line(&format!(
+                "  {:<32} {:>9} {:>11} {:>8} {:>11} {:>9.4}",
+                cut_to(&escaped(short(&model.name)), 32),
+                score.counted,
+                figure(score.perplexity()),
+                if spread.is_finite() { figure(spread) } else { "–".into() },
+                figure(score.word_perplexity()),
+                score.bits_per_byte(),
+            ));
+            if windows.shortened > 0 {
+                show::line(&format!(
+                    "  {:<32} {} texts are longer than a window and were cut",
+                    "", windows.shortened
+                ));
+            }
+        }
+    }
+    for model in models {
+        let Cut { window, stride, packed, framed } = model.cut;
+        let overlap = if stride < window {
+            format!("a new one every {stride} tokens")
+        } else {
+            "which do not overlap".into()
+        };
+        let packed = if packed { ", texts of a file as one" } else { "" };
+        let framed = if framed { ", framed" } else { "" };
+        show::line(&format!(
+            "{}: windows of {window} tokens, {overlap}{packed}{framed}; {} of memory, {} pass{} over the weights, {:.0} tokens/s",
+            escaped(short(&model.name)),
+            bytes(model.memory),
+            model.passes,
+            if model.passes == 1 { "" } else { "es" },
+            model.tokens_per_s(),
+        ));
+    }
+}
+
+/// The last part of a path; of a name with an adapter all of it.
+fn short(name: &str) -> &str {
+    if name.contains('+') {
+        return name;
+    }
+    Path::new(name).file_name().and_then(|name| name.to_str()).unwrap_or(name)
+}
+
+/// A number of about four digits.
+fn figure(number: f64) -> String {
+    match number.abs() {
+        10_000.0.. => format!("{number:.3e}"),
+        1000.0.. => format!("{number:.0}"),
+        100.0.. => format!("{number:.1}"),
+        10.0.. => format!("{number:.2}"),
+        _ => format!("{number:.3}"),
+    }
+}
+
+fn as_json(texts: &[Texts], models: &[Evaluated], args: &TextArgs) -> Json {
+    let of_model = |model: &Evaluated| {
+        let sets = texts.iter().zip(&model.sets).map(|(texts, Read { windows, score })| {
+            let mut set = json!({
+                "name": texts.name,
+                "file": texts.file,
+                "kind": texts.form.name(),
+                "texts": windows.texts,
+                "windows": windows.windows.len(),
+                "shortened_texts": windows.shortened,
+                "counted_words": windows.words,
+                "counted_bytes": windows.bytes,
+            });
+            let scores = score.json();
+            let into = set.as_object_mut().expect("it is an object");
+            into.extend(scores.as_object().expect("it is an object").clone());
+            set
+        });
+        json!({
+            "model": model.name,
+            "window": model.cut.window,
+            "stride": model.cut.stride,
+            "packed": model.cut.packed,
+            "framed": model.cut.framed,
+            "chat": args.chat,
+            "memory_bytes": model.memory,
+            "passes": model.passes,
+            "seconds": model.took.as_secs_f64(),
+            "tokens_per_second": model.tokens_per_s(),
+            "sets": sets.collect::<Vec<_>>(),
+        })
+    };
+    json!({ "models": models.iter().map(of_model).collect::<Vec<_>>() })
+}

@@ -1,0 +1,157 @@
+//! The loss of every token that counts, by one pass over the model for as many windows as fit in memory.
+
+use super::Window;
+use crate::decoder::{Decoder, Final, States, Sums, Weights, logits, max_and_sum};
+use crate::error::{Error, Result};
+use crate::text::bytes;
+
+/// Hears of the work, and can end it.
+pub trait Listen: Sync {
+    /// So many tokens more went through a layer.
+    fn advanced(&self, tokens: usize);
+    /// Whether the work should stop.
+    fn stop(&self) -> bool;
+}
+
+/// The negative log-likelihood of each token that counts, by window, in nats.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Losses {
+    /// Of each window its own.
+    pub windows: Vec<Vec<f64>>,
+}
+
+/// How windows are read: which of them together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The windows of each pass over the model.
+    pub passes: Vec<std::ops::Range<usize>>,
+    /// The most memory that a pass takes.
+    pub bytes: u64,
+    threads: usize,
+}
+
+/// The smallest sensible pass, in tokens: of fewer, reading the model would take most of the time.
+const TOKENS_MIN: usize = 256;
+
+impl Plan {
+    /// Takes as many windows together as fit into so much memory.
+    ///
+    /// # Errors
+    /// Not even the longest window fits.
+    pub fn of(decoder: &Decoder, windows: &[Window], threads: usize, memory: u64) -> Result<Self> {
+        let longest = windows.iter().map(|window| window.tokens.len()).max().unwrap_or(0) as u64;
+        let needs = |tokens: usize| bytes_of(decoder, tokens as u64, longest, threads);
+        if needs(longest as usize) > memory {
+            let message = format!(
+                "windows of {longest} tokens take {} of memory, and it may take {}",
+                bytes(needs(longest as usize)),
+                bytes(memory)
+            );
+            return Err(Error::config(message).hint("set a smaller --window, or more --host-memory"));
+        }
+        let (mut passes, mut first, mut tokens, mut most) = (Vec::new(), 0, 0, 0);
+        for (number, window) in windows.iter().enumerate() {
+            if needs(tokens + window.tokens.len()) > memory && tokens > 0 {
+                passes.push(first..number);
+                (first, tokens) = (number, 0);
+            }
+            tokens += window.tokens.len();
+            most = most.max(tokens);
+        }
+        passes.push(first..windows.len());
+        Ok(Self { passes, bytes: needs(most.max(TOKENS_MIN)), threads })
+    }
+
+    /// The tokens that all passes take through all layers.
+    pub fn steps(&self, decoder: &Decoder, windows: &[Window]) -> u64 {
+        let tokens: usize = windows.iter().map(|window| window.tokens.len()).sum();
+        (tokens * (decoder.layers + 1)) as u64
+    }
+}
+
+/// What a pass over so many tokens takes.
+fn bytes_of(decoder: &Decoder, tokens: u64, longest: u64, threads: usize) -> u64 {
+    // Behind the last layer there are the states and those that count.
+    let of_head = tokens * (2 * decoder.hidden * size_of::<f32>() + size_of::<Kept>()) as u64
+        + Final::working_bytes(decoder, threads);
+    States::working_bytes(decoder, tokens, longest, Sums::Fastest, threads).max(of_head)
+}
+
+/// A token that counts, while its logits come.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    target: usize,
+    logit: f32,
+    max: f32,
+    sum: f64,
+}
+
+impl Kept {
+    fn take(&mut self, first: usize, logits: &[f32]) {
+        if let Some(logit) = self.target.checked_sub(first).and_then(|at| logits.get(at)) {
+            self.logit = *logit;
+        }
+        let (max, sum) = max_and_sum(logits);
+        let both = self.max.max(max);
+        let scaled = |sum: f64, max: f32| if sum == 0.0 { 0.0 } else { sum * f64::from(max - both).exp() };
+        self.sum = scaled(self.sum, self.max) + scaled(sum, max);
+        self.max = both;
+    }
+
+    fn loss(&self) -> f64 {
+        f64::from(self.max) + self.sum.ln() - f64::from(self.logit)
+    }
+}
+
+/// The losses of all windows.
+///
+/// # Errors
+/// Those of the weights; a loss is not finite.
+pub fn losses(
+    name: &str,
+    decoder: &Decoder,
+    windows: &[Window],
+    plan: &Plan,
+    weights: &mut dyn Weights,
+    listen: &dyn Listen,
+) -> Result<Losses> {
+    let mut found = Vec::with_capacity(windows.len());
+    for pass in &plan.passes {
+        let windows = &windows[pass.clone()];
+        let texts: Vec<&[u64]> = windows.iter().map(|window| &window.tokens[..]).collect();
+        let tokens: usize = texts.iter().map(|text| text.len()).sum();
+        let mut states = States::of(decoder, &texts, weights, Sums::Fastest)?;
+        for layer in 0..decoder.layers {
+            states.advance(layer, weights, plan.threads)?;
+            listen.advanced(tokens);
+        }
+        let (mut wanted, mut kept, mut start) = (Vec::new(), Vec::new(), 0);
+        for window in windows {
+            // What a token makes predicts the next.
+            wanted.extend(start + window.counts_from - 1..start + window.tokens.len() - 1);
+            kept.extend(window.tokens[window.counts_from..].iter().map(|target| Kept {
+                target: *target as usize,
+                logit: f32::NAN,
+                max: f32::NEG_INFINITY,
+                sum: 0.0,
+            }));
+            start += window.tokens.len();
+        }
+        let last = Final::of(&states, &wanted, weights)?;
+        drop(states);
+        let take = |kept: &mut Kept, first: usize, logits: &[&[f32]]| kept.take(first, logits[0]);
+        logits(&mut [(&last, weights)], decoder.vocabulary, plan.threads, &mut kept, take)?;
+        listen.advanced(tokens);
+        let mut kept = kept.iter().map(Kept::loss);
+        for window in windows {
+            found.push(kept.by_ref().take(window.tokens.len() - window.counts_from).collect::<Vec<f64>>());
+        }
+    }
+    let odd = found.iter().flatten().filter(|loss| !loss.is_finite()).count();
+    if odd > 0 {
+        let message = format!("{name}: {odd} losses are NaN or infinite");
+        let hint = "its weights hold NaN or infinity, or states overflow: `mergeforge plan` and the merge's report name such tensors";
+        return Err(Error::input(message).hint(hint));
+    }
+    Ok(Losses { windows: found })
+}

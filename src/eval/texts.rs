@@ -221,7 +221,7 @@ mod tests {
         let filled = prompt.fill(row.as_object().unwrap());
         assert_eq!(filled, Ok(("<|user|>2 + 2?<|assistant|>".into(), "Four.".into())));
         let lacks = prompt.fill(json!({ "question": "2 + 2?" }).as_object().unwrap()).unwrap_err();
-        assert_eq!(lacks, "it has no field `answer`, but question");
+        assert_eq!(lacks, "it has no field \"answer\", but question");
         for (written, why) in [
             ("Question:", "names no field"),
             ("{a", "not closed"),
@@ -249,8 +249,8 @@ mod tests {
             ("b.txt", b"a\xff", lines, "byte 1 is not UTF-8"),
             ("b.txt", b"a", Form::Qa, "does not end in .jsonl"),
             ("b.jsonl", b"{\"text\": 1}\n[]", lines, "b.jsonl:2: it is no object"),
-            ("b.jsonl", b"{\"question\": \"q\"}", Form::Qa, "b.jsonl:1: it has no field `answer`"),
-            ("b.jsonl", b"{\"text\": \"q\", \"abstract\": \" \"}", Form::Abstract, "`abstract` is empty"),
+            ("b.jsonl", b"{\"question\": \"q\"}", Form::Qa, "b.jsonl:1: it has no field \"answer\""),
+            ("b.jsonl", b"{\"text\": \"q\", \"abstract\": \" \"}", Form::Abstract, "\"abstract\" is empty"),
             ("b.jsonl", b"{", Form::Qa, "it is no JSON"),
         ] {
             let refused = read(name, text, form).unwrap_err();

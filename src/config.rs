@@ -18,10 +18,13 @@ mod inputs;
 pub mod moe;
 mod plain;
 mod references;
+mod space;
 mod tokenizer;
 mod values;
 mod walk;
 mod yaml;
+
+pub use space::{Knob, Space, Values};
 
 use crate::dtype::Dtype;
 use crate::error::{About, Error, Result, slip_of};

@@ -12,8 +12,8 @@ mod texts;
 mod windows;
 
 pub use chat::Chat;
-pub use losses::{Listen, Losses, Plan, losses};
-pub use model::{Model, Reader};
+pub use losses::{Listen, Losses, Plan, Running, losses};
+pub use model::{Model, Reader, fitting};
 pub use score::Score;
 pub use texts::{Form, Prompt, Texts};
 pub use windows::{Cut, Window, Windows};

@@ -29,6 +29,7 @@ pub mod recipe;
 pub mod report;
 pub mod stages;
 pub mod stream;
+pub mod sweep;
 pub mod text;
 pub mod threads;
 pub mod thresholds;
@@ -406,12 +407,13 @@ pub fn merge_recording(
     let Prepared { sources, plan, .. } = prepared;
     check_room(prepared, options)?;
     check::before_first_use(&options.device, options.cache.as_deref())?;
-    let (backend, limits) = open_device(plan, options, watch)?;
+    let (backend, limits) = open_device(plan, &options.device, &options.budget, watch)?;
     let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
     let cache = options.cache.as_deref().filter(|_| options.recall);
     let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
     let guess = options.device.family.reads_again;
-    let work = Work { plan, sources, recalled: &recalled, reads: options.reads, idle: false, guess };
+    let work =
+        Work { plan, chosen: None, sources, recalled: &recalled, reads: options.reads, idle: false, guess };
     stream::prepare(&work, &*backend, watch)?;
     // Opening a device and compiling kernels take a moment, in which no stage could be busy.
     let timeline = timeline.begun_now();
@@ -438,8 +440,12 @@ pub fn merge_recording(
 ///
 /// # Errors
 /// Not even one chunk of the smallest size fits into the budget; or what the device reports, of the smallest that was tried.
-fn open_device(plan: &Plan, options: &Options, watch: &dyn Watch) -> Result<(Box<dyn Backend>, Limits)> {
-    let Options { device, budget: asked, .. } = options;
+fn open_device(
+    plan: &Plan,
+    device: &Device,
+    asked: &Budget,
+    watch: &dyn Watch,
+) -> Result<(Box<dyn Backend>, Limits)> {
     let (mut budget, mut limits) = (*asked, asked.limits(plan, device)?);
     let mut refusal = None;
     loop {
@@ -471,9 +477,10 @@ fn open_device(plan: &Plan, options: &Options, watch: &dyn Watch) -> Result<(Box
 pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Result<(Duration, Shares)> {
     let Prepared { sources, plan, .. } = prepared;
     check_room(prepared, options)?;
-    let (backend, limits) = open_device(plan, options, watch)?;
+    let (backend, limits) = open_device(plan, &options.device, &options.budget, watch)?;
     let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
-    let work = Work { plan, sources, recalled: &[], reads: options.reads, idle: true, guess: false };
+    let work =
+        Work { plan, chosen: None, sources, recalled: &[], reads: options.reads, idle: true, guess: false };
     stream::prepare(&work, &*backend, watch)?;
     let timeline = Timeline::timing();
     let Streamed { workers, .. } = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;

@@ -12,6 +12,7 @@ mod copies;
 mod cut;
 mod fold;
 mod group;
+mod memory;
 mod reader;
 
 use std::collections::VecDeque;
@@ -36,6 +37,7 @@ use reader::Reader;
 
 pub use budget::Budget;
 pub use group::Merged;
+pub use memory::InMemory;
 
 /// Who looks on while the merge runs.
 pub trait Watch: Sync {
@@ -49,12 +51,28 @@ pub trait Watch: Sync {
     fn less_memory(&self, why: &Error, asked: u64, used: u64);
 }
 
+/// Where tensors go: a folder, or memory.
+pub trait Deposit: Sync {
+    /// Writes `bytes` into a tensor of the plan from byte `offset` of it on. Any thread may call it. Returns when that began, if it had
+    /// to wait for another thread's write before.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<Option<Instant>>;
+}
+
+impl Deposit for Sink {
+    fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<Option<Instant>> {
+        Sink::write_at(self, tensor, offset, bytes)
+    }
+}
+
 /// Everything the workers share.
 struct Stream<'a> {
     plan: &'a Plan,
     sources: &'a [Source],
     backend: &'a dyn Backend,
-    sink: &'a Sink,
+    sink: &'a dyn Deposit,
     watch: &'a dyn Watch,
     timeline: &'a Timeline,
     work: Work<'a>,
@@ -98,6 +116,8 @@ struct Queue {
 pub struct Work<'a> {
     /// The plan.
     pub plan: &'a Plan,
+    /// The tensors that are merged, by their places in the plan, ascending; none: all.
+    pub chosen: Option<&'a [usize]>,
     /// Its models.
     pub sources: &'a [Source],
     /// Of each tensor, what earlier merges found; nothing, or as many as there are tensors. It may be wrong: that costs
@@ -112,6 +132,14 @@ pub struct Work<'a> {
 }
 
 impl Work<'_> {
+    /// How many of the tensors that are merged each input is read for.
+    fn uses(&self) -> Vec<u32> {
+        match self.chosen {
+            Some(chosen) => self.plan.uses_by(chosen.iter().map(|tensor| &self.plan.tensors[*tensor])),
+            None => self.plan.uses(),
+        }
+    }
+
     /// What asks for the passes over a tensor. In a merge that is idle, every tensor is read once and written.
     fn machine(&self, tensor: usize, merge: &Merge) -> Box<dyn Machine> {
         let mut machine = if self.idle { idle(merge.settings.inputs).begin() } else { merge.recipe.begin() };
@@ -134,7 +162,7 @@ fn idle(inputs: usize) -> Passes {
 /// The result of a stream.
 #[derive(Debug)]
 pub struct Streamed {
-    /// Of every tensor of the plan: the digest of what was written, the odd values met, and thresholds.
+    /// Of every chosen tensor of the plan: the digest of what was written, the odd values met, and thresholds.
     pub merged: Vec<Merged>,
     /// The worker threads that there were.
     pub workers: usize,
@@ -171,7 +199,7 @@ pub fn prepare(work: &Work<'_>, backend: &dyn Backend, watch: &dyn Watch) -> Res
 pub fn run(
     work: Work<'_>,
     backend: &dyn Backend,
-    sink: &Sink,
+    sink: &dyn Deposit,
     limits: &Limits,
     watch: &dyn Watch,
     timeline: &Timeline,
@@ -198,8 +226,8 @@ pub fn run(
         reads,
         sizes: Sizes { chunk_tiles: limits.chunk_tiles, spans: limits.widest.spans },
         threads: limits.threads,
-        uses: plan.uses().into_iter().map(AtomicU32::new).collect(),
-        groups: group::plan_groups(plan, limits.chunk_tiles),
+        uses: work.uses().into_iter().map(AtomicU32::new).collect(),
+        groups: group::plan_groups(plan, work.chosen, limits.chunk_tiles),
         busy: plan.layout.shards.iter().map(|_| AtomicUsize::new(0)).collect(),
         hold_bytes: limits.hold_bytes,
         kept_bytes_max: limits.kept_bytes,
@@ -215,7 +243,13 @@ pub fn run(
     if let Some(failure) = queue.failure {
         return Err(failure);
     }
-    let merged = queue.merged.into_iter().map(|merged| merged.expect("every group finished")).collect();
+    let mut merged = queue.merged;
+    let merged = match work.chosen {
+        Some(chosen) => chosen.iter().map(|tensor| merged[*tensor].take()).collect(),
+        None => merged,
+    };
+    let merged =
+        merged.into_iter().map(|merged: Option<Merged>| merged.expect("every group finished")).collect();
     Ok(Streamed { merged, workers })
 }
 

@@ -158,6 +158,11 @@ impl From<serde_saphyr::Location> for Position {
 }
 
 impl Node {
+    /// Where in the source it begins.
+    pub fn start(&self) -> usize {
+        self.bytes.start
+    }
+
     /// Resolves the plain scalars below this node by their spelling: the library has rules of its own for what is a number.
     fn spell(&mut self, source: &str) {
         let written = source.get(self.bytes.clone()).unwrap_or_default().trim();

@@ -39,8 +39,24 @@ impl Plan {
     /// # Errors
     /// Not even the longest window fits.
     pub fn of(decoder: &Decoder, windows: &[Window], threads: usize, memory: u64) -> Result<Self> {
+        Self::of_many(decoder, windows, 1, threads, memory)
+    }
+
+    /// The same for several models of one shape, whose states go through each layer one after the other.
+    ///
+    /// # Errors
+    /// Not even the longest window fits.
+    pub fn of_many(
+        decoder: &Decoder,
+        windows: &[Window],
+        models: usize,
+        threads: usize,
+        memory: u64,
+    ) -> Result<Self> {
         let longest = windows.iter().map(|window| window.tokens.len()).max().unwrap_or(0) as u64;
-        let needs = |tokens: usize| bytes_of(decoder, tokens as u64, longest, threads);
+        let waiting = ((models - 1) * decoder.hidden * size_of::<f32>()) as u64;
+        let needs =
+            |tokens: usize| bytes_of(decoder, tokens as u64, longest, threads) + tokens as u64 * waiting;
         if needs(longest as usize) > memory {
             let message = format!(
                 "windows of {longest} tokens take {} of memory, and it may take {}",
@@ -103,28 +119,50 @@ impl Kept {
     }
 }
 
-/// The losses of all windows.
-///
-/// # Errors
-/// Those of the weights; a loss is not finite.
-pub fn losses(
-    name: &str,
-    decoder: &Decoder,
-    windows: &[Window],
-    plan: &Plan,
-    weights: &mut dyn Weights,
-    listen: &dyn Listen,
-) -> Result<Losses> {
-    let mut found = Vec::with_capacity(windows.len());
-    for pass in &plan.passes {
-        let windows = &windows[pass.clone()];
+/// Windows on their way through a model.
+#[derive(Debug)]
+pub struct Running<'d, 'w> {
+    decoder: &'d Decoder,
+    windows: &'w [Window],
+    states: States<'d>,
+    threads: usize,
+}
+
+impl<'d, 'w> Running<'d, 'w> {
+    /// Before the first layer.
+    ///
+    /// # Errors
+    /// Those of the weights.
+    pub fn begin(
+        decoder: &'d Decoder,
+        windows: &'w [Window],
+        weights: &mut dyn Weights,
+        threads: usize,
+    ) -> Result<Self> {
         let texts: Vec<&[u64]> = windows.iter().map(|window| &window.tokens[..]).collect();
-        let tokens: usize = texts.iter().map(|text| text.len()).sum();
-        let mut states = States::of(decoder, &texts, weights, Sums::Fastest)?;
-        for layer in 0..decoder.layers {
-            states.advance(layer, weights, plan.threads)?;
-            listen.advanced(tokens);
-        }
+        let states = States::of(decoder, &texts, weights, Sums::Fastest)?;
+        Ok(Self { decoder, windows, states, threads })
+    }
+
+    /// How many tokens there are.
+    pub fn tokens(&self) -> usize {
+        self.windows.iter().map(|window| window.tokens.len()).sum()
+    }
+
+    /// Through a layer.
+    ///
+    /// # Errors
+    /// Those of the weights.
+    pub fn advance(&mut self, layer: usize, weights: &mut dyn Weights) -> Result<()> {
+        self.states.advance(layer, weights, self.threads)
+    }
+
+    /// The losses of each window.
+    ///
+    /// # Errors
+    /// Those of the weights.
+    pub fn finish(self, weights: &mut dyn Weights) -> Result<Vec<Vec<f64>>> {
+        let Self { decoder, windows, states, threads } = self;
         let (mut wanted, mut kept, mut start) = (Vec::new(), Vec::new(), 0);
         for window in windows {
             // What a token makes predicts the next.
@@ -140,18 +178,51 @@ pub fn losses(
         let last = Final::of(&states, &wanted, weights)?;
         drop(states);
         let take = |kept: &mut Kept, first: usize, logits: &[&[f32]]| kept.take(first, logits[0]);
-        logits(&mut [(&last, weights)], decoder.vocabulary, plan.threads, &mut kept, take)?;
-        listen.advanced(tokens);
+        logits(&mut [(&last, weights)], decoder.vocabulary, threads, &mut kept, take)?;
         let mut kept = kept.iter().map(Kept::loss);
-        for window in windows {
-            found.push(kept.by_ref().take(window.tokens.len() - window.counts_from).collect::<Vec<f64>>());
+        let of = |window: &Window| kept.by_ref().take(window.tokens.len() - window.counts_from).collect();
+        Ok(windows.iter().map(of).collect())
+    }
+}
+
+/// The losses of all windows.
+///
+/// # Errors
+/// Those of the weights; a loss is not finite.
+pub fn losses(
+    name: &str,
+    decoder: &Decoder,
+    windows: &[Window],
+    plan: &Plan,
+    weights: &mut dyn Weights,
+    listen: &dyn Listen,
+) -> Result<Losses> {
+    let mut found = Vec::with_capacity(windows.len());
+    for pass in &plan.passes {
+        let mut running = Running::begin(decoder, &windows[pass.clone()], weights, plan.threads)?;
+        let tokens = running.tokens();
+        for layer in 0..decoder.layers {
+            running.advance(layer, weights)?;
+            listen.advanced(tokens);
         }
+        found.extend(running.finish(weights)?);
+        listen.advanced(tokens);
     }
-    let odd = found.iter().flatten().filter(|loss| !loss.is_finite()).count();
-    if odd > 0 {
-        let message = format!("{name}: {odd} losses are NaN or infinite");
-        let hint = "its weights hold NaN or infinity, or states overflow: `mergeforge plan` and the merge's report name such tensors";
-        return Err(Error::input(message).hint(hint));
+    Losses { windows: found }.checked(name)
+}
+
+impl Losses {
+    /// Themselves, if all are finite; `name` is whose they are.
+    ///
+    /// # Errors
+    /// Kind `Input`: some are not.
+    pub fn checked(self, name: &str) -> Result<Self> {
+        let odd = self.windows.iter().flatten().filter(|loss| !loss.is_finite()).count();
+        if odd > 0 {
+            let message = format!("{name}: {odd} losses are NaN or infinite");
+            let hint = "its weights hold NaN or infinity, or states overflow: `mergeforge plan` and the merge's report name such tensors";
+            return Err(Error::input(message).hint(hint));
+        }
+        Ok(self)
     }
-    Ok(Losses { windows: found })
 }

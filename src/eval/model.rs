@@ -55,7 +55,10 @@ impl Model {
 }
 
 /// The weights that a decoder needs, checked; its vocabulary is what is stored.
-pub(super) fn fitting(
+///
+/// # Errors
+/// One is missing, has another shape, or is none of floats.
+pub fn fitting(
     name: &str,
     mut decoder: Decoder,
     tensors: &IndexMap<String, ReadTensor>,

@@ -259,8 +259,13 @@ impl Plan {
 
     /// How many merged tensors each input is read for.
     pub fn uses(&self) -> Vec<u32> {
+        self.uses_by(&self.tensors)
+    }
+
+    /// For how many of these tensors each input is read.
+    pub fn uses_by<'t>(&self, tensors: impl IntoIterator<Item = &'t Tensor>) -> Vec<u32> {
         let mut uses = vec![0; self.inputs.len()];
-        for tensor in &self.tensors {
+        for tensor in tensors {
             if let Action::Merge(merge) = &tensor.action {
                 merge.inputs.iter().for_each(|input| uses[*input] += 1);
             }

@@ -88,18 +88,30 @@ enum Remaining {
 /// Copies whose holders have to agree go first, so that a merge that must fail fails early. The others go through all files of the
 /// output at the same pace, so that workers that take neighbours write to different files. Of those, groups that read the same
 /// inputs are neighbours, so that what is held for the next one is held for a short time.
-pub(super) fn plan_groups(plan: &Plan, chunk_tiles: u64) -> Vec<Planned> {
+///
+/// `chosen` are the places of the tensors that are wanted, ascending; none: all.
+pub(super) fn plan_groups(plan: &Plan, chosen: Option<&[usize]>, chunk_tiles: u64) -> Vec<Planned> {
     let mut groups: Vec<Planned> = Vec::new();
     let mut group_tiles = 0;
     let uses = plan.uses();
     let kept_bytes: Vec<u64> = plan.tensors.iter().map(|tensor| tensor.kept_bytes(&plan.inputs)).collect();
     let most_kept_bytes = kept_bytes.iter().copied().max().unwrap_or(0);
-    for (i, tensor) in plan.tensors.iter().enumerate() {
+    let all: Vec<usize>;
+    let chosen = match chosen {
+        Some(chosen) => chosen,
+        None => {
+            all = (0..plan.tensors.len()).collect();
+            &all
+        }
+    };
+    for &i in chosen {
+        let tensor = &plan.tensors[i];
         let own_tiles = tiles(tensor.elements);
         let (shard, held_bytes) = (plan.layout.places[i].shard, held_bytes(tensor, &uses));
         let joins = group_tiles + own_tiles <= chunk_tiles
             && groups.last().is_some_and(|group| {
                 group.shard == shard
+                    && group.tensors.end == i
                     && group.kept_bytes + kept_bytes[i] <= most_kept_bytes
                     && merged_alike(&plan.tensors[group.tensors.start], tensor)
             });

@@ -1,0 +1,151 @@
+//! What a sweep has measured, line by line, so that one that was interrupted goes on.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::error::{Error, Result};
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// A number for each open value.
+    pub point: Vec<f64>,
+    /// The seed of random masks.
+    pub seed: u64,
+    /// Whether it was measured on all texts.
+    pub whole: bool,
+    /// The mean loss of each set, or what the user's program gave.
+    pub losses: Vec<f64>,
+    /// The standard errors of these; nothing where they are not known.
+    pub errors: Vec<Option<f64>>,
+    /// What it took, in seconds; of candidates that were measured together each its part.
+    pub seconds: f64,
+}
+
+/// A file of measurements.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    /// What was measured, in its order.
+    pub entries: Vec<Entry>,
+}
+
+/// The largest file that is read: more than any sweep writes.
+const BYTES_MAX: u64 = 64 << 20;
+
+impl Journal {
+    /// Opens a journal, or begins one. `setup` is all that measurements depend on: only with the same do they count.
+    ///
+    /// # Errors
+    /// Kind `Output`: it cannot be read or written. Kind `Config`: it is of another sweep.
+    pub fn open(path: &Path, setup: &Json) -> Result<Self> {
+        let failed = |cause: &std::io::Error| Error::writing(path, cause);
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .append(true)
+            .open(path)
+            .map_err(|cause| failed(&cause))?;
+        file.try_lock().map_err(|_| {
+            Error::output(format!("{} is in use by another sweep", path.display()))
+                .hint("wait for it, or give another folder")
+        })?;
+        let mut text = String::new();
+        (&mut file).take(BYTES_MAX).read_to_string(&mut text).map_err(|cause| failed(&cause))?;
+        let mut lines = text.lines();
+        let mut journal = Self { path: path.to_owned(), file, entries: Vec::new() };
+        match lines.next() {
+            None => journal.append(setup)?,
+            Some(first) => {
+                let before: Json = serde_json::from_str(first).unwrap_or(Json::Null);
+                if before != *setup {
+                    return Err(other_sweep(path, &before, setup));
+                }
+                // The last line of a sweep that was killed may be half of one.
+                journal.entries = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+                if !text.ends_with('\n') {
+                    journal.write(b"\n")?;
+                }
+            }
+        }
+        Ok(journal)
+    }
+
+    /// What was measured at a point.
+    pub fn find(&self, point: &[f64], seed: u64, whole: bool) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.point == point && entry.seed == seed && entry.whole == whole)
+    }
+
+    /// Adds a measurement, and puts it on the disk.
+    ///
+    /// # Errors
+    /// Kind `Output`.
+    pub fn add(&mut self, entry: Entry) -> Result<()> {
+        let line = serde_json::to_value(&entry).expect("numbers are JSON");
+        self.append(&line)?;
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    fn append(&mut self, line: &Json) -> Result<()> {
+        self.write(format!("{line}\n").as_bytes())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
+        written.map_err(|cause| Error::writing(&self.path, &cause))
+    }
+}
+
+/// Why measurements of a journal do not count.
+fn other_sweep(path: &Path, before: &Json, now: &Json) -> Error {
+    let empty = serde_json::Map::new();
+    let (before, now) = (before.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));
+    let differs: Vec<&str> = now
+        .iter()
+        .filter(|(key, value)| before.get(*key) != Some(value))
+        .map(|(key, _)| key.as_str())
+        .collect();
+    let differs = if differs.is_empty() { "all of it".into() } else { differs.join(", ") };
+    Error::config(format!("{} is of another sweep: {differs} changed", path.display()))
+        .hint("give another folder, or --restart to begin anew in this one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn entry(x: f64) -> Entry {
+        Entry { point: vec![x], seed: 0, whole: false, losses: vec![3.25], errors: vec![None], seconds: 0.5 }
+    }
+
+    #[test]
+    fn what_was_measured_is_there_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sweep.jsonl");
+        let setup = json!({ "config": "a", "texts": "b" });
+        let mut journal = Journal::open(&path, &setup).unwrap();
+        journal.add(entry(0.1)).unwrap();
+        assert!(Journal::open(&path, &setup).unwrap_err().message.contains("in use"));
+        journal.add(entry(0.2)).unwrap();
+        drop(journal);
+        // Killed in the middle of a line.
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"{\"point\": [0.3], \"se").unwrap();
+        drop(file);
+        let mut journal = Journal::open(&path, &setup).unwrap();
+        assert_eq!(journal.entries, [entry(0.1), entry(0.2)]);
+        assert!(journal.find(&[0.2], 0, false).is_some() && journal.find(&[0.2], 0, true).is_none());
+        journal.add(entry(0.4)).unwrap();
+        drop(journal);
+        let refused = Journal::open(&path, &json!({ "config": "a", "texts": "c" })).unwrap_err();
+        assert!(refused.message.ends_with("another sweep: texts changed"), "{}", refused.message);
+    }
+}

@@ -1,0 +1,332 @@
+//! What to try next.
+//!
+//! The score over the open values is taken for a prediction, if there is one, plus a quadratic; its coefficients are a Bayesian
+//! linear regression on what was measured (Bishop, Pattern Recognition and Machine Learning, section 3.3), so that it is known
+//! where nothing is known yet.
+
+use super::linear_algebra::{backward, cholesky, forward};
+use crate::config::Values;
+
+/// A point that was tried, and its score: lower is better.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tried {
+    /// A number for each open value.
+    pub point: Vec<f64>,
+    /// What was measured.
+    pub score: f64,
+}
+
+/// A search over open values.
+pub struct Search<'s> {
+    values: Vec<Values>,
+    /// The score that is predicted for a point, where there is a prediction.
+    prior: Option<Box<dyn Fn(&[f64]) -> f64 + Sync + 's>>,
+    /// Points among which the next are chosen, each rounded.
+    pool: Vec<Vec<f64>>,
+}
+
+/// Points to choose from.
+const POOL: usize = 4096;
+
+/// How many standard deviations below its mean a point's score is hoped to be, where the search looks around.
+const HOPE: f64 = 1.0;
+
+impl<'s> Search<'s> {
+    /// A search among points that `rounded` brings to what a config can spell.
+    pub fn new(
+        values: Vec<Values>,
+        rounded: impl Fn(usize, f64) -> f64,
+        prior: Option<Box<dyn Fn(&[f64]) -> f64 + Sync + 's>>,
+    ) -> Self {
+        let mut pool: Vec<Vec<f64>> = Vec::new();
+        let corners = 1u64 << values.len().min(6);
+        for number in 0..corners + POOL as u64 {
+            let at = |(dim, values): (usize, &Values)| {
+                let share = match number.checked_sub(corners) {
+                    // Ends first: the best is often there.
+                    None => (number >> dim.min(6) & 1) as f64,
+                    Some(0) => 0.5,
+                    Some(number) => halton(number, dim),
+                };
+                rounded(dim, placed(values, share))
+            };
+            let point: Vec<f64> = values.iter().enumerate().map(at).collect();
+            pool.push(point);
+        }
+        pool.sort_by(|a, b| a.partial_cmp(b).expect("points are numbers"));
+        pool.dedup();
+        Self { values, prior, pool }
+    }
+
+    /// The predicted score of a point; 0 where nothing is predicted.
+    fn prior(&self, point: &[f64]) -> f64 {
+        self.prior.as_ref().map_or(0.0, |prior| prior(point))
+    }
+
+    /// The next points to try, so many at once, none of them tried before.
+    pub fn next(&self, tried: &[Tried], count: usize) -> Vec<Vec<f64>> {
+        let mut open: Vec<&Vec<f64>> =
+            self.pool.iter().filter(|point| tried.iter().all(|tried| tried.point != **point)).collect();
+        let prior: Vec<f64> = if self.prior.is_some() {
+            open.iter().map(|point| self.prior(point)).collect()
+        } else {
+            Vec::new()
+        };
+        let mut chosen: Vec<Vec<f64>> = Vec::new();
+        if tried.len() < self.features(&self.pool[0]).len().min(FIRST) {
+            if let Some(best) = best(&prior) {
+                chosen.push(open[best].clone());
+                // Half of what is predicted to be worst is not worth a try.
+                let mut order: Vec<usize> = (0..open.len()).collect();
+                order.sort_by(|a, b| prior[*a].total_cmp(&prior[*b]));
+                order.truncate(open.len().div_ceil(2));
+                open = order.into_iter().map(|place| open[place]).collect();
+            }
+            while chosen.len() < count.min(open.len()) {
+                let known: Vec<&[f64]> = tried
+                    .iter()
+                    .map(|tried| &tried.point[..])
+                    .chain(chosen.iter().map(|point| &point[..]))
+                    .collect();
+                let far: Vec<f64> = open.iter().map(|point| -self.nearest(point, &known)).collect();
+                let Some(farthest) = best(&far) else { break };
+                chosen.push(open[farthest].clone());
+            }
+            return chosen;
+        }
+        // What is chosen is believed to come out as expected before the next is chosen.
+        let mut believed = tried.to_vec();
+        while chosen.len() < count.min(open.len()) {
+            let fit = self.fit(&believed);
+            let hoped: Vec<f64> = open
+                .iter()
+                .map(|point| {
+                    let (mean, deviation) = fit.at(self, point);
+                    let taken = chosen.contains(*point);
+                    if taken { f64::INFINITY } else { mean - HOPE * deviation }
+                })
+                .collect();
+            let Some(next) = best(&hoped) else { break };
+            let (score, _) = fit.at(self, open[next]);
+            chosen.push(open[next].clone());
+            believed.push(Tried { point: open[next].clone(), score });
+        }
+        chosen
+    }
+
+    /// The points whose scores are expected to be lowest, whether they were tried or not.
+    pub fn most_promising(&self, tried: &[Tried], count: usize) -> Vec<Vec<f64>> {
+        let fit = self.fit(tried);
+        let mut expected: Vec<(f64, &Vec<f64>)> =
+            self.pool.iter().map(|point| (fit.at(self, point).0, point)).collect();
+        expected.extend(tried.iter().map(|tried| (fit.at(self, &tried.point).0, &tried.point)));
+        expected.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut chosen: Vec<Vec<f64>> = Vec::new();
+        for (_, point) in expected {
+            // Points that differ by nothing that matters say the same.
+            let near: Vec<&[f64]> = chosen.iter().map(|point| &point[..]).collect();
+            if chosen.len() < count && (near.is_empty() || self.nearest(point, &near) > APART) {
+                chosen.push(point.clone());
+            }
+        }
+        chosen
+    }
+
+    /// The expected score of a point, and its standard deviation, after what was tried.
+    pub fn expected(&self, tried: &[Tried], points: &[Vec<f64>]) -> Vec<(f64, f64)> {
+        let fit = self.fit(tried);
+        points.iter().map(|point| fit.at(self, point)).collect()
+    }
+
+    /// A point in −1 … 1 for each range, and a 1 for each choice taken.
+    fn units(&self, point: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let (mut units, mut taken) = (Vec::new(), Vec::new());
+        for (values, value) in self.values.iter().zip(point) {
+            match values {
+                Values::Between(from, to) => units.push(2.0 * (value - from) / (to - from) - 1.0),
+                Values::Among(of) => {
+                    taken.extend((1..of.len()).map(|choice| f64::from(u8::from(*value as usize == choice))));
+                }
+            }
+        }
+        (units, taken)
+    }
+
+    /// 1, the units, their products, and the choices.
+    fn features(&self, point: &[f64]) -> Vec<f64> {
+        let (units, taken) = self.units(point);
+        let products = (0..units.len()).flat_map(|i| (i..units.len()).map(move |j| (i, j)));
+        let products: Vec<f64> = products.map(|(i, j)| units[i] * units[j]).collect();
+        std::iter::once(1.0).chain(units).chain(products).chain(taken).collect()
+    }
+
+    /// The distance to the nearest of some points; a whole range, or another choice, is 2.
+    fn nearest(&self, point: &[f64], known: &[&[f64]]) -> f64 {
+        let of = |point: &[f64]| {
+            let (units, taken) = self.units(point);
+            units.into_iter().chain(taken.into_iter().map(|taken| 2.0 * taken)).collect::<Vec<f64>>()
+        };
+        let own = of(point);
+        let far = |other: &&[f64]| -> f64 {
+            of(other).iter().zip(&own).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
+        };
+        known.iter().map(far).fold(f64::MAX, f64::min)
+    }
+
+    fn fit(&self, tried: &[Tried]) -> Fit {
+        let rows: Vec<Vec<f64>> = tried.iter().map(|tried| self.features(&tried.point)).collect();
+        let mut rest: Vec<f64> = tried.iter().map(|tried| tried.score - self.prior(&tried.point)).collect();
+        let mean = rest.iter().sum::<f64>() / rest.len().max(1) as f64;
+        rest.iter_mut().for_each(|rest| *rest -= mean);
+        let n = rows.first().map_or(1, Vec::len);
+        let spread = rest.iter().map(|rest| rest * rest).sum::<f64>() / rest.len().max(1) as f64;
+        let spread = spread.max(f64::MIN_POSITIVE);
+        let (noise, width) = (spread * NOISE, spread);
+        let mut a = vec![0.0; n * n];
+        let mut b = vec![0.0; n];
+        for (row, rest) in rows.iter().zip(&rest) {
+            for i in 0..n {
+                b[i] += row[i] * rest / noise;
+                for j in 0..n {
+                    a[i * n + j] += row[i] * row[j] / noise;
+                }
+            }
+        }
+        (0..n).for_each(|i| a[i * n + i] += 1.0 / width);
+        let lower = cholesky(&a, n).expect("the diagonal is positive");
+        let coefficients = backward(&lower, &forward(&lower, &b));
+        Fit { mean, coefficients, lower }
+    }
+}
+
+/// Points of a search's beginning, spread over the space.
+const FIRST: usize = 4;
+
+/// The part of the spread that no quadratic explains.
+const NOISE: f64 = 1e-3;
+
+/// Points nearer than that are one.
+const APART: f64 = 0.05;
+
+/// A quadratic, and how sure it is.
+struct Fit {
+    mean: f64,
+    coefficients: Vec<f64>,
+    /// Cholesky's triangle of the inverse of the coefficients' covariance.
+    lower: Vec<f64>,
+}
+
+impl Fit {
+    fn at(&self, search: &Search<'_>, point: &[f64]) -> (f64, f64) {
+        let features = search.features(point);
+        let sum: f64 = features.iter().zip(&self.coefficients).map(|(a, b)| a * b).sum();
+        let half = forward(&self.lower, &features);
+        let variance: f64 = half.iter().map(|x| x * x).sum();
+        (self.mean + search.prior(point) + sum, variance.sqrt())
+    }
+}
+
+/// The place of the smallest number.
+fn best(numbers: &[f64]) -> Option<usize> {
+    (0..numbers.len())
+        .filter(|place| numbers[*place].is_finite())
+        .min_by(|a, b| numbers[*a].total_cmp(&numbers[*b]))
+}
+
+/// A share of what an open value may be.
+fn placed(values: &Values, share: f64) -> f64 {
+    match values {
+        Values::Between(from, to) => from + share * (to - from),
+        Values::Among(of) => (share * of.len() as f64).floor().min((of.len() - 1) as f64),
+    }
+}
+
+/// Halton's sequence: the digits of a number in a prime base, mirrored at the point.
+fn halton(mut number: u64, dim: usize) -> f64 {
+    const PRIMES: [u64; 24] =
+        [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89];
+    let base = PRIMES[dim % PRIMES.len()];
+    let (mut share, mut digit) = (0.0, 1.0 / base as f64);
+    while number > 0 {
+        share += (number % base) as f64 * digit;
+        number /= base;
+        digit /= base as f64;
+    }
+    share
+}
+
+/// The places of those that no other is better than in everything: Pareto's front, lower numbers being better.
+pub fn pareto(scores: &[Vec<f64>]) -> Vec<usize> {
+    let beats = |one: &[f64], other: &[f64]| {
+        one.iter().zip(other).all(|(one, other)| one <= other)
+            && one.iter().zip(other).any(|(one, other)| one < other)
+    };
+    (0..scores.len()).filter(|place| scores.iter().all(|one| !beats(one, &scores[*place]))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn between() -> Vec<Values> {
+        vec![Values::Between(0.0, 1.5), Values::Between(-1.0, 1.0)]
+    }
+
+    /// A bowl that is no quadratic, with its lowest point at 0.4 and 0.3.
+    fn bowl(point: &[f64]) -> f64 {
+        let (x, y) = (point[0] - 0.4, point[1] - 0.3);
+        3.0 + (x * x + 0.5 * y * y + 0.3 * x * y).sqrt().powf(1.7)
+    }
+
+    fn search(prior: Option<Box<dyn Fn(&[f64]) -> f64 + Sync>>, rounds: usize) -> (Vec<f64>, f64) {
+        let search = Search::new(between(), |_, value| (value * 1000.0).round() / 1000.0, prior);
+        let mut tried: Vec<Tried> = Vec::new();
+        for _ in 0..rounds {
+            for point in search.next(&tried, 4) {
+                assert!(tried.iter().all(|tried| tried.point != point), "nothing is tried twice");
+                tried.push(Tried { score: bowl(&point), point });
+            }
+        }
+        assert_eq!(tried.len(), 4 * rounds);
+        let confirmed = search.most_promising(&tried, 3);
+        let all = confirmed.into_iter().chain(tried.into_iter().map(|tried| tried.point));
+        let best = all.min_by(|a, b| bowl(a).total_cmp(&bowl(b))).unwrap();
+        let score = bowl(&best);
+        (best, score)
+    }
+
+    #[test]
+    fn the_lowest_point_is_found() {
+        let (best, score) = search(None, 3);
+        assert!(score < 3.0 + 0.02, "{best:?} {score}");
+        // A prediction that is wrong by a slope is worth some tries.
+        let (best, score) = search(Some(Box::new(|point| bowl(point) + 0.2 * point[0])), 2);
+        assert!(score < 3.0 + 0.004, "{best:?} {score}");
+    }
+
+    #[test]
+    fn choices_have_their_own_level() {
+        let values = vec![Values::Among(vec!["a".into(), "b".into(), "c".into()]), Values::Between(0.0, 1.0)];
+        let search = Search::new(
+            values,
+            |dim, value| if dim == 0 { value } else { (value * 1000.0).round() / 1000.0 },
+            None,
+        );
+        let score = |point: &[f64]| [0.3, 0.0, 0.5][point[0] as usize] + (point[1] - 0.7).powi(2);
+        let mut tried = Vec::new();
+        for _ in 0..3 {
+            tried.extend(
+                search.next(&tried, 4).into_iter().map(|point| Tried { score: score(&point), point }),
+            );
+        }
+        let best = &search.most_promising(&tried, 1)[0];
+        assert_eq!(best[0], 1.0);
+        assert!((best[1] - 0.7).abs() < 0.05, "{best:?}");
+    }
+
+    #[test]
+    fn fronts_hold_what_nothing_beats() {
+        let scores = [[1.0, 5.0], [2.0, 2.0], [3.0, 3.0], [5.0, 1.0], [2.0, 2.0]].map(|of| of.to_vec());
+        assert_eq!(pareto(&scores), [0, 1, 3, 4]);
+    }
+}

@@ -23,6 +23,7 @@ pub mod input;
 mod instructions;
 pub mod kernel;
 pub mod method;
+pub mod page;
 pub mod plan;
 mod products;
 pub mod recipe;

@@ -6,67 +6,63 @@
 //! from the first read to the last write.
 
 use std::fmt::Write as _;
-use std::time::SystemTime;
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::Value;
 
 use super::merge::{MergeTimes, Strip, StripRow};
+use crate::page::{
+    self, COLOURS, Colour, DIM, GRID, WIDTH, digits, document, escaped, heading, key, note, table, themed,
+    today,
+};
 use crate::text::bytes;
 
-/// A drawing's size in pixels; it scales with the page.
-const WIDTH: u32 = 960;
+/// The heights of the drawings, in the units of their width.
 const ROOF_HEIGHT: u32 = 420;
 const STRIP_HEIGHT: u32 = 260;
 
-/// A stage's colour, distinct for colour-blind readers too (Okabe and Ito).
-fn colour(stage: &str) -> RGBColor {
+/// A stage's colour.
+fn colour(stage: &str) -> Colour {
+    let [blue, vermilion, green, purple, orange, sky, yellow, grey] = COLOURS;
     match stage {
-        "read" => RGBColor(0, 114, 178),
-        "copy in" => RGBColor(86, 180, 233),
-        "compute" => RGBColor(213, 94, 0),
-        "copy out" => RGBColor(204, 121, 167),
-        "device wait" => GREY,
-        "hash" => RGBColor(230, 159, 0),
-        "write wait" => RGBColor(240, 228, 66),
-        _ => RGBColor(0, 158, 115),
+        "read" => blue,
+        "copy in" => sky,
+        "compute" => vermilion,
+        "copy out" => purple,
+        "device wait" => grey,
+        "hash" => orange,
+        "write wait" => yellow,
+        _ => green,
     }
 }
 
-const INK: RGBColor = RGBColor(40, 40, 40);
-const GREY: RGBColor = RGBColor(130, 130, 130);
-
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:60rem;margin:2rem auto;\
-                     padding:0 1rem}h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:\
-                     collapse}th,td{padding:.2rem .9rem .2rem 0;text-align:right;border-bottom:1px solid #ddd}\
-                     th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto}.key span{display:\
-                     inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}p.note{color:#555}";
+/// The same for plotters.
+fn rgb(colour: Colour) -> RGBColor {
+    let [red, green, blue] = colour.rgb();
+    RGBColor(red, green, blue)
+}
 
 /// The page.
 pub fn html(measured: &MergeTimes) -> String {
-    let title = escaped(&title(measured));
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<title>{title}</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p>{}</p>\n",
-        escaped(&circumstances(measured))
+    let mut body = page::paragraph(&circumstances(measured));
+    body += &figures(measured);
+    body += &heading("Roofline");
+    body += &roofline(measured).expect("text in memory can be drawn to");
+    body += &note(
+        "A parameter is an element of the output. Bytes are those of all inputs and of the output, each counted once. The \
+         arithmetic's roof is the time of the compute stage in this merge, with nothing else to do.",
     );
-    page += &figures(measured);
-    page += "<h2>Roofline</h2>\n";
-    page += &roofline(measured).expect("text in memory can be drawn to");
-    page += "<p class=\"note\">A parameter is an element of the output. Bytes are those of all inputs and of the output, each \
-             counted once. The arithmetic's roof is the time of the compute stage in this merge, with nothing else to do.\
-             </p>\n<h2>Stages</h2>\n";
-    page += &stages(measured);
+    body += &heading("Stages");
+    body += &stages(measured);
     if let Some(strip) = &measured.strip {
-        page += "<h2>What happened when</h2>\n";
-        page += &strips(strip);
-        page += "<p class=\"note\">One more merge, whose single records were kept; it is in no table.</p>\n";
+        body += &heading("What happened when");
+        body += &strips(strip);
+        body += &note("One more merge, whose single records were kept; it is in no table.");
     }
-    page += "<h2>Rounds</h2>\n";
-    page += &rounds(measured);
-    page += "</body>\n</html>\n";
-    page
+    body += &heading("Rounds");
+    body += &rounds(measured);
+    document(&title(measured), &body)
 }
 
 fn title(measured: &MergeTimes) -> String {
@@ -85,8 +81,6 @@ fn circumstances(measured: &MergeTimes) -> String {
         (false, false) => "on a disk, inputs in the page cache",
         (false, true) => "on a disk, inputs not in the page cache",
     };
-    let days =
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs() / 86_400);
     format!(
         "mergeforge {} on {} ({} threads); {}, seed {}, density {}; {place}; medians of {} rounds; {}.",
         env!("CARGO_PKG_VERSION"),
@@ -96,19 +90,8 @@ fn circumstances(measured: &MergeTimes) -> String {
         setup.spec.seed,
         setup.density,
         setup.repeat,
-        date(days),
+        today(),
     )
-}
-
-/// A day since 1970 as year, month and day (Hinnant's `civil_from_days`).
-fn date(days: u64) -> String {
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
-    format!("{}-{month:02}-{day:02}", year + era * 400 + u64::from(month <= 2))
 }
 
 fn figures(measured: &MergeTimes) -> String {
@@ -133,7 +116,7 @@ fn figures(measured: &MergeTimes) -> String {
         share(measured.streaming_share()),
     ]);
     let round = &measured.typical().round;
-    let mut html = table(["", "seconds", "GB/s", "share of floor"], &rows);
+    let mut html = table(&["", "seconds", "GB/s", "share of floor"], rows);
     let _ = writeln!(
         html,
         "<p>{} in, {} out. {}{}{}.</p>",
@@ -164,8 +147,10 @@ fn stages(measured: &MergeTimes) -> String {
             format!("{:.2}", number(stage, "gb_per_s")),
         ]
     };
-    let rows: Vec<_> = stages.iter().map(row).collect();
-    table(["stage", "busy seconds", "share of the time", "moved", "GB/s while at it"], &rows)
+    table(
+        &["stage", "busy seconds", "share of the time", "moved", "GB/s while at it"],
+        stages.iter().map(row),
+    )
 }
 
 fn rounds(measured: &MergeTimes) -> String {
@@ -180,34 +165,15 @@ fn rounds(measured: &MergeTimes) -> String {
             turn.round.peak_bytes.map_or("–".into(), bytes),
         ]
     };
-    let rows: Vec<_> = measured.turns.iter().map(row).collect();
-    table(
-        ["floor, s", "floor, stored, s", "merge, s", "streaming, s", "storing, s", "CPU, s", "memory"],
-        &rows,
-    )
-}
-
-fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    let mut html = "<table>\n".to_string();
-    let mut row = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
-        html += "<tr>";
-        cells.for_each(|cell| html += &format!("<{tag}>{}</{tag}>", escaped(cell)));
-        html += "</tr>\n";
-    };
-    row("th", &mut head.into_iter());
-    rows.iter().for_each(|cells| row("td", &mut cells.iter().map(String::as_str)));
-    html + "</table>\n"
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    let head = ["floor, s", "floor, stored, s", "merge, s", "streaming, s", "storing, s", "CPU, s", "memory"];
+    table(&head, measured.turns.iter().map(row))
 }
 
 type Drawn = Result<String, Box<dyn std::error::Error>>;
 
 /// Text of a drawing.
-fn text(size: u32, colour: RGBColor) -> TextStyle<'static> {
-    ("sans-serif", size).into_font().color(&colour)
+fn text(size: u32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&rgb(page::INK))
 }
 
 fn roofline(measured: &MergeTimes) -> Drawn {
@@ -217,20 +183,18 @@ fn roofline(measured: &MergeTimes) -> Drawn {
     let merge = billions / measured.median(|turn| turn.wall);
     // Billions of parameters a second: bytes a second times parameters per byte.
     let mut roofs = vec![
-        ("copy in memory", measured.copy_rate / 1e9, GREY),
-        ("floor", total / 1e9 / measured.median(|turn| turn.floor), RGBColor(0, 114, 178)),
+        ("copy in memory", measured.copy_rate / 1e9, DIM),
+        ("floor", total / 1e9 / measured.median(|turn| turn.floor), COLOURS[0]),
     ];
-    roofs.extend(
-        measured.stored().map(|stored| ("floor, stored", total / 1e9 / stored, RGBColor(0, 158, 115))),
-    );
+    roofs.extend(measured.stored().map(|stored| ("floor, stored", total / 1e9 / stored, COLOURS[2])));
     let arithmetic = compute_seconds(round).map(|seconds| billions / seconds);
     let heights = roofs.iter().map(|(_, rate, _)| rate * per_byte).chain(arithmetic).chain([merge]);
     let (low, high) = heights.fold((f64::MAX, 0.0), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
     let (x_low, x_high) = (per_byte / 4.0, per_byte * 4.0);
     let (y_low, y_high) = (low / 6.0, high * 6.0);
     let named =
-        |(name, rate, colour): &(&str, f64, RGBColor)| (format!("{name} {} GB/s", digits(*rate)), *colour);
-    let mut html: Vec<(String, RGBColor)> = roofs.iter().map(named).collect();
+        |(name, rate, colour): &(&str, f64, Colour)| (format!("{name} {} GB/s", digits(*rate)), *colour);
+    let mut html: Vec<(String, Colour)> = roofs.iter().map(named).collect();
     let alone = |level| format!("arithmetic alone {} billion parameters a second", digits(level));
     html.extend(arithmetic.map(|level| (alone(level), colour("compute"))));
     let mut svg = String::new();
@@ -243,39 +207,31 @@ fn roofline(measured: &MergeTimes) -> Drawn {
             .build_cartesian_2d((x_low..x_high).log_scale(), (y_low..y_high).log_scale())?;
         chart
             .configure_mesh()
-            .light_line_style(WHITE)
-            .bold_line_style(RGBColor(225, 225, 225))
+            .light_line_style(TRANSPARENT)
+            .axis_style(rgb(DIM))
+            .bold_line_style(rgb(GRID))
             .x_desc("parameters per byte moved")
             .y_desc("billion parameters a second")
-            .axis_desc_style(text(15, INK))
-            .label_style(text(13, INK))
-            .x_label_formatter(&|x| digits(*x))
-            .y_label_formatter(&|y| digits(*y))
+            .axis_desc_style(text(15))
+            .label_style(text(13))
+            .x_label_formatter(&|x| digits(*x).into_owned())
+            .y_label_formatter(&|y| digits(*y).into_owned())
             .draw()?;
         for (_, rate, colour) in &roofs {
             let line = [x_low, x_high].map(|x| (x, rate * x));
-            chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
+            chart.draw_series(LineSeries::new(line, rgb(*colour).stroke_width(2)))?;
         }
         if let Some(level) = arithmetic {
             let line = [(x_low, level), (x_high, level)];
-            chart.draw_series(LineSeries::new(line, colour("compute").stroke_width(2)))?;
+            chart.draw_series(LineSeries::new(line, rgb(colour("compute")).stroke_width(2)))?;
         }
-        chart.draw_series([Circle::new((per_byte, merge), 6, INK.filled())])?;
+        chart.draw_series([Circle::new((per_byte, merge), 6, rgb(page::INK).filled())])?;
         let label = format!("this merge: {} GB/s", digits(merge / per_byte));
-        let style = text(15, INK).pos(Pos::new(HPos::Left, VPos::Top));
+        let style = text(15).pos(Pos::new(HPos::Left, VPos::Top));
         chart.draw_series([Text::new(label, (per_byte * 1.04, merge * 0.9), style)])?;
         root.present()?;
     }
-    Ok(key("", &html) + &svg)
-}
-
-/// What the colours of a drawing mean.
-fn key(what: &str, colours: &[(String, RGBColor)]) -> String {
-    let mut html = format!("<p class=\"key\">{what}");
-    for (name, RGBColor(r, g, b)) in colours {
-        let _ = write!(html, "<span style=\"background:#{r:02x}{g:02x}{b:02x}\"></span>{}", escaped(name));
-    }
-    html + "</p>\n"
+    Ok(key("", html.iter().map(|(name, colour)| (&**name, *colour))) + &themed(&svg))
 }
 
 /// What the arithmetic would take by itself: on a device its busy time, else that of all threads side by side.
@@ -288,15 +244,6 @@ fn compute_seconds(round: &super::merge::Round) -> Option<f64> {
     busy("device").or_else(|| Some(busy("threads")? / round.threads as f64))
 }
 
-/// Three digits that count.
-fn digits(value: f64) -> String {
-    if value == 0.0 {
-        return "0".into();
-    }
-    let places = (2 - value.abs().max(1e-9).log10().floor() as i32).clamp(0, 9) as usize;
-    format!("{value:.places$}")
-}
-
 /// The threads' time, and below it the device's, if there is one.
 fn strips(strip: &Strip) -> String {
     let mut html = String::new();
@@ -304,8 +251,7 @@ fn strips(strip: &Strip) -> String {
     {
         let rows: Vec<&StripRow> = strip.rows.iter().filter(|row| row.by == by).collect();
         if !rows.is_empty() {
-            let colours: Vec<_> = rows.iter().map(|row| (row.stage.clone(), colour(&row.stage))).collect();
-            html += &key(what, &colours);
+            html += &key(what, rows.iter().map(|row| (&*row.stage, colour(&row.stage))));
             html += &draw_strip(strip.part_seconds, &rows, by == "threads")
                 .expect("text in memory can be drawn to");
         }
@@ -328,18 +274,19 @@ fn draw_strip(part: f64, rows: &[&StripRow], stacked: bool) -> Drawn {
         chart
             .configure_mesh()
             .disable_mesh()
+            .axis_style(rgb(DIM))
             .y_labels(5)
             .x_desc("seconds")
-            .axis_desc_style(text(15, INK))
-            .label_style(text(13, INK))
+            .axis_desc_style(text(15))
+            .label_style(text(13))
             .y_label_formatter(&|share| format!("{:.0} %", 100.0 * share))
-            .x_label_formatter(&|seconds| digits(*seconds))
+            .x_label_formatter(&|seconds| digits(*seconds).into_owned())
             .draw()?;
         let mut below = vec![0.0; parts];
         for row in rows {
             let from = below.clone();
             let to: Vec<f64> = from.iter().zip(&row.shares).map(|(from, share)| from + share).collect();
-            let colour = colour(&row.stage);
+            let colour = rgb(colour(&row.stage));
             if stacked {
                 let upper = to.iter().enumerate().flat_map(|(i, &y)| steps(part, i, y));
                 let lower = from.iter().enumerate().flat_map(|(i, &y)| steps(part, i, y));
@@ -355,37 +302,10 @@ fn draw_strip(part: f64, rows: &[&StripRow], stacked: bool) -> Drawn {
         }
         root.present()?;
     }
-    Ok(svg)
+    Ok(themed(&svg))
 }
 
 /// A part as a step.
 fn steps(part: f64, i: usize, y: f64) -> [(f64, f64); 2] {
     [(part * i as f64, y), (part * (i as f64 + 1.0), y)]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn days_are_dates() {
-        for (days, expected) in
-            [(0, "1970-01-01"), (59, "1970-03-01"), (11_016, "2000-02-29"), (20_786, "2026-11-29")]
-        {
-            assert_eq!(date(days), expected);
-        }
-    }
-
-    #[test]
-    fn numbers_have_three_digits_that_count() {
-        for (value, expected) in [(123.4, "123"), (1.234, "1.23"), (0.012_34, "0.0123"), (0.0, "0")] {
-            assert_eq!(digits(value), expected);
-        }
-    }
-
-    #[test]
-    fn nothing_in_a_table_is_markup() {
-        let html = table(["a<b"], &[["\"x\" & y".into()]]);
-        assert!(html.contains("<th>a&lt;b</th>") && html.contains("&quot;x&quot; &amp; y"), "{html}");
-    }
 }

@@ -26,6 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "dtype",
             "timeline",
             "threads",
+            "page",
         ],
     ),
     ("check", &["backend", "kernel", "dtype", "timeline", "cache"]),
@@ -57,6 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("threads", &[]),
     ("cache", &[]),
     ("instructions", &[]),
+    ("page", &[]),
     ("error", &[]),
     ("text", &[]),
 ];
@@ -88,6 +90,7 @@ const ALL: &[&str] = &[
     "threads",
     "cache",
     "instructions",
+    "page",
 ];
 
 /// Words that only these layers may say; an empty list: nobody.

@@ -14,6 +14,6 @@ mod windows;
 pub use chat::Chat;
 pub use losses::{Listen, Losses, Plan, Running, losses};
 pub use model::{Model, Reader, fitting};
-pub use score::Score;
+pub use score::{Mean, Score};
 pub use texts::{Form, Prompt, Texts};
 pub use windows::{Cut, Window, Windows};

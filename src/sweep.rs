@@ -8,8 +8,10 @@
 mod candidate;
 mod journal;
 mod linear_algebra;
+mod run;
 mod search;
 
 pub use candidate::{Candidate, Engine, measure};
 pub use journal::{Entry, Journal};
+pub use run::{Outcome, Point, Request, Scores, Set, run, steps, windows_of_tries};
 pub use search::{Search, Tried, pareto};

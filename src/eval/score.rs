@@ -21,20 +21,40 @@ pub struct Score {
     pub per_byte: f64,
 }
 
-impl Score {
-    /// Of the losses of a set.
-    pub fn of(windows: &Windows, losses: &Losses) -> Self {
+/// The mean of losses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mean {
+    /// In nats a token.
+    pub loss: f64,
+    /// Its standard error over windows; NaN of a single window.
+    pub error: f64,
+    /// How many tokens count.
+    pub counted: usize,
+}
+
+impl Mean {
+    /// Of the losses of windows.
+    pub fn of(windows: &[Vec<f64>]) -> Self {
         let sums: Vec<(f64, f64)> =
-            losses.windows.iter().map(|window| (window.iter().sum(), window.len() as f64)).collect();
+            windows.iter().map(|window| (window.iter().sum(), window.len() as f64)).collect();
         let (sum, counted) = sums.iter().fold((0.0, 0.0), |(a, b), (sum, count)| (a + sum, b + count));
         let loss = sum / counted;
         // Tokens of one window are no independent samples, windows nearly are.
         let squares: f64 = sums.iter().map(|(sum, count)| (sum - loss * count).powi(2)).sum();
         let of = sums.len() as f64;
         let error = if of > 1.0 { (squares * of / (of - 1.0)).sqrt() / counted } else { f64::NAN };
+        Self { loss, error, counted: counted as usize }
+    }
+}
+
+impl Score {
+    /// Of the losses of a set.
+    pub fn of(windows: &Windows, losses: &Losses) -> Self {
+        let Mean { loss, error, counted } = Mean::of(&losses.windows);
+        let sum = loss * counted as f64;
         Self {
             tokens: windows.tokens(),
-            counted: counted as usize,
+            counted,
             loss,
             error,
             per_word: sum / windows.words as f64,

@@ -2,6 +2,9 @@
 
 pub(super) use crate::kernel::philox::probability;
 
+/// The methods that draw masks at random, so that another seed gives another merge.
+pub(super) const DRAWN_BY: [&str; 4] = ["dare_linear", "dare_ties", "della", "della_linear"];
+
 /// The generator's key for one model's mask of one tensor: the first 64 bits of a BLAKE3 hash.
 ///
 /// `position` counts the non-base models in the order listed.

@@ -5,7 +5,7 @@
 //! where nothing is known yet.
 
 use super::linear_algebra::{backward, cholesky, forward};
-use crate::config::Values;
+use crate::config::{Knob, Values};
 
 /// A point that was tried, and its score: lower is better.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,27 +17,24 @@ pub struct Tried {
 }
 
 /// A search over open values.
-pub struct Search<'s> {
+pub struct Search {
     values: Vec<Values>,
-    /// The score that is predicted for a point, where there is a prediction.
-    prior: Option<Box<dyn Fn(&[f64]) -> f64 + Sync + 's>>,
-    /// Points among which the next are chosen, each rounded.
+    /// Points among which the next are chosen, each rounded, in ascending order.
     pool: Vec<Vec<f64>>,
+    /// The scores that are predicted for them; nothing where there is no prediction.
+    prior: Vec<f64>,
 }
 
 /// Points to choose from.
-const POOL: usize = 4096;
+const POOL: usize = 2048;
 
 /// How many standard deviations below its mean a point's score is hoped to be, where the search looks around.
 const HOPE: f64 = 1.0;
 
-impl<'s> Search<'s> {
-    /// A search among points that `rounded` brings to what a config can spell.
-    pub fn new(
-        values: Vec<Values>,
-        rounded: impl Fn(usize, f64) -> f64,
-        prior: Option<Box<dyn Fn(&[f64]) -> f64 + Sync + 's>>,
-    ) -> Self {
+impl Search {
+    /// A search among points that a config can spell.
+    pub fn new(knobs: &[Knob]) -> Self {
+        let values: Vec<Values> = knobs.iter().map(|knob| knob.values.clone()).collect();
         let mut pool: Vec<Vec<f64>> = Vec::new();
         let corners = 1u64 << values.len().min(6);
         for number in 0..corners + POOL as u64 {
@@ -48,30 +45,47 @@ impl<'s> Search<'s> {
                     Some(0) => 0.5,
                     Some(number) => halton(number, dim),
                 };
-                rounded(dim, placed(values, share))
+                knobs[dim].rounded(placed(values, share))
             };
             let point: Vec<f64> = values.iter().enumerate().map(at).collect();
             pool.push(point);
         }
         pool.sort_by(|a, b| a.partial_cmp(b).expect("points are numbers"));
         pool.dedup();
-        Self { values, prior, pool }
+        Self { values, pool, prior: Vec::new() }
+    }
+
+    /// The points among which the next are chosen.
+    pub fn pool(&self) -> &[Vec<f64>] {
+        &self.pool
+    }
+
+    /// Takes what is predicted for the pool's points for what is known before anything is measured.
+    ///
+    /// # Panics
+    /// There is not a prediction for each.
+    pub fn expect(&mut self, scores: Vec<f64>) {
+        assert_eq!(scores.len(), self.pool.len(), "there is one for each point");
+        self.prior = scores;
     }
 
     /// The predicted score of a point; 0 where nothing is predicted.
-    fn prior(&self, point: &[f64]) -> f64 {
-        self.prior.as_ref().map_or(0.0, |prior| prior(point))
+    pub fn prior(&self, point: &[f64]) -> f64 {
+        if self.prior.is_empty() {
+            return 0.0;
+        }
+        let found = self.pool.binary_search_by(|known| known[..].partial_cmp(point).expect("points are numbers"));
+        let near = |place: &usize| self.nearest(point, &[&self.pool[*place]]);
+        let nearest = || (0..self.pool.len()).min_by(|a, b| near(a).total_cmp(&near(b))).expect("there are points");
+        self.prior[found.unwrap_or_else(|_| nearest())]
     }
 
     /// The next points to try, so many at once, none of them tried before.
     pub fn next(&self, tried: &[Tried], count: usize) -> Vec<Vec<f64>> {
         let mut open: Vec<&Vec<f64>> =
             self.pool.iter().filter(|point| tried.iter().all(|tried| tried.point != **point)).collect();
-        let prior: Vec<f64> = if self.prior.is_some() {
-            open.iter().map(|point| self.prior(point)).collect()
-        } else {
-            Vec::new()
-        };
+        let known = !self.prior.is_empty();
+        let prior: Vec<f64> = open.iter().filter(|_| known).map(|point| self.prior(point)).collect();
         let mut chosen: Vec<Vec<f64>> = Vec::new();
         if tried.len() < self.features(&self.pool[0]).len().min(FIRST) {
             if let Some(best) = best(&prior) {
@@ -217,7 +231,7 @@ struct Fit {
 }
 
 impl Fit {
-    fn at(&self, search: &Search<'_>, point: &[f64]) -> (f64, f64) {
+    fn at(&self, search: &Search, point: &[f64]) -> (f64, f64) {
         let features = search.features(point);
         let sum: f64 = features.iter().zip(&self.coefficients).map(|(a, b)| a * b).sum();
         let half = forward(&self.lower, &features);
@@ -267,9 +281,10 @@ pub fn pareto(scores: &[Vec<f64>]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Space;
 
-    fn between() -> Vec<Values> {
-        vec![Values::Between(0.0, 1.5), Values::Between(-1.0, 1.0)]
+    fn knobs(text: &str) -> Vec<Knob> {
+        Space::read("c.yml", text).unwrap().knobs
     }
 
     /// A bowl that is no quadratic, with its lowest point at 0.4 and 0.3.
@@ -278,8 +293,11 @@ mod tests {
         3.0 + (x * x + 0.5 * y * y + 0.3 * x * y).sqrt().powf(1.7)
     }
 
-    fn search(prior: Option<Box<dyn Fn(&[f64]) -> f64 + Sync>>, rounds: usize) -> (Vec<f64>, f64) {
-        let search = Search::new(between(), |_, value| (value * 1000.0).round() / 1000.0, prior);
+    fn search(predicted: Option<fn(&[f64]) -> f64>, rounds: usize) -> (Vec<f64>, f64) {
+        let mut search = Search::new(&knobs("a: {range: [0, 1.5]}\nb: {range: [-1, 1]}\n"));
+        if let Some(predicted) = predicted {
+            search.expect(search.pool().iter().map(|point| predicted(point)).collect());
+        }
         let mut tried: Vec<Tried> = Vec::new();
         for _ in 0..rounds {
             for point in search.next(&tried, 4) {
@@ -300,24 +318,18 @@ mod tests {
         let (best, score) = search(None, 3);
         assert!(score < 3.0 + 0.02, "{best:?} {score}");
         // A prediction that is wrong by a slope is worth some tries.
-        let (best, score) = search(Some(Box::new(|point| bowl(point) + 0.2 * point[0])), 2);
+        let (best, score) = search(Some(|point| bowl(point) + 0.2 * point[0]), 2);
         assert!(score < 3.0 + 0.004, "{best:?} {score}");
     }
 
     #[test]
     fn choices_have_their_own_level() {
-        let values = vec![Values::Among(vec!["a".into(), "b".into(), "c".into()]), Values::Between(0.0, 1.0)];
-        let search = Search::new(
-            values,
-            |dim, value| if dim == 0 { value } else { (value * 1000.0).round() / 1000.0 },
-            None,
-        );
+        let search = Search::new(&knobs("merge_method: [a, b, c]\nt: {range: [0, 1]}\n"));
         let score = |point: &[f64]| [0.3, 0.0, 0.5][point[0] as usize] + (point[1] - 0.7).powi(2);
         let mut tried = Vec::new();
         for _ in 0..3 {
-            tried.extend(
-                search.next(&tried, 4).into_iter().map(|point| Tried { score: score(&point), point }),
-            );
+            let next = search.next(&tried, 4).into_iter();
+            tried.extend(next.map(|point| Tried { score: score(&point), point }));
         }
         let best = &search.most_promising(&tried, 1)[0];
         assert_eq!(best[0], 1.0);

@@ -11,6 +11,6 @@ mod rope;
 mod states;
 
 pub use architecture::Decoder;
-pub use fastest::max_and_sum;
+pub use fastest::{exponentials, max_and_sum};
 pub use head::{Final, HEAD, NORM, logits};
 pub use states::{EMBEDDING, States, Sums, Weights};

@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod method;
 pub mod page;
 pub mod plan;
+pub mod predict;
 mod products;
 pub mod recipe;
 pub mod report;

@@ -121,6 +121,11 @@ impl Decoder {
         self.rope.longest()
     }
 
+    /// The layer that a tensor is of, by its name in a checkpoint.
+    pub fn layer_of(name: &str) -> Option<usize> {
+        name.strip_prefix(LAYERS)?.split('.').next()?.parse().ok()
+    }
+
     /// The tensors that the first so many layers have besides biases, with their shapes.
     pub fn tensors(&self, layers: usize) -> Vec<(String, Vec<usize>)> {
         let Self { hidden, inner, head, .. } = *self;
@@ -158,9 +163,12 @@ impl Decoder {
     }
 }
 
+/// What stands before the number of a layer.
+const LAYERS: &str = "model.layers.";
+
 /// The name of a layer's tensor in a checkpoint.
 pub(super) fn tensor_name(layer: usize, part: &str, kind: &str) -> String {
-    format!("model.layers.{layer}.{part}.{kind}")
+    format!("{LAYERS}{layer}.{part}.{kind}")
 }
 
 fn windows(config: &Map<String, Json>, kind: Windows, layers: usize) -> Result<Vec<Option<usize>>, String> {

@@ -99,6 +99,11 @@ for_each_instruction_set! {
         gate.iter_mut().zip(up).for_each(|(gate, up)| *gate = *gate / (1.0 + exp(-*gate)) * up);
     }
 
+    /// Their exponentials, once the largest is subtracted, in place of numbers.
+    pub fn exponentials(numbers: &mut [f32], max: f32) {
+        numbers.iter_mut().for_each(|number| *number = exp(*number - max));
+    }
+
     /// The largest of some numbers, and the sum of their exponentials once it is subtracted. NaN is in the sum.
     pub fn max_and_sum(logits: &[f32]) -> (f32, f64) {
         let mut most = [f32::NEG_INFINITY; LANES];

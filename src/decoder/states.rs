@@ -39,7 +39,7 @@ pub trait Weights {
 }
 
 /// The hidden states of all tokens of some texts, before one of the layers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct States<'d> {
     pub(super) decoder: &'d Decoder,
     sums: Sums,

@@ -48,6 +48,11 @@ impl Model {
         &self.sources[self.own]
     }
 
+    /// Whether it has this tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.contains_key(name)
+    }
+
     /// Its weights as they are read.
     pub fn reader<'m>(&'m self, threads: usize, listen: &'m dyn Listen) -> Reader<'m> {
         Reader { model: self, bytes: Vec::new(), threads, listen }
@@ -105,7 +110,7 @@ pub struct Reader<'m> {
 
 impl Weights for Reader<'_> {
     fn has(&self, name: &str) -> bool {
-        self.model.weights.contains_key(name)
+        self.model.has(name)
     }
 
     fn read(&mut self, name: &str, first: u64, into: &mut [f32]) -> Result<()> {

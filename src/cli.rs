@@ -16,6 +16,7 @@ mod progress;
 mod show;
 mod signals;
 mod staged;
+mod sweep;
 mod values;
 mod warnings;
 mod writes;
@@ -76,6 +77,8 @@ enum Command {
     ExtractLora(Box<extract::ExtractArgs>),
     /// Measure how well models read texts: perplexity of texts, answers and abstracts
     Eval(Box<eval::EvalArgs>),
+    /// Find the best coefficients of a config with ranges in it, by trying merges in memory
+    Sweep(Box<sweep::SweepArgs>),
     /// List the merge methods, or explain one
     Methods {
         /// The method to explain
@@ -403,6 +406,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => run_plan(&args),
         Command::ExtractLora(args) => extract::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Methods { name, json } => show::methods(name.as_deref(), json),
         Command::Devices { json } => devices::list(json),
         Command::Check { device, quick, json } => {

@@ -50,7 +50,7 @@ use backend::device::Device;
 use backend::{Backend, Limits};
 use checkpoint::{Access, Companions, Destination, Reads, Sink, Source};
 use config::moe::{self, MoeConfig};
-use config::{Config, Position};
+use config::{Config, Position, Space};
 use error::{Error, Result};
 use indexmap::IndexMap;
 use plan::{Choices, Compared, Place, Plan, Readable};
@@ -87,6 +87,14 @@ impl Prepared {
         self.plan.models.iter().map(|model| &self.sources[model.source])
     }
 
+    /// The plan of another config of the same models.
+    ///
+    /// # Errors
+    /// As of [`prepare_config`].
+    pub fn planned(&self, config: &Config) -> Result<Plan> {
+        Plan::new(config, &self.sources, &self.choices)
+    }
+
     /// The models that are read for others, by their sources: those that documents merge on the way to this one.
     pub fn models_of_stages(&self) -> impl Iterator<Item = usize> {
         let behind = self.opened.iter().enumerate().skip(self.own);
@@ -119,6 +127,14 @@ pub fn read_config(file: &Path) -> Result<Config> {
 pub fn read_stages(file: &Path) -> Result<Stages> {
     let text = read_text(file)?;
     Stages::of(config::read_all(&file.display().to_string(), &text)?, &text)
+}
+
+/// Reads a config with open values, for a sweep.
+///
+/// # Errors
+/// It cannot be read, or leaves nothing open.
+pub fn read_space(file: &Path) -> Result<Space> {
+    Space::read(&file.display().to_string(), &read_text(file)?)
 }
 
 /// Reads a config of experts, as [`read_config`] does.

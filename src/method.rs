@@ -71,6 +71,11 @@ const RELIABLE: Option<&str> = Some(
     "on language models plain task arithmetic was the most reliable method of a comparison (arXiv 2511.21437): compare with it",
 );
 
+/// Whether a method draws masks at random, so that another seed gives another merge.
+pub fn draws_masks(name: &str) -> bool {
+    masks::DRAWN_BY.contains(&name)
+}
+
 /// The method of a `merge_method` key.
 ///
 /// # Errors

@@ -6,12 +6,16 @@
 //! was interrupted goes on.
 
 mod candidate;
+mod command;
 mod journal;
 mod linear_algebra;
+mod objective;
 mod run;
 mod search;
 
 pub use candidate::{Candidate, Engine, measure};
+pub use command::{ANY, ByCommand, Direction};
 pub use journal::{Entry, Journal};
-pub use run::{Outcome, Point, Request, Scores, Set, run, steps, windows_of_tries};
+pub use objective::{ByTexts, Measured, Objective, Set};
+pub use run::{Outcome, Point, Request, Scores, run};
 pub use search::{Search, Tried, pareto};

@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 use super::progress::Progress;
 use super::values::{count, size};
 use super::{cores, physical_bytes, show};
+use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::eval::{Chat, Cut, Form, Listen, Model, Plan, Prompt, Score, Texts, Windows, losses};
 use crate::prepare_model;
@@ -68,7 +69,7 @@ pub(super) struct TextArgs {
     frame: bool,
     /// Ask as the model's chat template has it
     #[arg(long)]
-    chat: bool,
+    pub(super) chat: bool,
     /// What is made of a line of --qa: its fields in braces, the one that counts at the end [default: "Question: {question}\nAnswer:
     /// {answer}", with --chat "{question}{answer}"]
     #[arg(long, value_name = "TEXT", value_parser = prompt)]
@@ -111,21 +112,17 @@ impl TextArgs {
     }
 
     /// How texts are cut for a model, and what is to say of that.
-    fn cut(&self, model: &Model) -> Result<Cut> {
-        let longest = model.decoder.positions.unwrap_or(WINDOW);
+    pub(super) fn cut(&self, name: &str, decoder: &Decoder) -> Result<Cut> {
+        let longest = decoder.positions.unwrap_or(WINDOW);
         let window = self.window.unwrap_or(WINDOW.min(longest));
-        if let Some(most) = model.decoder.longest_text().filter(|most| window > *most) {
+        if let Some(most) = decoder.longest_text().filter(|most| window > *most) {
             let message = format!(
-                "--window {window}: {} turns texts of more than {most} tokens by positions that change",
-                model.name
+                "--window {window}: {name} turns texts of more than {most} tokens by positions that change"
             );
             return Err(Error::config(message).hint(format!("set --window {most} or less")));
         }
         if window > longest {
-            let note = format!(
-                "{} was made for texts of {longest} tokens, fewer than --window {window}",
-                model.name
-            );
+            let note = format!("{name} was made for texts of {longest} tokens, fewer than --window {window}");
             show::note(&note);
         }
         let stride = self.stride.unwrap_or(window);
@@ -139,7 +136,8 @@ impl TextArgs {
     }
 }
 
-struct Heard<'p>(&'p Progress);
+/// Progress in steps: tokens through layers.
+pub(super) struct Heard<'p>(pub(super) &'p Progress);
 
 impl Listen for Heard<'_> {
     fn advanced(&self, tokens: usize) {
@@ -215,14 +213,14 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-const MEMORY: u64 = 2 << 30;
+pub(super) const MEMORY: u64 = 2 << 30;
 
 /// A model, how texts are cut for it, and its windows of each set.
 fn open(name: &str, texts: &[Texts], args: &TextArgs) -> Result<(Model, Cut, Vec<Windows>)> {
     let model = Model::new(prepare_model(name)?)?;
     let runner = Runner::open(model.folder())?;
     let chat = args.chat.then(|| Chat::of(model.folder(), &runner)).transpose()?;
-    let cut = args.cut(&model)?;
+    let cut = args.cut(&model.name, &model.decoder)?;
     let of = |texts: &Texts| Windows::of(texts, &runner, chat.as_ref(), cut, model.decoder.vocabulary);
     let windows = texts.iter().map(of).collect::<Result<Vec<_>>>()?;
     Ok((model, cut, windows))
@@ -295,7 +293,7 @@ fn short(name: &str) -> &str {
 }
 
 /// A number of about four digits.
-fn figure(number: f64) -> String {
+pub(super) fn figure(number: f64) -> String {
     match number.abs() {
         10_000.0.. => format!("{number:.3e}"),
         1000.0.. => format!("{number:.0}"),

@@ -42,6 +42,25 @@ pub enum Values {
 }
 
 impl Knob {
+    /// The value in the middle, or the first.
+    pub fn middle(&self) -> f64 {
+        match &self.values {
+            Values::Between(from, to) => self.rounded(0.5 * (from + to)),
+            Values::Among(_) => 0.0,
+        }
+    }
+
+    /// Its value as JSON: a number, or as it is spelled.
+    pub fn json(&self, value: f64) -> serde_json::Value {
+        match &self.values {
+            Values::Between(..) => value.into(),
+            Values::Among(_) => {
+                let spelled = self.spelled(value);
+                serde_json::from_str(&spelled).unwrap_or_else(|_| spelled.into())
+            }
+        }
+    }
+
     /// Its value by a number: that itself, or the place of one of several.
     pub fn spelled(&self, value: f64) -> String {
         match &self.values {
@@ -94,6 +113,11 @@ impl Space {
             }
         }
         Ok(Self { file: file.to_owned(), text: text.to_owned(), knobs })
+    }
+
+    /// The text with its open values.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The config with these values in the places of the open ones.
@@ -171,7 +195,7 @@ impl Found<'_> {
                 _ => return Err(self.refused(values.at, "a range has two numbers, the smaller one first")),
             }
         } else {
-            let spelled: Option<Vec<String>> = items.iter().map(|item| self.spelled(item)).collect();
+            let spelled: Option<Vec<String>> = items.iter().map(spelled).collect();
             match spelled {
                 Some(spelled) if spelled.len() > 1 => Values::Among(spelled),
                 _ => {
@@ -190,16 +214,14 @@ impl Found<'_> {
         self.knobs.push(Knob { name, values, bytes: start..start + len });
         Ok(())
     }
+}
 
-    /// A scalar as it stands in the text.
-    fn spelled(&self, node: &Node) -> Option<String> {
-        match &node.kind {
-            Yaml::Text(text) if text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') => {
-                Some(text.clone())
-            }
-            Yaml::Bool(_, text) | Yaml::Number(_, text) => Some(text.clone()),
-            _ => None,
-        }
+/// A scalar as it stands in the text.
+fn spelled(node: &Node) -> Option<String> {
+    match &node.kind {
+        Yaml::Text(text) if text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') => Some(text.clone()),
+        Yaml::Bool(_, text) | Yaml::Number(_, text) => Some(text.clone()),
+        _ => None,
     }
 }
 
@@ -227,7 +249,6 @@ fn closed(text: &str) -> Option<usize> {
     for (at, c) in text.char_indices() {
         match (quote, c) {
             (Some(open), _) if c == open => quote = None,
-            (Some(_), _) => {}
             (None, '"' | '\'') => quote = Some(c),
             (None, '{' | '[') => depth += 1,
             (None, '}' | ']') => depth -= 1,

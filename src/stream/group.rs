@@ -97,12 +97,11 @@ pub(super) fn plan_groups(plan: &Plan, chosen: Option<&[usize]>, chunk_tiles: u6
     let kept_bytes: Vec<u64> = plan.tensors.iter().map(|tensor| tensor.kept_bytes(&plan.inputs)).collect();
     let most_kept_bytes = kept_bytes.iter().copied().max().unwrap_or(0);
     let all: Vec<usize>;
-    let chosen = match chosen {
-        Some(chosen) => chosen,
-        None => {
-            all = (0..plan.tensors.len()).collect();
-            &all
-        }
+    let chosen = if let Some(chosen) = chosen {
+        chosen
+    } else {
+        all = (0..plan.tensors.len()).collect();
+        &all
     };
     for &i in chosen {
         let tensor = &plan.tensors[i];

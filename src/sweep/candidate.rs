@@ -84,6 +84,11 @@ impl Candidate {
         Ok(Self { prepared, decoder, weights, backend, limits, guess })
     }
 
+    /// The forward pass of the result.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
     /// The names of a part's tensors.
     fn names(&self, part: Part) -> Vec<String> {
         let decoder = &self.decoder;
@@ -262,7 +267,7 @@ pub fn measure(
                             listen.advanced(tokens);
                         }
                         _ => {
-                            *running = Some(Running::begin(&candidate.decoder, windows, &mut held, threads)?)
+                            *running = Some(Running::begin(&candidate.decoder, windows, &mut held, threads)?);
                         }
                     }
                 }

@@ -74,9 +74,11 @@ impl Search {
         if self.prior.is_empty() {
             return 0.0;
         }
-        let found = self.pool.binary_search_by(|known| known[..].partial_cmp(point).expect("points are numbers"));
+        let found =
+            self.pool.binary_search_by(|known| known[..].partial_cmp(point).expect("points are numbers"));
         let near = |place: &usize| self.nearest(point, &[&self.pool[*place]]);
-        let nearest = || (0..self.pool.len()).min_by(|a, b| near(a).total_cmp(&near(b))).expect("there are points");
+        let nearest =
+            || (0..self.pool.len()).min_by(|a, b| near(a).total_cmp(&near(b))).expect("there are points");
         self.prior[found.unwrap_or_else(|_| nearest())]
     }
 

@@ -1,0 +1,272 @@
+//! What candidates are measured by: any program that gets a folder with the merged model, and gives JSON.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::{Map, Value as Json};
+
+use super::objective::{Measured, Objective};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::plan::Choices;
+use crate::stream::Watch;
+use crate::text::{cut_to, escaped, quoted};
+use crate::{Options, merge, prepare_config};
+
+/// Which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Lower numbers: losses and perplexities.
+    Minimize,
+    /// Higher numbers: accuracies.
+    Maximize,
+}
+
+/// A command of the user's.
+pub struct ByCommand<'o> {
+    /// As it is typed: `{model}` stands for the candidate's folder, `{out}` for a file or folder that the program may write JSON to.
+    command: String,
+    /// What of its JSON counts.
+    metrics: Vec<String>,
+    direction: Direction,
+    choices: Choices,
+    /// How candidates are merged; `out` is where they are for a while.
+    options: Options,
+    watch: &'o dyn Watch,
+}
+
+impl<'o> ByCommand<'o> {
+    /// A command. Candidates are written to `options.out`, one after the other, and taken away again.
+    ///
+    /// # Errors
+    /// The command does not say where the model goes.
+    pub fn new(
+        command: &str,
+        metrics: Vec<String>,
+        direction: Direction,
+        choices: Choices,
+        options: Options,
+        watch: &'o dyn Watch,
+    ) -> Result<Self> {
+        if !command.contains(MODEL) {
+            return Err(Error::config("--objective-cmd does not say where the model goes").hint(
+                "write {model} for the folder of the candidate: 'lm_eval … --model_args pretrained={model}'",
+            ));
+        }
+        Ok(Self { command: command.to_owned(), metrics, direction, choices, options, watch })
+    }
+
+    fn score(&self, config: Config, seed: u64) -> Result<Measured> {
+        let prepared = prepare_config(config, &Choices { seed, ..self.choices })?;
+        let folder = Folder(self.options.out.with_extension("d"));
+        folder.clear();
+        fs::create_dir_all(&folder.0).map_err(|cause| Error::writing(&folder.0, &cause))?;
+        let (model, out) = (folder.0.join("model"), folder.0.join("out.json"));
+        merge(&prepared, &Options { out: model.clone(), ..self.options.clone() }, self.watch)?;
+        let given = self.run(&model, &out)?;
+        let values =
+            self.metrics.iter().map(|metric| metric_of(&given, metric)).collect::<Result<Vec<f64>>>()?;
+        let sign = if self.direction == Direction::Maximize { -1.0 } else { 1.0 };
+        let errors = vec![f64::NAN; values.len()];
+        Ok(Measured { values: values.into_iter().map(|value| sign * value).collect(), errors })
+    }
+
+    /// Runs the program, and returns the numbers that it gave, by name.
+    fn run(&self, model: &Path, out: &Path) -> Result<Vec<(String, f64)>> {
+        let place = |path: &Path| shell_word(&path.to_string_lossy());
+        let command = self.command.replace(MODEL, &place(model)).replace(OUT, &place(out));
+        let failed = |why: &str| {
+            Error::config(format!("--objective-cmd {why}: {}", escaped(&cut_to(&command, 400))))
+                .hint("run it by itself with the folder of a model in the place of {model}")
+        };
+        let log = out.with_file_name("stdout");
+        let stdout = fs::File::create(&log).map_err(|cause| Error::writing(&log, &cause))?;
+        let mut child = Command::new("sh")
+            .args(["-c", &command])
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .spawn()
+            .map_err(|cause| failed(&format!("cannot be started ({cause})")))?;
+        let status = loop {
+            if self.watch.stop() {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(Error::interrupted());
+            }
+            match child.try_wait().map_err(|cause| failed(&cause.to_string()))? {
+                Some(status) => break status,
+                None => sleep(Duration::from_millis(20)),
+            }
+        };
+        if !status.success() {
+            return Err(failed(&format!("ended with {status}")));
+        }
+        let printed = fs::read_to_string(&log).unwrap_or_default();
+        let written = newest_json(out).and_then(|file| fs::read_to_string(file).ok());
+        let json = written.as_deref().and_then(parsed).or_else(|| parsed(&printed));
+        let json = json.ok_or_else(|| failed("gave no JSON, neither as its last line nor in {out}"))?;
+        let mut numbers = Vec::new();
+        collect(&json, "", &mut numbers);
+        if numbers.is_empty() { Err(failed("gave JSON without numbers")) } else { Ok(numbers) }
+    }
+}
+
+/// The metric where none is asked for: the only number, or one of this name.
+pub const ANY: &str = "score";
+
+const MODEL: &str = "{model}";
+const OUT: &str = "{out}";
+
+/// A folder that goes when it is no longer used.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn clear(&self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// A path as one word of the shell's.
+fn shell_word(path: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@".contains(c);
+    if path.chars().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', "'\\''")) }
+}
+
+/// The file itself, or the newest JSON file below a folder of that name, as lm-eval writes it.
+fn newest_json(out: &Path) -> Option<PathBuf> {
+    if out.is_file() {
+        return Some(out.to_owned());
+    }
+    let mut folders = vec![out.to_owned()];
+    // lm-eval puts the time behind the name that it was given.
+    let stem = out.file_stem()?.to_string_lossy().into_owned();
+    let beside = fs::read_dir(out.parent()?).ok()?.filter_map(std::result::Result::ok);
+    let mut files: Vec<PathBuf> = beside
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file() && name_of(path).starts_with(&stem))
+        .collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().filter_map(std::result::Result::ok) {
+            let path = entry.path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    files.into_iter().max_by_key(|path| fs::metadata(path).and_then(|file| file.modified()).ok())
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A text as JSON: all of it, or its last line.
+fn parsed(text: &str) -> Option<Json> {
+    let last = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    serde_json::from_str(text).or_else(|_| serde_json::from_str(last)).ok()
+}
+
+/// The numbers of some JSON by the names on the way to them. Of lm-eval's results only those are taken that it has found.
+fn collect(json: &Json, name: &str, into: &mut Vec<(String, f64)>) {
+    let below = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+    let each = |of: &Map<String, Json>, into: &mut Vec<(String, f64)>| {
+        of.iter().for_each(|(key, value)| collect(value, &below(key), into));
+    };
+    match json {
+        Json::Number(number) => into.extend(number.as_f64().map(|number| (name.to_owned(), number))),
+        Json::Object(of) if name.is_empty() => match of.get("results").and_then(Json::as_object) {
+            Some(results) => each(results, into),
+            None => each(of, into),
+        },
+        Json::Object(of) => each(of, into),
+        _ => {}
+    }
+}
+
+/// The number that a metric means: by its whole name, or by the end of one, without lm-eval's `,none`.
+fn metric_of(given: &[(String, f64)], metric: &str) -> Result<f64> {
+    if let [(name, only)] = given
+        && (name.is_empty() || metric == ANY)
+    {
+        return Ok(*only);
+    }
+    let bare = |name: &str| name.strip_suffix(",none").unwrap_or(name).to_owned();
+    let exact = given.iter().find(|(name, _)| name == metric || bare(name) == metric);
+    let ends = |name: &str| bare(name).rsplit('.').next() == Some(metric);
+    let mut by_end = given.iter().filter(|(name, _)| ends(name));
+    let found = match (exact, by_end.next(), by_end.next()) {
+        (Some(found), ..) | (None, Some(found), None) => Some(found.1),
+        (None, Some(_), Some(_)) => {
+            // The same of several tasks counts alike.
+            let all: Vec<f64> =
+                given.iter().filter(|(name, _)| ends(name)).map(|(_, value)| *value).collect();
+            Some(all.iter().sum::<f64>() / all.len() as f64)
+        }
+        _ => None,
+    };
+    found.filter(|value| value.is_finite()).ok_or_else(|| {
+        let names: Vec<&str> = given.iter().map(|(name, _)| name.as_str()).collect();
+        let meant = crate::error::did_you_mean(metric, names.iter().copied());
+        let hint = match meant {
+            Some(name) => format!("did you mean `{}`?", escaped(name)),
+            None => format!("it gave {}", cut_to(&escaped(&names.join(", ")), 400)),
+        };
+        Error::config(format!("--objective-cmd gave no number {}", quoted(metric))).hint(hint)
+    })
+}
+
+impl Objective for ByCommand<'_> {
+    fn tries_are_whole(&self) -> bool {
+        true
+    }
+
+    fn measure(&mut self, configs: Vec<(Config, u64)>, _: bool) -> Result<Vec<Measured>> {
+        configs.into_iter().map(|(config, seed)| self.score(config, seed)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn numbers(json: &Json) -> Vec<(String, f64)> {
+        let mut numbers = Vec::new();
+        collect(json, "", &mut numbers);
+        numbers
+    }
+
+    #[test]
+    fn numbers_of_lm_eval_are_found() {
+        let given = numbers(&json!({
+            "results": {
+                "medqa_4options": { "alias": "medqa", "acc,none": 0.25, "acc_stderr,none": 0.01, "acc_norm,none": 0.3 },
+                "arc_challenge": { "acc,none": 0.35 },
+            },
+            "config": { "batch_size": 8 },
+        }));
+        assert_eq!(metric_of(&given, "medqa_4options.acc").unwrap(), 0.25);
+        assert_eq!(metric_of(&given, "medqa_4options.acc,none").unwrap(), 0.25);
+        assert_eq!(metric_of(&given, "acc_norm").unwrap(), 0.3);
+        assert!((metric_of(&given, "acc").unwrap() - 0.3).abs() < 1e-12);
+        let missing = metric_of(&given, "medqa_4option.acc").unwrap_err();
+        assert!(missing.hint.unwrap().contains("medqa_4options.acc"));
+        assert!(metric_of(&given, "batch_size").is_err(), "only results count");
+    }
+
+    #[test]
+    fn the_last_line_may_be_the_answer() {
+        assert_eq!(parsed("loading…\n{\"score\": 1.5}\n\n"), Some(json!({ "score": 1.5 })));
+        assert_eq!(numbers(&parsed("3.25").unwrap()), [(String::new(), 3.25)]);
+        assert_eq!(parsed("done\n"), None);
+        assert_eq!(shell_word("/tmp/a b'c"), "'/tmp/a b'\\''c'");
+    }
+}

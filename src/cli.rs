@@ -12,6 +12,7 @@ mod files;
 mod kinds;
 mod mergekit;
 mod moe;
+mod predict;
 mod progress;
 mod show;
 mod signals;
@@ -77,6 +78,8 @@ enum Command {
     ExtractLora(Box<extract::ExtractArgs>),
     /// Measure how well models read texts: perplexity of texts, answers and abstracts
     Eval(Box<eval::EvalArgs>),
+    /// Predict how well merges will read texts, without merging: from what their models make of the same texts
+    Predict(Box<predict::PredictArgs>),
     /// Find the best coefficients of a config with ranges in it, by trying merges in memory
     Sweep(Box<sweep::SweepArgs>),
     /// List the merge methods, or explain one
@@ -406,6 +409,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => run_plan(&args),
         Command::ExtractLora(args) => extract::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Predict(args) => predict::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Methods { name, json } => show::methods(name.as_deref(), json),
         Command::Devices { json } => devices::list(json),

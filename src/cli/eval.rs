@@ -136,7 +136,7 @@ impl TextArgs {
     }
 }
 
-/// Progress in steps: tokens through layers.
+/// Shows progress, and hears of the request to stop.
 pub(super) struct Heard<'p>(pub(super) &'p Progress);
 
 impl Listen for Heard<'_> {
@@ -213,10 +213,11 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
+/// What reading texts may take where nothing else is asked for.
 pub(super) const MEMORY: u64 = 2 << 30;
 
 /// A model, how texts are cut for it, and its windows of each set.
-fn open(name: &str, texts: &[Texts], args: &TextArgs) -> Result<(Model, Cut, Vec<Windows>)> {
+pub(super) fn open(name: &str, texts: &[Texts], args: &TextArgs) -> Result<(Model, Cut, Vec<Windows>)> {
     let model = Model::new(prepare_model(name)?)?;
     let runner = Runner::open(model.folder())?;
     let chat = args.chat.then(|| Chat::of(model.folder(), &runner)).transpose()?;
@@ -285,7 +286,7 @@ fn table(texts: &[Texts], models: &[Evaluated]) {
 }
 
 /// The last part of a path; of a name with an adapter all of it.
-fn short(name: &str) -> &str {
+pub(super) fn short(name: &str) -> &str {
     if name.contains('+') {
         return name;
     }

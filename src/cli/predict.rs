@@ -1,0 +1,270 @@
+//! `mergeforge predict`: flags, a table, JSON.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use indexmap::IndexSet;
+use serde_json::{Value as Json, json};
+
+use super::eval::{Heard, MEMORY, TextArgs, figure, open, short};
+use super::progress::Progress;
+use super::values::{count, size};
+use super::{cores, physical_bytes, show};
+use crate::error::{Error, Result};
+use crate::eval::{Model, Texts, Windows};
+use crate::plan::Choices;
+use crate::predict::{Blend, Coefficients, Estimate, Groups, Options, Parents, Reading};
+use crate::text::{bytes, cut_to, escaped};
+use crate::{prepare_config, read_config};
+
+#[derive(Debug, Args)]
+pub(super) struct PredictArgs {
+    /// The configs: mergekit YAMLs whose merges are weighted sums (linear, task_arithmetic, average), of models that mostly are the
+    /// same
+    #[arg(required = true, value_name = "CONFIG")]
+    configs: Vec<PathBuf>,
+    #[command(flatten)]
+    texts: TextArgs,
+    /// Groups of layers whose weights count each by themselves [default: 1, or where a config has gradients up to 8]
+    #[arg(long, value_name = "N", value_parser = count)]
+    groups: Option<usize>,
+    /// Tokens of the vocabulary to keep for each token of the texts; a vocabulary of up to twice as many is kept whole
+    #[arg(long, value_name = "K", value_parser = count, default_value_t = TOP)]
+    top: usize,
+    /// Threads [default: one per core]
+    #[arg(long, short = 'j', value_name = "N", value_parser = count)]
+    threads: Option<usize>,
+    /// Memory for states and logits [default: 2GiB, at most half of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    host_memory: Option<u64>,
+    /// Show no progress
+    #[arg(long, short)]
+    quiet: bool,
+    /// Print what was found as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// With so many, what the rest comes to hardly shows.
+const TOP: usize = 512;
+
+/// The groups of layers where weights differ by layer and nothing else is asked for: each model is read once for each.
+const GROUPS: usize = 8;
+
+/// A config, and the merge that it stands for.
+struct Candidate {
+    file: String,
+    /// The base of its plan, or its first model.
+    anchor: String,
+    blend: Blend,
+}
+
+impl Candidate {
+    fn of(config: &PathBuf) -> Result<Self> {
+        let file = config.display().to_string();
+        let config = read_config(config)?;
+        config.warnings.iter().for_each(|warning| show::warning(&Error::config(warning.message.as_str())));
+        let prepared = prepare_config(config, &Choices::USUAL)?;
+        prepared.plan.warnings.iter().for_each(show::warning);
+        let blend = Blend::of(&prepared.plan, &prepared.sources).map_err(|mut error| {
+            error.message = format!("{}: {}", escaped(&file), error.message);
+            error
+        })?;
+        let anchor = blend.models[prepared.plan.base.unwrap_or(0)].clone();
+        Ok(Self { file, anchor, blend })
+    }
+}
+
+/// Reads all sets with all models, predicts all merges, and reports.
+pub(super) fn run(args: &PredictArgs) -> Result<()> {
+    let progress = Progress::new(args.quiet)?;
+    let texts = args.texts.read()?;
+    let candidates = args.configs.iter().map(Candidate::of).collect::<Result<Vec<_>>>()?;
+    // The base comes first: the others' task vectors are differences to it.
+    let anchor = std::iter::once(&candidates[0].anchor);
+    let names: IndexSet<&String> =
+        anchor.chain(candidates.iter().flat_map(|candidate| &candidate.blend.models)).collect();
+    let names: Vec<String> = names.into_iter().cloned().collect();
+    let models = names.iter().map(|name| open(name, &texts, &args.texts)).collect::<Result<Vec<_>>>()?;
+    models.iter().flat_map(|(model, ..)| &model.notes).for_each(|note| show::note(note));
+    let readings: Vec<Reading<'_>> = models.iter().map(|(model, _, sets)| Reading { model, sets }).collect();
+    let options = Options {
+        groups: args.groups.unwrap_or_else(|| usual_groups(&candidates, &names, &models[0].0)),
+        top: args.top,
+        memory: args.host_memory.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2)),
+        threads: args.threads.unwrap_or_else(cores),
+    };
+    progress.expect_steps(Parents::steps(&readings, &options));
+    let sets: Vec<String> = texts.iter().map(|texts| texts.name.clone()).collect();
+    let begun = Instant::now();
+    let parents = Parents::measure(&readings, &sets, &options, &Heard(&progress))?;
+    let measured_s = begun.elapsed().as_secs_f64();
+    progress.finish();
+    let merges: Vec<Coefficients> =
+        candidates.iter().map(|candidate| candidate.blend.coefficients(&names, &parents.groups)).collect();
+    let of_merges: Vec<Vec<f64>> = merges.iter().map(|merge| merge.values.clone()).collect();
+    let begun = Instant::now();
+    let predicted: Vec<Vec<Estimate>> =
+        (0..sets.len()).map(|set| parents.losses(set, &of_merges, options.threads)).collect();
+    let found = Found {
+        texts: &texts,
+        windows: &models[0].2,
+        parents: &parents,
+        files: candidates.iter().map(|candidate| candidate.file.clone()).collect(),
+        merges,
+        predicted,
+        measured_s,
+        predicted_s: begun.elapsed().as_secs_f64() / of_merges.len() as f64,
+    };
+    for (file, merge) in found.files.iter().zip(&found.merges).filter(|(_, merge)| merge.apart > 0.0) {
+        let note = format!(
+            "{}: within a group of layers weights differ by up to {:.3} from their mean, which is used; {}",
+            escaped(file),
+            merge.apart,
+            if parents.groups.count() < models[0].0.decoder.layers {
+                "more --groups follow weights that differ by layer"
+            } else {
+                "what differs by the kind of a tensor is not followed"
+            }
+        );
+        show::note(&note);
+    }
+    if args.json {
+        show::json(&found.as_json());
+    } else {
+        found.table();
+    }
+    Ok(())
+}
+
+/// One group, unless weights differ from layer to layer.
+fn usual_groups(candidates: &[Candidate], names: &[String], model: &Model) -> usize {
+    let layers = model.decoder.layers;
+    let whole = Groups::of(layers, 1);
+    let varies = |candidate: &Candidate| candidate.blend.coefficients(names, &whole).apart > 0.0;
+    if candidates.iter().any(varies) { GROUPS.min(layers) } else { 1 }
+}
+
+/// All that is reported.
+struct Found<'a> {
+    texts: &'a [Texts],
+    windows: &'a [Windows],
+    parents: &'a Parents,
+    files: Vec<String>,
+    merges: Vec<Coefficients>,
+    /// Of each set the estimate for each merge.
+    predicted: Vec<Vec<Estimate>>,
+    measured_s: f64,
+    predicted_s: f64,
+}
+
+impl Found<'_> {
+    /// Why a merge is less sure.
+    fn beyond(&self, merge: usize) -> Option<String> {
+        self.merges[merge].beyond(&self.parents.groups).map(|beyond| beyond.to_string())
+    }
+
+    fn table(&self) {
+        let parents = self.parents;
+        for (number, texts) in self.texts.iter().enumerate() {
+            let windows = &self.windows[number];
+            let form = if windows.texts == 1 { "text" } else { "texts" };
+            show::line(&format!(
+                "{} ({} {form}, {} tokens count)",
+                escaped(&texts.name),
+                windows.texts,
+                parents.counted(number)
+            ));
+            let titles = ("model or merge", "perplexity", "±", "loss");
+            show::line(&format!("  {:<32} {:>11} {:>8} {:>8}", titles.0, titles.1, titles.2, titles.3));
+            for (parent, name) in parents.names.iter().enumerate() {
+                row(short(name), parents.loss_of_parent(number, parent), "measured");
+            }
+            for (merge, (file, estimate)) in self.files.iter().zip(&self.predicted[number]).enumerate() {
+                let remark =
+                    self.beyond(merge).map(|beyond| format!("predicted, beyond the parents: {beyond}"));
+                row(short(file), *estimate, remark.as_deref().unwrap_or("predicted"));
+            }
+        }
+        let facts = &parents.facts;
+        show::line(&format!(
+            "{} of {} tokens of the vocabulary kept, with {:.2} % of the probability, in {}; {} of memory, {} pass{} over the weights in {:.1} s; {:.2} ms a merge",
+            facts.top,
+            facts.vocabulary,
+            100.0 * facts.share,
+            bytes(facts.kept_bytes),
+            bytes(facts.bytes),
+            facts.passes,
+            if facts.passes == 1 { "" } else { "es" },
+            self.measured_s,
+            1e3 * self.predicted_s,
+        ));
+        if (0..self.files.len()).any(|merge| self.beyond(merge).is_some()) {
+            show::note(
+                "beyond the parents (a weight above 1 or below 0, or weights that add up to more than 1) losses are predicted too high, the more the farther: merge and evaluate the best of these",
+            );
+        }
+    }
+
+    fn as_json(&self) -> Json {
+        let estimate = |estimate: &Estimate| {
+            json!({
+                "loss": estimate.loss,
+                "loss_standard_error": estimate.error,
+                "perplexity": estimate.perplexity(),
+            })
+        };
+        let parents = self.parents;
+        let of_set = |set: usize| {
+            let measured = parents.names.iter().enumerate().map(|(parent, name)| {
+                let mut found = estimate(&parents.loss_of_parent(set, parent));
+                found["parent"] = name.as_str().into();
+                found
+            });
+            let predicted =
+                self.predicted[set].iter().zip(&self.files).enumerate().map(|(merge, (own, file))| {
+                    let mut found = estimate(own);
+                    found["config"] = file.as_str().into();
+                    found["beyond_parents"] = self.beyond(merge).into();
+                    found
+                });
+            json!({
+                "name": self.texts[set].name,
+                "file": self.texts[set].file,
+                "kind": self.texts[set].form.name(),
+                "counted_tokens": parents.counted(set),
+                "parents": measured.collect::<Vec<_>>(),
+                "merges": predicted.collect::<Vec<_>>(),
+            })
+        };
+        let merges = self.files.iter().zip(&self.merges).map(|(file, merge)| {
+            json!({ "config": file, "coefficients": merge.values, "weights_differ_by": merge.apart })
+        });
+        json!({
+            "parents": parents.names,
+            "groups": parents.groups.count(),
+            "merges": merges.collect::<Vec<_>>(),
+            "sets": (0..self.texts.len()).map(of_set).collect::<Vec<_>>(),
+            "kept_tokens": parents.facts.top,
+            "vocabulary": parents.facts.vocabulary,
+            "kept_probability": parents.facts.share,
+            "kept_bytes": parents.facts.kept_bytes,
+            "memory_bytes": parents.facts.bytes,
+            "passes": parents.facts.passes,
+            "seconds": self.measured_s,
+            "seconds_per_merge": self.predicted_s,
+        })
+    }
+}
+
+fn row(name: &str, estimate: Estimate, remark: &str) {
+    let spread = estimate.perplexity() * estimate.error;
+    show::line(&format!(
+        "  {:<32} {:>11} {:>8} {:>8.4}  {remark}",
+        cut_to(&escaped(name), 32),
+        figure(estimate.perplexity()),
+        if spread.is_finite() { figure(spread) } else { "–".into() },
+        estimate.loss,
+    ));
+}

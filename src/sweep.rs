@@ -10,6 +10,7 @@ mod command;
 mod journal;
 mod linear_algebra;
 mod objective;
+mod page;
 mod run;
 mod search;
 
@@ -17,5 +18,6 @@ pub use candidate::{Candidate, Engine, measure};
 pub use command::{ANY, ByCommand, Direction};
 pub use journal::{Entry, Journal};
 pub use objective::{ByTexts, Measured, Objective, Set};
+pub use page::Page;
 pub use run::{Outcome, Point, Request, Scores, run};
 pub use search::{Search, Tried, pareto};

@@ -17,8 +17,8 @@ use crate::eval::{Chat, Model, Texts, Windows};
 use crate::predict::{self, Blend, Parents, Reading};
 use crate::stream::{Budget, Watch};
 use crate::sweep::{
-    ANY, ByCommand, ByTexts, Candidate, Direction, Engine, Journal, Outcome, Request, Scores, Search, Set,
-    run as sweep,
+    ANY, ByCommand, ByTexts, Candidate, Direction, Engine, Journal, Outcome, Page, Request, Scores, Search,
+    Set, run as sweep,
 };
 use crate::text::{cut_to, escaped};
 use crate::tokenizer::Runner;
@@ -92,6 +92,9 @@ const JOURNAL: &str = "sweep.jsonl";
 /// The config of the winner.
 const BEST: &str = "best.yml";
 
+/// The page.
+const PAGE: &str = "sweep.html";
+
 /// Memory of the merge of a layer.
 const MERGE_MEMORY: u64 = 256 << 20;
 
@@ -110,6 +113,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<()> {
     progress.finish();
     let found = found?;
     write_configs(&args.out, &request, &found.outcome, args)?;
+    write_page(&args.out, &request, &found)?;
     if args.json {
         show::json(&as_json(&request, &found));
     } else {
@@ -123,6 +127,9 @@ struct Found {
     search: Search,
     outcome: Outcome,
     parents: Option<Parents>,
+    /// Of each of the search's points the parents' coefficients, where they are predicted.
+    merges: Vec<Vec<f64>>,
+    threads: usize,
     /// Tokens that a try read, and all.
     tokens: Option<[usize; 2]>,
     direction: Direction,
@@ -210,11 +217,13 @@ fn by_texts(
     let [part, whole] = objective.tokens().map(|tokens| tokens * (first.decoder().layers + 1));
     let steps = part * request.tries + whole * request.confirm;
     progress.expect_steps(steps as u64 + readings.as_ref().map_or(0, |of| Parents::steps(of, &options)));
+    let mut merges = Vec::new();
     let parents = match (&models, &readings) {
         (Some(models), Some(readings)) => {
             let names: Vec<String> = sets.iter().map(|set| set.name.clone()).collect();
             let parents = Parents::measure(readings, &names, &options, &heard)?;
-            search.expect(predicted(request, &search, &parents, models, &first.prepared, threads)?);
+            merges = coefficients(request, search.pool(), &parents, models, &first.prepared)?;
+            search.expect(scores(request, &losses(&parents, &merges, threads)));
             Some(parents)
         }
         _ => None,
@@ -222,7 +231,7 @@ fn by_texts(
     drop(first);
     let outcome = sweep(request, &search, &mut objective, &mut journal)?;
     let tokens = Some(objective.tokens());
-    Ok(Found { search, outcome, parents, tokens, direction: Direction::Minimize })
+    Ok(Found { search, outcome, parents, merges, threads, tokens, direction: Direction::Minimize })
 }
 
 fn by_command(
@@ -256,7 +265,7 @@ fn by_command(
     let mut objective = ByCommand::new(command, metrics, direction, choices, options, &silent)?;
     let search = Search::new(&request.space.knobs);
     let outcome = sweep(request, &search, &mut objective, &mut journal)?;
-    Ok(Found { search, outcome, parents: None, tokens: None, direction })
+    Ok(Found { search, outcome, parents: None, merges: Vec::new(), threads: 1, tokens: None, direction })
 }
 
 /// Where a candidate of so many bytes lies while a program reads it: in memory, where that has room for it.
@@ -324,28 +333,33 @@ impl Opened {
     }
 }
 
-/// What is predicted for the points among which a search chooses.
-fn predicted(
+/// The parents' coefficients of merges at these points.
+fn coefficients(
     request: &Request,
-    search: &Search,
+    points: &[Vec<f64>],
     parents: &Parents,
     models: &Opened,
     first: &Prepared,
-    threads: usize,
-) -> Result<Vec<f64>> {
-    let coefficients = |point: &Vec<f64>| {
+) -> Result<Vec<Vec<f64>>> {
+    let of = |point: &Vec<f64>| {
         let plan = first.planned(&request.config(point)?)?;
         let blend = Blend::of(&plan, &first.sources)?;
         Ok(blend.coefficients(&models.names, &parents.groups).values)
     };
-    let merges = search.pool().iter().map(coefficients).collect::<Result<Vec<_>>>()?;
-    let by_set: Vec<Vec<predict::Estimate>> =
-        (0..request.weights.len()).map(|set| parents.losses(set, &merges, threads)).collect();
-    let score = |merge: usize| {
-        let losses: Vec<f64> = by_set.iter().map(|of| of[merge].loss).collect();
-        request.score(&losses)
-    };
-    Ok((0..merges.len()).map(score).collect())
+    points.iter().map(of).collect()
+}
+
+/// What is predicted for merges, by set.
+fn losses(parents: &Parents, merges: &[Vec<f64>], threads: usize) -> Vec<Vec<f64>> {
+    let of = |set| parents.losses(set, merges, threads).into_iter().map(|estimate| estimate.loss).collect();
+    (0..parents.sets.len()).map(of).collect()
+}
+
+/// The scores of losses by set.
+fn scores(request: &Request, losses: &[Vec<f64>]) -> Vec<f64> {
+    let count = losses.first().map_or(0, Vec::len);
+    let of = |merge: usize| request.score(&losses.iter().map(|of| of[merge]).collect::<Vec<f64>>());
+    (0..count).map(of).collect()
 }
 
 /// All that a measurement depends on.
@@ -404,6 +418,40 @@ fn write_configs(out: &Path, request: &Request, outcome: &Outcome, args: &SweepA
     Ok(())
 }
 
+/// Writes the page.
+fn write_page(out: &Path, request: &Request, found: &Found) -> Result<()> {
+    let Found { search, outcome, parents, merges, threads, tokens, direction } = found;
+    let predicted = |points: &[Vec<f64>]| match parents {
+        Some(parents) => {
+            let place = |point: &Vec<f64>| search.pool().iter().position(|known| known == point);
+            let of: Option<Vec<Vec<f64>>> =
+                points.iter().map(|point| Some(merges[place(point)?].clone())).collect();
+            of.map_or_else(Vec::new, |of| losses(parents, &of, *threads))
+        }
+        None => Vec::new(),
+    };
+    let (candidates, seconds) = outcome.measured;
+    let mut notes = Vec::new();
+    if let Some([part, all]) = tokens {
+        notes.push(format!("A try reads {part} tokens, the most promising candidates read all {all}."));
+    }
+    if candidates > 0 {
+        notes.push(format!("{candidates} candidates were measured in {seconds:.1} s."));
+    }
+    let maximize = *direction == Direction::Maximize;
+    let page = Page {
+        request,
+        search,
+        outcome,
+        what: if tokens.is_some() { "loss, nats a token" } else { "score" },
+        sign: if maximize { -1.0 } else { 1.0 },
+        predicted: &predicted,
+        notes,
+    };
+    let path = out.join(PAGE);
+    fs::write(&path, page.html()).map_err(|cause| Error::writing(&path, &cause))
+}
+
 /// A row of the table.
 fn row(words: &str, numbers: [Option<f64>; 3], losses: &[f64]) -> String {
     let number = |number: Option<f64>| number.map_or_else(String::new, |number| format!("{number:.4}"));
@@ -414,7 +462,7 @@ fn row(words: &str, numbers: [Option<f64>; 3], losses: &[f64]) -> String {
 }
 
 fn table(out: &Path, request: &Request, found: &Found) {
-    let Found { search, outcome, parents, tokens, direction } = found;
+    let Found { search, outcome, parents, tokens, direction, .. } = found;
     let sign = if *direction == Direction::Maximize { -1.0 } else { 1.0 };
     let signed = |losses: &[f64]| losses.iter().map(|loss| sign * loss).collect::<Vec<f64>>();
     let what = if tokens.is_some() { "loss in nats a token" } else { "" };
@@ -451,7 +499,7 @@ fn table(out: &Path, request: &Request, found: &Found) {
 }
 
 fn as_json(request: &Request, found: &Found) -> Json {
-    let Found { search, outcome, parents, tokens, direction } = found;
+    let Found { search, outcome, parents, tokens, direction, .. } = found;
     let sign = if *direction == Direction::Maximize { -1.0 } else { 1.0 };
     let signed = |losses: &[f64]| losses.iter().map(|loss| sign * loss).collect::<Vec<f64>>();
     let scores = |scores: &Option<Scores>| {

@@ -133,7 +133,10 @@ impl Space {
 
     /// A point in words.
     pub fn words(&self, point: &[f64]) -> String {
-        let word = |(knob, value): (&Knob, &f64)| format!("{} {}", knob.name, knob.spelled(*value));
+        let word = |(knob, value): (&Knob, &f64)| match &knob.name[..] {
+            METHOD => knob.spelled(*value),
+            name => format!("{name} {}", knob.spelled(*value)),
+        };
         self.knobs.iter().zip(point).map(word).collect::<Vec<_>>().join(", ")
     }
 }
@@ -166,8 +169,8 @@ impl Found<'_> {
                 let above = path.len();
                 path.extend(model);
                 for (key, value) in entries {
-                    if path.is_empty() && key.name == "merge_method" && matches!(value.kind, Yaml::List(_)) {
-                        self.add(value, "choice", value, &["merge_method".to_owned()])?;
+                    if path.is_empty() && key.name == METHOD && matches!(value.kind, Yaml::List(_)) {
+                        self.add(value, "choice", value, &[METHOD.to_owned()])?;
                         continue;
                     }
                     path.push(key.name.clone());
@@ -224,6 +227,9 @@ fn spelled(node: &Node) -> Option<String> {
         _ => None,
     }
 }
+
+/// The key whose values are a list of names.
+const METHOD: &str = "merge_method";
 
 /// Keys that add nothing to a name.
 const UNSAID: &[&str] = &["parameters", "models", "slices", "sources", "value"];
@@ -283,7 +289,7 @@ mod tests {
             .replace("{range: [-1, 1]}", "-0.5")
             .replace("{range: [0.5, 1]}", "1");
         assert_eq!(filled, expected);
-        assert!(space.words(&[0.0; 5]).starts_with("merge_method ties, medical weight 0, "));
+        assert!(space.words(&[0.0; 5]).starts_with("ties, medical weight 0, "));
         assert_eq!(space.knobs[1].rounded(0.123_456), 0.123);
         assert_eq!(space.knobs[1].rounded(9.0), 1.5);
     }

@@ -187,6 +187,12 @@ fn collect(json: &Json, name: &str, into: &mut Vec<(String, f64)>) {
             None => each(of, into),
         },
         Json::Object(of) => each(of, into),
+        Json::Array(items) => {
+            items
+                .iter()
+                .enumerate()
+                .for_each(|(place, item)| collect(item, &below(&place.to_string()), into));
+        }
         _ => {}
     }
 }

@@ -17,6 +17,7 @@ pub struct Tried {
 }
 
 /// A search over open values.
+#[derive(Debug)]
 pub struct Search {
     values: Vec<Values>,
     /// Points among which the next are chosen, each rounded, in ascending order.
@@ -58,6 +59,11 @@ impl Search {
     /// The points among which the next are chosen.
     pub fn pool(&self) -> &[Vec<f64>] {
         &self.pool
+    }
+
+    /// Whether anything is predicted.
+    pub fn predicts(&self) -> bool {
+        !self.prior.is_empty()
     }
 
     /// Takes what is predicted for the pool's points for what is known before anything is measured.
@@ -104,7 +110,13 @@ impl Search {
                     .map(|tried| &tried.point[..])
                     .chain(chosen.iter().map(|point| &point[..]))
                     .collect();
-                let far: Vec<f64> = open.iter().map(|point| -self.nearest(point, &known)).collect();
+                // The middle first: nothing is far from it.
+                let middle: Vec<f64> = self.values.iter().map(|values| placed(values, 0.5)).collect();
+                let far = |point: &&Vec<f64>| match &known[..] {
+                    [] => self.nearest(point, &[&middle]),
+                    known => -self.nearest(point, known),
+                };
+                let far: Vec<f64> = open.iter().map(far).collect();
                 let Some(farthest) = best(&far) else { break };
                 chosen.push(open[farthest].clone());
             }
@@ -133,9 +145,11 @@ impl Search {
     /// The points whose scores are expected to be lowest, whether they were tried or not.
     pub fn most_promising(&self, tried: &[Tried], count: usize) -> Vec<Vec<f64>> {
         let fit = self.fit(tried);
+        let is_open = |point: &&Vec<f64>| tried.iter().all(|tried| tried.point != **point);
         let mut expected: Vec<(f64, &Vec<f64>)> =
-            self.pool.iter().map(|point| (fit.at(self, point).0, point)).collect();
-        expected.extend(tried.iter().map(|tried| (fit.at(self, &tried.point).0, &tried.point)));
+            self.pool.iter().filter(is_open).map(|point| (fit.at(self, point).0, point)).collect();
+        // What was measured need not be expected.
+        expected.extend(tried.iter().map(|tried| (tried.score, &tried.point)));
         expected.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut chosen: Vec<Vec<f64>> = Vec::new();
         for (_, point) in expected {

@@ -1,0 +1,266 @@
+//! What a sweep found, as a page: scores over each open value, over two of them, and what is gained in one set for what is lost in another.
+
+use super::run::{Outcome, Point, Request, Scores};
+use super::search::{Search, Tried};
+use crate::config::{Knob, Values};
+use crate::page::{self, Axis, Chart, HeatMap, Mark, Scale, Series};
+
+/// What a page shows.
+pub struct Page<'p> {
+    /// What was asked for.
+    pub request: &'p Request,
+    /// How it was searched.
+    pub search: &'p Search,
+    /// What was found.
+    pub outcome: &'p Outcome,
+    /// What numbers are, like "loss, nats a token".
+    pub what: &'p str,
+    /// What numbers are multiplied with to be what the user calls them: −1 where higher is better.
+    pub sign: f64,
+    /// Predicted losses of each set, for points that are drawn as a line; empty where nothing is predicted.
+    pub predicted: &'p dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>,
+    /// In which circumstances.
+    pub notes: Vec<String>,
+}
+
+/// Steps of a curve, and of each side of a map.
+const STEPS: usize = 41;
+const SIDE: usize = 21;
+
+impl Page<'_> {
+    /// The page.
+    pub fn html(&self) -> String {
+        let Self { request, outcome, .. } = self;
+        let best = &outcome.points[outcome.best];
+        let mut body = page::paragraph(&format!(
+            "The best of {} candidates that were measured: {}.",
+            outcome.points.len(),
+            request.space.words(&best.values)
+        ));
+        self.notes.iter().for_each(|note| body += &page::note(note));
+        body += &page::heading("What was measured");
+        body += &self.table();
+        body += &self.over_each();
+        body += &self.over_two();
+        body += &self.between_sets();
+        body += &page::heading("The config with open values");
+        body += &format!("<pre>{}</pre>\n", page::escaped(request.space.text()).replace("\\n", "\n"));
+        page::document("mergeforge: a sweep", &body)
+    }
+
+    fn score(&self, scores: &Scores) -> f64 {
+        self.sign * scores.score
+    }
+
+    fn table(&self) -> String {
+        let knobs = &self.request.space.knobs;
+        let mut head: Vec<String> = knobs.iter().map(|knob| knob.name.clone()).collect();
+        head.extend(["score of the try", "score on all"].map(str::to_owned));
+        head.extend(self.request.weights.iter().map(|(name, weight)| format!("{name} (counts {weight})")));
+        let number = |number: Option<f64>| number.map_or_else(String::new, |number| format!("{number:.4}"));
+        let row = |point: &Point| {
+            let mut row: Vec<String> =
+                knobs.iter().zip(&point.values).map(|(knob, value)| knob.spelled(*value)).collect();
+            row.push(number(point.tried.as_ref().map(|scores| self.score(scores))));
+            row.push(number(point.whole.as_ref().map(|scores| self.score(scores))));
+            let shown = point.whole.as_ref().or(point.tried.as_ref());
+            row.extend(shown.iter().flat_map(|of| &of.losses).map(|loss| number(Some(self.sign * loss))));
+            row
+        };
+        let mut points: Vec<&Point> = self.outcome.points.iter().collect();
+        let rank = |point: &Point| {
+            let whole = point.whole.as_ref().map(|scores| scores.score);
+            (
+                whole.is_none(),
+                whole.or(point.tried.as_ref().map(|scores| scores.score)).unwrap_or(f64::INFINITY),
+            )
+        };
+        points.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).expect("scores are numbers"));
+        page::table(&head, points.into_iter().map(row))
+    }
+
+    /// What tries came to: the model of the search is fitted to these.
+    fn tried(&self) -> Vec<Tried> {
+        let of = |point: &Point| {
+            let scores = point.tried.as_ref()?;
+            Some(Tried { point: point.values.clone(), score: scores.score })
+        };
+        self.outcome.points.iter().filter_map(of).collect()
+    }
+
+    fn best(&self) -> &[f64] {
+        &self.outcome.points[self.outcome.best].values
+    }
+
+    /// The score over each open value, the others being as in the best point.
+    fn over_each(&self) -> String {
+        let tried = self.tried();
+        let mut html = String::new();
+        for (dim, knob) in self.request.space.knobs.iter().enumerate() {
+            let (places, names) = places(knob, STEPS);
+            let line: Vec<Vec<f64>> =
+                places.iter().map(|place| with(self.best(), &[(dim, *place)])).collect();
+            let of = |numbers: Vec<f64>| places.iter().copied().zip(numbers).collect::<Vec<_>>();
+            let expected = self.search.expected(&tried, &line).into_iter().map(|(mean, _)| self.sign * mean);
+            let dots = |scores: fn(&Point) -> Option<&Scores>| {
+                let of = |point: &Point| Some((point.values[dim], self.score(scores(point)?)));
+                self.outcome.points.iter().filter_map(of).collect::<Vec<_>>()
+            };
+            let joined = !matches!(knob.values, Values::Among(_));
+            let mut series = vec![Series {
+                name: "expected, all else as in the best",
+                points: of(expected.collect()),
+                line: joined,
+                dots: !joined,
+            }];
+            if self.search.predicts() {
+                let prior = line.iter().map(|point| self.sign * self.search.prior(point));
+                series.push(Series {
+                    name: "predicted",
+                    points: of(prior.collect()),
+                    line: joined,
+                    dots: !joined,
+                });
+            }
+            series.push(Series {
+                name: "tries",
+                points: dots(|point| point.tried.as_ref()),
+                line: false,
+                dots: true,
+            });
+            if self.outcome.points.iter().any(|point| point.whole.is_some() && point.whole != point.tried) {
+                let whole = dots(|point| point.whole.as_ref());
+                series.push(Series { name: "on all texts", points: whole, line: false, dots: true });
+            }
+            html += &page::heading(&format!("Score over {}", knob.name));
+            html += &page::chart(&Chart {
+                x: Axis { what: &knob.name, names: &names, with: None },
+                y: Axis { what: self.what, ..Axis::default() },
+                series: &series,
+            });
+        }
+        html + &page::note(
+            "What is expected is the search's model after all tries, on the texts of tries. Texts of tries and all texts have different \
+             losses, so their dots have different levels.",
+        )
+    }
+
+    /// The score over the first two open numbers, the others being as in the best point.
+    fn over_two(&self) -> String {
+        let knobs = &self.request.space.knobs;
+        let ranges: Vec<usize> =
+            (0..knobs.len()).filter(|dim| matches!(knobs[*dim].values, Values::Between(..))).collect();
+        let [across, up, ..] = ranges[..] else { return String::new() };
+        let ((columns, _), (mut rows, _)) = (places(&knobs[across], SIDE), places(&knobs[up], SIDE));
+        rows.reverse();
+        let points: Vec<Vec<f64>> = rows
+            .iter()
+            .flat_map(|row| columns.iter().map(|column| with(self.best(), &[(across, *column), (up, *row)])))
+            .collect();
+        let expected: Vec<f64> = self
+            .search
+            .expected(&self.tried(), &points)
+            .into_iter()
+            .map(|(mean, _)| self.sign * mean)
+            .collect();
+        let (low, high) =
+            expected.iter().fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(*x), high.max(*x)));
+        // Steep corners would take all shades.
+        let mut sorted = expected.clone();
+        sorted.sort_by(f64::total_cmp);
+        let most = sorted[sorted.len() * 9 / 10];
+        let names =
+            |places: &[f64]| places.iter().map(|place| page::digits(*place).into_owned()).collect::<Vec<_>>();
+        let at = |dim: usize, value: f64, side: usize| {
+            let Values::Between(from, to) = knobs[dim].values else { return 0.0 };
+            (value - from) / (to - from) * (side - 1) as f64
+        };
+        let mark = |(place, point): (usize, &Point)| Mark {
+            column: at(across, point.values[across], SIDE),
+            row: (SIDE - 1) as f64 - at(up, point.values[up], SIDE),
+            title: self.request.space.words(&point.values),
+            filled: place == self.outcome.best,
+        };
+        let marks: Vec<Mark> = self.outcome.points.iter().enumerate().map(mark).collect();
+        let values: Vec<Option<f64>> = expected.into_iter().map(Some).collect();
+        let (rows, columns) = (names(&rows), names(&columns));
+        let scale = if self.sign < 0.0 { Scale::From(low, high) } else { Scale::From(low, most) };
+        let columns_are = format!("{} (rows: {})", knobs[across].name, knobs[up].name);
+        page::heading(&format!("Score over {} and {}", knobs[across].name, knobs[up].name))
+            + &page::heat_map(&HeatMap {
+                what: self.what,
+                rows: &rows,
+                columns: &columns,
+                columns_are: &columns_are,
+                values: &values,
+                scale,
+                marks: &marks,
+            })
+            + &page::note("Rings are candidates that were measured, the filled one is the best.")
+    }
+
+    /// What candidates come to in two sets, and what none other beats.
+    fn between_sets(&self) -> String {
+        let [(across, _), (up, _), ..] = &self.request.weights[..] else { return String::new() };
+        let of = |scores: &Scores| (self.sign * scores.losses[0], self.sign * scores.losses[1]);
+        let dots = |scores: fn(&Point) -> Option<&Scores>| {
+            self.outcome.points.iter().filter_map(|point| scores(point).map(of)).collect::<Vec<_>>()
+        };
+        let mut front: Vec<(f64, f64)> = self
+            .outcome
+            .front
+            .iter()
+            .filter_map(|place| self.outcome.points[*place].whole.as_ref().map(of))
+            .collect();
+        front.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut series = vec![
+            Series { name: "what nothing beats, on all texts", points: front, line: true, dots: true },
+            Series {
+                name: "on all texts",
+                points: dots(|point| point.whole.as_ref()),
+                line: false,
+                dots: true,
+            },
+        ];
+        let line: Vec<Vec<f64>> = self.search.pool().iter().step_by(8).cloned().collect();
+        let predicted = (self.predicted)(&line);
+        if !predicted.is_empty() {
+            let losses: Vec<Vec<f64>> =
+                (0..line.len()).map(|place| predicted.iter().map(|of| of[place]).collect()).collect();
+            let two: Vec<Vec<f64>> = losses.iter().map(|losses: &Vec<f64>| losses[..2].to_vec()).collect();
+            let mut points: Vec<(f64, f64)> =
+                super::pareto(&two).into_iter().map(|place| (two[place][0], two[place][1])).collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            series.push(Series {
+                name: "predicted front, on the texts of tries",
+                points,
+                line: true,
+                dots: false,
+            });
+        }
+        page::heading(&format!("{across} against {up}"))
+            + &page::chart(&Chart {
+                x: Axis { what: across, ..Axis::default() },
+                y: Axis { what: up, ..Axis::default() },
+                series: &series,
+            })
+    }
+}
+
+/// A point with other values in some places.
+fn with(point: &[f64], values: &[(usize, f64)]) -> Vec<f64> {
+    let mut point = point.to_vec();
+    values.iter().for_each(|(dim, value)| point[*dim] = *value);
+    point
+}
+
+/// What an open value may be, in even steps, and names where it is one of several.
+fn places(knob: &Knob, steps: usize) -> (Vec<f64>, Vec<String>) {
+    match &knob.values {
+        Values::Between(from, to) => {
+            let step = |step: usize| from + (to - from) * step as f64 / (steps - 1) as f64;
+            ((0..steps).map(step).collect(), Vec::new())
+        }
+        Values::Among(of) => ((0..of.len()).map(|place| place as f64).collect(), of.clone()),
+    }
+}

@@ -200,6 +200,9 @@ fn by_texts(
     first.prepared.plan.notes.iter().for_each(|note| show::note(note));
     let sets = sets(&args.texts, &first)?;
     request.weights = args.weights(sets.iter().map(|set| set.name.clone()))?;
+    for set in &sets {
+        engine.plan(&first, &set.windows.windows, request.together)?;
+    }
     let mut journal = args.journal(&setup(request, &first.prepared, &texts_of(&sets, args.try_tokens)))?;
     let (heard, silent) = (Heard(progress), Silent(progress));
     let mut objective = ByTexts::new(&sets, args.try_tokens, choices, engine, &silent, &heard);
@@ -247,9 +250,6 @@ fn by_command(
     first.plan.notes.iter().for_each(|note| show::note(note));
     let metrics = if args.metrics.is_empty() { vec![ANY.to_owned()] } else { args.metrics.clone() };
     request.weights = args.weights(metrics.iter().cloned())?;
-    // Each is tried on all that the program measures, so the most promising ones need no second look.
-    let mut journal =
-        args.journal(&setup(request, &first, &json!({ "command": command, "metrics": metrics })))?;
     let options = Options {
         out: candidate_folder(&args.out, output_bytes(&first, true)),
         device,
@@ -262,7 +262,10 @@ fn by_command(
     };
     let direction = if args.maximize { Direction::Maximize } else { Direction::Minimize };
     let silent = Silent(progress);
+    let by = json!({ "command": command, "metrics": metrics });
     let mut objective = ByCommand::new(command, metrics, direction, choices, options, &silent)?;
+    // Each is tried on all that the program measures, so the most promising ones need no second look.
+    let mut journal = args.journal(&setup(request, &first, &by))?;
     let search = Search::new(&request.space.knobs);
     let outcome = sweep(request, &search, &mut objective, &mut journal)?;
     Ok(Found { search, outcome, parents: None, merges: Vec::new(), threads: 1, tokens: None, direction })

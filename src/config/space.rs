@@ -158,7 +158,7 @@ impl Found<'_> {
         match &node.kind {
             Yaml::Map(entries) => {
                 if let [(key, values)] = &entries[..]
-                    && (key.name == "range" || key.name == "choice")
+                    && OPEN.contains(&&*key.name)
                 {
                     return self.add(node, &key.name, values, path);
                 }
@@ -227,6 +227,9 @@ fn spelled(node: &Node) -> Option<String> {
         _ => None,
     }
 }
+
+/// The keys of open values.
+pub(super) const OPEN: [&str; 2] = ["range", "choice"];
 
 /// The key whose values are a list of names.
 const METHOD: &str = "merge_method";

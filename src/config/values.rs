@@ -1,6 +1,7 @@
 //! Parameters in all their forms, and the types of floats.
 
 use super::ignored::near;
+use super::space::OPEN;
 use super::walk::{Fields, Walk};
 use super::yaml::{Key, Node, Yaml};
 use super::{Conditional, ConfiguredParameter, Located, Parameters, Scalar, WrittenValue, quoted};
@@ -85,6 +86,13 @@ impl Walk<'_> {
     }
 
     fn conditional(&mut self, node: &Node) -> Option<Conditional> {
+        if let Yaml::Map(entries) = &node.kind
+            && let [(key, _)] = &entries[..]
+            && OPEN.contains(&&*key.name)
+        {
+            let problem = self.error(node.at, "an open value has to be chosen before a merge");
+            return self.refuse(problem.hint("`mergeforge sweep` finds the best; or write a number"));
+        }
         let fields = self.fields(node, "a condition", &["filter", "value"])?;
         let Some((_, value)) = fields.entry("value") else {
             return self.refuse(self.error(fields.at, PARAMETER_FORMS).hint("`value` is missing here"));

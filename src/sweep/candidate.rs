@@ -204,7 +204,10 @@ impl Engine {
     }
 
     /// How many of so many candidates go through the model together, and in which passes.
-    fn plan(&self, first: &Candidate, windows: &[Window], candidates: usize) -> Result<(usize, Plan)> {
+    ///
+    /// # Errors
+    /// Not even one fits into the memory.
+    pub fn plan(&self, first: &Candidate, windows: &[Window], candidates: usize) -> Result<(usize, Plan)> {
         let merging = self.budget.host_bytes + first.part_bytes();
         let left = self.memory.checked_sub(merging).ok_or_else(|| {
             let (needed, given) = (bytes(merging), bytes(self.memory));

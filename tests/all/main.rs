@@ -50,6 +50,7 @@ mod regressions;
 mod same_bytes;
 mod shader_files;
 mod staged;
+mod sweep;
 mod thresholds;
 mod tools;
 mod torch_files;

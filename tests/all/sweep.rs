@@ -1,0 +1,315 @@
+//! Sweeps: what candidates are made of in memory is what a merge writes, what they read is what `eval` finds, and the best is found.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mergeforge::backend::devices::processor;
+use mergeforge::config::{Config, Space};
+use mergeforge::eval::{Cut, Form, Listen, Losses, Model, Plan, Prompt, Texts, Windows, losses};
+use mergeforge::plan::Choices;
+use mergeforge::prepare_model;
+use mergeforge::stream::Budget;
+use mergeforge::sweep::{
+    ByTexts, Candidate, Engine, Journal, Objective, Outcome, Request, Search, Set, Tried, measure, run,
+};
+use mergeforge::tokenizer::Runner;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::command;
+use crate::models::{Quiet, safetensors_files};
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models")
+}
+
+/// A config of the example models.
+fn config(method: &str, parameters: &str, weights: [&str; 2]) -> String {
+    let root = models();
+    let root = root.display();
+    let base = if method == "linear" { String::new() } else { format!("base_model: {root}/base\n") };
+    format!(
+        "merge_method: {method}\n{base}models:\n  - model: {root}/medical\n    parameters: {{weight: {}}}\n  - model: {root}/chat\n    \
+         parameters: {{weight: {}}}\nparameters: {{{parameters}}}\ndtype: bfloat16\n",
+        weights[0], weights[1]
+    )
+}
+
+const MEMORY: u64 = 1 << 30;
+
+fn engine(memory: u64) -> Engine {
+    let budget = Budget { threads: 2, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: None };
+    Engine::new(processor(), budget, memory)
+}
+
+fn candidate(text: &str, seed: u64, engine: &Engine) -> Candidate {
+    let config = Config::parse("c.yml", text).unwrap();
+    Candidate::open(config, &Choices { seed, ..Choices::USUAL }, engine, &Quiet).unwrap()
+}
+
+/// Nobody listens.
+struct Deaf;
+
+impl Listen for Deaf {
+    fn advanced(&self, _: usize) {}
+
+    fn stop(&self) -> bool {
+        false
+    }
+}
+
+fn windows(file: &str, lines: usize) -> Windows {
+    let form = Form::Text { by_line: true };
+    let mut texts =
+        Texts::read(&models().join("texts").join(file), form, &Prompt::usual(form, false)).unwrap();
+    texts.rows.truncate(lines);
+    let model = Model::new(prepare_model(models().join("base").to_str().unwrap()).unwrap()).unwrap();
+    let runner = Runner::open(model.folder()).unwrap();
+    let cut = Cut { window: 96, stride: 96, packed: true, framed: true };
+    Windows::of(&texts, &runner, None, cut, model.decoder.vocabulary).unwrap()
+}
+
+/// The tensors of a folder, as they are stored.
+fn stored(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut tensors = BTreeMap::new();
+    for file in safetensors_files(folder) {
+        let bytes = fs::read(file).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        tensors.extend(file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())));
+    }
+    tensors
+}
+
+#[test]
+fn candidates_have_the_bytes_and_the_losses_of_their_merges() {
+    let folder = TempDir::new().unwrap();
+    let (engine, mut reading) = (engine(MEMORY), engine(MEMORY));
+    let windows = windows("medical_valid.txt", 40).windows;
+    for (number, (method, parameters)) in [
+        ("linear", ""),
+        ("task_arithmetic", "lambda: 0.7"),
+        ("ties", "density: 0.3"),
+        ("dare_ties", "density: 0.6"),
+        ("breadcrumbs", "density: 0.8, gamma: 0.05"),
+        ("sce", "select_topk: 0.4"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let text = config(method, parameters, ["0.8", "0.45"]);
+        let candidate = candidate(&text, 7, &engine);
+        let made: BTreeMap<String, Vec<u8>> =
+            candidate.tensors(&engine, &Quiet).unwrap().into_iter().collect();
+        let out = format!("out-{number}");
+        let file = command::config(folder.path(), &text);
+        let out = folder.path().join(out);
+        command::run(["merge".as_ref(), file.as_os_str(), out.as_os_str(), "--seed=7".as_ref()]).succeeded();
+        assert_eq!(made, stored(&out), "{method}");
+        let found = &measure(&[candidate], &windows, &mut reading, &Quiet, &Deaf).unwrap()[0];
+        assert_eq!(*found, read(&out, &windows), "{method}");
+    }
+}
+
+/// What a folder's model makes of windows.
+fn read(model: &Path, windows: &[mergeforge::eval::Window]) -> Losses {
+    let model = Model::new(prepare_model(model.to_str().unwrap()).unwrap()).unwrap();
+    let plan = Plan::of(&model.decoder, windows, 2, MEMORY).unwrap();
+    losses("model", &model.decoder, windows, &plan, &mut model.reader(2, &Deaf), &Deaf).unwrap()
+}
+
+/// Together or one by one, at once or in several passes.
+#[test]
+fn company_and_memory_do_not_show_in_losses() {
+    let windows = windows("medical_valid.txt", 60).windows;
+    let of = |memory: u64| {
+        let mut engine = engine(memory);
+        let texts = [("ties", "0.3"), ("ties", "1.2"), ("task_arithmetic", "0.9")];
+        let candidates: Vec<Candidate> = texts
+            .iter()
+            .map(|(method, weight)| candidate(&config(method, "density: 0.5", [weight, "0.4"]), 0, &engine))
+            .collect();
+        let together = measure(&candidates, &windows, &mut engine, &Quiet, &Deaf).unwrap();
+        // Thresholds that were found for one are known to the next, and change nothing.
+        let again: Vec<Losses> = candidates
+            .chunks(1)
+            .flat_map(|one| measure(one, &windows, &mut engine, &Quiet, &Deaf).unwrap())
+            .collect();
+        assert_eq!(together, again);
+        together
+    };
+    let found = of(MEMORY);
+    assert!(found[0] != found[1] && found[1] != found[2]);
+    // The merge's 64 MiB, and little more than one window's states.
+    assert_eq!(found, of((64 << 20) + 9_000_000));
+    let mut engine = engine((64 << 20) + 100_000);
+    let candidate = candidate(&config("linear", "", ["1", "1"]), 0, &engine);
+    let refused = measure(&[candidate], &windows, &mut engine, &Quiet, &Deaf).unwrap_err();
+    assert!(refused.hint.unwrap().contains("--host-memory"), "{}", refused.message);
+}
+
+/// Stops an objective after some candidates.
+struct Counted<'o> {
+    inner: ByTexts<'o>,
+    left: &'o AtomicUsize,
+}
+
+impl Objective for Counted<'_> {
+    fn tries_are_whole(&self) -> bool {
+        self.inner.tries_are_whole()
+    }
+
+    fn measure(
+        &mut self,
+        configs: Vec<(Config, u64)>,
+        whole: bool,
+    ) -> mergeforge::error::Result<Vec<mergeforge::sweep::Measured>> {
+        let count = configs.len();
+        if self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(count))
+            .is_err()
+        {
+            return Err(mergeforge::error::Error::interrupted());
+        }
+        self.inner.measure(configs, whole)
+    }
+}
+
+fn request() -> Request {
+    let range = "{range: [0, 1.5]}";
+    Request {
+        space: Space::read("c.yml", &config("task_arithmetic", "", [range, range])).unwrap(),
+        seed: 0,
+        weights: vec![("medical".into(), 1.0), ("general".into(), 0.5)],
+        tries: 8,
+        together: 4,
+        confirm: 3,
+        seeds: 1,
+    }
+}
+
+/// A sweep that ends after so many candidates.
+fn swept(folder: &Path, candidates: usize) -> mergeforge::error::Result<Outcome> {
+    let request = request();
+    let sets = ["medical_valid.txt", "general_valid.txt"]
+        .map(|file| Set { name: file.into(), windows: windows(file, 60) });
+    let left = AtomicUsize::new(candidates);
+    let inner = ByTexts::new(&sets, 1500, Choices::USUAL, engine(MEMORY), &Quiet, &Deaf);
+    let mut objective = Counted { inner, left: &left };
+    let mut journal = Journal::open(&folder.join("sweep.jsonl"), &json!({ "test": 1 }))?;
+    run(&request, &Search::new(&request.space.knobs), &mut objective, &mut journal)
+}
+
+#[test]
+fn an_interrupted_sweep_goes_on_and_the_best_merge_is_found() {
+    let folder = TempDir::new().unwrap();
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    [&whole, &parts].iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    let found = swept(&whole, usize::MAX).unwrap();
+    assert_eq!(found.points.iter().filter(|point| point.tried.is_some()).count(), 8);
+    // Two rounds of tries at four each, then what is confirmed.
+    for ended in [3, 4, 5] {
+        assert_eq!(swept(&parts, ended).unwrap_err().exit_code(), 130);
+    }
+    let again = swept(&parts, usize::MAX).unwrap();
+    assert_eq!(again.points, found.points);
+    assert_eq!((again.best, &again.front), (found.best, &found.front));
+    assert!(again.measured.0 < found.measured.0);
+    // Nothing of a grid is much better than what eight tries found.
+    let request = request();
+    let sets = ["medical_valid.txt", "general_valid.txt"]
+        .map(|file| Set { name: file.into(), windows: windows(file, 60) });
+    let mut objective = ByTexts::new(&sets, 0, Choices::USUAL, engine(MEMORY), &Quiet, &Deaf);
+    let grid = (0..5).flat_map(|x| (0..5).map(move |y| [f64::from(x) * 0.375, f64::from(y) * 0.375]));
+    let configs = grid.map(|point| (request.config(&point).unwrap(), 0)).collect();
+    let scores = objective.measure(configs, true).unwrap();
+    let lowest = scores.iter().map(|of| request.score(&of.values)).fold(f64::MAX, f64::min);
+    let best = found.points[found.best].whole.as_ref().unwrap();
+    assert!(
+        best.score < lowest + 0.005,
+        "{} of {:?}, {lowest} on the grid",
+        best.score,
+        found.points[found.best]
+    );
+    assert!(found.front.contains(&found.best), "nothing beats the best on every set");
+}
+
+/// A program as the objective, with its lowest point where it was planted.
+#[test]
+fn a_planted_optimum_is_found_by_any_program() {
+    let folder = TempDir::new().unwrap();
+    let text = config("task_arithmetic", "", ["{range: [0, 1.5]}", "{range: [0, 1.5]}"]);
+    let file = command::config(folder.path(), &text);
+    // The merge's own config says what it was made of.
+    let program = "grep -o 'weight: [0-9.]*' {model}/mergekit_config.yml | tr -dc '0-9.\\n' | tr '\\n' ' ' | awk '{x=$1-0.3; \
+                   y=$2-0.9; print \"{\\\"score\\\": \" 2 + x*x + 0.5*y*y + 0.2*x*y \"}\"}'";
+    let out = folder.path().join("out");
+    let sweep = |more: &[&str]| {
+        let mut words = vec!["sweep", file.to_str().unwrap(), out.to_str().unwrap(), "--quiet", "--json"];
+        words.extend(["--tries=10", "--together=5", "--confirm=2", "--objective-cmd", program]);
+        words.extend(more);
+        command::run(words)
+    };
+    let found: Value = serde_json::from_str(&sweep(&[]).succeeded().stdout).unwrap();
+    let best = &found["points"][found["best"].as_u64().unwrap() as usize];
+    let (medical, chat) = (&best["values"]["medical weight"], &best["values"]["chat weight"]);
+    let near = |value: &Value, planted: f64| (value.as_f64().unwrap() - planted).abs() < 0.05;
+    assert!(near(medical, 0.3) && near(chat, 0.9), "{best}");
+    let config = fs::read_to_string(out.join("best.yml")).unwrap();
+    assert!(config.contains(&format!("parameters: {{weight: {medical}}}")), "{config}");
+    let page = fs::read_to_string(out.join("sweep.html")).unwrap();
+    assert!(page.contains("Score over medical weight") && !page.contains("http"));
+    // All is known: nothing is measured again, and the result is the same.
+    let again: Value = serde_json::from_str(&sweep(&[]).succeeded().stdout).unwrap();
+    assert_eq!((&again["points"], &again["candidates_measured"]), (&found["points"], &json!(0)));
+    // Another program is another sweep.
+    sweep(&["--metric", "loss"]).failed(2, &["of another sweep: measured by changed", "--restart"]);
+    sweep(&["--metric", "loss", "--restart"]).failed(2, &["gave no number", "loss"]);
+}
+
+#[test]
+fn what_cannot_be_swept_is_refused_with_the_way_out() {
+    let folder = TempDir::new().unwrap();
+    let open = config("task_arithmetic", "", ["{range: [0, 1.5]}", "0.5"]);
+    let text = models().join("texts/medical_valid.txt");
+    let text = text.to_str().unwrap();
+    let refused = |config: &str, more: &[&str], says: &[&str]| {
+        let file = command::config(folder.path(), config);
+        let out = folder.path().join("out");
+        let mut words = vec!["sweep", file.to_str().unwrap(), out.to_str().unwrap(), "--quiet"];
+        words.extend(more);
+        command::run(words).failed(2, says);
+        assert!(!out.exists(), "nothing is left of it");
+    };
+    refused(&open, &[], &["there is nothing to read", "--text FILE"]);
+    refused(
+        &config("linear", "", ["1", "1"]),
+        &["--text", text],
+        &["no value is left open", "{range: [0, 1.5]}"],
+    );
+    refused(&open, &["--text", text, "--weight", "other=1"], &["nothing is called so", "medical_valid.txt"]);
+    refused(&open, &["--text", text, "--weight", "medical_valid=0"], &["nothing counts"]);
+    refused(&open, &["--objective-cmd", "true"], &["where the model goes", "{model}"]);
+    refused(&open.replace("dtype", "dtyp"), &["--text", "/nowhere"], &["cannot read /nowhere"]);
+    refused(&open, &["--text", text, "--host-memory", "1MB"], &["--host-memory"]);
+    // A plain merge says where ranges belong.
+    let file = command::config(folder.path(), &open);
+    let out = folder.path().join("merged");
+    command::run(["merge".as_ref(), file.as_os_str(), out.as_os_str()]).failed(2, &["mergeforge sweep"]);
+}
+
+/// The search alone, where the score is what it believes it to be.
+#[test]
+fn points_are_spelled_in_few_digits() {
+    let request = request();
+    let search = Search::new(&request.space.knobs);
+    let tried = [Tried { point: vec![0.5, 0.5], score: 1.0 }];
+    for point in search.next(&tried, 6) {
+        let text = request.space.fill(&point);
+        assert!(text.lines().all(|line| line.matches(|c: char| c.is_ascii_digit()).count() < 60), "{text}");
+        assert!(Config::parse("c.yml", &text).is_ok());
+        assert!(point.iter().all(|value| format!("{value}").len() <= 5), "{point:?}");
+    }
+}

@@ -4,6 +4,7 @@
 //! the plan is wrong, or a model is not there, 3 a file of an input is missing or damaged, 4 the output cannot be written, 5 the
 //! device is missing or failed, 130 interrupted.
 
+mod analyze;
 mod bench;
 mod devices;
 mod eval;
@@ -73,6 +74,8 @@ enum Command {
     Moe(moe::MoeArgs),
     /// Show what a merge would do, from the config and the checkpoints' headers alone
     Plan(PlanArgs),
+    /// Measure, before a merge is made, how its models differ and what the method can do with that
+    Analyze(Box<analyze::AnalyzeArgs>),
     /// Make a low-rank adapter, as PEFT reads it, of a fine-tuned model and its base
     #[command(visible_alias = "mergekit-extract-lora")]
     ExtractLora(Box<extract::ExtractArgs>),
@@ -217,10 +220,19 @@ struct PlanArgs {
     json: bool,
 }
 
-/// What all that plans a merge of a user's takes.
+/// What all that carries out or foresees a merge of a user's takes.
+#[derive(Debug, Args)]
+struct CommonArgs {
+    #[command(flatten)]
+    fit: FitArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What is done about models that do not quite fit, and about warnings.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
-struct CommonArgs {
+struct FitArgs {
     /// Treat warnings as errors
     #[arg(long)]
     strict: bool,
@@ -240,8 +252,6 @@ struct CommonArgs {
     /// Merge tensors that only some of the models have from those alone
     #[arg(long, short = 'u', alias = "union")]
     tensor_union: bool,
-    #[command(flatten)]
-    run: RunArgs,
 }
 
 /// How a merge is done, whatever is merged.
@@ -303,6 +313,13 @@ impl MergeFlags {
 
 impl CommonArgs {
     fn choices(&self) -> Choices {
+        self.fit.choices(self.run.choices())
+    }
+}
+
+impl FitArgs {
+    /// Choices with these among them.
+    fn choices(&self, others: Choices) -> Choices {
         Choices {
             allow_crimes: self.allow_crimes,
             truncate_embeddings: self.truncate_embeddings,
@@ -311,7 +328,7 @@ impl CommonArgs {
                 (_, true) => PartlyHeldPolicy::Merged,
                 _ => PartlyHeldPolicy::Copied,
             },
-            ..self.run.choices()
+            ..others
         }
     }
 }
@@ -407,6 +424,7 @@ pub fn main() -> ExitCode {
         Command::Multi(args) => staged::multi(&args),
         Command::Moe(args) => moe::run(&args),
         Command::Plan(args) => run_plan(&args),
+        Command::Analyze(args) => analyze::run(&args),
         Command::ExtractLora(args) => extract::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
@@ -599,7 +617,7 @@ fn show_plan(prepared: &Prepared, stages: &[staged::Stage], args: &PlanArgs) -> 
 
 /// Plans, and reports the warnings or refuses them.
 fn prepared(config: Config, common: &CommonArgs) -> Result<Prepared> {
-    checked(&config.warnings.clone(), common, || prepare_config(config, &common.choices()))
+    checked(&config.warnings.clone(), common.fit.strict, || prepare_config(config, &common.choices()))
 }
 
 /// As [`known_devices::choose`], with a hint for mergekit's words.

@@ -7,7 +7,7 @@ mod difference;
 mod layout;
 mod peft;
 mod products;
-mod svd;
+pub(crate) mod svd;
 mod symmetric;
 
 use std::sync::OnceLock;

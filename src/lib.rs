@@ -7,6 +7,7 @@
 //! The same config, seed and inputs give the same bytes on every device, whatever the chunk size, the number
 //! of threads and the memory.
 
+pub mod analyze;
 pub mod backend;
 pub mod bench;
 pub mod cache;

@@ -68,8 +68,8 @@ impl Colour {
 const ALL: [Colour; 4] = [PAPER, INK, DIM, GRID];
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:62rem;margin:2rem \
-                     auto;padding:0 1rem}h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.5rem}h3{font-size:1rem;\
-                     margin:1.5rem 0 .3rem}table{border-collapse:collapse}th,td{padding:.2rem .9rem .2rem 0;text-align:right;\
+                     auto;padding:0 1rem}h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.5rem}table{border-collapse:collapse;\
+                     margin:.5rem 0 1rem}td{white-space:nowrap}th,td{padding:.2rem .9rem .2rem 0;text-align:right;\
                      border-bottom:1px solid var(--grid);vertical-align:top;font-variant-numeric:tabular-nums}th:first-child,\
                      td:first-child{text-align:left}svg{width:100%;height:auto;display:block}svg text{font-family:system-ui,\
                      sans-serif;fill:var(--ink)}.key span{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}\

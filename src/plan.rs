@@ -45,6 +45,7 @@ pub use elements::element_files;
 pub use globs::with_found_models;
 pub use models::{MODELS_MAX, Place, check, check_counts, places, problems_of, references, written_at};
 pub use moe::check_moe;
+pub use names::{Layered, layered};
 pub use partly_held::PartlyHeldPolicy;
 pub use staged::{Fused, Stage, why_not_fused};
 

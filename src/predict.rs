@@ -58,7 +58,7 @@ pub struct Facts {
     pub passes: usize,
 }
 
-/// Groups of neighbouring layers. The embedding belongs to the first, the last norm and the head to the last.
+/// Groups of neighbouring layers. What is outside of layers (embedding, last norm, head) belongs to the first, as in gradients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Groups {
     layers: usize,
@@ -84,13 +84,8 @@ impl Groups {
 
     /// The group of a tensor, by its name.
     pub fn of_tensor(&self, name: &str) -> usize {
-        match Decoder::layer_of(name) {
-            Some(layer) => {
-                (0..self.count).find(|group| self.layers(*group).end > layer).unwrap_or(self.count - 1)
-            }
-            None if name == crate::decoder::EMBEDDING => 0,
-            None => self.count - 1,
-        }
+        let layer = Decoder::layer_of(name).unwrap_or(0);
+        (0..self.count).find(|group| layer < self.layers(*group).end).unwrap_or(self.count - 1)
     }
 }
 

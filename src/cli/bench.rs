@@ -1,13 +1,14 @@
 //! `mergeforge bench merge`: its flags, and what it prints.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
+use super::values::check_page;
 use super::{RunArgs, cache_folder, cores, count, show};
 use crate::bench::merge::{self, Child, MergeTimes, Setup};
 use crate::bench::page;
@@ -99,7 +100,7 @@ pub(super) fn merge(args: &BenchMergeArgs) -> Result<()> {
     if !args.json {
         RunArgs::tell(&device, passed_over);
     }
-    args.report.as_deref().map_or(Ok(()), check_page)?;
+    args.report.as_deref().map_or(Ok(()), |file| check_page(file, "--report"))?;
     let setup = args.setup()?;
     setup.check()?;
     let missing = setup.spec.missing(&setup.dir, &setup.inputs()).len() as u64;
@@ -148,16 +149,6 @@ impl BenchMergeArgs {
         };
         Ok(Setup { dir, ..setup })
     }
-}
-
-/// A page that could not be written at the end would be a bench for nothing.
-fn check_page(file: &Path) -> Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if file.is_dir() || !folder.is_dir() {
-        let refusal = format!("the page {} cannot be written", file.display());
-        return Err(Error::config(refusal).hint("--report takes a file in a folder that exists"));
-    }
-    Ok(())
 }
 
 /// This program with these arguments, as one merge.

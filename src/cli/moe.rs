@@ -48,5 +48,7 @@ pub(super) fn run(args: &MoeArgs) -> Result<()> {
 
 /// Plans a mixture of experts, and reports the warnings or refuses them.
 pub(super) fn prepared(config: &MoeConfig, common: &CommonArgs, untrained: &Untrained) -> Result<Prepared> {
-    checked(&config.warnings, common, || prepare_moe(config, untrained.understood, &common.choices()))
+    checked(&config.warnings, common.fit.strict, || {
+        prepare_moe(config, untrained.understood, &common.choices())
+    })
 }

@@ -1,10 +1,10 @@
 //! `mergeforge predict`: flags, a table, JSON.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use indexmap::IndexSet;
+use indexmap::IndexMap;
 use serde_json::{Value as Json, json};
 
 use super::eval::{Heard, MEMORY, TextArgs, figure, open, short};
@@ -13,10 +13,10 @@ use super::values::{count, size};
 use super::{cores, physical_bytes, show};
 use crate::error::{Error, Result};
 use crate::eval::{Model, Texts, Windows};
-use crate::plan::Choices;
+use crate::plan::{Choices, PlannedModel};
 use crate::predict::{Blend, Coefficients, Estimate, Groups, Options, Parents, Reading};
 use crate::text::{bytes, cut_to, escaped};
-use crate::{prepare_config, read_config};
+use crate::{Prepared, prepare_config, read_config};
 
 #[derive(Debug, Args)]
 pub(super) struct PredictArgs {
@@ -55,37 +55,54 @@ const GROUPS: usize = 8;
 /// A config, and the merge that it stands for.
 struct Candidate {
     file: String,
-    /// The base of its plan, or its first model.
-    anchor: String,
+    /// Which of its models the others are differences to: the base, or the first.
+    anchor: usize,
+    /// The folders of each model: its own, and that of its adapter.
+    folders: Vec<[Option<PathBuf>; 2]>,
     blend: Blend,
 }
 
 impl Candidate {
-    fn of(config: &PathBuf) -> Result<Self> {
+    fn of(config: &Path) -> Result<Self> {
         let file = config.display().to_string();
         let config = read_config(config)?;
         config.warnings.iter().for_each(|warning| show::warning(&Error::config(warning.message.as_str())));
-        let prepared = prepare_config(config, &Choices::USUAL)?;
-        prepared.plan.warnings.iter().for_each(show::warning);
-        let blend = Blend::of(&prepared.plan, &prepared.sources).map_err(|mut error| {
+        let Prepared { plan, sources, .. } = prepare_config(config, &Choices::USUAL)?;
+        plan.warnings.iter().for_each(show::warning);
+        let blend = Blend::of(&plan, &sources).map_err(|mut error| {
             error.message = format!("{}: {}", escaped(&file), error.message);
             error
         })?;
-        let anchor = blend.models[prepared.plan.base.unwrap_or(0)].clone();
-        Ok(Self { file, anchor, blend })
+        let folder = |source: usize| {
+            let path = &sources[source].folder.path;
+            path.canonicalize().unwrap_or_else(|_| path.clone())
+        };
+        let of_model = |model: &PlannedModel| [Some(folder(model.source)), model.adapter.map(folder)];
+        let folders = plan.models.iter().map(of_model).collect();
+        Ok(Self { file, anchor: plan.base.unwrap_or(0), folders, blend })
     }
+}
+
+/// The models of all configs, each once, whatever it is called; the first config's base comes first. Merges get these names.
+fn models_of(candidates: &mut [Candidate]) -> Vec<String> {
+    let mut names = IndexMap::new();
+    let first = &candidates[0];
+    names.insert(first.folders[first.anchor].clone(), first.blend.models[first.anchor].clone());
+    for Candidate { folders, blend, .. } in candidates {
+        for (folders, name) in folders.iter().zip(&mut blend.models) {
+            *name = names.entry(folders.clone()).or_insert_with(|| name.clone()).clone();
+        }
+    }
+    names.into_values().collect()
 }
 
 /// Reads all sets with all models, predicts all merges, and reports.
 pub(super) fn run(args: &PredictArgs) -> Result<()> {
     let progress = Progress::new(args.quiet)?;
     let texts = args.texts.read()?;
-    let candidates = args.configs.iter().map(Candidate::of).collect::<Result<Vec<_>>>()?;
-    // The base comes first: the others' task vectors are differences to it.
-    let anchor = std::iter::once(&candidates[0].anchor);
-    let names: IndexSet<&String> =
-        anchor.chain(candidates.iter().flat_map(|candidate| &candidate.blend.models)).collect();
-    let names: Vec<String> = names.into_iter().cloned().collect();
+    let mut candidates =
+        args.configs.iter().map(|config| Candidate::of(config)).collect::<Result<Vec<_>>>()?;
+    let names = models_of(&mut candidates);
     let models = names.iter().map(|name| open(name, &texts, &args.texts)).collect::<Result<Vec<_>>>()?;
     models.iter().flat_map(|(model, ..)| &model.notes).for_each(|note| show::note(note));
     let readings: Vec<Reading<'_>> = models.iter().map(|(model, _, sets)| Reading { model, sets }).collect();

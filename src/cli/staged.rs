@@ -221,7 +221,7 @@ impl<'a> Survey<'a> {
                 show::note(&format!("{name}: {why}, and it is left out (--intermediate-dir keeps it)"));
             }
         }
-        self.warnings.refuse(common.strict)?;
+        self.warnings.refuse(common.fit.strict)?;
         if self.places.out.is_some() || kept {
             if let Some(last) = self.destinations.last_mut() {
                 last.on_the_way_bytes = self.on_the_way_bytes;

@@ -1,4 +1,18 @@
-//! Values of flags: counts and sizes.
+//! Values of flags: counts, sizes, and places of pages.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Refuses a place where a page could not be written: at the end the work would have been for nothing.
+pub(super) fn check_page(file: &Path, flag: &str) -> Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if file.is_dir() || !folder.is_dir() {
+        let refusal = format!("the page {} cannot be written", file.display());
+        return Err(Error::config(refusal).hint(format!("{flag} takes a file in a folder that exists")));
+    }
+    Ok(())
+}
 
 /// A count of threads, rounds and the like.
 pub(super) fn count(text: &str) -> std::result::Result<usize, String> {

@@ -1,14 +1,14 @@
 //! Warnings of a config and of its plan: shown where they come up, and refused where that is wanted.
 
-use super::{CommonArgs, show};
+use super::show;
 use crate::Prepared;
 use crate::config::Warning;
 use crate::error::{Error, Result};
 
-/// Plans, and reports the warnings or refuses them, those of the config too.
+/// Plans, and reports the warnings, those of the config too, or refuses them if `strict`.
 pub(super) fn checked(
     of_config: &[Warning],
-    common: &CommonArgs,
+    strict: bool,
     prepare: impl FnOnce() -> Result<Prepared>,
 ) -> Result<Prepared> {
     let mut warnings = Warnings::default();
@@ -16,7 +16,7 @@ pub(super) fn checked(
     warnings.of_config(of_config);
     let prepared = prepare()?;
     warnings.of_plan(&prepared);
-    warnings.refuse(common.strict)?;
+    warnings.refuse(strict)?;
     Ok(prepared)
 }
 

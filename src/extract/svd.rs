@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::kernel::philox::philox4x32;
 
 /// A matrix that is read by rows.
-pub(super) trait ByRows {
+pub(crate) trait ByRows {
     /// How many it has.
     fn rows(&self) -> usize;
     /// How long they are.
@@ -32,24 +32,24 @@ pub(super) trait ByRows {
 
 /// Which singular values are wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     /// No more than so many.
-    pub(super) rank: usize,
+    pub(crate) rank: usize,
     /// No more than are needed to lose no more than this share of the Frobenius norm.
-    pub(super) error: f64,
+    pub(crate) error: f64,
 }
 
 /// The largest singular values, in descending order. Vectors are rows.
 #[derive(Debug, Default)]
-pub(super) struct Svd {
+pub(crate) struct Svd {
     /// The left vectors, `rank × rows`.
-    pub(super) left: Vec<f64>,
+    pub(crate) left: Vec<f64>,
     /// The right vectors, each multiplied with its singular value: `rank × columns`.
-    pub(super) right: Vec<f64>,
+    pub(crate) right: Vec<f64>,
     /// The singular values.
-    pub(super) values: Vec<f64>,
+    pub(crate) values: Vec<f64>,
     /// The square of the matrix's Frobenius norm.
-    pub(super) squares: f64,
+    pub(crate) squares: f64,
 }
 
 /// Random vectors beyond those wanted, so that the span holds these whole.
@@ -86,7 +86,7 @@ const NOISE: f64 = 1e-7;
 ///
 /// # Errors
 /// Those of the matrix.
-pub(super) fn decompose(matrix: &mut dyn ByRows, wanted: Wanted) -> Result<Svd> {
+pub(crate) fn decompose(matrix: &mut dyn ByRows, wanted: Wanted) -> Result<Svd> {
     let most = matrix.rows().min(matrix.columns());
     let asked = wanted.rank.min(most);
     let step = if wanted.error > 0.0 { GROWTH } else { asked };

@@ -53,8 +53,11 @@ const ROW: f64 = 22.0;
 const ABOVE: f64 = 34.0;
 const BELOW: f64 = 44.0;
 
+/// From this width on a cell has its number in it.
+const WRITTEN: f64 = 40.0;
+
 /// The widths of a column at the most, of a letter, and of all names at the most.
-const COLUMN_MAX: f64 = 48.0;
+const COLUMN_MAX: f64 = 72.0;
 const LETTER: f64 = 7.0;
 const NAMES_MAX: f64 = 260.0;
 
@@ -103,6 +106,19 @@ pub fn heat_map(map: &HeatMap) -> String {
                 GRID.css(),
                 escaped(&format!("{name}, {} {of}: {}", map.columns_are, digits(value)))
             );
+            if width >= WRITTEN {
+                // On the middle shades ink is read better in a light page and in a dark one.
+                let ink = if share > 0.8 { PAPER } else { INK };
+                let _ = writeln!(
+                    svg,
+                    "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"10\" pointer-events=\"none\" \
+                     style=\"fill:{}\">{}</text>",
+                    left + width * (column as f64 + 0.5) - 0.5,
+                    y + 0.5 * ROW + 3.5,
+                    ink.css(),
+                    digits(value)
+                );
+            }
         }
     }
     // As many names as have room.

@@ -15,14 +15,17 @@ pub(super) const LAYERS_MAX: usize = 1 << 20;
 
 /// A tensor of a layer: its stack, its layer and its name within the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Layered<'a> {
-    pub(super) stack: &'a str,
-    pub(super) layer: usize,
-    pub(super) rest: &'a str,
+pub struct Layered<'a> {
+    /// What stands before the layer's number.
+    pub stack: &'a str,
+    /// The layer's number.
+    pub layer: usize,
+    /// What stands behind it.
+    pub rest: &'a str,
 }
 
 /// Takes a name apart; `None` for a loose tensor.
-pub(super) fn layered(name: &str) -> Option<Layered<'_>> {
+pub fn layered(name: &str) -> Option<Layered<'_>> {
     let mut start = 0;
     for part in name.split('.') {
         let end = start + part.len();

@@ -232,3 +232,85 @@ impl Sums {
         self.by_count += other.by_count;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::gathering::{Gathering, Shape};
+    use super::super::{Facts, Groups};
+    use super::*;
+    use crate::check::data::Random;
+
+    const VOCABULARY: usize = 400;
+
+    /// Two parents on two windows of so many tokens, and the logits of each token in both.
+    fn parents(top: usize, tokens: usize) -> (Parents, Vec<[Vec<f32>; 2]>) {
+        let shape = Shape { parents: 2, top, whole: top == VOCABULARY };
+        let mut random = Random(9);
+        let mut normal =
+            |scale: f64| -> Vec<f32> { (0..VOCABULARY).map(|_| (scale * random.normal()) as f32).collect() };
+        let mut values = vec![0.0; 2 * tokens * shape.stride()];
+        let mut all = Vec::new();
+        for into in values.chunks_exact_mut(shape.stride()) {
+            let first = normal(2.0);
+            let second: Vec<f32> = first.iter().zip(normal(0.8)).map(|(x, d)| x + d).collect();
+            let mut gathering = Gathering::new(shape, into, all.len());
+            gathering.take(0, &[&first[..], &second[..]]);
+            gathering.finish();
+            all.push([first, second]);
+        }
+        let facts = Facts { top, vocabulary: VOCABULARY, share: 1.0, kept_bytes: 0, bytes: 0, passes: 1 };
+        let parents = Parents {
+            names: vec!["first".into(), "second".into()],
+            groups: Groups::of(1, 1),
+            sets: vec!["set".into()],
+            facts,
+            shape,
+            windows: std::iter::once(0..2).collect(),
+            tokens: vec![0..tokens, tokens..2 * tokens],
+            values,
+        };
+        (parents, all)
+    }
+
+    fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+        let log_sum = logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
+        logits.iter().map(|logit| f64::from(*logit) - log_sum).collect()
+    }
+
+    #[test]
+    fn agreement_is_that_of_the_probabilities() {
+        let (whole, logits) = parents(VOCABULARY, 8);
+        let (mut divergence, mut same) = (0.0, 0);
+        for both in &logits {
+            let [p, q] = [0, 1].map(|parent: usize| log_probabilities(&both[parent]));
+            divergence += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>() / logits.len() as f64;
+            let most = |of: &[f64]| (0..VOCABULARY).max_by(|a, b| of[*a].total_cmp(&of[*b]));
+            same += usize::from(most(&p) == most(&q));
+        }
+        let found = whole.agreement(0, (0, 1), 2);
+        assert!((found.divergence - divergence).abs() < 1e-5 * divergence, "{found:?}, not {divergence}");
+        assert_eq!(found.same_first, same as f64 / logits.len() as f64);
+        assert!(same > 0 && same < logits.len());
+        let few = parents(40, 8).0.agreement(0, (0, 1), 2);
+        assert!((few.divergence / divergence - 1.0).abs() < 0.05, "{few:?}, not {divergence}");
+        assert_eq!(few.same_first, found.same_first);
+    }
+
+    #[test]
+    fn losses_and_their_errors_are_those_of_mixed_logits() {
+        let (whole, logits) = parents(VOCABULARY, 8);
+        for c in [0.0, 0.4, 1.0, 1.7] {
+            let loss = |(target, [first, second]): (usize, &[Vec<f32>; 2])| {
+                let mixed =
+                    first.iter().zip(second).map(|(a, b)| (f64::from(*a) + c * f64::from(b - a)) as f32);
+                -log_probabilities(&mixed.collect::<Vec<f32>>())[target]
+            };
+            let losses: Vec<f64> = logits.iter().enumerate().map(loss).collect();
+            let [a, b] = [&losses[..8], &losses[8..]].map(|window| window.iter().sum::<f64>() / 8.0);
+            let found = whole.loss(0, &[c], 1);
+            assert!((found.loss - f64::midpoint(a, b)).abs() < 1e-5, "{c}: {found:?}, not of {a} and {b}");
+            // Of two windows of one size, half of their distance.
+            assert!((found.error - (a - b).abs() / 2.0).abs() < 1e-5, "{c}: {found:?}, not of {a} and {b}");
+        }
+    }
+}

@@ -333,3 +333,120 @@ for_each_instruction_set! {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::data::Random;
+
+    const VOCABULARY: usize = 3000;
+
+    const BLOCK: usize = 700;
+
+    /// Logits of three parents, which differ by less than they spread, and by an offset each.
+    fn logits(seed: u64) -> Vec<Vec<f32>> {
+        let mut random = Random(seed);
+        let mut normal =
+            |scale: f32| -> Vec<f32> { (0..VOCABULARY).map(|_| scale * random.normal() as f32).collect() };
+        let base = normal(3.0);
+        let mut near =
+            |offset: f32| base.iter().zip(normal(0.7)).map(|(base, d)| base + d + offset).collect();
+        let others = [near(5.0), near(-40.0)];
+        std::iter::once(base).chain(others).collect()
+    }
+
+    /// What is kept of them, and the shares of probability.
+    fn gathered(logits: &[Vec<f32>], top: usize, target: usize) -> (Shape, Vec<f32>, Vec<f64>) {
+        let shape = Shape { parents: logits.len(), top, whole: top == VOCABULARY };
+        let mut into = vec![f32::NAN; shape.stride()];
+        let mut gathering = Gathering::new(shape, &mut into, target);
+        for first in (0..VOCABULARY).step_by(BLOCK) {
+            let end = VOCABULARY.min(first + BLOCK);
+            let rows: Vec<&[f32]> = logits.iter().map(|own| &own[first..end]).collect();
+            gathering.take(first, &rows);
+        }
+        let shares = gathering.finish();
+        (shape, into, shares)
+    }
+
+    fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+        let log_sum = logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
+        logits.iter().map(|logit| f64::from(*logit) - log_sum).collect()
+    }
+
+    #[test]
+    fn the_likeliest_are_kept_and_the_rest_is_known_at_the_parents_and_their_mean() {
+        for (seed, top, target) in [(1, 64, 5), (2, 16, 2999), (3, 1500, 700)] {
+            let logits = logits(seed);
+            let exact: Vec<Vec<f64>> = logits.iter().map(|own| log_probabilities(own)).collect();
+            let (shape, into, shares) = gathered(&logits, top, target);
+            let (of_target, logs, covariances, kept) = shape.parts(&into);
+            assert!((f64::from(of_target[0]) - exact[0][target]).abs() < 1e-5);
+            assert!((f64::from(of_target[2]) - (exact[2][target] - exact[0][target])).abs() < 1e-5);
+            // By what any parent gives them.
+            let score = |at: usize| exact.iter().map(|own| own[at]).fold(f64::NEG_INFINITY, f64::max);
+            let mut order: Vec<usize> = (0..VOCABULARY).collect();
+            order.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
+            let mut expected: Vec<f64> = order[..top].iter().map(|at| exact[0][*at]).collect();
+            let mut found: Vec<f64> = kept[..top].iter().map(|log| f64::from(*log)).collect();
+            expected.sort_by(f64::total_cmp);
+            found.sort_by(f64::total_cmp);
+            // Until all has come sums are not known, so that a few at the end may be others.
+            let missing =
+                expected.iter().filter(|log| found.iter().all(|own| (own - *log).abs() > 1e-4)).count();
+            assert!(missing * 20 <= top, "{missing} of {top} are missing");
+            // Whatever was kept: it and the rest are all, at each parent and at the mean.
+            let third = 1.0 / 3.0;
+            for (c, shares_of) in [
+                ([0.0, 0.0], [1.0, 0.0, 0.0]),
+                ([1.0, 0.0], [0.0, 1.0, 0.0]),
+                ([0.0, 1.0], [0.0, 0.0, 1.0]),
+                ([third; 2], [third; 3]),
+            ] {
+                let merged =
+                    |at: usize| exact.iter().zip(shares_of).map(|(own, share)| own[at] * share).sum::<f64>();
+                let all = (0..VOCABULARY).map(|at| merged(at).exp()).sum::<f64>().ln();
+                let of_kept = |at: usize| {
+                    (1..3).fold(f64::from(kept[at]), |all, row| {
+                        all + c[row - 1] * f64::from(kept[row * top + at])
+                    })
+                };
+                let sum: f64 = (0..top).map(|at| of_kept(at).exp()).sum();
+                let together = (sum + log_rest(logs, covariances, &c).exp()).ln();
+                assert!((together - all).abs() < 2e-5, "{c:?}: {together}, not {all}");
+            }
+            let rest: f64 = logs[1].into();
+            assert!((shares[1] - (1.0 - rest.exp())).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn the_rest_is_nearly_known_elsewhere() {
+        let logits = logits(4);
+        let exact: Vec<Vec<f64>> = logits.iter().map(|own| log_probabilities(own)).collect();
+        let (shape, into, _) = gathered(&logits, 32, 0);
+        let (_, logs, covariances, kept) = shape.parts(&into);
+        for c in [[0.5, 0.0], [0.2, 0.7], [1.0, 1.0], [1.5, -0.3]] {
+            let merged = |at: usize| {
+                exact[0][at] + (1..3).map(|i| c[i - 1] * (exact[i][at] - exact[0][at])).sum::<f64>()
+            };
+            let all: f64 = (0..VOCABULARY).map(|at| merged(at).exp()).sum();
+            let of_kept = |at: usize| {
+                (1..3).fold(f64::from(kept[at]), |all, row| all + c[row - 1] * f64::from(kept[row * 32 + at]))
+            };
+            let rest = all - (0..32).map(|at| of_kept(at).exp()).sum::<f64>();
+            let found = log_rest(logs, covariances, &c);
+            assert!((found - rest.ln()).abs() < 0.05, "{c:?}: {found}, not {}", rest.ln());
+        }
+    }
+
+    #[test]
+    fn a_whole_vocabulary_has_no_rest() {
+        let logits = logits(5);
+        let (shape, into, shares) = gathered(&logits, VOCABULARY, 9);
+        let (_, logs, covariances, kept) = shape.parts(&into);
+        assert!(logs.is_empty() && covariances.is_empty() && shares == [1.0; 3]);
+        let exact = log_probabilities(&logits[0]);
+        assert!(kept.iter().zip(&exact).all(|(own, exact)| (f64::from(*own) - exact).abs() < 1e-5));
+    }
+}

@@ -210,9 +210,13 @@ impl<'m> Family<'m> {
     }
 
     fn names(&self) -> Vec<String> {
-        let of_group = |model: &Model, group: usize| match (self.groups.count(), self.groups.layers(group)) {
-            (1, _) => model.name.clone(),
-            (_, layers) => format!("{} in layers {} to {}", model.name, layers.start, layers.end - 1),
+        let of_group = |model: &Model, group: usize| {
+            let layers = self.groups.layers(group);
+            match (self.groups.count(), layers.len()) {
+                (1, _) => model.name.clone(),
+                (_, 1) => format!("{} in layer {}", model.name, layers.start),
+                _ => format!("{} in layers {} to {}", model.name, layers.start, layers.end - 1),
+            }
         };
         let others = self.models[1..].iter();
         let others = others.flat_map(|model| (0..self.groups.count()).map(|group| of_group(model, group)));

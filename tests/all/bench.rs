@@ -233,7 +233,7 @@ fn a_page_is_whole_by_itself_and_well_formed() {
 }
 
 /// Every tag is closed in its turn, as in XML; so HTML's own tags must be too.
-fn well_formed(page: &str) {
+pub fn well_formed(page: &str) {
     let body = page.strip_prefix("<!DOCTYPE html>").unwrap();
     let mut open: Vec<&str> = Vec::new();
     let mut rest = body;

@@ -9,7 +9,7 @@ use mergeforge::prepare_model;
 use mergeforge::tokenizer::Runner;
 
 /// Nobody listens.
-struct Quiet;
+pub struct Quiet;
 
 impl Listen for Quiet {
     fn advanced(&self, _: usize) {}

@@ -14,6 +14,7 @@ mod accelerators {
 
 mod adapters;
 mod allocation;
+mod analyze;
 mod averages;
 mod bare;
 mod bench;
@@ -45,6 +46,7 @@ mod modules;
 mod moe;
 mod oracle;
 mod pickles;
+mod predict;
 mod quantised;
 mod regressions;
 mod same_bytes;

@@ -18,6 +18,6 @@ pub use candidate::{Candidate, Engine, measure};
 pub use command::{ANY, ByCommand, Direction};
 pub use journal::{Entry, Journal};
 pub use objective::{ByTexts, Measured, Objective, Set};
-pub use page::Page;
+pub use page::{Page, Round};
 pub use run::{Outcome, Point, Request, Scores, run};
 pub use search::{Search, Tried, pareto};

@@ -17,8 +17,8 @@ use crate::eval::{Chat, Model, Texts, Windows};
 use crate::predict::{self, Blend, Parents, Reading};
 use crate::stream::{Budget, Watch};
 use crate::sweep::{
-    ANY, ByCommand, ByTexts, Candidate, Direction, Engine, Journal, Outcome, Page, Request, Scores, Search,
-    Set, run as sweep,
+    ANY, ByCommand, ByTexts, Candidate, Direction, Engine, Journal, Outcome, Page, Request, Round, Scores,
+    Search, Set, run as sweep,
 };
 use crate::text::{cut_to, escaped};
 use crate::tokenizer::Runner;
@@ -449,10 +449,38 @@ fn write_page(out: &Path, request: &Request, found: &Found) -> Result<()> {
         what: if tokens.is_some() { "loss, nats a token" } else { "score" },
         sign: if maximize { -1.0 } else { 1.0 },
         predicted: &predicted,
+        round: parents.as_ref().map_or_else(Round::default, |parents| round(parents, *threads)),
         notes,
     };
     let path = out.join(PAGE);
     fs::write(&path, page.html()).map_err(|cause| Error::writing(&path, &cause))
+}
+
+/// Steps from one model to the next.
+const STEPS: usize = 20;
+
+/// What is predicted on the way from the first parent to the second, the third and back.
+fn round(parents: &Parents, threads: usize) -> Round {
+    if parents.count() < 3 {
+        return Round::default();
+    }
+    // The coefficients of the second and the third; the first has what is left.
+    let corner = |number: usize| [f64::from(u8::from(number == 1)), f64::from(u8::from(number == 2))];
+    let at = |step: usize| {
+        let ([a, b], [c, d]) = (corner(step / STEPS % 3), corner((step / STEPS + 1) % 3));
+        let share = (step % STEPS) as f64 / STEPS as f64;
+        let mut merge = vec![0.0; parents.count() - 1];
+        (merge[0], merge[1]) = (a + share * (c - a), b + share * (d - b));
+        merge
+    };
+    let merges: Vec<Vec<f64>> = (0..=3 * STEPS).map(at).collect();
+    let points = |losses: Vec<f64>| {
+        losses.into_iter().enumerate().map(|(step, loss)| (step as f64 / STEPS as f64, loss)).collect()
+    };
+    let sets = parents.sets.iter().cloned().zip(losses(parents, &merges, threads).into_iter().map(points));
+    let short = |name: &String| super::eval::short(name).to_owned();
+    let names = parents.names.iter().take(3).chain(&parents.names[..1]).map(short).collect();
+    Round { names, sets: sets.collect() }
 }
 
 /// A row of the table.

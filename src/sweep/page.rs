@@ -19,8 +19,19 @@ pub struct Page<'p> {
     pub sign: f64,
     /// Predicted losses of each set, for points that are drawn as a line; empty where nothing is predicted.
     pub predicted: &'p dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>,
+    /// The predicted loss of each set on the way from the base to one model, to another and back; empty where nothing is predicted.
+    pub round: Round,
     /// In which circumstances.
     pub notes: Vec<String>,
+}
+
+/// Losses on the way from model to model.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// The models at the way's turns, the first one at its end again.
+    pub names: Vec<String>,
+    /// Of each set its name, and points: 0 is the first model, 1 the second.
+    pub sets: Vec<(String, Vec<(f64, f64)>)>,
 }
 
 /// Steps of a curve, and of each side of a map.
@@ -43,6 +54,7 @@ impl Page<'_> {
         body += &self.over_each();
         body += &self.over_two();
         body += &self.between_sets();
+        body += &self.between_models();
         body += &page::heading("The config with open values");
         body += &format!("<pre>{}</pre>\n", page::escaped(request.space.text()).replace("\\n", "\n"));
         page::document("mergeforge: a sweep", &body)
@@ -197,6 +209,29 @@ impl Page<'_> {
                 marks: &marks,
             })
             + &page::note("Rings are candidates that were measured, the filled one is the best.")
+    }
+
+    /// What lies between the models, by what is predicted.
+    fn between_models(&self) -> String {
+        let Round { names, sets } = &self.round;
+        if sets.is_empty() {
+            return String::new();
+        }
+        let of = |(name, points): &(String, Vec<(f64, f64)>)| (name.clone(), points.clone());
+        let sets: Vec<(String, Vec<(f64, f64)>)> = sets.iter().map(of).collect();
+        let series: Vec<Series<'_>> = sets
+            .iter()
+            .map(|(name, points)| Series { name, points: points.clone(), line: true, dots: false })
+            .collect();
+        page::heading(&format!("From {}", names.join(" to ")))
+            + &page::chart(&Chart {
+                x: Axis { what: "straight lines between the models' weights", names, with: None },
+                y: Axis { what: "predicted loss, nats a token", ..Axis::default() },
+                series: &series,
+            })
+            + &page::note(
+                "Predicted from the models' logits on the texts of tries. Valleys are merges that read better than both ends.",
+            )
     }
 
     /// What candidates come to in two sets, and what none other beats.

@@ -106,9 +106,9 @@ fn candidates_have_the_bytes_and_the_losses_of_their_merges() {
         let file = command::config(folder.path(), &text);
         let out = folder.path().join(out);
         command::run(["merge".as_ref(), file.as_os_str(), out.as_os_str(), "--seed=7".as_ref()]).succeeded();
-        assert_eq!(made, stored(&out), "{method}");
+        assert!(made == stored(&out), "{method}");
         let found = &measure(&[candidate], &windows, &mut reading, &Quiet, &Deaf).unwrap()[0];
-        assert_eq!(*found, read(&out, &windows), "{method}");
+        assert!(*found == read(&out, &windows), "{method}");
     }
 }
 
@@ -136,13 +136,13 @@ fn company_and_memory_do_not_show_in_losses() {
             .chunks(1)
             .flat_map(|one| measure(one, &windows, &mut engine, &Quiet, &Deaf).unwrap())
             .collect();
-        assert_eq!(together, again);
+        assert!(together == again, "company shows");
         together
     };
     let found = of(MEMORY);
     assert!(found[0] != found[1] && found[1] != found[2]);
     // The merge's 64 MiB, and little more than one window's states.
-    assert_eq!(found, of((64 << 20) + 9_000_000));
+    assert!(found == of((64 << 20) + 9_000_000), "passes show");
     let mut engine = engine((64 << 20) + 100_000);
     let candidate = candidate(&config("linear", "", ["1", "1"]), 0, &engine);
     let refused = measure(&[candidate], &windows, &mut engine, &Quiet, &Deaf).unwrap_err();

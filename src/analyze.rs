@@ -14,6 +14,7 @@ mod chosen;
 mod elements;
 mod findings;
 mod pass;
+mod predictions;
 mod rank;
 mod report;
 mod sums;
@@ -31,6 +32,7 @@ use crate::stream::Watch;
 
 pub use findings::{Finding, findings};
 use pass::{Found, Job, Pass};
+pub use predictions::{Agreed, Predictions};
 pub use rank::Rank;
 pub use report::html;
 pub use sums::{One, Pair, Sums, Task, TaskPair, Vote, pair, pairs};
@@ -111,6 +113,8 @@ pub struct Analysis {
     pub densities: (f64, f64, bool),
     /// The places between two models at which interpolations are compared: the least and the largest.
     pub places: (f64, f64),
+    /// What the models make of texts, where that was asked for: whoever can run them fills it in.
+    pub predictions: Vec<Predictions>,
     /// Tensors of the output that are not compared, because they come from one model.
     pub not_compared: usize,
 }
@@ -370,6 +374,7 @@ fn grouped(plan: &Plan, compared: Compared, found: Vec<Found>, ranks: Vec<Rank>)
         ranks,
         densities: (least, most, trims),
         places,
+        predictions: Vec::new(),
         not_compared: plan.tensors.len() - jobs.len(),
         columns,
     }

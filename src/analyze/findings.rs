@@ -2,7 +2,7 @@
 //! reached. Nothing here says that a merge will be good.
 
 use super::sums::{Sums, Task};
-use super::{Analysis, Group};
+use super::{Analysis, Group, predictions};
 use crate::page::digits;
 use crate::text::escaped;
 
@@ -72,6 +72,7 @@ pub fn findings(analysis: &Analysis) -> Vec<Finding> {
                    base_model names what the models were trained from, with a method that takes one, like `ties`."
                 .into(),
         });
+        found.extend(predictions::findings(analysis));
         return found;
     }
     found.extend(unchanged(analysis));
@@ -82,6 +83,7 @@ pub fn findings(analysis: &Analysis) -> Vec<Finding> {
     found.extend(sparse(analysis));
     found.extend(standing_out(analysis, "layers", "layer", &analysis.layers));
     found.extend(standing_out(analysis, "kinds", "kind of module", &analysis.kinds));
+    found.extend(predictions::findings(analysis));
     found
 }
 
@@ -449,6 +451,7 @@ mod tests {
             whole: Group { name: "all".into(), sums, members: vec![0] },
             ranks: Vec::new(),
             densities: (0.2, 0.2, true),
+            predictions: Vec::new(),
             places: (0.5, 0.5),
             not_compared: 0,
         }

@@ -30,6 +30,7 @@ pub fn html(analysis: &Analysis) -> String {
     body += &page.maps();
     body += &page.profiles();
     body += &page.ranks();
+    body += &super::predictions::html(analysis);
     body += &heading("By kind of module");
     body += &page.groups("module", &analysis.kinds);
     body += &heading("By layer");

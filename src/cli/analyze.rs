@@ -6,17 +6,21 @@ use clap::Args;
 use regex::Regex;
 use serde_json::{Map, Value as Json, json};
 
+use super::eval::{Heard, MEMORY as MEMORY_OF_TEXTS, TextArgs, open};
 use super::progress::Progress;
-use super::values::check_page;
+use super::values::{check_page, size};
 use super::warnings::checked;
 use super::{FitArgs, cores, count, physical_bytes, show};
 use crate::analyze::{
-    Analysis, Group, QUANTILES, Request, Sums, Tensor, analyze, findings, html, measured_bytes, pair,
+    Agreed, Analysis, Column, Group, Predictions, QUANTILES, Request, Sums, Tensor, analyze, findings, html,
+    measured_bytes, pair,
 };
 use crate::checkpoint::Reads;
 use crate::error::{Error, Result};
+use crate::eval::{Cut, Model, Texts, Windows};
 use crate::page::digits;
 use crate::plan::Choices;
+use crate::predict::{self, Agreement, Parents, Reading};
 use crate::text::{cut_to, escaped};
 use crate::{AnyConfig, Prepared, prepare_config, read_any};
 
@@ -42,6 +46,11 @@ pub(super) struct AnalyzeArgs {
     /// Print all numbers as JSON
     #[arg(long)]
     json: bool,
+    /// Memory for reading texts, where some are given [default: 2GiB, at most half of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    host_memory: Option<u64>,
+    #[command(flatten)]
+    texts: TextArgs,
     #[command(flatten)]
     fit: FitArgs,
 }
@@ -60,10 +69,15 @@ pub(super) fn run(args: &AnalyzeArgs) -> Result<()> {
         threads: args.threads.unwrap_or_else(cores),
         reads: if is_large { Reads::Direct } else { Reads::Copied },
     };
+    // What cannot be read is refused before anything is measured.
+    let readers = if args.texts.is_empty() { None } else { Some(Readers::of(&prepared, &args.texts)?) };
     progress.expect(measured_bytes(&prepared)?, "measured");
-    let analysis = analyze(&prepared, &request, &progress);
+    let mut analysis = analyze(&prepared, &request, &progress)?;
+    if let Some(readers) = &readers {
+        let memory = args.host_memory.unwrap_or_else(|| MEMORY_OF_TEXTS.min(physical_bytes() / 2));
+        analysis.predictions = readers.predictions(&analysis, memory, request.threads, &progress)?;
+    }
     progress.finish();
-    let analysis = analysis?;
     if let Some(file) = &args.out {
         std::fs::write(file, html(&analysis)).map_err(|cause| Error::writing(file, &cause))?;
     }
@@ -75,6 +89,56 @@ pub(super) fn run(args: &AnalyzeArgs) -> Result<()> {
     }
     Ok(())
 }
+
+/// The models of a merge, with the texts as each of them has them.
+struct Readers {
+    names: Vec<String>,
+    texts: Vec<Texts>,
+    models: Vec<(Model, Cut, Vec<Windows>)>,
+}
+
+impl Readers {
+    fn of(prepared: &Prepared, args: &TextArgs) -> Result<Self> {
+        let texts = args.read()?;
+        let names: Vec<String> = prepared.plan.models.iter().map(|model| model.name.clone()).collect();
+        let models = names.iter().map(|name| open(name, &texts, args)).collect::<Result<_>>()?;
+        Ok(Self { names, texts, models })
+    }
+
+    /// What they make of the texts.
+    fn predictions(
+        &self,
+        analysis: &Analysis,
+        memory: u64,
+        threads: usize,
+        progress: &Progress,
+    ) -> Result<Vec<Predictions>> {
+        let reading = |column: &Column| {
+            let place = self.names.iter().position(|name| *name == column.name).expect("columns are models");
+            let (model, _, sets) = &self.models[place];
+            Reading { model, sets }
+        };
+        let readings: Vec<Reading<'_>> = analysis.columns.iter().map(reading).collect();
+        let sets: Vec<String> = self.texts.iter().map(|texts| texts.name.clone()).collect();
+        let options = predict::Options { groups: 1, top: TOP, memory, threads };
+        let parents = Parents::measure(&readings, &sets, &options, &Heard(progress))?;
+        let of_set = |(set, name): (usize, String)| {
+            let losses = (0..readings.len()).map(|model| parents.loss_of_parent(set, model).loss).collect();
+            let every =
+                (0..readings.len()).flat_map(|one| (0..readings.len()).map(move |other| (one, other)));
+            let agreed = |models: (usize, usize)| {
+                let Agreement { divergence, same_first } = parents.agreement(set, models, threads);
+                Agreed { models, divergence, same_first }
+            };
+            let pairs = every.filter(|(one, other)| one != other).map(agreed).collect();
+            Predictions { set: name, losses, pairs }
+        };
+        Ok(sets.iter().cloned().enumerate().map(of_set).collect())
+    }
+}
+
+/// Tokens of the vocabulary whose logits are kept of each token of the texts.
+const TOP: usize = 128;
 
 /// The plan of the one merge that the config has.
 fn planned(args: &AnalyzeArgs) -> Result<Prepared> {
@@ -195,6 +259,12 @@ fn as_json(analysis: &Analysis) -> Json {
         json.insert("sample".into(), json!(tensor.sample));
         json
     };
+    let predictions = analysis.predictions.iter().map(|Predictions { set, losses, pairs }| {
+        let pairs = pairs.iter().map(|Agreed { models: (of, to), divergence, same_first }| {
+            json!({ "of": column(*of), "to": column(*to), "divergence": divergence, "same_most_likely": same_first })
+        });
+        json!({ "set": set, "losses": losses, "pairs": pairs.collect::<Vec<_>>() })
+    });
     let ranks = analysis.ranks.iter().map(|rank| {
         json!({
             "tensor": rank.tensor, "model": column(rank.column), "shape": [rank.shape.0, rank.shape.1],
@@ -202,6 +272,7 @@ fn as_json(analysis: &Analysis) -> Json {
         })
     });
     json!({
+        "predictions": predictions.collect::<Vec<_>>(),
         "method": analysis.method.name,
         "models": models.collect::<Vec<_>>(),
         "density": { "least": densities.0, "most": densities.1, "of_config": densities.2 },

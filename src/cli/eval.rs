@@ -94,6 +94,11 @@ fn prompt(text: &str) -> std::result::Result<Prompt, String> {
 const WINDOW: usize = 2048;
 
 impl TextArgs {
+    /// Whether there is nothing to read.
+    pub(super) fn is_empty(&self) -> bool {
+        [&self.text, &self.qa, &self.abstracts].iter().all(|files| files.is_empty())
+    }
+
     /// The sets, read.
     pub(super) fn read(&self) -> Result<Vec<Texts>> {
         let of = |files: &[PathBuf], form: Form, own: &Option<Prompt>| {

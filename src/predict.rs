@@ -97,7 +97,7 @@ impl Parents {
 
     /// Tokens of a set that count.
     pub fn counted(&self, set: usize) -> usize {
-        self.windows(set).iter().map(|window| window.len()).sum()
+        self.windows(set).iter().map(ExactSizeIterator::len).sum()
     }
 
     /// The tokens of each window of a set.

@@ -2,6 +2,7 @@
 """How good `mergeforge predict` is: a grid of merges of the example models, predicted, then merged and evaluated.
 
     python3 tools/predict_truth.py measure --mergeforge target/release/mergeforge   # minutes; writes benches/results/
+    python3 tools/predict_truth.py predict ...  # the same, with the merges measured before
     python3 tools/predict_truth.py            # draws docs/predict.svg from that
     python3 tools/predict_truth.py --check    # exit code 1 if the chart is not what the result gives
 
@@ -15,7 +16,6 @@ import itertools
 import json
 import math
 import pathlib
-import platform
 import random
 import subprocess
 import sys
@@ -86,29 +86,32 @@ def predicted(program, configs, files, *flags):
     return {**{fact: found[fact] for fact in facts}, "beyond": beyond, "losses": [list(row) for row in zip(*losses)]}
 
 
-def measure(program):
+def carried_out(program, merges_too):
+    """Everything, or only the predictions beside what was measured before."""
+    result = {} if merges_too else json.loads(RESULT.read_text(encoding="utf-8"))
+    draw = random.Random(1)
+    gradients = [[[round(draw.uniform(0, 1), 2) for _ in range(2)] for _ in range(2)] for _ in range(GRADIENTS)]
+    points = list(itertools.product(GRID, GRID))
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / "out").mkdir()
         files = texts(folder)
-        points = list(itertools.product(GRID, GRID))
         grid = [config(f"grid_{a}_{b}", (a, b), folder) for a, b in points]
-        draw = random.Random(1)
-        gradients = [[[round(draw.uniform(0, 1), 2) for _ in range(2)] for _ in range(2)] for _ in range(GRADIENTS)]
         by_layer = [config(f"gradient_{i}", weights, folder) for i, weights in enumerate(gradients)]
-        result = {
-            "date": datetime.date.today().isoformat(),
-            "machine": platform.processor() or platform.machine(),
-            "sets": [file.stem for file in files],
-            "points": points,
-            "measured": measured(program, grid, files, folder),
-            "predicted": {str(top): predicted(program, grid, files, "--top", top) for top in TOPS},
-            "gradients": gradients,
-            "gradients_measured": measured(program, by_layer, files, folder),
-            "gradients_predicted": {
-                str(groups): predicted(program, by_layer, files, "--groups", groups) for groups in (1, 4)
-            },
+        if merges_too:
+            result = {
+                "date": datetime.date.today().isoformat(),
+                "sets": [file.stem for file in files],
+                "points": points,
+                "measured": measured(program, grid, files, folder),
+                "gradients": gradients,
+                "gradients_measured": measured(program, by_layer, files, folder),
+            }
+        tops = {str(top): predicted(program, grid, files, "--top", top, "--host-memory", "4GiB") for top in TOPS}
+        groups = {
+            str(groups): predicted(program, by_layer, files, "--groups", groups, "--top", 64) for groups in (1, 4)
         }
+    result |= {"predicted": tops, "gradients_predicted": groups}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     PAGE.write_text(page(result))
 
@@ -276,12 +279,12 @@ def chart(result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", nargs="?", choices=["measure"])
+    parser.add_argument("step", nargs="?", choices=["measure", "predict"])
     parser.add_argument("--mergeforge", default=ROOT / "target" / "release" / "mergeforge")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    if arguments.step == "measure":
-        return measure(arguments.mergeforge)
+    if arguments.step:
+        return carried_out(arguments.mergeforge, arguments.step == "measure")
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     for path, fresh in ((CHART, chart(result)), (PAGE, page(result))):
         if not arguments.check:

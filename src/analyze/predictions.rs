@@ -41,8 +41,8 @@ pub(super) fn findings(analysis: &Analysis) -> Vec<Finding> {
             losses[best],
             format!("On {set} {} reads best: {} (nats a token).", short(best), each.join(", ")),
         ));
-        let is_told_once = |agreed: &&Agreed| agreed.models.0 < agreed.models.1;
-        for Agreed { models: (one, other), divergence, same_first } in pairs.iter().filter(is_told_once) {
+        let is_once = |agreed: &&Agreed| agreed.models.0 < agreed.models.1;
+        for Agreed { models: (one, other), divergence, same_first } in pairs.iter().filter(is_once) {
             let text = format!(
                 "On {set} the predictions of {} diverge from those of {} by {divergence:.3} nats a token; the most likely token is the \
                  same at {:.0} % of the places.",

@@ -12,23 +12,24 @@ use super::progress::Progress;
 use super::values::{count, size};
 use super::{cores, physical_bytes, show};
 use crate::error::{Error, Result};
-use crate::eval::{Model, Texts, Windows};
+use crate::eval::{Texts, Windows};
 use crate::plan::{Choices, PlannedModel};
-use crate::predict::{Blend, Coefficients, Estimate, Groups, Options, Parents, Reading};
+use crate::predict::{Blend, Coefficients, Estimate, Options, Parents, Reading};
 use crate::text::{bytes, cut_to, escaped};
 use crate::{Prepared, prepare_config, read_config};
 
 #[derive(Debug, Args)]
 pub(super) struct PredictArgs {
-    /// The configs: mergekit YAMLs whose merges are weighted sums (linear, task_arithmetic, average), of models that mostly are the
+    /// The configs: mergekit YAMLs whose merges are weighted sums (`linear`, `task_arithmetic`, `average`), of models that mostly are the
     /// same
     #[arg(required = true, value_name = "CONFIG")]
     configs: Vec<PathBuf>,
     #[command(flatten)]
     texts: TextArgs,
-    /// Groups of layers whose weights count each by themselves [default: 1, or where a config has gradients up to 8]
-    #[arg(long, value_name = "N", value_parser = count)]
-    groups: Option<usize>,
+    /// Groups of layers whose weights count each by themselves: models are read once for each, and where weights differ from layer
+    /// to layer their order may be predicted better
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 1)]
+    groups: usize,
     /// Tokens of the vocabulary to keep for each token of the texts; a vocabulary of up to twice as many is kept whole
     #[arg(long, value_name = "K", value_parser = count, default_value_t = TOP)]
     top: usize,
@@ -49,14 +50,11 @@ pub(super) struct PredictArgs {
 /// With so many, what the rest comes to hardly shows.
 const TOP: usize = 512;
 
-/// The groups of layers where weights differ by layer and nothing else is asked for: each model is read once for each.
-const GROUPS: usize = 8;
-
 /// A config, and the merge that it stands for.
 struct Candidate {
     file: String,
-    /// Which of its models the others are differences to: the base, or the first.
-    anchor: usize,
+    /// Which of its models is the base, if it names one.
+    base: Option<usize>,
     /// The folders of each model: its own, and that of its adapter.
     folders: Vec<[Option<PathBuf>; 2]>,
     blend: Blend,
@@ -79,15 +77,17 @@ impl Candidate {
         };
         let of_model = |model: &PlannedModel| [Some(folder(model.source)), model.adapter.map(folder)];
         let folders = plan.models.iter().map(of_model).collect();
-        Ok(Self { file, anchor: plan.base.unwrap_or(0), folders, blend })
+        Ok(Self { file, base: plan.base, folders, blend })
     }
 }
 
-/// The models of all configs, each once, whatever it is called; the first config's base comes first. Merges get these names.
+/// The models of all configs, each once, whatever it is called. A base comes first, if there is one: the others' task vectors are
+/// differences to it. Merges get these names.
 fn models_of(candidates: &mut [Candidate]) -> Vec<String> {
     let mut names = IndexMap::new();
-    let first = &candidates[0];
-    names.insert(first.folders[first.anchor].clone(), first.blend.models[first.anchor].clone());
+    let with_base = candidates.iter().find_map(|candidate| Some((candidate, candidate.base?)));
+    let (first, anchor) = with_base.unwrap_or((&candidates[0], 0));
+    names.insert(first.folders[anchor].clone(), first.blend.models[anchor].clone());
     for Candidate { folders, blend, .. } in candidates {
         for (folders, name) in folders.iter().zip(&mut blend.models) {
             *name = names.entry(folders.clone()).or_insert_with(|| name.clone()).clone();
@@ -107,7 +107,7 @@ pub(super) fn run(args: &PredictArgs) -> Result<()> {
     models.iter().flat_map(|(model, ..)| &model.notes).for_each(|note| show::note(note));
     let readings: Vec<Reading<'_>> = models.iter().map(|(model, _, sets)| Reading { model, sets }).collect();
     let options = Options {
-        groups: args.groups.unwrap_or_else(|| usual_groups(&candidates, &names, &models[0].0)),
+        groups: args.groups,
         top: args.top,
         memory: args.host_memory.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2)),
         threads: args.threads.unwrap_or_else(cores),
@@ -153,14 +153,6 @@ pub(super) fn run(args: &PredictArgs) -> Result<()> {
         found.table();
     }
     Ok(())
-}
-
-/// One group, unless weights differ from layer to layer.
-fn usual_groups(candidates: &[Candidate], names: &[String], model: &Model) -> usize {
-    let layers = model.decoder.layers;
-    let whole = Groups::of(layers, 1);
-    let varies = |candidate: &Candidate| candidate.blend.coefficients(names, &whole).apart > 0.0;
-    if candidates.iter().any(varies) { GROUPS.min(layers) } else { 1 }
 }
 
 /// All that is reported.
@@ -219,7 +211,7 @@ impl Found<'_> {
         ));
         if (0..self.files.len()).any(|merge| self.beyond(merge).is_some()) {
             show::note(
-                "beyond the parents (a weight above 1 or below 0, or weights that add up to more than 1) losses are predicted too high, the more the farther: merge and evaluate the best of these",
+                "beyond the parents (a weight above 1 or below 0, or weights that add up to more than 1) predictions are less sure (docs/predict.md): merge and evaluate the best of these",
             );
         }
     }

@@ -14,6 +14,7 @@ use crate::backend::device::Device;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::eval::{Chat, Model, Texts, Windows};
+use crate::plan::{Choices, PartlyHeldPolicy};
 use crate::predict::{self, Blend, Parents, Reading};
 use crate::stream::{Budget, Watch};
 use crate::sweep::{
@@ -112,7 +113,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<()> {
     };
     progress.finish();
     let found = found?;
-    write_configs(&args.out, &request, &found.outcome, args)?;
+    write_configs(&args.out, &request, &found, args)?;
     write_page(&args.out, &request, &found)?;
     if args.json {
         show::json(&as_json(&request, &found));
@@ -133,9 +134,24 @@ struct Found {
     /// Tokens that a try read, and all.
     tokens: Option<[usize; 2]>,
     direction: Direction,
+    /// The flags with which a merge makes what was measured.
+    flags: String,
 }
 
 impl SweepArgs {
+    /// The flags with which a merge makes what was measured.
+    fn merge_flags(&self) -> String {
+        let Choices { seed, allow_crimes, truncate_embeddings, partly_held, .. } = self.common.choices();
+        let flags = [
+            (seed != 0, format!(" --random-seed {seed}")),
+            (allow_crimes, " --allow-crimes".into()),
+            (truncate_embeddings, " --unsafe-truncate-embeddings".into()),
+            (partly_held == PartlyHeldPolicy::LeftOut, " --tensor-intersection".into()),
+            (partly_held == PartlyHeldPolicy::Merged, " --tensor-union".into()),
+        ];
+        flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).collect()
+    }
+
     /// What is asked for, but for the names of what is measured.
     fn request(&self) -> Result<Request> {
         Ok(Request {
@@ -168,14 +184,16 @@ impl SweepArgs {
         Ok(weights)
     }
 
+    /// What of the flags changes candidates.
+    fn fit_words(&self) -> String {
+        let Choices { allow_crimes, truncate_embeddings, partly_held, .. } = self.common.choices();
+        format!("{allow_crimes} {truncate_embeddings} {partly_held:?}")
+    }
+
     /// Opens the journal, for measurements that depend on this.
     fn journal(&self, setup: &Json) -> Result<Journal> {
         fs::create_dir_all(&self.out).map_err(|cause| Error::writing(&self.out, &cause))?;
-        let path = self.out.join(JOURNAL);
-        if self.restart && path.exists() {
-            fs::remove_file(&path).map_err(|cause| Error::writing(&path, &cause))?;
-        }
-        Journal::open(&path, setup)
+        Journal::open(&self.out.join(JOURNAL), setup, self.restart)
     }
 }
 
@@ -203,15 +221,18 @@ fn by_texts(
     for set in &sets {
         engine.plan(&first, &set.windows.windows, request.together)?;
     }
-    let mut journal = args.journal(&setup(request, &first.prepared, &texts_of(&sets, args.try_tokens)))?;
+    let mut journal =
+        args.journal(&setup(args, request, &first.prepared, &texts_of(&sets, args.try_tokens)))?;
     let (heard, silent) = (Heard(progress), Silent(progress));
     let mut objective = ByTexts::new(&sets, args.try_tokens, choices, engine, &silent, &heard);
     let mut search = Search::new(&request.space.knobs);
-    let models = match Blend::of(&first.prepared.plan, &first.prepared.sources) {
+    let blends = feasible(request, &mut search, &first.prepared, progress)?;
+    let models = match blends.as_ref().map(|blends| Opened::new(blends, &sets, objective.windows_of_tries()))
+    {
         _ if args.no_predict => None,
-        Ok(blend) => Some(Opened::new(blend.models, &sets, objective.windows_of_tries())?),
+        Ok(models) => Some(models?),
         Err(why) => {
-            show::note(&format!("no prediction, so that more tries are needed: {}", why.message));
+            show::note(&no_prediction(why));
             None
         }
     };
@@ -221,20 +242,34 @@ fn by_texts(
     let steps = part * request.tries + whole * request.confirm;
     progress.expect_steps(steps as u64 + readings.as_ref().map_or(0, |of| Parents::steps(of, &options)));
     let mut merges = Vec::new();
-    let parents = match (&models, &readings) {
-        (Some(models), Some(readings)) => {
-            let names: Vec<String> = sets.iter().map(|set| set.name.clone()).collect();
-            let parents = Parents::measure(readings, &names, &options, &heard)?;
-            merges = coefficients(request, search.pool(), &parents, models, &first.prepared)?;
-            search.expect(scores(request, &losses(&parents, &merges, threads)));
-            Some(parents)
+    let mut parents = None;
+    if let (Some(models), Some(readings), Ok(blends)) = (&models, &readings, &blends) {
+        let names: Vec<String> = sets.iter().map(|set| set.name.clone()).collect();
+        match Parents::measure(readings, &names, &options, &heard) {
+            Ok(measured) => {
+                let of = |blend: &Blend| blend.coefficients(&models.names, &measured.groups).values;
+                merges = blends.iter().map(of).collect();
+                search.expect(scores(request, &losses(&measured, &merges, threads)));
+                objective.leave(measured.facts.kept_bytes);
+                parents = Some(measured);
+            }
+            Err(why) if why.exit_code() == 130 => return Err(why),
+            Err(why) => show::note(&no_prediction(&why)),
         }
-        _ => None,
-    };
+    }
     drop(first);
     let outcome = sweep(request, &search, &mut objective, &mut journal)?;
     let tokens = Some(objective.tokens());
-    Ok(Found { search, outcome, parents, merges, threads, tokens, direction: Direction::Minimize })
+    Ok(Found {
+        search,
+        outcome,
+        parents,
+        merges,
+        threads,
+        tokens,
+        direction: Direction::Minimize,
+        flags: args.merge_flags(),
+    })
 }
 
 fn by_command(
@@ -262,13 +297,22 @@ fn by_command(
     };
     let direction = if args.maximize { Direction::Maximize } else { Direction::Minimize };
     let silent = Silent(progress);
-    let by = json!({ "command": command, "metrics": metrics });
+    let by = json!({ "command": command, "metrics": metrics, "maximize": args.maximize });
     let mut objective = ByCommand::new(command, metrics, direction, choices, options, &silent)?;
     // Each is tried on all that the program measures, so the most promising ones need no second look.
-    let mut journal = args.journal(&setup(request, &first, &by))?;
+    let mut journal = args.journal(&setup(args, request, &first, &by))?;
     let search = Search::new(&request.space.knobs);
     let outcome = sweep(request, &search, &mut objective, &mut journal)?;
-    Ok(Found { search, outcome, parents: None, merges: Vec::new(), threads: 1, tokens: None, direction })
+    Ok(Found {
+        search,
+        outcome,
+        parents: None,
+        merges: Vec::new(),
+        threads: 1,
+        tokens: None,
+        direction,
+        flags: args.merge_flags(),
+    })
 }
 
 /// Where a candidate of so many bytes lies while a program reads it: in memory, where that has room for it.
@@ -324,7 +368,13 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(names: Vec<String>, sets: &[Set], tries: Vec<Vec<crate::eval::Window>>) -> Result<Self> {
+    fn new(blends: &[Blend], sets: &[Set], tries: Vec<Vec<crate::eval::Window>>) -> Result<Self> {
+        let mut names: Vec<String> = Vec::new();
+        for name in blends.iter().flat_map(|blend| &blend.models) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
         let models = names.iter().map(|name| Model::new(prepare_model(name)?)).collect::<Result<_>>()?;
         let of = |(set, windows): (&Set, Vec<_>)| Windows { windows, ..set.windows.clone() };
         let sets = sets.iter().zip(tries).map(of).collect();
@@ -336,20 +386,44 @@ impl Opened {
     }
 }
 
-/// The parents' coefficients of merges at these points.
-fn coefficients(
+fn no_prediction(why: &Error) -> String {
+    format!("no prediction, so that more tries are needed: {}", why.message)
+}
+
+/// Leaves out points that make no merge, and finds what the others are as sums of their models.
+///
+/// # Errors
+/// None of them makes one, or the user wishes to stop. Within: why some are no sums.
+fn feasible(
     request: &Request,
-    points: &[Vec<f64>],
-    parents: &Parents,
-    models: &Opened,
+    search: &mut Search,
     first: &Prepared,
-) -> Result<Vec<Vec<f64>>> {
-    let of = |point: &Vec<f64>| {
-        let plan = first.planned(&request.config(point)?)?;
-        let blend = Blend::of(&plan, &first.sources)?;
-        Ok(blend.coefficients(&models.names, &parents.groups).values)
-    };
-    points.iter().map(of).collect()
+    progress: &Progress,
+) -> Result<std::result::Result<Vec<Blend>, Error>> {
+    let (mut kept, mut blends, mut refused) = (Vec::new(), Ok(Vec::new()), None);
+    for point in search.pool() {
+        if Watch::stop(progress) {
+            return Err(Error::interrupted());
+        }
+        let plan = request.config(point).and_then(|config| first.planned(&config));
+        match plan {
+            Ok(plan) => {
+                kept.push(point.clone());
+                if let Ok(known) = &mut blends {
+                    match Blend::of(&plan, &first.sources) {
+                        Ok(blend) => known.push(blend),
+                        Err(why) => blends = Err(why),
+                    }
+                }
+            }
+            Err(why) => refused = Some(why),
+        }
+    }
+    match refused {
+        Some(why) if kept.is_empty() => return Err(why),
+        _ => search.keep(kept),
+    }
+    Ok(blends)
 }
 
 /// What is predicted for merges, by set.
@@ -366,9 +440,11 @@ fn scores(request: &Request, losses: &[Vec<f64>]) -> Vec<f64> {
 }
 
 /// All that a measurement depends on.
-fn setup(request: &Request, first: &Prepared, by: &Json) -> Json {
-    let identities: Vec<Json> = first.models().map(|source| source.identity()["files"].clone()).collect();
+fn setup(args: &SweepArgs, request: &Request, first: &Prepared, by: &Json) -> Json {
+    let identities: Vec<Json> =
+        first.sources.iter().map(|source| source.identity()["files"].clone()).collect();
     json!({
+        "fit": args.fit_words(),
         "mergeforge": env!("CARGO_PKG_VERSION"),
         "config": request.space.text(),
         "seed": request.seed,
@@ -394,7 +470,9 @@ fn texts_of(sets: &[Set], try_tokens: usize) -> Json {
 }
 
 /// Writes the configs of the winner and of the front.
-fn write_configs(out: &Path, request: &Request, outcome: &Outcome, args: &SweepArgs) -> Result<()> {
+fn write_configs(out: &Path, request: &Request, found: &Found, args: &SweepArgs) -> Result<()> {
+    let outcome = &found.outcome;
+    let sign = if found.direction == Direction::Maximize { -1.0 } else { 1.0 };
     let write = |name: &str, text: &str| {
         let path = out.join(name);
         fs::write(&path, text).map_err(|cause| Error::writing(&path, &cause))
@@ -403,7 +481,8 @@ fn write_configs(out: &Path, request: &Request, outcome: &Outcome, args: &SweepA
         let point = &outcome.points[place];
         let scores = point.whole.as_ref().expect("it was measured on all texts");
         let named = request.weights.iter().zip(&scores.losses);
-        let losses: Vec<String> = named.map(|((name, _), loss)| format!("{name} {loss:.4}")).collect();
+        let losses: Vec<String> =
+            named.map(|((name, _), loss)| format!("{name} {:.4}", sign * loss)).collect();
         format!(
             "# {}: {}\n# {}\n{}",
             args.config.display(),
@@ -413,26 +492,30 @@ fn write_configs(out: &Path, request: &Request, outcome: &Outcome, args: &SweepA
         )
     };
     write(BEST, &config(outcome.best))?;
+    // Those of an earlier, longer front would look like this one's.
+    for number in 1.. {
+        let path = out.join(front(number));
+        if fs::remove_file(&path).is_err() {
+            break;
+        }
+    }
     if request.weights.len() > 1 {
         for (number, place) in outcome.front.iter().enumerate() {
-            write(&format!("front-{}.yml", number + 1), &config(*place))?;
+            write(&front(number + 1), &config(*place))?;
         }
     }
     Ok(())
 }
 
+/// The file of a config that no other beats on every set.
+fn front(number: usize) -> String {
+    format!("front-{number}.yml")
+}
+
 /// Writes the page.
 fn write_page(out: &Path, request: &Request, found: &Found) -> Result<()> {
-    let Found { search, outcome, parents, merges, threads, tokens, direction } = found;
-    let predicted = |points: &[Vec<f64>]| match parents {
-        Some(parents) => {
-            let place = |point: &Vec<f64>| search.pool().iter().position(|known| known == point);
-            let of: Option<Vec<Vec<f64>>> =
-                points.iter().map(|point| Some(merges[place(point)?].clone())).collect();
-            of.map_or_else(Vec::new, |of| losses(parents, &of, *threads))
-        }
-        None => Vec::new(),
-    };
+    let Found { search, outcome, parents, merges, threads, tokens, direction, .. } = found;
+    let predicted = parents.as_ref().map_or_else(Vec::new, |parents| losses(parents, merges, *threads));
     let (candidates, seconds) = outcome.measured;
     let mut notes = Vec::new();
     if let Some([part, all]) = tokens {
@@ -448,7 +531,7 @@ fn write_page(out: &Path, request: &Request, found: &Found) -> Result<()> {
         outcome,
         what: if tokens.is_some() { "loss, nats a token" } else { "score" },
         sign: if maximize { -1.0 } else { 1.0 },
-        predicted: &predicted,
+        predicted,
         round: parents.as_ref().map_or_else(Round::default, |parents| round(parents, *threads)),
         notes,
     };
@@ -526,7 +609,11 @@ fn table(out: &Path, request: &Request, found: &Found) {
         show::line(&format!("{read}{candidates} candidates measured in {seconds:.1} s, {pace} an hour"));
     }
     let best = request.space.words(&outcome.points[outcome.best].values);
-    show::line(&format!("the best: {best} (mergeforge merge {} OUT makes it)", out.join(BEST).display()));
+    show::line(&format!(
+        "the best: {best} (mergeforge merge {} OUT{} makes it)",
+        out.join(BEST).display(),
+        found.flags
+    ));
 }
 
 fn as_json(request: &Request, found: &Found) -> Json {

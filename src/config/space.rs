@@ -192,9 +192,7 @@ impl Found<'_> {
         let values = if kind == "range" {
             let ends: Option<Vec<f64>> = items.iter().map(number).collect();
             match ends.as_deref() {
-                Some([from, to]) if from < to && from.is_finite() && to.is_finite() => {
-                    Values::Between(*from, *to)
-                }
+                Some([from, to]) if from < to && (to - from).is_finite() => Values::Between(*from, *to),
                 _ => return Err(self.refused(values.at, "a range has two numbers, the smaller one first")),
             }
         } else {
@@ -212,6 +210,11 @@ impl Found<'_> {
         let Some(len) = closed(&self.text[start.min(self.text.len())..]) else {
             return Err(self.refused(node.at, "an open value stands in braces"));
         };
+        if let Some(place) = path.iter().find(|part| FIXED.contains(&part.as_str())) {
+            return Err(Error::config(format!("{}:{}: {place} cannot be left open", self.file, node.at)).hint(
+                "candidates are merges of the same models with the same layers: sweep each choice of those by itself",
+            ));
+        }
         let said = path.iter().filter(|part| !UNSAID.contains(&part.as_str()));
         let name = said.map(String::as_str).collect::<Vec<_>>().join(" ");
         self.knobs.push(Knob { name, values, bytes: start..start + len });
@@ -233,6 +236,10 @@ pub(super) const OPEN: [&str; 2] = ["range", "choice"];
 
 /// The key whose values are a list of names.
 const METHOD: &str = "merge_method";
+
+/// Keys whose values make another model of a candidate.
+const FIXED: &[&str] =
+    &["model", "base_model", "layer_range", "lora", "tokenizer", "tokenizer_source", "dtype", "out_dtype"];
 
 /// Keys that add nothing to a name.
 const UNSAID: &[&str] = &["parameters", "models", "slices", "sources", "value"];
@@ -301,6 +308,8 @@ mod tests {
     fn what_is_not_written_so_is_refused() {
         for (text, why) in [
             ("merge_method: ties\n", "no value is left open"),
+            ("models: [{model: {choice: [a, b]}}]\n", "c.yml:1:18: model cannot be left open"),
+            ("a: {range: [-1e308, 1e308]}\n", "a range has two numbers"),
             ("a: {range: [1, 0]}\n", "c.yml:1:12: a range has two numbers"),
             ("a: {range: 3}\n", "a range is a list"),
             ("a: {choice: [1]}\n", "two values or more"),

@@ -15,6 +15,8 @@ pub struct Decoder {
     pub vocabulary: usize,
     /// The tokens of the longest text that it was made for, as config.json states them.
     pub positions: Option<usize>,
+    /// Whether its head is its embedding.
+    pub tied: bool,
     /// The heads of queries, a multiple of those of keys and values.
     pub(super) heads: usize,
     /// The heads of keys and values.
@@ -104,6 +106,7 @@ impl Decoder {
             layers,
             hidden,
             vocabulary: side("vocab_size", None)?,
+            tied: stated("tie_word_embeddings").and_then(Json::as_bool).unwrap_or(false),
             positions: stated("max_position_embeddings").and_then(Json::as_u64).map(|most| most as usize),
             heads,
             key_heads,

@@ -76,10 +76,11 @@ pub fn fitting(
         decoder.vocabulary = rows;
     }
     let ends = [(EMBEDDING.to_owned(), vec![decoder.vocabulary, hidden]), (NORM.to_owned(), vec![hidden])];
-    let head = [(HEAD.to_owned(), vec![decoder.vocabulary, hidden])];
-    let optional = decoder.biases(layers).into_iter().chain(head);
+    // A head that is tied is the embedding, whatever else is stored.
+    let head = (!decoder.tied).then(|| (HEAD.to_owned(), vec![decoder.vocabulary, hidden]));
     let has = |(name, _): &(String, Vec<usize>)| tensors.contains_key(name);
-    let needed = ends.into_iter().chain(decoder.tensors(layers)).chain(optional.filter(has));
+    let biases = decoder.biases(layers).into_iter().filter(has);
+    let needed = ends.into_iter().chain(head).chain(decoder.tensors(layers)).chain(biases);
     let mut weights = HashMap::new();
     for (tensor, shape) in needed {
         let Some(ReadTensor { shape: stored, floats }) = tensors.get(&tensor) else {

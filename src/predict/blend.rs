@@ -151,7 +151,7 @@ impl fmt::Display for Beyond {
 
 /// Whether a tensor takes part in a forward pass: buffers and the like do not.
 fn is_weight(name: &str) -> bool {
-    name.ends_with(".weight") || name.ends_with(".bias")
+    name.rsplit('.').next().is_some_and(|kind| ["weight", "bias"].contains(&kind))
 }
 
 /// A layer is predicted only where its parents have it.

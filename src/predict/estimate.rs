@@ -127,7 +127,6 @@ impl Parents {
                 *place.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(made);
             }
         });
-        drop(next);
         let of =
             |made: Mutex<Option<T>>| made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         found.into_iter().map(|made| of(made).expect("every part was taken")).collect()

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::gathering::{Gathering, Shape};
 use super::{Facts, Groups, Parents};
-use crate::decoder::{Decoder, Final, HEAD, States, Sums, Weights, logits};
+use crate::decoder::{Decoder, Final, States, Sums, Weights, logits};
 use crate::error::{Error, Result};
 use crate::eval::{Listen, Model, Reader, Window, Windows};
 use crate::text::{bytes, escaped};
@@ -107,7 +107,7 @@ impl Parents {
             passes: plan.passes.len(),
         };
         let Family { groups, .. } = family;
-        let shape = plan.shape;
+        let Plan { shape, .. } = plan;
         Ok(Self { names, groups, sets: sets.to_vec(), facts, shape, windows: of_sets, tokens, values })
     }
 }
@@ -142,9 +142,7 @@ fn check_tokens(first: &Reading<'_>, other: &Reading<'_>, sets: &[String]) -> Re
 /// A layer can stand in another model only if all shapes are the same.
 fn check_shapes(first: &Model, other: &Model) -> Result<()> {
     let (ours, theirs) = (&first.decoder, &other.decoder);
-    let alike = ours.layers == theirs.layers && ours.tensors(ours.layers) == theirs.tensors(theirs.layers);
-    let head = |model: &Model| model.has(HEAD);
-    if alike && head(first) == head(other) {
+    if ours.layers == theirs.layers && ours.tensors(ours.layers) == theirs.tensors(theirs.layers) {
         return Ok(());
     }
     let message = format!("layers of {} do not fit into {}: their shapes differ", other.name, first.name);

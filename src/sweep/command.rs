@@ -1,11 +1,13 @@
 //! What candidates are measured by: any program that gets a folder with the merged model, and gives JSON.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Map, Value as Json};
 
 use super::objective::{Measured, Objective};
@@ -88,12 +90,13 @@ impl<'o> ByCommand<'o> {
             .args(["-c", &command])
             .stdin(Stdio::null())
             .stdout(stdout)
+            // What the shell starts ends with it.
+            .process_group(0)
             .spawn()
             .map_err(|cause| failed(&format!("cannot be started ({cause})")))?;
         let status = loop {
             if self.watch.stop() {
-                let _ = child.kill();
-                let _ = child.wait();
+                end_group(&mut child);
                 return Err(Error::interrupted());
             }
             match child.try_wait().map_err(|cause| failed(&cause.to_string()))? {
@@ -104,13 +107,28 @@ impl<'o> ByCommand<'o> {
         if !status.success() {
             return Err(failed(&format!("ended with {status}")));
         }
-        let printed = fs::read_to_string(&log).unwrap_or_default();
-        let written = newest_json(out).and_then(|file| fs::read_to_string(file).ok());
+        let text = |file: &Path| fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let printed = text(&log).unwrap_or_default();
+        let written = newest_json(out).and_then(|file| text(&file).ok());
         let json = written.as_deref().and_then(parsed).or_else(|| parsed(&printed));
         let json = json.ok_or_else(|| failed("gave no JSON, neither as its last line nor in {out}"))?;
         let mut numbers = Vec::new();
         collect(&json, "", &mut numbers);
         if numbers.is_empty() { Err(failed("gave JSON without numbers")) } else { Ok(numbers) }
+    }
+}
+
+/// Asks a program and all that it has started to end, and makes them end if they do not.
+fn end_group(child: &mut Child) {
+    let group = Pid::from_child(child);
+    for (signal, tries) in [(Signal::TERM, 100), (Signal::KILL, 10)] {
+        let _ = kill_process_group(group, signal);
+        for _ in 0..tries {
+            match child.try_wait() {
+                Ok(None) => sleep(Duration::from_millis(50)),
+                _ => return,
+            }
+        }
     }
 }
 
@@ -183,7 +201,20 @@ fn collect(json: &Json, name: &str, into: &mut Vec<(String, f64)>) {
     match json {
         Json::Number(number) => into.extend(number.as_f64().map(|number| (name.to_owned(), number))),
         Json::Object(of) if name.is_empty() => match of.get("results").and_then(Json::as_object) {
-            Some(results) => each(results, into),
+            Some(results) => {
+                // What belongs to a group is in the group's number.
+                let inner: Vec<&str> = of
+                    .get("group_subtasks")
+                    .and_then(Json::as_object)
+                    .into_iter()
+                    .flat_map(Map::values)
+                    .filter_map(Json::as_array)
+                    .flatten()
+                    .filter_map(Json::as_str)
+                    .collect();
+                let own = results.iter().filter(|(task, _)| !inner.contains(&task.as_str()));
+                own.for_each(|(task, value)| collect(value, task, into));
+            }
             None => each(of, into),
         },
         Json::Object(of) => each(of, into),
@@ -230,6 +261,11 @@ fn metric_of(given: &[(String, f64)], metric: &str) -> Result<f64> {
 }
 
 impl Objective for ByCommand<'_> {
+    /// A run may take an hour: each is kept as soon as it is known.
+    fn together(&self) -> usize {
+        1
+    }
+
     fn tries_are_whole(&self) -> bool {
         true
     }
@@ -256,7 +292,9 @@ mod tests {
             "results": {
                 "medqa_4options": { "alias": "medqa", "acc,none": 0.25, "acc_stderr,none": 0.01, "acc_norm,none": 0.3 },
                 "arc_challenge": { "acc,none": 0.35 },
+                "mmlu_law": { "acc,none": 0.9 },
             },
+            "group_subtasks": { "mmlu": ["mmlu_law"], "arc_challenge": [] },
             "config": { "batch_size": 8 },
         }));
         assert_eq!(metric_of(&given, "medqa_4options.acc").unwrap(), 0.25);

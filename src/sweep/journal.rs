@@ -39,11 +39,12 @@ pub struct Journal {
 const BYTES_MAX: u64 = 64 << 20;
 
 impl Journal {
-    /// Opens a journal, or begins one. `setup` is all that measurements depend on: only with the same do they count.
+    /// Opens a journal, or begins one. `setup` is all that measurements depend on: only with the same do they count. `anew` forgets what
+    /// was measured.
     ///
     /// # Errors
     /// Kind `Output`: it cannot be read or written. Kind `Config`: it is of another sweep.
-    pub fn open(path: &Path, setup: &Json) -> Result<Self> {
+    pub fn open(path: &Path, setup: &Json, anew: bool) -> Result<Self> {
         let failed = |cause: &std::io::Error| Error::writing(path, cause);
         let mut file = OpenOptions::new()
             .create(true)
@@ -56,6 +57,9 @@ impl Journal {
             Error::output(format!("{} is in use by another sweep", path.display()))
                 .hint("wait for it, or give another folder")
         })?;
+        if anew {
+            file.set_len(0).map_err(|cause| failed(&cause))?;
+        }
         let mut text = String::new();
         (&mut file).take(BYTES_MAX).read_to_string(&mut text).map_err(|cause| failed(&cause))?;
         let mut lines = text.lines();
@@ -131,21 +135,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sweep.jsonl");
         let setup = json!({ "config": "a", "texts": "b" });
-        let mut journal = Journal::open(&path, &setup).unwrap();
+        let mut journal = Journal::open(&path, &setup, false).unwrap();
         journal.add(entry(0.1)).unwrap();
-        assert!(Journal::open(&path, &setup).unwrap_err().message.contains("in use"));
+        assert!(Journal::open(&path, &setup, false).unwrap_err().message.contains("in use"));
         journal.add(entry(0.2)).unwrap();
         drop(journal);
         // Killed in the middle of a line.
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"point\": [0.3], \"se").unwrap();
         drop(file);
-        let mut journal = Journal::open(&path, &setup).unwrap();
+        let mut journal = Journal::open(&path, &setup, false).unwrap();
         assert_eq!(journal.entries, [entry(0.1), entry(0.2)]);
         assert!(journal.find(&[0.2], 0, false).is_some() && journal.find(&[0.2], 0, true).is_none());
         journal.add(entry(0.4)).unwrap();
         drop(journal);
-        let refused = Journal::open(&path, &json!({ "config": "a", "texts": "c" })).unwrap_err();
+        let refused = Journal::open(&path, &json!({ "config": "a", "texts": "c" }), false).unwrap_err();
         assert!(refused.message.ends_with("another sweep: texts changed"), "{}", refused.message);
     }
 }

@@ -12,6 +12,9 @@ pub trait Objective {
     /// Whether tries are measured as whole as the most promising are.
     fn tries_are_whole(&self) -> bool;
 
+    /// How many candidates are worth measuring together.
+    fn together(&self) -> usize;
+
     /// What these configs come to, each with a seed of random masks; `whole` says whether on everything, or on the part that tries get.
     ///
     /// # Errors
@@ -94,6 +97,11 @@ impl<'o> ByTexts<'o> {
         [self.part.tokens(), self.whole.tokens()]
     }
 
+    /// Leaves so many bytes of the memory to others.
+    pub fn leave(&mut self, bytes: u64) {
+        self.engine.memory = self.engine.memory.saturating_sub(bytes);
+    }
+
     /// The windows of tries, by set: what a prediction has to read.
     pub fn windows_of_tries(&self) -> Vec<Vec<Window>> {
         self.part.by_set(&self.part.windows).map(<[Window]>::to_vec).collect()
@@ -103,6 +111,10 @@ impl<'o> ByTexts<'o> {
 impl Objective for ByTexts<'_> {
     fn tries_are_whole(&self) -> bool {
         self.part.windows.len() == self.whole.windows.len()
+    }
+
+    fn together(&self) -> usize {
+        usize::MAX
     }
 
     fn measure(&mut self, configs: Vec<(Config, u64)>, whole: bool) -> Result<Vec<Measured>> {

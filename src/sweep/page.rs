@@ -17,8 +17,8 @@ pub struct Page<'p> {
     pub what: &'p str,
     /// What numbers are multiplied with to be what the user calls them: −1 where higher is better.
     pub sign: f64,
-    /// Predicted losses of each set, for points that are drawn as a line; empty where nothing is predicted.
-    pub predicted: &'p dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>,
+    /// Of each set the predicted losses of the search's points; empty where nothing is predicted.
+    pub predicted: Vec<Vec<f64>>,
     /// The predicted loss of each set on the way from the base to one model, to another and back; empty where nothing is predicted.
     pub round: Round,
     /// In which circumstances.
@@ -257,12 +257,10 @@ impl Page<'_> {
                 dots: true,
             },
         ];
-        let line: Vec<Vec<f64>> = self.search.pool().iter().step_by(8).cloned().collect();
-        let predicted = (self.predicted)(&line);
-        if !predicted.is_empty() {
-            let losses: Vec<Vec<f64>> =
-                (0..line.len()).map(|place| predicted.iter().map(|of| of[place]).collect()).collect();
-            let two: Vec<Vec<f64>> = losses.iter().map(|losses: &Vec<f64>| losses[..2].to_vec()).collect();
+        if let [one, other, ..] = &self.predicted[..] {
+            // Fewer points make the same line.
+            let two: Vec<Vec<f64>> =
+                one.iter().zip(other).step_by(4).map(|(one, other)| vec![*one, *other]).collect();
             let mut points: Vec<(f64, f64)> =
                 super::pareto(&two).into_iter().map(|place| (two[place][0], two[place][1])).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));

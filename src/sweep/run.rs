@@ -83,7 +83,7 @@ impl Sweeping<'_> {
                 }
             }
         }
-        for open in open.chunks(self.request.together) {
+        for open in open.chunks(self.request.together.min(self.objective.together())) {
             let begun = Instant::now();
             let configs = open.iter().map(|(point, seed)| Ok((self.request.config(point)?, *seed)));
             let found = self.objective.measure(configs.collect::<Result<_>>()?, whole)?;

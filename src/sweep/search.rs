@@ -56,6 +56,11 @@ impl Search {
         Self { values, pool, prior: Vec::new() }
     }
 
+    /// Leaves out all points but these, which are in their order.
+    pub fn keep(&mut self, points: Vec<Vec<f64>>) {
+        self.pool = points;
+    }
+
     /// The points among which the next are chosen.
     pub fn pool(&self) -> &[Vec<f64>] {
         &self.pool
@@ -210,7 +215,8 @@ impl Search {
         rest.iter_mut().for_each(|rest| *rest -= mean);
         let n = rows.first().map_or(1, Vec::len);
         let spread = rest.iter().map(|rest| rest * rest).sum::<f64>() / rest.len().max(1) as f64;
-        let spread = spread.max(f64::MIN_POSITIVE);
+        // Scores that are all alike say nothing of how they spread.
+        let spread = spread.max(1e-12 * (1.0 + mean * mean));
         let (noise, width) = (spread * NOISE, spread);
         let mut a = vec![0.0; n * n];
         let mut b = vec![0.0; n];
@@ -336,6 +342,19 @@ mod tests {
         // A prediction that is wrong by a slope is worth some tries.
         let (best, score) = search(Some(|point| bowl(point) + 0.2 * point[0]), 2);
         assert!(score < 3.0 + 0.004, "{best:?} {score}");
+    }
+
+    #[test]
+    fn scores_that_are_all_alike_are_no_reason_to_stop() {
+        let search = Search::new(&knobs("a: {range: [0, 1.5]}\nb: {range: [-1, 1]}\n"));
+        for score in [0.0, 0.25, 1e6] {
+            let mut tried: Vec<Tried> = Vec::new();
+            for _ in 0..3 {
+                tried.extend(search.next(&tried, 3).into_iter().map(|point| Tried { point, score }));
+                assert_eq!(search.most_promising(&tried, 2).len(), 2);
+            }
+            assert_eq!(search.most_promising(&tried[..1], 2).len(), 2);
+        }
     }
 
     #[test]

@@ -621,6 +621,7 @@ fn the_examples_have_what_the_documents_say() {
     .models[].name
     .models[].short
     .not_compared
+    .predictions
     .ranks[].model
     .ranks[].rank_of_90_percent
     .ranks[].shape
@@ -650,6 +651,37 @@ fn example(flags: &[&str]) -> Json {
     let fixed = ["analyze", "examples/ties.yml", "--json", "--quiet", "--rank", "q_proj"];
     let ended = command::run([&fixed, flags].concat()).succeeded();
     serde_json::from_str(&ended.stdout).unwrap()
+}
+
+/// What models make of texts is what `eval` and `predict` find.
+#[test]
+fn predictions_stand_beside_the_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("page.html");
+    let texts = ["--text", "examples/models/texts/medical_valid.txt", "--window", "128", "--lines"];
+    let json = example(&[&texts[..], &["--out", file.to_str().unwrap()]].concat());
+    let models: Vec<&str> =
+        json["models"].as_array().unwrap().iter().map(|model| model["name"].as_str().unwrap()).collect();
+    let eval = [&["eval"], &models[..], &texts, &["--json", "--quiet"]].concat();
+    let eval: Json = serde_json::from_str(&command::run(eval).succeeded().stdout).unwrap();
+    let [set] = &json["predictions"].as_array().unwrap()[..] else { panic!("one set was given") };
+    for (place, model) in eval["models"].as_array().unwrap().iter().enumerate() {
+        let [theirs, ours] =
+            [&model["sets"][0]["loss"], &set["losses"][place]].map(|loss| loss.as_f64().unwrap());
+        assert!((theirs - ours).abs() < 1e-4, "{model}");
+    }
+    let pairs = set["pairs"].as_array().unwrap();
+    assert_eq!(pairs.len(), 6, "every two, each way round");
+    for pair in pairs {
+        let [divergence, same] =
+            [&pair["divergence"], &pair["same_most_likely"]].map(|of| of.as_f64().unwrap());
+        assert!((0.05..1.0).contains(&divergence) && (0.3..0.9).contains(&same), "{pair}");
+    }
+    let page = std::fs::read_to_string(file).unwrap();
+    assert!(page.contains("What the models make of texts"));
+    well_formed(&page);
+    let refused = command::run(["analyze", "examples/ties.yml", "--quiet", "--text", "/nowhere"]);
+    refused.failed(2, &["cannot read /nowhere"]);
 }
 
 #[test]

@@ -159,6 +159,36 @@ mod tests {
         let untied = written(Dtype::F32, false, 1);
         assert_eq!(untied, written(Dtype::F32, true, 1));
         assert_eq!(untied, written(Dtype::F32, true, 2));
+        // A head that is stored beside a tied embedding is not looked at, as transformers has it; one that is missing is missed.
+        write_variant(dir.path(), Dtype::F32, false, 1);
+        let config = dir.path().join("config.json");
+        let untied_config = fs::read_to_string(&config).unwrap();
+        write_variant(dir.path(), Dtype::F32, true, 1);
+        let mut stored = load(&models().join("base"));
+        let (shape, head) = stored.remove("lm_head.weight").unwrap();
+        let halved: Vec<u8> = head.iter().flat_map(|x| (0.5 * x).to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::F32, shape, &halved).unwrap();
+        safetensors::serialize_to_file(
+            [("lm_head.weight", view)],
+            None,
+            &dir.path().join("head.safetensors"),
+        )
+        .unwrap();
+        let index = dir.path().join("model.safetensors.index.json");
+        let own = fs::read_to_string(&index).unwrap();
+        let mut other: serde_json::Value = serde_json::from_str(&own).unwrap();
+        other["weight_map"]["lm_head.weight"] = "head.safetensors".into();
+        fs::write(
+            &config,
+            untied_config.replace("\"tie_word_embeddings\":false", "\"tie_word_embeddings\":true"),
+        )
+        .unwrap();
+        fs::write(&index, other.to_string()).unwrap();
+        assert_eq!(untied, perplexity(dir.path(), &text));
+        write_variant(dir.path(), Dtype::F32, true, 1);
+        fs::write(&config, untied_config).unwrap();
+        let opened = prepare_model(dir.path().to_str().unwrap()).unwrap();
+        assert!(Model::new(opened).unwrap_err().message.contains("has no lm_head.weight"));
         // bf16 values below 2^-14 lose bits in f16, too few to matter.
         assert!((written(Dtype::F16, true, 1) / untied - 1.0).abs() < 1e-4);
     }

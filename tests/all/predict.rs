@@ -27,7 +27,8 @@ fn example(name: &str) -> PathBuf {
 
 /// So many texts of a set of the examples.
 fn texts(set: &str, count: usize) -> Texts {
-    let form = if set.ends_with(".jsonl") { Form::Qa } else { Form::Text { by_line: true } };
+    let is_rows = Path::new(set).extension().is_some_and(|extension| extension == "jsonl");
+    let form = if is_rows { Form::Qa } else { Form::Text { by_line: true } };
     let prompt = match form {
         Form::Qa => Prompt::parse("<|user|>{question}<|assistant|>{answer}").unwrap(),
         _ => Prompt::usual(form, false),
@@ -178,15 +179,15 @@ fn few_kept_tokens_predict_nearly_what_all_do() {
     let whole = measure(&models, OPTIONS).unwrap();
     let grid: Vec<Vec<f64>> =
         (0..4).flat_map(|a| (0..4).map(move |b| vec![f64::from(a) / 2.0, f64::from(b) / 2.0])).collect();
-    // Between the parents, and on all of the grid.
-    for (top, between, anywhere) in [(256, 2e-4, 2e-3), (64, 1e-3, 4e-3), (16, 5e-3, 2e-2)] {
+    for (top, within) in [(256, 1e-3), (64, 4e-3), (16, 2e-2)] {
         let few = measure(&models, Options { top, ..OPTIONS }).unwrap();
         assert!(few.facts.share < 0.99 && few.facts.share > 0.5, "{}", few.facts.share);
         for set in 0..2 {
             let found = few.losses(set, &grid, 2).into_iter().zip(whole.losses(set, &grid, 2));
             for ((few, whole), c) in found.zip(&grid) {
-                let within = if c.iter().sum::<f64>() <= 1.0 { between } else { anywhere };
                 let apart = few.loss - whole.loss;
+                // Far beyond the parents less is known of the rest.
+                let within = if c.iter().all(|c| *c <= 1.0) { within } else { 3.0 * within };
                 assert!(apart.abs() < within, "{top} at {c:?} of set {set}: {apart}");
             }
         }
@@ -303,7 +304,7 @@ fn a_damaged_parent_makes_predictions_worse() {
     let sets = [texts("medical_valid.txt", 30)];
     let damaged = variant(&folder.path().join("damaged"), "medical", |tensors| {
         (0..4).for_each(|layer| {
-            disturb(tensors, &format!("model.layers.{layer}.mlp.down_proj.weight"), 2.0, 5)
+            disturb(tensors, &format!("model.layers.{layer}.mlp.down_proj.weight"), 2.0, 5);
         });
     });
     let models = [example("base"), example("medical"), damaged].map(|folder| opened(&folder, &sets));
@@ -335,7 +336,11 @@ fn memory_is_kept_to_and_passes_change_nothing() {
         "{:?}",
         little.facts
     );
-    let refused = measure(&models, Options { memory: 6_000_000, ..OPTIONS }).unwrap_err();
+    // And leaves less to a pass.
+    assert!(little.facts.passes > many.facts.passes, "{:?} {:?}", little.facts, many.facts);
+    let Err(refused) = measure(&models, Options { memory: 6_000_000, ..OPTIONS }) else {
+        panic!("so little memory is refused")
+    };
     assert!(refused.message.contains("take at least") && refused.hint.is_some(), "{refused:?}");
 }
 
@@ -345,13 +350,16 @@ fn what_does_not_belong_together_is_refused() {
     let sets = [texts("medical_valid.txt", 10)];
     let refused = |other: &Path, options: Options| {
         let models = [opened(&example("base"), &sets), opened(other, &sets)];
-        measure(&models, options).unwrap_err()
+        let Err(error) = measure(&models, options) else { panic!("{other:?} is refused") };
+        error
     };
     // The same size, other tokens.
     let other = variant(&folder.path().join("other"), "base", |_| ());
     let tokenizer = fs::read_to_string(other.join("tokenizer.json")).unwrap();
     let mut tokenizer: Json = serde_json::from_str(&tokenizer).unwrap();
-    tokenizer["model"]["merges"].as_array_mut().unwrap().truncate(100);
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let [a, e] = ["a", "e"].map(|letter| vocabulary[letter].clone());
+    vocabulary.extend([("a".to_owned(), e), ("e".to_owned(), a)]);
     fs::write(other.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let error = refused(&other, OPTIONS);
     assert!(error.message.contains("set 0") && error.message.contains("other"), "{error:?}");
@@ -376,15 +384,15 @@ fn what_does_not_belong_together_is_refused() {
     assert!(error.message.contains("odd") && error.message.contains("NaN"), "{error:?}");
 }
 
-const TEXTS: [&str; 6] =
-    ["--text", "examples/models/texts/medical_valid.txt", "--window", "96", "--lines", "--quiet"];
-
-/// What `mergeforge predict` prints of a config.
+/// What `mergeforge predict` prints of a config, on few texts.
 fn predicted(text: &str, flags: &[&str]) -> crate::command::Ended {
     let folder = tempfile::tempdir().unwrap();
-    let file = config(folder.path(), text);
-    let arguments = ["predict", file.to_str().unwrap()].into_iter().chain(TEXTS).chain(flags.iter().copied());
-    run(arguments)
+    let (file, lines) = (config(folder.path(), text), folder.path().join("lines.txt"));
+    let all = fs::read_to_string(example("texts/medical_valid.txt")).unwrap();
+    fs::write(&lines, all.lines().take(12).collect::<Vec<_>>().join("\n")).unwrap();
+    let [file, lines] = [&file, &lines].map(|path| path.to_str().unwrap());
+    let texts = ["predict", file, "--text", lines, "--window", "96", "--lines", "--packed", "--quiet"];
+    run(texts.iter().chain(flags))
 }
 
 /// Two models with parameters each, by a method.
@@ -398,7 +406,7 @@ fn two(method: &str, medical: &str, chat: &str, others: &str) -> String {
 #[test]
 fn coefficients_are_those_of_the_plan() {
     const BASE: &str = "base_model: examples/models/base";
-    let short = ["--json", "--packed", "--top", "64"];
+    let short = ["--json", "--top", "64"];
     let coefficients = |text: &str, flags: &[&str]| -> (Vec<String>, Vec<f64>, f64) {
         let found = predicted(text, &[&short[..], flags].concat()).succeeded();
         let found: Json = serde_json::from_str(&found.stdout).unwrap();
@@ -421,16 +429,17 @@ fn coefficients_are_those_of_the_plan() {
     assert!(names[0].ends_with("base") && names.len() == 3, "{names:?}");
     close(&c, &[0.4, 0.6]);
     assert_eq!(apart, 0.0);
-    // A gradient: groups of layers, one each where there are no more than eight.
+    // A gradient, by groups of layers.
     let gradient = two("task_arithmetic", "weight: [0, 0.9]", "weight: 0.5", BASE);
-    let (names, c, _) = coefficients(&gradient, &[]);
+    let (names, c, _) = coefficients(&gradient, &["--groups", "4"]);
     assert!(names[2].ends_with("medical in layer 1"), "{names:?}");
     close(&c, &[0.0, 0.3, 0.6, 0.9, 0.5, 0.5, 0.5, 0.5]);
-    let (_, c, apart) = coefficients(&gradient, &["--groups", "1"]);
-    assert!(c.len() == 2 && c[0] > 0.4 && c[0] < 0.5 && apart > 0.4, "{c:?} {apart}");
+    let (_, c, apart) = coefficients(&gradient, &[]);
+    assert!(c.len() == 2 && (0.30..0.31).contains(&c[0]) && apart > 0.5, "{c:?} {apart}");
     // By the kind of tensors.
     let filter = "weight: [{filter: mlp, value: 1}, {value: 0}]";
-    let text = predicted(&two("task_arithmetic", filter, "weight: 0.5", BASE), &["--packed"]).succeeded();
+    let text =
+        predicted(&two("task_arithmetic", filter, "weight: 0.5", BASE), &["--groups", "4"]).succeeded();
     assert!(text.stderr.contains("the kind of a tensor is not followed"), "{}", text.stderr);
 }
 
@@ -452,7 +461,7 @@ fn configs_that_are_no_weighted_sums_are_refused_with_the_way_out() {
     predicted(&stacked, &[]).failed(2, &["config.yml", "counts as one more parent"]);
     // Not normalised, but a mixture all the same.
     let mixture = two("linear", "weight: 0.5", "weight: 0.5", "parameters: {normalize: false}");
-    predicted(&mixture, &["--packed"]).succeeded();
+    predicted(&mixture, &[]).succeeded();
 }
 
 #[test]
@@ -465,9 +474,32 @@ fn what_is_beyond_the_parents_is_flagged() {
         ("weight: 1.4", "weight: -0.2", Some("a weight of 1.40")),
     ] {
         let text = two("task_arithmetic", medical, chat, BASE);
-        let found = predicted(&text, &["--packed"]).succeeded();
+        let found = predicted(&text, &[]).succeeded();
         assert_eq!(found.stdout.contains("beyond"), flag.is_some(), "{}", found.stdout);
         assert_eq!(found.stderr.contains("beyond"), flag.is_some(), "{}", found.stderr);
         assert!(found.stdout.contains(flag.unwrap_or("predicted")), "{}", found.stdout);
     }
+}
+
+/// Several configs are predicted by one measurement: a base of any of them comes first, and a model is read once, whatever it is called.
+#[test]
+fn configs_share_their_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let linear = two("linear", "weight: 1", "weight: 1", "")
+        .replace("examples/models/chat", "examples/models/../models/chat");
+    fs::write(folder.path().join("linear.yml"), linear).unwrap();
+    let base = "base_model: examples/models/base";
+    fs::write(folder.path().join("sum.yml"), two("task_arithmetic", "weight: 0.5", "weight: 0.5", base))
+        .unwrap();
+    fs::write(folder.path().join("lines.txt"), "A trinket; a jewel.\nWonder or inquiry.").unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [linear, sum, lines] = ["linear.yml", "sum.yml", "lines.txt"].map(file);
+    let found = run(["predict", &linear, &sum, "--text", &lines, "--lines", "--json", "--quiet"]).succeeded();
+    let found: Json = serde_json::from_str(&found.stdout).unwrap();
+    let parents = found["parents"].as_array().unwrap();
+    assert!(parents.len() == 3 && parents[0].as_str().unwrap().ends_with("base"), "{parents:?}");
+    // Both are the same merge.
+    let merges = found["sets"][0]["merges"].as_array().unwrap();
+    near(merges[0]["loss"].as_f64().unwrap(), merges[1]["loss"].as_f64().unwrap(), 1e-6);
+    assert_eq!(merges.iter().filter(|merge| merge["beyond_parents"].is_null()).count(), 2, "{merges:?}");
 }

@@ -156,6 +156,10 @@ struct Counted<'o> {
 }
 
 impl Objective for Counted<'_> {
+    fn together(&self) -> usize {
+        self.inner.together()
+    }
+
     fn tries_are_whole(&self) -> bool {
         self.inner.tries_are_whole()
     }
@@ -198,7 +202,7 @@ fn swept(folder: &Path, candidates: usize) -> mergeforge::error::Result<Outcome>
     let left = AtomicUsize::new(candidates);
     let inner = ByTexts::new(&sets, 1500, Choices::USUAL, engine(MEMORY), &Quiet, &Deaf);
     let mut objective = Counted { inner, left: &left };
-    let mut journal = Journal::open(&folder.join("sweep.jsonl"), &json!({ "test": 1 }))?;
+    let mut journal = Journal::open(&folder.join("sweep.jsonl"), &json!({ "test": 1 }), false)?;
     run(&request, &Search::new(&request.space.knobs), &mut objective, &mut journal)
 }
 
@@ -298,6 +302,52 @@ fn what_cannot_be_swept_is_refused_with_the_way_out() {
     let file = command::config(folder.path(), &open);
     let out = folder.path().join("merged");
     command::run(["merge".as_ref(), file.as_os_str(), out.as_os_str()]).failed(2, &["mergeforge sweep"]);
+}
+
+/// Points that make no merge, methods that cannot be predicted, a single try, higher numbers that are better.
+#[test]
+fn odd_spaces_are_swept_all_the_same() {
+    let folder = TempDir::new().unwrap();
+    let text = models().join("texts/medical_valid.txt");
+    let swept = |name: &str, config: &str, more: &[&str]| {
+        let (file, out) = (command::config(folder.path(), config), folder.path().join(name));
+        let mut words = vec!["sweep", file.to_str().unwrap(), out.to_str().unwrap(), "--quiet", "--json"];
+        words.extend(more);
+        let ended = command::run(words).succeeded();
+        (serde_json::from_str::<Value>(&ended.stdout).unwrap(), ended.stderr)
+    };
+    let by_text = |name: &str, config: &str, more: &[&str]| {
+        let mut words = vec!["--text", text.to_str().unwrap(), "--lines", "--window=64", "--try-tokens=600"];
+        words.extend(["--together=2", "--confirm=1"]);
+        words.extend(more);
+        swept(name, config, &words)
+    };
+    let range = "{range: [0, 1]}";
+    // The corner in which all weights are 0 is no merge.
+    let (found, talk) = by_text("corner", &config("linear", "", [range, range]), &["--tries=2"]);
+    assert!(found["points"][0]["predicted"].is_number() && talk.is_empty(), "{talk}");
+    let methods = config("task_arithmetic", "density: 0.5", [range, "0.5"])
+        .replace("merge_method: task_arithmetic", "merge_method: [task_arithmetic, ties]");
+    let (found, talk) = by_text("methods", &methods, &["--tries=2"]);
+    assert!(found["points"][0]["predicted"].is_null() && talk.contains("no prediction"), "{talk}");
+    let one = config("task_arithmetic", "", [range, "0.5"]);
+    let (found, _) = by_text("one", &one, &["--tries=1", "--no-predict"]);
+    assert!(found["points"].as_array().unwrap().len() <= 2);
+    // What was measured to be low is not taken for high.
+    let program = "sed -n 's/.*weight: \\([0-9.]*\\)}.*/\\1/p' {model}/mergekit_config.yml | head -n 1";
+    let by_program = |more: &[&str]| {
+        let mut words = vec!["--objective-cmd", program, "--tries=3", "--together=1", "--confirm=1"];
+        words.extend(more);
+        let (found, _) = swept("program", &one, &words);
+        let best = &found["points"][found["best"].as_u64().unwrap() as usize];
+        (best["values"]["medical weight"].as_f64().unwrap(), best["all"]["score"].as_f64().unwrap())
+    };
+    let (lowest, score) = by_program(&[]);
+    assert!(lowest == score && lowest < 0.2, "{lowest} {score}");
+    let (highest, score) = by_program(&["--maximize", "--restart"]);
+    assert!(highest == score && highest > 0.8, "{highest} {score}");
+    let best = fs::read_to_string(folder.path().join("program/best.yml")).unwrap();
+    assert!(best.contains(&format!("# score {score:.4}")), "{best}");
 }
 
 /// The search alone, where the score is what it believes it to be.

@@ -31,50 +31,33 @@ fn matrix(values: &[f32], rows: usize, columns: usize, apart: usize) -> ArrayVie
         .expect("rows lie within what there is")
 }
 
-/// What one head of some tokens attends to: `first` is the place of the first of them in their text, which has these keys and values.
-pub(super) fn attend(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &mut [f32],
-    first: usize,
-    number: usize,
-    sizes: &Heads,
-) {
+/// What all heads of some tokens attend to: `first` is the place of the first of them in their text, which has these keys and values.
+pub(super) fn attend(q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], first: usize, sizes: &Heads) {
     let Heads { queries: heads, shared_by, width, window } = *sizes;
-    let (queries, keys, shared) = (heads * width, heads / shared_by * width, number / shared_by);
+    let (queries, keys) = (heads * width, heads / shared_by * width);
     let tokens = q.len() / queries;
     let from = window.map_or(0, |window| (first + 1).saturating_sub(window));
     let seen = first + tokens - from;
-    let of = |values: &'_ [f32]| matrix_of(values, from, seen, keys, shared * width, width);
-    let (k, v) = (of(k), of(v));
-    let q = matrix(&q[number * width..], tokens, width, queries);
-    let mut scores = vec![0.0; tokens * seen];
-    let mut of_scores = ArrayViewMut2::from_shape((tokens, seen), &mut scores).expect("it has that size");
-    general_mat_mul(
-        1.0 / (width as f32).sqrt(),
-        &q,
-        &matrix(&k, seen, width, width).t(),
-        0.0,
-        &mut of_scores,
-    );
-    for (token, scores) in scores.chunks_exact_mut(seen).enumerate() {
-        let last = first + token - from;
-        let since = window.map_or(0, |window| (last + 1).saturating_sub(window));
-        scores[..since].fill(0.0);
-        soften(&mut scores[since..=last]);
-        scores[last + 1..].fill(0.0);
-    }
-    let scores = matrix(&scores, tokens, seen, seen);
     let mut out = ArrayViewMut2::from_shape((tokens, queries), out).expect("rows are whole");
-    let mut own = out.slice_mut(s![.., number * width..(number + 1) * width]);
-    general_mat_mul(1.0, &scores, &matrix(&v, seen, width, width), 0.0, &mut own);
-}
-
-/// Rows of a part of a matrix's columns, one behind the other.
-fn matrix_of(values: &[f32], from: usize, rows: usize, apart: usize, at: usize, width: usize) -> Vec<f32> {
-    let rows = values.chunks_exact(apart).skip(from).take(rows);
-    rows.flat_map(|row| &row[at..at + width]).copied().collect()
+    // One room for all heads: a new one for each would be new pages each time.
+    let mut room = vec![0.0; tokens * seen];
+    for number in 0..heads {
+        let at = from * keys + number / shared_by * width;
+        let [k, v] = [k, v].map(|of| matrix(&of[at..], seen, width, keys));
+        let q = matrix(&q[number * width..], tokens, width, queries);
+        let mut scores = ArrayViewMut2::from_shape((tokens, seen), &mut room[..]).expect("it has that size");
+        general_mat_mul(1.0 / (width as f32).sqrt(), &q, &k.t(), 0.0, &mut scores);
+        for (token, scores) in room.chunks_exact_mut(seen).enumerate() {
+            let last = first + token - from;
+            let since = window.map_or(0, |window| (last + 1).saturating_sub(window));
+            scores[..since].fill(0.0);
+            soften(&mut scores[since..=last]);
+            scores[last + 1..].fill(0.0);
+        }
+        let scores = matrix(&room, tokens, seen, seen);
+        let mut own = out.slice_mut(s![.., number * width..(number + 1) * width]);
+        general_mat_mul(1.0, &scores, &v, 0.0, &mut own);
+    }
 }
 
 /// Numbers that are added up side by side.

@@ -57,6 +57,9 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The most elements of a matrix that are in memory at a time: whole rows, [`LANES`] of them or more.
 const BLOCK: usize = 1 << 20;
 
+/// Parts of attention that each thread takes between two questions whether to go on: those at a text's end take longest.
+const JOBS: usize = 16;
+
 /// Tokens that one thread takes at a time. In a product all of them go past [`LANES`] rows of a matrix, which stay in the cache.
 const TOKENS: usize = 16 * ROWS;
 
@@ -134,7 +137,7 @@ impl<'d> States<'d> {
         let attention = hidden.max(queries) + queries + 2 * keys;
         let attending = match sums {
             Sums::Ordered => 1,
-            Sums::Fastest => TOKENS + 2 * head,
+            Sums::Fastest => TOKENS,
         };
         let floats = tokens * (hidden + attention.max(hidden + 2 * inner)) as u64
             + longest * (head + threads * attending) as u64
@@ -189,12 +192,11 @@ impl<'d> States<'d> {
         let mut jobs = jobs.into_iter().peekable();
         while jobs.peek().is_some() {
             block.weights.go_on()?;
-            each(block.threads, jobs.by_ref().take(4 * block.threads), |(q, k, v, out, first)| {
-                let attend = match self.sums {
-                    Sums::Ordered => attend,
-                    Sums::Fastest => fastest::attend,
-                };
-                (0..heads).for_each(|number| attend(q, k, v, out, first, number, &sizes));
+            each(block.threads, jobs.by_ref().take(JOBS * block.threads), |(q, k, v, out, first)| match self
+                .sums
+            {
+                Sums::Ordered => (0..heads).for_each(|number| attend(q, k, v, out, first, number, &sizes)),
+                Sums::Fastest => fastest::attend(q, k, v, out, first, &sizes),
             });
         }
         Ok(out)

@@ -49,6 +49,8 @@ pub struct States<'d> {
     pub(super) values: Vec<f32>,
     /// Cosine and sine of each pair of a head, at each position of the longest text.
     rotations: Vec<(f32, f32)>,
+    /// Memory that a layer's work leaves to the next: taking it from the system anew takes longer than many a product.
+    rooms: Vec<Vec<f32>>,
 }
 
 /// The embedding of a decoder's tokens.
@@ -82,7 +84,7 @@ impl<'d> States<'d> {
             weights.read(EMBEDDING, token * hidden as u64, state)?;
         }
         let rotations = decoder.rope.rotations(lens.iter().copied().max().unwrap_or(0));
-        Ok(Self { decoder, sums, lens, values, rotations })
+        Ok(Self { decoder, sums, lens, values, rotations, rooms: Vec::new() })
     }
 
     /// The states of each text: `tokens × hidden`.
@@ -95,6 +97,11 @@ impl<'d> States<'d> {
         })
     }
 
+    /// Takes memory for a layer's work from `rooms`, or leaves it there: several models that take turns need it once.
+    pub fn swap_rooms(&mut self, rooms: &mut Vec<Vec<f32>>) {
+        std::mem::swap(&mut self.rooms, rooms);
+    }
+
     /// Takes all states through a layer.
     ///
     /// # Errors
@@ -102,12 +109,13 @@ impl<'d> States<'d> {
     pub fn advance(&mut self, layer: usize, weights: &mut dyn Weights, threads: usize) -> Result<()> {
         let Decoder { hidden, inner, heads, key_heads, head, .. } = *self.decoder;
         let (queries, keys) = (heads * head, key_heads * head);
-        let mut block = Block { layer, weights, threads, rows: Vec::new(), product: Product::new(self.sums) };
+        let (rows, rooms) = (Vec::new(), std::mem::take(&mut self.rooms));
+        let mut block = Block { layer, weights, threads, rows, rooms, product: Product::new(self.sums) };
         let normed = self.normed("input_layernorm", &mut block)?;
         let mut q = block.product("self_attn.q_proj", &normed, hidden, queries)?;
         let mut k = block.product("self_attn.k_proj", &normed, hidden, keys)?;
         let v = block.product("self_attn.v_proj", &normed, hidden, keys)?;
-        drop(normed);
+        block.rooms.push(normed);
         if self.decoder.normed_heads {
             let [of_q, of_k] =
                 [block.vector("self_attn.q_norm", head)?, block.vector("self_attn.k_norm", head)?];
@@ -115,9 +123,9 @@ impl<'d> States<'d> {
             norm(&mut k, &of_k, self.decoder.epsilon);
         }
         let attended = self.attention(layer, &mut q, &mut k, &v, &mut block)?;
-        drop((q, k, v));
+        block.rooms.extend([q, k, v]);
         block.add_product("self_attn.o_proj", &attended, queries, &mut self.values, hidden)?;
-        drop(attended);
+        block.rooms.push(attended);
         let normed = self.normed("post_attention_layernorm", &mut block)?;
         let mut gate = block.product("mlp.gate_proj", &normed, hidden, inner)?;
         let up = block.product("mlp.up_proj", &normed, hidden, inner)?;
@@ -127,19 +135,23 @@ impl<'d> States<'d> {
         };
         let parts = gate.chunks_mut(TOKENS * inner).zip(up.chunks(TOKENS * inner));
         each(threads, parts, |(gate, up)| gated(gate, up));
-        block.add_product("mlp.down_proj", &gate, inner, &mut self.values, hidden)
+        block.add_product("mlp.down_proj", &gate, inner, &mut self.values, hidden)?;
+        block.rooms.extend([normed, gate, up]);
+        self.rooms = block.rooms;
+        Ok(())
     }
 
     /// The most bytes that [`Self::of`] and [`Self::advance`] take for texts of so many tokens together, but for those of `weights`.
     pub fn working_bytes(decoder: &Decoder, tokens: u64, longest: u64, sums: Sums, threads: usize) -> u64 {
         let Decoder { hidden, inner, heads, key_heads, head, .. } = *decoder;
         let (queries, keys) = (heads * head, key_heads * head);
-        let attention = hidden.max(queries) + queries + 2 * keys;
+        let widest = hidden.max(queries);
+        let rooms = widest + 2 * inner.max(widest) + 2 * keys;
         let attending = match sums {
             Sums::Ordered => 1,
             Sums::Fastest => TOKENS,
         };
-        let floats = tokens * (hidden + attention.max(hidden + 2 * inner)) as u64
+        let floats = tokens * (hidden + rooms) as u64
             + longest * (head + threads * attending) as u64
             + 2 * Self::asked_max(decoder);
         floats * size_of::<f32>() as u64
@@ -154,7 +166,8 @@ impl<'d> States<'d> {
     /// The states, each brought to one length and weighted.
     fn normed(&self, name: &str, block: &mut Block<'_>) -> Result<Vec<f32>> {
         let weight = block.vector(name, self.decoder.hidden)?;
-        let mut normed = self.values.clone();
+        let mut normed = block.room(self.values.len());
+        normed.copy_from_slice(&self.values);
         let tokens = normed.chunks_mut(TOKENS * self.decoder.hidden);
         each(block.threads, tokens, |tokens| norm(tokens, &weight, self.decoder.epsilon));
         Ok(normed)
@@ -173,7 +186,7 @@ impl<'d> States<'d> {
         let window = self.decoder.windows[layer];
         let sizes = Heads { queries: heads, shared_by: heads / key_heads, width: head, window };
         let (queries, keys) = (heads * head, key_heads * head);
-        let mut out = vec![0.0; q.len()];
+        let mut out = block.room(q.len());
         let mut jobs = Vec::new();
         let (mut q, mut k, mut v, mut rest) = (q, k, v, &mut out[..]);
         for len in &self.lens {
@@ -295,10 +308,29 @@ struct Block<'w> {
     weights: &'w mut dyn Weights,
     threads: usize,
     rows: Vec<f32>,
+    /// Memory that is free for what comes next.
+    rooms: Vec<Vec<f32>>,
     product: Product,
 }
 
 impl Block<'_> {
+    /// So many zeros, in memory that is there already if any of it is large enough.
+    fn room(&mut self, len: usize) -> Vec<f32> {
+        let size = |place: &usize| self.rooms[*place].capacity();
+        let all = || 0..self.rooms.len();
+        let place =
+            all().filter(|place| size(place) >= len).min_by_key(size).or_else(|| all().max_by_key(size));
+        let mut room = place.map_or_else(Vec::new, |place| self.rooms.swap_remove(place));
+        room.clear();
+        if room.capacity() < len {
+            // No second copy of what is thrown away.
+            room = Vec::new();
+            room.reserve_exact(len);
+        }
+        room.resize(len, 0.0);
+        room
+    }
+
     fn vector(&mut self, part: &str, len: usize) -> Result<Vec<f32>> {
         let mut vector = vec![0.0; len];
         self.weights.read(&tensor_name(self.layer, part, "weight"), 0, &mut vector)?;
@@ -307,7 +339,7 @@ impl Block<'_> {
 
     /// `x · Wᵀ`, with the bias if there is one: `x` has rows of `inputs`, what is returned rows of `outputs`.
     fn product(&mut self, part: &str, x: &[f32], inputs: usize, outputs: usize) -> Result<Vec<f32>> {
-        let mut y = vec![0.0; x.len() / inputs * outputs];
+        let mut y = self.room(x.len() / inputs * outputs);
         self.add_product(part, x, inputs, &mut y, outputs)?;
         Ok(y)
     }

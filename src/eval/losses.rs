@@ -149,12 +149,20 @@ impl<'d, 'w> Running<'d, 'w> {
         self.windows.iter().map(|window| window.tokens.len()).sum()
     }
 
-    /// Through a layer.
+    /// Through a layer, in memory that models which take turns share.
     ///
     /// # Errors
     /// Those of the weights.
-    pub fn advance(&mut self, layer: usize, weights: &mut dyn Weights) -> Result<()> {
-        self.states.advance(layer, weights, self.threads)
+    pub fn advance(
+        &mut self,
+        layer: usize,
+        weights: &mut dyn Weights,
+        rooms: &mut Vec<Vec<f32>>,
+    ) -> Result<()> {
+        self.states.swap_rooms(rooms);
+        self.states.advance(layer, weights, self.threads)?;
+        self.states.swap_rooms(rooms);
+        Ok(())
     }
 
     /// The losses of each window.
@@ -200,11 +208,12 @@ pub fn losses(
     let mut found = Vec::with_capacity(windows.len());
     for pass in &plan.passes {
         let mut running = Running::begin(decoder, &windows[pass.clone()], weights, plan.threads)?;
-        let tokens = running.tokens();
+        let (tokens, mut rooms) = (running.tokens(), Vec::new());
         for layer in 0..decoder.layers {
-            running.advance(layer, weights)?;
+            running.advance(layer, weights, &mut rooms)?;
             listen.advanced(tokens);
         }
+        drop(rooms);
         found.extend(running.finish(weights)?);
         listen.advanced(tokens);
     }

@@ -303,6 +303,8 @@ impl<'m> Family<'m> {
         let mut lasts: Vec<Option<Final>> = (0..self.parents()).map(|_| None).collect();
         let mut of_first = self.weights(0, 0, threads);
         let mut common: Option<States<'_>> = None;
+        // Parents take turns, and share the memory for a layer's work.
+        let mut rooms = Vec::new();
         for group in 0..self.groups.count() {
             let layers = self.groups.layers(group);
             for model in 1..self.models.len() {
@@ -313,10 +315,12 @@ impl<'m> Family<'m> {
                     Some(common) => common.clone(),
                     None => States::of(decoder, texts, &mut weights, Sums::Fastest)?,
                 };
+                states.swap_rooms(&mut rooms);
                 for layer in layers.start..decoder.layers {
                     states.advance(layer, &mut weights, threads)?;
                     self.listen.advanced(tokens);
                 }
+                states.swap_rooms(&mut rooms);
                 let parent = 1 + (model - 1) * self.groups.count() + group;
                 lasts[parent] = Some(Final::of(&states, wanted, &mut weights)?);
             }
@@ -326,10 +330,12 @@ impl<'m> Family<'m> {
                     common.insert(States::of(&self.models[0].decoder, texts, &mut of_first, Sums::Fastest)?)
                 }
             };
+            states.swap_rooms(&mut rooms);
             for layer in layers {
                 states.advance(layer, &mut of_first, threads)?;
                 self.listen.advanced(tokens);
             }
+            states.swap_rooms(&mut rooms);
         }
         let common = common.expect("there is a group");
         lasts[0] = Some(Final::of(&common, wanted, &mut of_first)?);

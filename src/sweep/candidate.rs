@@ -255,12 +255,16 @@ pub fn measure(
         for pass in &plan.passes {
             let windows = &windows[pass.clone()];
             let mut running: Vec<Option<Running<'_, '_>>> = candidates.iter().map(|_| None).collect();
+            let mut rooms = Vec::new();
             for part in first.parts() {
+                if let Part::Head = part {
+                    rooms = Vec::new();
+                }
                 for ((candidate, running), losses) in candidates.iter().zip(&mut running).zip(&mut losses) {
                     let mut held = candidate.merge(part, engine, watch)?;
                     match (part, running.as_mut()) {
                         (Part::Layer(layer), Some(running)) => {
-                            running.advance(layer, &mut held)?;
+                            running.advance(layer, &mut held, &mut rooms)?;
                             listen.advanced(running.tokens());
                         }
                         (Part::Head, Some(_)) => {

@@ -502,7 +502,16 @@ fn copied_odd_values_are_counted_too_and_many_are_summed_up() {
 
 /// Runs a command that must end by itself.
 pub fn ends(mut command: Command) -> Ended {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A program that was just written is busy for as long as a process that another test starts has the file from this one.
+    let child = loop {
+        match command.spawn() {
+            Err(cause) if cause.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            started => break started.unwrap(),
+        }
+    };
     let pid = Pid::from_child(&child);
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || send.send(child.wait_with_output()));

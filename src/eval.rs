@@ -12,7 +12,7 @@ mod texts;
 mod windows;
 
 pub use chat::Chat;
-pub use losses::{Listen, Losses, Plan, Running, losses};
+pub use losses::{Listen, Losses, Plan, Running, losses, passes};
 pub use model::{Model, Reader, fitting};
 pub use score::{Mean, Score};
 pub use texts::{Form, Prompt, Texts};

@@ -183,7 +183,8 @@ fn apart_from_inputs(out: &Path, real: &Path, inputs: &[(&Path, PathBuf)]) -> Re
     Ok(())
 }
 
-fn free_to_take(out: &Path, real: &Path) -> Result<()> {
+/// Refuses a place that holds something: `real` without symlinks, `out` for messages.
+pub(super) fn free_to_take(out: &Path, real: &Path) -> Result<()> {
     let Ok(metadata) = fs::symlink_metadata(real) else {
         return Ok(());
     };

@@ -18,7 +18,7 @@ use cap_std::fs::{Dir, DirBuilder, File as CapFile, FileType, Metadata, OpenOpti
 
 use super::file::Access;
 use super::layout::is_weights_file;
-use super::out_folder::{nearest_existing, partial_of, resolve};
+use super::out_folder::{free_to_take, nearest_existing, partial_of, resolve};
 use crate::error::{Error, Result};
 use crate::text::quoted;
 
@@ -59,10 +59,13 @@ impl Partial {
     /// it is published; then `access` holds.
     ///
     /// # Errors
-    /// Kind `Output`: another merge is at work there, or the folder is not ours.
+    /// Kind `Output`: another merge is at work there, or the folder is not ours. Kind `Config`: OUT holds something by now.
     pub fn create(out: &Path, access: Access) -> Result<Self> {
         let out = resolve(out).map_err(Error::output)?;
-        Self::begin(partial_of(&out), out, access)
+        let partial = Self::begin(partial_of(&out), out, access)?;
+        // Another merge may have held the lock until now, and taken the place.
+        free_to_take(&partial.out, &partial.out)?;
+        Ok(partial)
     }
 
     fn begin(path: PathBuf, out: PathBuf, access: Access) -> Result<Self> {

@@ -1,5 +1,7 @@
 //! The loss of every token that counts, by one pass over the model for as many windows as fit in memory.
 
+use std::borrow::Borrow;
+
 use super::Window;
 use crate::decoder::{Decoder, Final, States, Sums, Weights, logits, max_and_sum};
 use crate::error::{Error, Result};
@@ -65,16 +67,7 @@ impl Plan {
             );
             return Err(Error::config(message).hint("set a smaller --window, or more --host-memory"));
         }
-        let (mut passes, mut first, mut tokens, mut most) = (Vec::new(), 0, 0, 0);
-        for (number, window) in windows.iter().enumerate() {
-            if needs(tokens + window.tokens.len()) > memory && tokens > 0 {
-                passes.push(first..number);
-                (first, tokens) = (number, 0);
-            }
-            tokens += window.tokens.len();
-            most = most.max(tokens);
-        }
-        passes.push(first..windows.len());
+        let (passes, most) = passes(windows, |tokens| needs(tokens) <= memory);
         Ok(Self { passes, bytes: needs(most.max(TOKENS_MIN)), threads })
     }
 
@@ -83,6 +76,25 @@ impl Plan {
         let tokens: usize = windows.iter().map(|window| window.tokens.len()).sum();
         (tokens * (decoder.layers + 1)) as u64
     }
+}
+
+/// Windows in passes, each of as many as fit together or of one alone, and the most tokens of a pass.
+pub fn passes<W: Borrow<Window>>(
+    windows: &[W],
+    fits: impl Fn(usize) -> bool,
+) -> (Vec<std::ops::Range<usize>>, usize) {
+    let (mut passes, mut first, mut tokens, mut most) = (Vec::new(), 0, 0, 0);
+    for (number, window) in windows.iter().enumerate() {
+        let own = window.borrow().tokens.len();
+        if tokens > 0 && !fits(tokens + own) {
+            passes.push(first..number);
+            (first, tokens) = (number, 0);
+        }
+        tokens += own;
+        most = most.max(tokens);
+    }
+    passes.push(first..windows.len());
+    (passes, most)
 }
 
 /// What a pass over so many tokens takes.

@@ -6,7 +6,7 @@ use super::gathering::{Gathering, Shape};
 use super::{Facts, Groups, Parents};
 use crate::decoder::{Decoder, Final, States, Sums, Weights, logits};
 use crate::error::{Error, Result};
-use crate::eval::{Listen, Model, Reader, Window, Windows};
+use crate::eval::{Listen, Model, Reader, Window, Windows, passes};
 use crate::text::{bytes, escaped};
 
 /// A model, and the sets of texts as its tokenizer has them.
@@ -181,16 +181,7 @@ impl Plan {
         })?;
         let shape = shape(top);
         let needs = |tokens: usize| kept(top) + family.bytes(tokens, longest, shape, threads);
-        let (mut passes, mut first, mut tokens, mut most) = (Vec::new(), 0, 0, 0);
-        for (number, window) in windows.iter().enumerate() {
-            if needs(tokens + window.tokens.len()) > memory && tokens > 0 {
-                passes.push(first..number);
-                (first, tokens) = (number, 0);
-            }
-            tokens += window.tokens.len();
-            most = most.max(tokens);
-        }
-        passes.push(first..windows.len());
+        let (passes, most) = passes(windows, |tokens| needs(tokens) <= memory);
         Ok(Self { shape, passes, bytes: needs(most.max(longest)) })
     }
 }

@@ -316,3 +316,15 @@ fn a_work_folder_goes_with_what_was_expected_in_it_and_no_more() {
     drop(work);
     assert!(path.join("merged/a/mine").exists() && !path.join("merged/a/tokenizer.json").exists());
 }
+
+/// Two merges saw the place free, and this one got the lock after the other was done.
+#[test]
+fn a_place_that_was_taken_meanwhile_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("config.json"), "{}").unwrap();
+    let refused = Partial::create(&out, Access::ANY).unwrap_err();
+    assert!(refused.message.contains("exists and is not empty"), "{}", refused.message);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no OUT.partial is left");
+}

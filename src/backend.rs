@@ -18,6 +18,8 @@ pub mod spans;
 mod table;
 pub mod wgpu;
 
+pub use cuda::algebra;
+
 use std::ops::Range;
 use std::sync::Arc;
 

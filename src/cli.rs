@@ -11,6 +11,7 @@ mod eval;
 mod extract;
 mod files;
 mod kinds;
+mod machine;
 mod mergekit;
 mod moe;
 mod predict;

@@ -83,7 +83,7 @@ GPU_READ = "sm_90"
 STACK_ALLOWED: dict[str, int] = {}
 # Entries that may hold fused multiply-adds, with how many. Only the assembler's own sequences for exact division and
 # square roots are a reason: they round as the CPU does.
-FUSED_ALLOWED: dict[str, int] = {}
+FUSED_ALLOWED: dict[str, int] = {"decoder_norm": 27, "decoder_soften": 16, "decoder_gate": 17}
 
 # The entries that the program has compiled before a merge of a base and two models in bfloat16 (slerp: one model) begins.
 # `tests/all/first_use.rs` compares this with what it asks of a driver.

@@ -667,6 +667,55 @@ def sanitized(bench: Bench, name: str, of_merge: bool = False) -> Json:
     return {"reports": sum(reports), "words": ran.words() if sum(reports) else ""}
 
 
+def cublas() -> dict[str, str]:
+    """Where a PyTorch of this machine has it, for a program that does not find it by itself."""
+    folders = [pathlib.Path(folder) / "nvidia" for folder in sys.path if folder]
+    found = [file for folder in folders for file in sorted(folder.glob("*/lib/libcublas.so.*"))]
+    return {"MERGEFORGE_CUBLAS": str(found[0])} if found else {}
+
+
+def linked(file: str, to: str) -> None:
+    """Without a copy, where both are on one file system: links by name are not followed out of a model's folder."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copy(file, to)
+
+
+def reading(bench: Bench) -> Json:
+    """Texts read on the GPU and on the CPU: whether losses agree, and how many tokens a second of a large model."""
+    examples, device = HERE.parent / "examples" / "models", bench.device("cuda")
+    texts = ["--text", examples / "texts" / "general_valid.txt"]
+    if bench.args.tiny:
+        short = bench.models / "short.txt"
+        short.write_text((examples / "texts" / "general_valid.txt").read_text(encoding="utf-8")[:2000], encoding="utf-8")
+        texts = ["--text", short]
+
+    def read(model: pathlib.Path, where: str, *words: Any) -> Json:
+        command = [bench.args.binary, "eval", model, *texts, *words, "--device", where, "--json"]
+        ran = succeed(command, bench.limit_s(), cublas() if where != "cpu" else None)
+        return json.loads(ran.out)["models"][0]
+
+    small = {where: read(examples / "base", where, "--window", 96) for where in (device, "cpu")}
+    losses = [one["sets"][0]["loss"] for one in small.values()]
+    apart = abs(losses[0] - losses[1])
+    bench.results.target("losses on cuda: within 0.0001 of the CPU's", apart, f"{apart:.1e}", most=1e-4)
+    # A model of the bench with the examples' tokenizer: its losses mean nothing, its speed does. The tiny one has no room for that.
+    large = bench.models / "reads"
+    shutil.rmtree(large, ignore_errors=True)
+    shutil.copytree(examples / "medical" if bench.args.tiny else bench.made_models() / "base", large, copy_function=linked)
+    for file in examples.glob("base/tokenizer*"):
+        (large / file.name).unlink(missing_ok=True)
+        shutil.copy(file, large)
+    found = read(large, device, "--packed", "--window", 64 if bench.args.tiny else 2048)
+    shutil.rmtree(large)
+    rows = [["model", "device", "tokens", "passes", "tokens/s"]]
+    for name, one in [*(("example", one) for one in small.values()), (bench.shape(), found)]:
+        rows.append([name, one["device"], str(one["sets"][0]["tokens"]), str(one["passes"]), f"{one['tokens_per_second']:.0f}"])
+    figures = {"losses": losses, "tokens_per_second": found["tokens_per_second"], "passes": found["passes"]}
+    return figures | {"tables": {"Texts read": rows}}
+
+
 # Name, what is done, the seconds that it takes at the least.
 Step = tuple[str, Callable[[Bench], Json], float]
 
@@ -683,6 +732,7 @@ def steps_of_the_call() -> list[Step]:
         ("ties with no kernels", without_kernels, 15),
         ("plain copies", plain_copies, 10),
         ("first use", first_use, 10),
+        ("texts read", reading, 20),
         ("write-combined memory", write_combined, 10),
         ("ties, watched", watched, 15),
         ("one file or many", files, 30),

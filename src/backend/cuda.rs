@@ -12,6 +12,8 @@
 //! when the last chunk in it has been used. Others find them there when the launch has been collected, and so need not
 //! wait for its stream.
 
+pub mod algebra;
+mod blas;
 mod driver;
 mod flights;
 mod kernels;

@@ -7,6 +7,7 @@ use regex::Regex;
 use serde_json::{Map, Value as Json, json};
 
 use super::eval::{Heard, MEMORY as MEMORY_OF_TEXTS, TextArgs, open};
+use super::machine::MachineArgs;
 use super::progress::Progress;
 use super::values::{check_page, size};
 use super::warnings::checked;
@@ -52,6 +53,8 @@ pub(super) struct AnalyzeArgs {
     #[command(flatten)]
     texts: TextArgs,
     #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
     fit: FitArgs,
 }
 
@@ -75,7 +78,8 @@ pub(super) fn run(args: &AnalyzeArgs) -> Result<()> {
     let mut analysis = analyze(&prepared, &request, &progress)?;
     if let Some(readers) = &readers {
         let memory = args.host_memory.unwrap_or_else(|| MEMORY_OF_TEXTS.min(physical_bytes() / 2));
-        analysis.predictions = readers.predictions(&analysis, memory, request.threads, &progress)?;
+        analysis.predictions =
+            readers.predictions(&analysis, (&args.machine, memory, request.threads), &progress)?;
     }
     progress.finish();
     if let Some(file) = &args.out {
@@ -109,8 +113,7 @@ impl Readers {
     fn predictions(
         &self,
         analysis: &Analysis,
-        memory: u64,
-        threads: usize,
+        (machine, memory, threads): (&MachineArgs, u64, usize),
         progress: &Progress,
     ) -> Result<Vec<Predictions>> {
         let reading = |column: &Column| {
@@ -121,7 +124,8 @@ impl Readers {
         let readings: Vec<Reading<'_>> = analysis.columns.iter().map(reading).collect();
         let sets: Vec<String> = self.texts.iter().map(|texts| texts.name.clone()).collect();
         let options = predict::Options { groups: 1, top: TOP, memory, threads };
-        let parents = Parents::measure(&readings, &sets, &options, &Heard(progress))?;
+        let mut machine = machine.open(threads)?;
+        let parents = Parents::measure(&readings, &sets, &options, &mut *machine, &Heard(progress))?;
         let of_set = |(set, name): (usize, String)| {
             let losses = (0..readings.len()).map(|model| parents.loss_of_parent(set, model).loss).collect();
             let every =

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::{Value as Json, json};
 
+use super::machine::MachineArgs;
 use super::progress::Progress;
 use super::values::{count, size};
 use super::{cores, physical_bytes, show};
@@ -24,6 +25,8 @@ pub(super) struct EvalArgs {
     models: Vec<String>,
     #[command(flatten)]
     texts: TextArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
     /// Threads [default: one per core]
     #[arg(long, short = 'j', value_name = "N", value_parser = count)]
     threads: Option<usize>,
@@ -185,8 +188,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         args.models.iter().map(|name| open(name, &texts, &args.texts)).collect::<Result<Vec<_>>>()?;
     let threads = args.threads.unwrap_or_else(cores);
     let memory = args.host_memory.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2));
+    let mut machine = args.machine.open(threads)?;
     let planned = models.iter().map(|(model, _, windows)| {
-        windows.iter().map(|set| Plan::of(&model.decoder, &set.windows, threads, memory)).collect()
+        windows.iter().map(|set| Plan::of(&model.decoder, &set.windows, &*machine, memory)).collect()
     });
     let plans = planned.collect::<Result<Vec<Vec<Plan>>>>()?;
     let steps = models.iter().zip(&plans).flat_map(|((model, _, windows), plans)| {
@@ -201,7 +205,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         let mut sets = Vec::new();
         for (windows, plan) in windows.into_iter().zip(&plans) {
             let mut reader = model.reader(threads, &heard);
-            let losses = losses(&model.name, &model.decoder, &windows.windows, plan, &mut reader, &heard)?;
+            let (decoder, windows_of) = (&model.decoder, &windows.windows);
+            let losses = losses(&model.name, decoder, windows_of, plan, &mut reader, &mut *machine, &heard)?;
             let score = Score::of(&windows, &losses);
             sets.push(Read { windows, score });
         }
@@ -211,9 +216,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     }
     progress.finish();
     if args.json {
-        show::json(&as_json(&texts, &found, &args.texts));
+        show::json(&as_json(&texts, &found, &args.texts, &machine.id()));
     } else {
-        table(&texts, &found);
+        table(&texts, &found, &machine.id());
     }
     Ok(())
 }
@@ -232,7 +237,7 @@ pub(super) fn open(name: &str, texts: &[Texts], args: &TextArgs) -> Result<(Mode
     Ok((model, cut, windows))
 }
 
-fn table(texts: &[Texts], models: &[Evaluated]) {
+fn table(texts: &[Texts], models: &[Evaluated], machine: &str) {
     for (number, texts) in texts.iter().enumerate() {
         let set = &models[0].sets[number].windows;
         let counts = match texts.form {
@@ -280,7 +285,7 @@ fn table(texts: &[Texts], models: &[Evaluated]) {
         let packed = if packed { ", texts of a file as one" } else { "" };
         let framed = if framed { ", framed" } else { "" };
         show::line(&format!(
-            "{}: windows of {window} tokens, {overlap}{packed}{framed}; {} of memory, {} pass{} over the weights, {:.0} tokens/s",
+            "{}: windows of {window} tokens, {overlap}{packed}{framed}; {} of memory, {} pass{} over the weights, {:.0} tokens/s on {machine}",
             escaped(short(&model.name)),
             bytes(model.memory),
             model.passes,
@@ -309,7 +314,7 @@ pub(super) fn figure(number: f64) -> String {
     }
 }
 
-fn as_json(texts: &[Texts], models: &[Evaluated], args: &TextArgs) -> Json {
+fn as_json(texts: &[Texts], models: &[Evaluated], args: &TextArgs, machine: &str) -> Json {
     let of_model = |model: &Evaluated| {
         let sets = texts.iter().zip(&model.sets).map(|(texts, Read { windows, score })| {
             let mut set = json!({
@@ -334,6 +339,7 @@ fn as_json(texts: &[Texts], models: &[Evaluated], args: &TextArgs) -> Json {
             "packed": model.cut.packed,
             "framed": model.cut.framed,
             "chat": args.chat,
+            "device": machine,
             "memory_bytes": model.memory,
             "passes": model.passes,
             "seconds": model.took.as_secs_f64(),

@@ -8,6 +8,7 @@ use indexmap::IndexMap;
 use serde_json::{Value as Json, json};
 
 use super::eval::{Heard, MEMORY, TextArgs, figure, open, short};
+use super::machine::MachineArgs;
 use super::progress::Progress;
 use super::values::{count, size};
 use super::{cores, physical_bytes, show};
@@ -26,6 +27,8 @@ pub(super) struct PredictArgs {
     configs: Vec<PathBuf>,
     #[command(flatten)]
     texts: TextArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
     /// Groups of layers whose weights count each by themselves: models are read once for each, and where weights differ from layer
     /// to layer their order may be predicted better
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 1)]
@@ -115,7 +118,8 @@ pub(super) fn run(args: &PredictArgs) -> Result<()> {
     progress.expect_steps(Parents::steps(&readings, &options));
     let sets: Vec<String> = texts.iter().map(|texts| texts.name.clone()).collect();
     let begun = Instant::now();
-    let parents = Parents::measure(&readings, &sets, &options, &Heard(&progress))?;
+    let mut machine = args.machine.open(options.threads)?;
+    let parents = Parents::measure(&readings, &sets, &options, &mut *machine, &Heard(&progress))?;
     let measured_s = begun.elapsed().as_secs_f64();
     progress.finish();
     let merges: Vec<Coefficients> =

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value as Json, json};
 
 use super::eval::{Heard, MEMORY, TextArgs, figure};
+use super::machine;
 use super::progress::Progress;
 use super::values::count;
 use super::{CommonArgs, physical_bytes, show};
@@ -98,6 +99,9 @@ const PAGE: &str = "sweep.html";
 
 /// Memory of the merge of a layer.
 const MERGE_MEMORY: u64 = 256 << 20;
+
+/// The same of a device, for each candidate.
+const DEVICE_MERGE_MEMORY: u64 = 512 << 20;
 
 /// Tokens of the vocabulary that are kept of each parent's predictions.
 const TOP: usize = 64;
@@ -213,7 +217,13 @@ fn by_texts(
     let choices = args.common.choices();
     let memory = args.common.run.host_memory.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2));
     budget.host_bytes = MERGE_MEMORY.min(memory / 4);
-    let (engine, threads) = (Engine::new(device, budget, memory), budget.threads);
+    let threads = budget.threads;
+    let run = &args.common.run;
+    // Each candidate of those that are read together has memory of a device for its merge; half is for reading.
+    budget.device_bytes = DEVICE_MERGE_MEMORY.min(budget.device_bytes / 2 / request.together.max(1) as u64);
+    let left = budget.device_bytes * request.together as u64;
+    let machine = machine::open(&run.device, (run.device_memory, left), threads)?;
+    let engine = Engine::new(device, budget, memory, machine);
     let first = Candidate::open(middle(request)?, &choices, &engine, progress)?;
     first.prepared.plan.notes.iter().for_each(|note| show::note(note));
     let sets = sets(&args.texts, &first)?;
@@ -245,7 +255,7 @@ fn by_texts(
     let mut parents = None;
     if let (Some(models), Some(readings), Ok(blends)) = (&models, &readings, &blends) {
         let names: Vec<String> = sets.iter().map(|set| set.name.clone()).collect();
-        match Parents::measure(readings, &names, &options, &heard) {
+        match Parents::measure(readings, &names, &options, objective.machine(), &heard) {
             Ok(measured) => {
                 let of = |blend: &Blend| blend.coefficients(&models.names, &measured.groups).values;
                 merges = blends.iter().map(of).collect();

@@ -4,7 +4,7 @@
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder, s};
 
-use super::states::Heads;
+use super::machine::Heads;
 use crate::instructions::for_each_instruction_set;
 
 /// The most tokens that a thread takes at a time: enough that packing the matrix's rows is a small part of a product.
@@ -34,7 +34,7 @@ fn matrix(values: &[f32], rows: usize, columns: usize, apart: usize) -> ArrayVie
 /// What all heads of some tokens attend to: `first` is the place of the first of them in their text, which has these keys and values.
 pub(super) fn attend(q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], first: usize, sizes: &Heads) {
     let Heads { queries: heads, shared_by, width, window } = *sizes;
-    let (queries, keys) = (heads * width, heads / shared_by * width);
+    let (queries, keys) = (sizes.query_columns(), sizes.key_columns());
     let tokens = q.len() / queries;
     let from = window.map_or(0, |window| (first + 1).saturating_sub(window));
     let seen = first + tokens - from;

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 
 use super::Window;
-use crate::decoder::{Decoder, Final, States, Sums, Weights, logits, max_and_sum};
+use crate::decoder::{Decoder, Final, Machine, States, Weights, logits, max_and_sum};
 use crate::error::{Error, Result};
 use crate::text::bytes;
 
@@ -29,19 +29,18 @@ pub struct Plan {
     pub passes: Vec<std::ops::Range<usize>>,
     /// The most memory that a pass takes.
     pub bytes: u64,
-    threads: usize,
 }
 
 /// The smallest sensible pass, in tokens: of fewer, reading the model would take most of the time.
 const TOKENS_MIN: usize = 256;
 
 impl Plan {
-    /// Takes as many windows together as fit into so much memory.
+    /// Takes as many windows together as fit into the machine's own memory, or into so much of the host's.
     ///
     /// # Errors
     /// Not even the longest window fits.
-    pub fn of(decoder: &Decoder, windows: &[Window], threads: usize, memory: u64) -> Result<Self> {
-        Self::of_many(decoder, windows, 1, threads, memory)
+    pub fn of(decoder: &Decoder, windows: &[Window], machine: &dyn Machine, memory: u64) -> Result<Self> {
+        Self::of_many(decoder, windows, 1, machine, memory)
     }
 
     /// The same for several models of one shape, whose states go through each layer one after the other.
@@ -52,23 +51,25 @@ impl Plan {
         decoder: &Decoder,
         windows: &[Window],
         models: usize,
-        threads: usize,
+        machine: &dyn Machine,
         memory: u64,
     ) -> Result<Self> {
         let longest = windows.iter().map(|window| window.tokens.len()).max().unwrap_or(0) as u64;
         let waiting = ((models - 1) * decoder.hidden * size_of::<f32>()) as u64;
         let needs =
-            |tokens: usize| bytes_of(decoder, tokens as u64, longest, threads) + tokens as u64 * waiting;
+            |tokens: usize| bytes_of(decoder, tokens as u64, longest, machine) + tokens as u64 * waiting;
+        let (memory, flag) =
+            machine.memory().map_or((memory, "--host-memory"), |own| (own, "--device-memory"));
         if needs(longest as usize) > memory {
             let message = format!(
                 "windows of {longest} tokens take {} of memory, and it may take {}",
                 bytes(needs(longest as usize)),
                 bytes(memory)
             );
-            return Err(Error::config(message).hint("set a smaller --window, or more --host-memory"));
+            return Err(Error::config(message).hint(format!("set a smaller --window, or more {flag}")));
         }
         let (passes, most) = passes(windows, |tokens| needs(tokens) <= memory);
-        Ok(Self { passes, bytes: needs(most.max(TOKENS_MIN)), threads })
+        Ok(Self { passes, bytes: needs(most.max(TOKENS_MIN)) })
     }
 
     /// The tokens that all passes take through all layers.
@@ -98,11 +99,11 @@ pub fn passes<W: Borrow<Window>>(
 }
 
 /// What a pass over so many tokens takes.
-fn bytes_of(decoder: &Decoder, tokens: u64, longest: u64, threads: usize) -> u64 {
+fn bytes_of(decoder: &Decoder, tokens: u64, longest: u64, machine: &dyn Machine) -> u64 {
     // Behind the last layer there are the states and those that count.
     let of_head = tokens * (2 * decoder.hidden * size_of::<f32>() + size_of::<Kept>()) as u64
-        + Final::working_bytes(decoder, threads);
-    States::working_bytes(decoder, tokens, longest, Sums::Fastest, threads).max(of_head)
+        + machine.logits_bytes(decoder);
+    machine.states_bytes(decoder, tokens, longest).max(of_head)
 }
 
 /// A token that counts, while its logits come.
@@ -137,7 +138,6 @@ pub struct Running<'d, 'w> {
     decoder: &'d Decoder,
     windows: &'w [Window],
     states: States<'d>,
-    threads: usize,
 }
 
 impl<'d, 'w> Running<'d, 'w> {
@@ -149,11 +149,11 @@ impl<'d, 'w> Running<'d, 'w> {
         decoder: &'d Decoder,
         windows: &'w [Window],
         weights: &mut dyn Weights,
-        threads: usize,
+        machine: &mut dyn Machine,
     ) -> Result<Self> {
         let texts: Vec<&[u64]> = windows.iter().map(|window| &window.tokens[..]).collect();
-        let states = States::of(decoder, &texts, weights, Sums::Fastest)?;
-        Ok(Self { decoder, windows, states, threads })
+        let states = States::of(decoder, &texts, weights, machine)?;
+        Ok(Self { decoder, windows, states })
     }
 
     /// How many tokens there are.
@@ -161,28 +161,25 @@ impl<'d, 'w> Running<'d, 'w> {
         self.windows.iter().map(|window| window.tokens.len()).sum()
     }
 
-    /// Through a layer, in memory that models which take turns share.
+    /// Through a layer.
     ///
     /// # Errors
-    /// Those of the weights.
+    /// Those of the weights and of the machine, here and below.
     pub fn advance(
         &mut self,
         layer: usize,
         weights: &mut dyn Weights,
-        rooms: &mut Vec<Vec<f32>>,
+        machine: &mut dyn Machine,
     ) -> Result<()> {
-        self.states.swap_rooms(rooms);
-        self.states.advance(layer, weights, self.threads)?;
-        self.states.swap_rooms(rooms);
-        Ok(())
+        self.states.advance(layer, weights, machine)
     }
 
     /// The losses of each window.
     ///
     /// # Errors
     /// Those of the weights.
-    pub fn finish(self, weights: &mut dyn Weights) -> Result<Vec<Vec<f64>>> {
-        let Self { decoder, windows, states, threads } = self;
+    pub fn finish(self, weights: &mut dyn Weights, machine: &mut dyn Machine) -> Result<Vec<Vec<f64>>> {
+        let Self { decoder, windows, states } = self;
         let (mut wanted, mut kept, mut start) = (Vec::new(), Vec::new(), 0);
         for window in windows {
             // What a token makes predicts the next.
@@ -195,10 +192,11 @@ impl<'d, 'w> Running<'d, 'w> {
             }));
             start += window.tokens.len();
         }
-        let last = Final::of(&states, &wanted, weights)?;
+        machine.clear()?;
+        let last = Final::of(&states, &wanted, weights, machine)?;
         drop(states);
         let take = |kept: &mut Kept, first: usize, logits: &[&[f32]]| kept.take(first, logits[0]);
-        logits(&mut [(&last, weights)], decoder.vocabulary, threads, &mut kept, take)?;
+        logits(&mut [(&last, weights)], decoder.vocabulary, machine, &mut kept, take)?;
         let mut kept = kept.iter().map(Kept::loss);
         let of = |window: &Window| kept.by_ref().take(window.tokens.len() - window.counts_from).collect();
         Ok(windows.iter().map(of).collect())
@@ -215,18 +213,18 @@ pub fn losses(
     windows: &[Window],
     plan: &Plan,
     weights: &mut dyn Weights,
+    machine: &mut dyn Machine,
     listen: &dyn Listen,
 ) -> Result<Losses> {
     let mut found = Vec::with_capacity(windows.len());
     for pass in &plan.passes {
-        let mut running = Running::begin(decoder, &windows[pass.clone()], weights, plan.threads)?;
-        let (tokens, mut rooms) = (running.tokens(), Vec::new());
+        let mut running = Running::begin(decoder, &windows[pass.clone()], weights, machine)?;
+        let tokens = running.tokens();
         for layer in 0..decoder.layers {
-            running.advance(layer, weights, &mut rooms)?;
+            running.advance(layer, weights, machine)?;
             listen.advanced(tokens);
         }
-        drop(rooms);
-        found.extend(running.finish(weights)?);
+        found.extend(running.finish(weights, machine)?);
         listen.advanced(tokens);
     }
     Losses { windows: found }.checked(name)

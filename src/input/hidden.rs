@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::gates::unit;
 use super::{Floats, Made, ReadElements, by_rows};
-use crate::decoder::{self, Decoder, States, Sums, Weights};
+use crate::decoder::{self, Decoder, Machine, Processor, States, Sums, Weights};
 use crate::dtype::{Float, encode};
 use crate::error::Result;
 
@@ -65,26 +65,27 @@ impl Hidden {
 
     /// All of its elements.
     fn compute(&self, from: &mut dyn ReadElements) -> Result<Arc<[f32]>> {
-        let threads = from.threads();
+        let machine = &mut Processor::new(Sums::Ordered, from.threads());
         let mut weights = Read { weights: &self.weights, bytes: Vec::new(), from };
-        let mut states = States::of(&self.decoder, &self.texts, &mut weights, Sums::Ordered)?;
+        let mut states = States::of(&self.decoder, &self.texts, &mut weights, machine)?;
         let mut found = Vec::with_capacity(self.elements());
-        self.put_means(&states, &mut found);
+        self.put_means(&states, machine, &mut found)?;
         for layer in 0..self.layers - 1 {
-            states.advance(layer, &mut weights, threads)?;
-            self.put_means(&states, &mut found);
+            states.advance(layer, &mut weights, machine)?;
+            self.put_means(&states, machine, &mut found)?;
         }
         Ok(found.into())
     }
 
     /// Appends the mean state of each group: over texts, in f64.
-    fn put_means(&self, states: &States<'_>, found: &mut Vec<f32>) {
+    fn put_means(&self, states: &States<'_>, machine: &mut dyn Machine, found: &mut Vec<f32>) -> Result<()> {
         let hidden = self.decoder.hidden;
         let of_text = |states: &[f32]| match self.of_text {
             OfText::Last => mean(states.rchunks_exact(hidden).take(1), hidden),
             OfText::Mean => mean(states.chunks_exact(hidden), hidden),
         };
-        let of_texts: Vec<Vec<f64>> = states.texts().map(of_text).collect();
+        let mut of_texts: Vec<Vec<f64>> = Vec::with_capacity(self.texts.len());
+        states.texts(machine, |states| of_texts.push(of_text(states)))?;
         for group in &self.groups {
             let mut sum = vec![0.0; hidden];
             for text in group {
@@ -92,6 +93,7 @@ impl Hidden {
             }
             found.extend(sum.into_iter().map(|sum| (sum / group.len() as f64) as f32));
         }
+        Ok(())
     }
 }
 
@@ -162,9 +164,11 @@ impl Made for Hidden {
     fn working_bytes(&self, _: u64) -> u64 {
         let lens = self.texts.iter().map(|text| text.len() as u64);
         let (tokens, longest) = (lens.clone().sum(), lens.max().unwrap_or(0));
-        let stored = States::asked_max(&self.decoder) * Float::F32.bytes() as u64;
+        let machine = Processor::new(Sums::Ordered, THREADS);
+        let stored = machine.asked_max(&self.decoder) * Float::F32.bytes() as u64;
+        let of_text = longest * (self.decoder.hidden * size_of::<f32>()) as u64;
         let means = (self.texts.len() * self.decoder.hidden * size_of::<f64>()) as u64;
-        States::working_bytes(&self.decoder, tokens, longest, Sums::Ordered, THREADS) + stored + means
+        machine.states_bytes(&self.decoder, tokens, longest) + stored + means + of_text
     }
 
     fn kept_bytes(&self) -> u64 {

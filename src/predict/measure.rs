@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::gathering::{Gathering, Shape};
 use super::{Facts, Groups, Parents};
-use crate::decoder::{Decoder, Final, States, Sums, Weights, logits};
+use crate::decoder::{Decoder, Final, Machine, States, Weights, logits};
 use crate::error::{Error, Result};
 use crate::eval::{Listen, Model, Reader, Window, Windows, passes};
 use crate::text::{bytes, escaped};
@@ -27,7 +27,7 @@ pub struct Options {
     pub top: usize,
     /// The most memory to use, in bytes: fewer tokens of the vocabulary are kept, and texts are read in more passes, to stay within.
     pub memory: u64,
-    /// Threads that compute.
+    /// Threads that read weights.
     pub threads: usize,
 }
 
@@ -63,6 +63,7 @@ impl Parents {
         readings: &[Reading<'_>],
         sets: &[String],
         options: &Options,
+        machine: &mut dyn Machine,
         listen: &dyn Listen,
     ) -> Result<Self> {
         assert!(readings.iter().all(|reading| reading.sets.len() == sets.len()), "all models have all sets");
@@ -77,7 +78,7 @@ impl Parents {
         let windows: Vec<&Window> = first.sets.iter().flat_map(|set| &set.windows).collect();
         let family =
             Family { models: readings.iter().map(|reading| reading.model).collect(), groups, listen };
-        let plan = Plan::of(&family, &windows, options)?;
+        let plan = Plan::of(&family, &windows, options, machine)?;
         let mut values = vec![0.0; plan.shape.stride() * counted(&windows)];
         let names = family.names();
         let (mut rest, mut share) = (&mut values[..], 0.0);
@@ -85,7 +86,7 @@ impl Parents {
             let windows = &windows[pass.clone()];
             let own;
             (own, rest) = rest.split_at_mut(counted(windows) * plan.shape.stride());
-            share += family.read(windows, plan.shape, own, options.threads, &names)?;
+            share += family.read(windows, plan.shape, own, (machine, options.threads), &names)?;
         }
         let (mut tokens, mut of_sets, mut at) = (Vec::with_capacity(windows.len()), Vec::new(), 0);
         for window in &windows {
@@ -159,16 +160,21 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(family: &Family<'_>, windows: &[&Window], options: &Options) -> Result<Self> {
-        let Options { top, memory, threads, .. } = *options;
+    fn of(
+        family: &Family<'_>,
+        windows: &[&Window],
+        options: &Options,
+        machine: &dyn Machine,
+    ) -> Result<Self> {
+        let Options { top, memory, .. } = *options;
         let (parents, vocabulary) = (family.parents(), family.models[0].decoder.vocabulary);
         let longest = windows.iter().map(|window| window.tokens.len()).max().unwrap_or(0);
         let counted = counted(windows);
         let shape = |top: usize| Shape { parents, top, whole: top == vocabulary };
         let kept = |top: usize| (counted * shape(top).stride() * size_of::<f32>()) as u64;
-        let least = |top: usize| family.bytes(longest.max(TOKENS_MIN), longest, shape(top), threads);
+        let least = |top: usize| family.bytes(longest.max(TOKENS_MIN), longest, shape(top), machine);
         // What is kept has at most half of the memory, so that passes are few.
-        let needed = |top: usize| (2 * kept(top)).max(kept(top) + least(top));
+        let needed = |top: usize| (2 * kept(top)).max(kept(top) + least(top).host);
         let wanted = if vocabulary <= 2 * top { vocabulary } else { top.max(TOP_MIN) };
         let fitting = (TOP_MIN.min(wanted)..=wanted).rev().find(|top| needed(*top) <= memory);
         let top = fitting.ok_or_else(|| {
@@ -180,10 +186,29 @@ impl Plan {
             Error::config(message).hint("give fewer texts, set a smaller --window, or more --host-memory")
         })?;
         let shape = shape(top);
-        let needs = |tokens: usize| kept(top) + family.bytes(tokens, longest, shape, threads);
-        let (passes, most) = passes(windows, |tokens| needs(tokens) <= memory);
-        Ok(Self { shape, passes, bytes: needs(most.max(longest)) })
+        let needs = |tokens: usize| family.bytes(tokens, longest, shape, machine);
+        let own = machine.memory().unwrap_or(u64::MAX);
+        if needs(longest).device > own {
+            let (needed, given) = (bytes(needs(longest).device), bytes(own));
+            let message = format!(
+                "{parents} parents take at least {needed} of the device's memory, and they may take {given}"
+            );
+            return Err(
+                Error::config(message).hint("set a smaller --window, more --device-memory, or --device cpu")
+            );
+        }
+        let fits = |Needs { host, device }: Needs| kept(top) + host <= memory && device <= own;
+        let (passes, most) = passes(windows, |tokens| fits(needs(tokens)));
+        let Needs { host, device } = needs(most.max(longest));
+        Ok(Self { shape, passes, bytes: kept(top) + host + device })
     }
+}
+
+/// Memory that a pass takes, in bytes.
+struct Needs {
+    host: u64,
+    /// Of a device that has its own.
+    device: u64,
 }
 
 /// The models, and how parents are made of them.
@@ -213,17 +238,19 @@ impl<'m> Family<'m> {
     }
 
     /// What a pass over so many tokens takes beside what is kept.
-    fn bytes(&self, tokens: usize, longest: usize, shape: Shape, threads: usize) -> u64 {
+    fn bytes(&self, tokens: usize, longest: usize, shape: Shape, machine: &dyn Machine) -> Needs {
         let of_states = |decoder: &Decoder| (tokens * decoder.hidden * size_of::<f32>()) as u64;
         let decoders = || self.models.iter().map(|model| &model.decoder);
         let lasts: u64 = decoders().map(of_states).max().unwrap_or(0) * self.parents() as u64;
-        let working = |decoder: &Decoder| {
-            States::working_bytes(decoder, tokens as u64, longest as u64, Sums::Fastest, threads)
-        };
+        let working = |decoder: &Decoder| machine.states_bytes(decoder, tokens as u64, longest as u64);
         let advancing = decoders().map(working).max().unwrap_or(0) + of_states(&self.models[0].decoder);
-        let head = decoders().map(|decoder| Final::working_bytes(decoder, threads)).max().unwrap_or(0);
-        let gathering = head * self.parents() as u64 + tokens as u64 * shape.gathering_bytes();
-        lasts + advancing.max(gathering)
+        let head = decoders().map(|decoder| machine.logits_bytes(decoder)).max().unwrap_or(0);
+        let head = head * self.parents() as u64;
+        let gathering = tokens as u64 * shape.gathering_bytes();
+        match machine.memory() {
+            None => Needs { host: lasts + advancing.max(head + gathering), device: 0 },
+            Some(_) => Needs { host: gathering, device: lasts + advancing.max(head) },
+        }
     }
 
     /// The weights of a parent: the first model's, but for a group of layers, which is another's.
@@ -242,7 +269,7 @@ impl<'m> Family<'m> {
         windows: &[&Window],
         shape: Shape,
         values: &mut [f32],
-        threads: usize,
+        (machine, threads): (&mut dyn Machine, usize),
         names: &[String],
     ) -> Result<f64> {
         let texts: Vec<&[u64]> = windows.iter().map(|window| &window.tokens[..]).collect();
@@ -253,7 +280,7 @@ impl<'m> Family<'m> {
             targets.extend(window.tokens[window.counts_from..].iter().map(|target| *target as usize));
             start += window.tokens.len();
         }
-        let lasts = self.lasts(&texts, &wanted, threads)?;
+        let lasts = self.lasts(&texts, &wanted, (machine, threads))?;
         let mut weights: Vec<_> =
             self.origins().map(|(model, group)| self.weights(model, group, threads)).collect();
         let sides = lasts.iter().zip(&mut weights);
@@ -262,7 +289,7 @@ impl<'m> Family<'m> {
         let mut gatherings: Vec<_> =
             of_tokens.map(|(into, target)| Gathering::new(shape, into, *target)).collect();
         let vocabulary = self.models[0].decoder.vocabulary;
-        logits(&mut sides, vocabulary, threads, &mut gatherings, Gathering::take)?;
+        logits(&mut sides, vocabulary, machine, &mut gatherings, Gathering::take)?;
         self.listen.advanced(start * shape.parents);
         let shares = gatherings.into_iter().flat_map(Gathering::finish).sum();
         let mut odd = vec![0; names.len()];
@@ -289,13 +316,16 @@ impl<'m> Family<'m> {
     }
 
     /// The last states of all parents, in their order.
-    fn lasts(&self, texts: &[&[u64]], wanted: &[usize], threads: usize) -> Result<Vec<Final>> {
+    fn lasts(
+        &self,
+        texts: &[&[u64]],
+        wanted: &[usize],
+        (machine, threads): (&mut dyn Machine, usize),
+    ) -> Result<Vec<Final>> {
         let tokens: usize = texts.iter().map(|text| text.len()).sum();
         let mut lasts: Vec<Option<Final>> = (0..self.parents()).map(|_| None).collect();
         let mut of_first = self.weights(0, 0, threads);
         let mut common: Option<States<'_>> = None;
-        // Parents take turns, and share the memory for a layer's work.
-        let mut rooms = Vec::new();
         for group in 0..self.groups.count() {
             let layers = self.groups.layers(group);
             for model in 1..self.models.len() {
@@ -303,33 +333,27 @@ impl<'m> Family<'m> {
                 // Parents by groups of layers are the first model up to theirs.
                 let decoder = &self.models[if self.groups.count() > 1 { 0 } else { model }].decoder;
                 let mut states = match &common {
-                    Some(common) => common.clone(),
-                    None => States::of(decoder, texts, &mut weights, Sums::Fastest)?,
+                    Some(common) => common.copy(machine)?,
+                    None => States::of(decoder, texts, &mut weights, machine)?,
                 };
-                states.swap_rooms(&mut rooms);
                 for layer in layers.start..decoder.layers {
-                    states.advance(layer, &mut weights, threads)?;
+                    states.advance(layer, &mut weights, machine)?;
                     self.listen.advanced(tokens);
                 }
-                states.swap_rooms(&mut rooms);
                 let parent = 1 + (model - 1) * self.groups.count() + group;
-                lasts[parent] = Some(Final::of(&states, wanted, &mut weights)?);
+                lasts[parent] = Some(Final::of(&states, wanted, &mut weights, machine)?);
             }
             let states = match &mut common {
                 Some(states) => states,
-                None => {
-                    common.insert(States::of(&self.models[0].decoder, texts, &mut of_first, Sums::Fastest)?)
-                }
+                None => common.insert(States::of(&self.models[0].decoder, texts, &mut of_first, machine)?),
             };
-            states.swap_rooms(&mut rooms);
             for layer in layers {
-                states.advance(layer, &mut of_first, threads)?;
+                states.advance(layer, &mut of_first, machine)?;
                 self.listen.advanced(tokens);
             }
-            states.swap_rooms(&mut rooms);
         }
         let common = common.expect("there is a group");
-        lasts[0] = Some(Final::of(&common, wanted, &mut of_first)?);
+        lasts[0] = Some(Final::of(&common, wanted, &mut of_first, machine)?);
         Ok(lasts.into_iter().map(|last| last.expect("all parents were read")).collect())
     }
 }

@@ -8,7 +8,7 @@ use crate::backend::device::Device;
 use crate::backend::{Backend, Limits};
 use crate::checkpoint::Reads;
 use crate::config::Config;
-use crate::decoder::{Decoder, EMBEDDING, HEAD, NORM, Weights};
+use crate::decoder::{Decoder, EMBEDDING, HEAD, Machine, NORM, Weights};
 use crate::dtype::{Float, decode};
 use crate::error::{Error, Result};
 use crate::eval::{Listen, Losses, Plan, Running, Window, fitting};
@@ -29,6 +29,8 @@ pub struct Engine {
     pub budget: Budget,
     /// Memory of all, the merge's and that of a layer's tensors included.
     pub memory: u64,
+    /// What reads texts.
+    pub machine: Box<dyn Machine>,
     /// What was found of the tensors of earlier candidates, by their places: thresholds do not depend on weights.
     found: HashMap<usize, Vec<Threshold>>,
 }
@@ -199,8 +201,8 @@ impl Weights for Held {
 
 impl Engine {
     /// An engine that has merged nothing yet.
-    pub fn new(device: Device, budget: Budget, memory: u64) -> Self {
-        Self { device, budget, memory, found: HashMap::new() }
+    pub fn new(device: Device, budget: Budget, memory: u64, machine: Box<dyn Machine>) -> Self {
+        Self { device, budget, memory, machine, found: HashMap::new() }
     }
 
     /// How many of so many candidates go through the model together, and in which passes.
@@ -217,7 +219,7 @@ impl Engine {
             .hint("give more --host-memory")
         })?;
         let of = |together: usize| {
-            let plan = Plan::of_many(&first.decoder, windows, together, self.budget.threads, left)?;
+            let plan = Plan::of_many(&first.decoder, windows, together, &*self.machine, left)?;
             let reads = plan.passes.len() * candidates.div_ceil(together);
             Ok((reads, together, plan))
         };
@@ -248,33 +250,33 @@ pub fn measure(
 ) -> Result<Vec<Losses>> {
     let Some(first) = candidates.first() else { return Ok(Vec::new()) };
     let (together, plan) = engine.plan(first, windows, candidates.len())?;
-    let threads = engine.budget.threads;
     let mut found = Vec::new();
     for candidates in candidates.chunks(together) {
         let mut losses = vec![Vec::new(); candidates.len()];
         for pass in &plan.passes {
             let windows = &windows[pass.clone()];
             let mut running: Vec<Option<Running<'_, '_>>> = candidates.iter().map(|_| None).collect();
-            let mut rooms = Vec::new();
             for part in first.parts() {
-                if let Part::Head = part {
-                    rooms = Vec::new();
-                }
                 for ((candidate, running), losses) in candidates.iter().zip(&mut running).zip(&mut losses) {
                     let mut held = candidate.merge(part, engine, watch)?;
                     match (part, running.as_mut()) {
                         (Part::Layer(layer), Some(running)) => {
-                            running.advance(layer, &mut held, &mut rooms)?;
+                            running.advance(layer, &mut held, &mut *engine.machine)?;
                             listen.advanced(running.tokens());
                         }
                         (Part::Head, Some(_)) => {
                             let running = running.take().expect("it is there");
                             let tokens = running.tokens();
-                            losses.extend(running.finish(&mut held)?);
+                            losses.extend(running.finish(&mut held, &mut *engine.machine)?);
                             listen.advanced(tokens);
                         }
                         _ => {
-                            *running = Some(Running::begin(&candidate.decoder, windows, &mut held, threads)?);
+                            *running = Some(Running::begin(
+                                &candidate.decoder,
+                                windows,
+                                &mut held,
+                                &mut *engine.machine,
+                            )?);
                         }
                     }
                 }

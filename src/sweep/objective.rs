@@ -2,6 +2,7 @@
 
 use super::candidate::{Candidate, Engine, measure};
 use crate::config::Config;
+use crate::decoder::Machine;
 use crate::error::Result;
 use crate::eval::{Listen, Mean, Window, Windows};
 use crate::plan::Choices;
@@ -100,6 +101,11 @@ impl<'o> ByTexts<'o> {
     /// Leaves so many bytes of the memory to others.
     pub fn leave(&mut self, bytes: u64) {
         self.engine.memory = self.engine.memory.saturating_sub(bytes);
+    }
+
+    /// What reads the texts.
+    pub fn machine(&mut self) -> &mut dyn Machine {
+        &mut *self.engine.machine
     }
 
     /// The windows of tries, by set: what a prediction has to read.

@@ -86,6 +86,25 @@ impl Driver {
         Self { folder }
     }
 
+    /// The same with a cuBLAS beside it.
+    pub fn with_cublas(&self) -> Self {
+        let object = compile(&Unit { source: engine().join("cublas/cublas.cpp"), flags: vec!["-O2".into()] });
+        let parts = [&self.folder, &object].map(file_name);
+        let folder = cache().join(format!("driver-{}", hash(parts)));
+        make(&folder, |folder| {
+            fs::create_dir(folder).unwrap();
+            for name in ["libcuda.so", "libcuda.so.1"] {
+                fs::hard_link(self.folder.join(name), folder.join(name)).unwrap();
+            }
+            // The name that is looked for first: a machine may have a real one.
+            let library = folder.join("libcublas.so.13");
+            let mut link = gpp();
+            link.args(["-shared", "-Wl,-soname,libcublas.so.13", "-Wl,-z,defs", "-o"]).arg(library);
+            run(link.arg(&object).arg(folder.join("libcuda.so.1")));
+        });
+        Self { folder }
+    }
+
     /// A C++ program over the driver. It runs with any driver that is applied to it.
     pub fn program(&self, source: &Path) -> PathBuf {
         let unit = Unit { source: source.to_owned(), flags: vec!["-O1".into()] };

@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 
-use mergeforge::decoder::{Decoder, EMBEDDING, States, Sums, Weights};
+use mergeforge::backend::devices::choose;
+use mergeforge::decoder::{Cuda, Decoder, EMBEDDING, Machine, Processor, States, Sums, Weights};
 use mergeforge::error::Result;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -82,17 +83,34 @@ fn stored(kind: &Kind, decoder: &Decoder) -> Stored {
     })
 }
 
+fn texts_of(states: &States<'_>, machine: &mut dyn Machine) -> Vec<Vec<f32>> {
+    let mut found = Vec::new();
+    states.texts(machine, |text| found.push(text.to_vec())).unwrap();
+    found
+}
+
+/// Names a device that states are to be computed on beside the processor, by `--device`'s names: a process that finds a driver for
+/// it says so.
+pub const DEVICE: &str = "MERGEFORGE_TEST_DEVICE";
+
 #[test]
 fn states_are_those_of_transformers() {
     let Recorded { texts, kinds } = recorded();
     assert!(kinds.len() >= 10);
-    for (kind, sums) in kinds.iter().flat_map(|kind| [(kind, Sums::Ordered), (kind, Sums::Fastest)]) {
+    let mut machines: Vec<Box<dyn Machine>> =
+        vec![Box::new(Processor::new(Sums::Ordered, 2)), Box::new(Processor::new(Sums::Fastest, 2))];
+    if let Ok(word) = std::env::var(DEVICE) {
+        let (device, _) = choose(&word).unwrap();
+        machines = vec![Box::new(Cuda::open(&device, 2, None, 0).unwrap())];
+    }
+    for (kind, machine) in kinds.iter().flat_map(|kind| (0..2).map(move |machine| (kind, machine))) {
+        let Some(machine) = machines.get_mut(machine).map(|machine| &mut **machine) else { continue };
         let decoder = Decoder::of(&kind.config).unwrap();
         let mut weights = stored(kind, &decoder);
-        let mut states = States::of(&decoder, &texts, &mut weights, sums).unwrap();
+        let mut states = States::of(&decoder, &texts, &mut weights, machine).unwrap();
         for layer in 0..2 {
-            states.advance(layer, &mut weights, 2).unwrap();
-            for (number, own) in states.texts().enumerate() {
+            states.advance(layer, &mut weights, machine).unwrap();
+            for (number, own) in texts_of(&states, machine).into_iter().enumerate() {
                 let [last, mean] = &kind.states[number][layer];
                 let tokens = own.len() / decoder.hidden;
                 for (column, (last, mean)) in last.iter().zip(mean).enumerate() {
@@ -102,7 +120,7 @@ fn states_are_those_of_transformers() {
                         let apart = (found - recorded).abs();
                         assert!(
                             apart < CLOSE,
-                            "{} {sums:?}, text {number}, layer {layer}: {apart}",
+                            "{} {machine:?}, text {number}, layer {layer}: {apart}",
                             kind.name
                         );
                     }
@@ -122,9 +140,10 @@ fn states_have_the_same_bits_in_any_company() {
     let many: Vec<&[u64]> = texts.iter().chain([&long]).cycle().take(11).map(Vec::as_slice).collect();
     let of = |texts: &[&[u64]], threads: usize| -> Vec<Vec<u32>> {
         let mut weights = stored(kind, &decoder);
-        let mut states = States::of(&decoder, texts, &mut weights, Sums::Ordered).unwrap();
-        (0..3).for_each(|layer| states.advance(layer, &mut weights, threads).unwrap());
-        states.texts().map(|text| text.iter().map(|x| x.to_bits()).collect()).collect()
+        let machine = &mut Processor::new(Sums::Ordered, threads);
+        let mut states = States::of(&decoder, texts, &mut weights, machine).unwrap();
+        (0..3).for_each(|layer| states.advance(layer, &mut weights, machine).unwrap());
+        texts_of(&states, machine).iter().map(|text| text.iter().map(|x| x.to_bits()).collect()).collect()
     };
     let together = of(&many, 3);
     assert_eq!(together, of(&many, 1));

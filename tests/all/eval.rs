@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use mergeforge::decoder::{Processor, Sums};
 use mergeforge::eval::{Chat, Cut, Form, Listen, Losses, Model, Plan, Prompt, Score, Texts, Windows, losses};
 use mergeforge::prepare_model;
 use mergeforge::tokenizer::Runner;
@@ -25,10 +26,12 @@ fn read(model_dir: &Path, texts: &Texts, cut: Cut, chat: bool, memory: u64) -> (
     let runner = Runner::open(model.folder()).unwrap();
     let chat = chat.then(|| Chat::of(model.folder(), &runner).unwrap());
     let windows = Windows::of(texts, &runner, chat.as_ref(), cut, model.decoder.vocabulary).unwrap();
-    let plan = Plan::of(&model.decoder, &windows.windows, 2, memory).unwrap();
+    let mut processor = Processor::new(Sums::Fastest, 2);
+    let plan = Plan::of(&model.decoder, &windows.windows, &processor, memory).unwrap();
     assert_eq!(plan.passes.len() > 1, memory == LITTLE);
     let mut reader = model.reader(2, &Quiet);
-    let found = losses("model", &model.decoder, &windows.windows, &plan, &mut reader, &Quiet).unwrap();
+    let found = losses("model", &model.decoder, &windows.windows, &plan, &mut reader, &mut processor, &Quiet)
+        .unwrap();
     (windows, found)
 }
 

@@ -126,7 +126,7 @@ fn every_step_works_where_the_gpus_are_the_cpu() {
     let mut rehearsal = Rehearsal::new(Path::new(env!("CARGO_BIN_EXE_mergeforge")));
     rehearsal.program("nvidia-smi", NVIDIA_SMI);
     rehearsal.program("compute-sanitizer", COMPUTE_SANITIZER);
-    Driver::new().apply(&mut rehearsal.command);
+    Driver::new().with_cublas().apply(&mut rehearsal.command);
     let disk = rehearsal.folder.path().join("disk");
     // The kernels themselves are checked in `cuda.rs` and `wgpu.rs`; what runs them again shows nothing new here.
     let skipped = "^(check wgpu|(init|mem|race)check of check|(linear|dare_ties) on wgpu)|direct";

@@ -87,7 +87,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("eval", &["plan", "input", "decoder", "tokenizer", "checkpoint", "dtype"]),
     ("predict", &["eval", "plan", "input", "decoder", "checkpoint", "kernel", "threads", "instructions"]),
-    ("decoder", &["products", "threads", "instructions"]),
+    ("decoder", &["backend", "products", "threads", "instructions"]),
     ("products", &["instructions"]),
     ("kernel", &["dtype"]),
     ("checkpoint", &["dtype"]),
@@ -155,6 +155,8 @@ const RESERVED: &[(&str, &[&str])] = &[
 
 /// Files under `src/` that may have `unsafe` code, in tests too.
 const UNSAFE: &[&str] = &[
+    "backend/cuda/algebra.rs",
+    "backend/cuda/blas.rs",
     "backend/cuda/driver.rs",
     "backend/cuda.rs",
     "backend/libraries.rs",

@@ -9,6 +9,7 @@ mod accelerators {
     mod cuda_engine;
     mod first_use;
     mod gpu_check;
+    mod gpu_reads;
     mod wgpu;
 }
 

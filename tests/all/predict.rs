@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mergeforge::decoder::Weights;
+use mergeforge::decoder::{Processor, Sums, Weights};
 use mergeforge::error::Result;
 use mergeforge::eval::{Cut, Form, Model, Plan, Prompt, Reader, Score, Texts, Windows, losses};
 use mergeforge::predict::{Groups, Options, Parents, Reading};
@@ -50,7 +50,8 @@ fn opened(folder: &Path, sets: &[Texts]) -> (Model, Vec<Windows>) {
 fn measure(models: &[(Model, Vec<Windows>)], options: Options) -> Result<Parents> {
     let readings: Vec<Reading<'_>> = models.iter().map(|(model, sets)| Reading { model, sets }).collect();
     let names: Vec<String> = (0..readings[0].sets.len()).map(|set| format!("set {set}")).collect();
-    Parents::measure(&readings, &names, &options, &Quiet)
+    let mut processor = Processor::new(Sums::Fastest, options.threads);
+    Parents::measure(&readings, &names, &options, &mut processor, &Quiet)
 }
 
 /// The example models on some texts.
@@ -88,10 +89,13 @@ impl Weights for Merged<'_> {
 fn truth(models: &[(Model, Vec<Windows>)], set: usize, of: &dyn Fn(&str) -> Vec<f64>) -> Score {
     let (first, sets) = &models[0];
     let windows = &sets[set];
-    let plan = Plan::of(&first.decoder, &windows.windows, 2, 1 << 30).unwrap();
+    let mut processor = Processor::new(Sums::Fastest, 2);
+    let plan = Plan::of(&first.decoder, &windows.windows, &processor, 1 << 30).unwrap();
     let readers = models.iter().map(|(model, _)| model.reader(2, &Quiet)).collect();
     let mut weights = Merged { readers, of };
-    let found = losses("merge", &first.decoder, &windows.windows, &plan, &mut weights, &Quiet).unwrap();
+    let found =
+        losses("merge", &first.decoder, &windows.windows, &plan, &mut weights, &mut processor, &Quiet)
+            .unwrap();
     Score::of(windows, &found)
 }
 
@@ -133,9 +137,12 @@ fn parents_have_the_losses_of_eval() {
             (0..2).flat_map(|set| models.iter().enumerate().map(move |one| (set, one)))
         {
             let windows = &windows[set];
-            let plan = Plan::of(&model.decoder, &windows.windows, 2, 1 << 30).unwrap();
+            let mut processor = Processor::new(Sums::Fastest, 2);
+            let plan = Plan::of(&model.decoder, &windows.windows, &processor, 1 << 30).unwrap();
             let mut reader = model.reader(2, &Quiet);
-            let read = losses("", &model.decoder, &windows.windows, &plan, &mut reader, &Quiet).unwrap();
+            let read =
+                losses("", &model.decoder, &windows.windows, &plan, &mut reader, &mut processor, &Quiet)
+                    .unwrap();
             let score = Score::of(windows, &read);
             let own = parents.loss_of_parent(set, parent);
             near(own.loss, score.loss, 2e-6);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mergeforge::backend::devices::processor;
 use mergeforge::config::{Config, Space};
+use mergeforge::decoder::{Processor, Sums};
 use mergeforge::eval::{Cut, Form, Listen, Losses, Model, Plan, Prompt, Texts, Windows, losses};
 use mergeforge::plan::Choices;
 use mergeforge::prepare_model;
@@ -41,7 +42,7 @@ const MEMORY: u64 = 1 << 30;
 
 fn engine(memory: u64) -> Engine {
     let budget = Budget { threads: 2, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: None };
-    Engine::new(processor(), budget, memory)
+    Engine::new(processor(), budget, memory, Box::new(Processor::new(Sums::Fastest, 2)))
 }
 
 fn candidate(text: &str, seed: u64, engine: &Engine) -> Candidate {
@@ -115,8 +116,10 @@ fn candidates_have_the_bytes_and_the_losses_of_their_merges() {
 /// What a folder's model makes of windows.
 fn read(model: &Path, windows: &[mergeforge::eval::Window]) -> Losses {
     let model = Model::new(prepare_model(model.to_str().unwrap()).unwrap()).unwrap();
-    let plan = Plan::of(&model.decoder, windows, 2, MEMORY).unwrap();
-    losses("model", &model.decoder, windows, &plan, &mut model.reader(2, &Deaf), &Deaf).unwrap()
+    let mut processor = Processor::new(Sums::Fastest, 2);
+    let plan = Plan::of(&model.decoder, windows, &processor, MEMORY).unwrap();
+    losses("model", &model.decoder, windows, &plan, &mut model.reader(2, &Deaf), &mut processor, &Deaf)
+        .unwrap()
 }
 
 /// Together or one by one, at once or in several passes.

@@ -512,6 +512,14 @@ API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 
 // ---- memory
 
+API cuMemGetAddressRange_v2(Address* begin, size_t* bytes, Address address) {
+    return call_in_context([&](Device&) {
+        Allocation found;
+        if (!memory().find(address, found) || found.owner == HOST) return INVALID_VALUE;
+        return *begin = found.begin, *bytes = found.bytes, SUCCESS;
+    });
+}
+
 API cuMemGetInfo_v2(size_t* free, size_t* total) {
     return call_in_context([&](Device& device) {
         *total = settings().memory_bytes;

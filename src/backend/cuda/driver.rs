@@ -245,6 +245,52 @@ impl CudaStream {
             .map_err(failed("clear the device's memory"))
     }
 
+    /// Copies a region to another one, later.
+    ///
+    /// # Safety
+    /// Until the device has done it, the memory of neither is dropped.
+    ///
+    /// # Panics
+    /// They have different sizes.
+    pub(super) unsafe fn copy(&self, from: Region<'_>, to: Region<'_>) -> Result<()> {
+        assert_eq!(from.bytes, to.bytes, "regions that are copied have one size");
+        // SAFETY: both ends have so many bytes, and the caller keeps them.
+        unsafe { cu::memcpy_dtod_async(to.address, from.address, from.bytes, self.0) }
+            .map_err(failed("copy within the device's memory"))
+    }
+
+    /// Waits until the device has done all that is in it.
+    pub(super) fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream lives.
+        unsafe { cu::stream::synchronize(self.0) }.map_err(failed("finish its work"))
+    }
+
+    /// The stream, for libraries.
+    pub(super) fn handle(&self) -> *mut c_void {
+        self.0.cast()
+    }
+
+    /// Starts a kernel of any parameters, later.
+    ///
+    /// # Safety
+    /// The kernel has these parameters, and touches no place outside of its regions. Until the device has done it, neither the
+    /// regions' memory nor the kernel's module is dropped.
+    pub(super) unsafe fn start(
+        &self,
+        kernel: &Function,
+        blocks: u32,
+        threads: u32,
+        parameters: &[Parameter<'_>],
+    ) -> Result<()> {
+        // Little endian, as all machines with such devices are: the lower bytes are the smaller number.
+        let mut values: Vec<u64> = parameters.iter().map(Parameter::bits).collect();
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+        // SAFETY: the driver copies the parameters, which the kernel has, before it returns; the caller keeps what they mean.
+        unsafe { cu::launch_kernel(kernel.0, (blocks, 1, 1), (threads, 1, 1), 0, self.0, &mut pointers) }
+            .map_err(failed("start a kernel"))
+    }
+
     /// Starts a kernel of this project, later: its three parameters are `memory`, `table` and `results`.
     ///
     /// # Safety
@@ -335,12 +381,44 @@ pub(super) struct DeviceMemory {
     bytes: u64,
 }
 
+/// A parameter of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Parameter<'a> {
+    /// A pointer.
+    Place(Region<'a>),
+    Long(u64),
+    Word(u32),
+    Number(f32),
+}
+
+impl Parameter<'_> {
+    fn bits(&self) -> u64 {
+        match *self {
+            Self::Place(region) => region.address,
+            Self::Long(value) => value,
+            Self::Word(value) => value.into(),
+            Self::Number(value) => value.to_bits().into(),
+        }
+    }
+}
+
 /// A part of device memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Region<'a> {
     address: CUdeviceptr,
     bytes: usize,
     memory: PhantomData<&'a DeviceMemory>,
+}
+
+impl Region<'_> {
+    /// Where it begins, for libraries.
+    pub(super) fn address(&self) -> *mut c_void {
+        std::ptr::with_exposed_provenance_mut(self.address as usize)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl DeviceMemory {
@@ -362,6 +440,10 @@ impl DeviceMemory {
         let end = place.checked_add(bytes);
         assert!(end.is_some_and(|end| end <= self.bytes), "a region lies within the device's memory");
         Region { address: self.start + place, bytes: bytes as usize, memory: PhantomData }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub(super) fn all(&self) -> Region<'_> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use mergeforge::decoder::{Decoder, States, Sums, Weights};
+use mergeforge::decoder::{Decoder, Processor, States, Sums, Weights};
 use mergeforge::error::Error;
 use mergeforge::stream::Budget;
 use mergeforge::{prepare_moe, read_moe};
@@ -63,24 +63,19 @@ fn hidden_states_make_the_routers_of_their_layers() {
         for mode in ["hidden", "hidden_last", "hidden_avg"] {
             let config = config.replace("cheap_embed", mode);
             let (out, _) = mixed(folder, &config);
-            let mut states = States::of(&decoder, &texts, &mut weights, Sums::Ordered).unwrap();
+            let machine = &mut Processor::new(Sums::Ordered, 1);
+            let mut states = States::of(&decoder, &texts, &mut weights, machine).unwrap();
             for layer in 0..LAYERS {
-                let of_texts: Vec<Vec<f64>> = states
-                    .texts()
-                    .map(|text| {
-                        let counts = if mode == "hidden_avg" { 0 } else { text.len() - HIDDEN };
-                        let tokens = ((text.len() - counts) / HIDDEN) as f64;
-                        let of = |column: usize| {
-                            text[counts..]
-                                .iter()
-                                .skip(column)
-                                .step_by(HIDDEN)
-                                .map(|x| f64::from(*x))
-                                .sum::<f64>()
-                        };
-                        (0..HIDDEN).map(|column| of(column) / tokens).collect()
-                    })
-                    .collect();
+                let mut of_texts: Vec<Vec<f64>> = Vec::new();
+                let take = |text: &[f32]| {
+                    let counts = if mode == "hidden_avg" { 0 } else { text.len() - HIDDEN };
+                    let tokens = ((text.len() - counts) / HIDDEN) as f64;
+                    let of = |column: usize| -> f64 {
+                        text[counts..].iter().skip(column).step_by(HIDDEN).map(|x| f64::from(*x)).sum()
+                    };
+                    of_texts.push((0..HIDDEN).map(|column| of(column) / tokens).collect());
+                };
+                states.texts(machine, take).unwrap();
                 let mean = |texts: &[usize], column: usize| {
                     texts.iter().map(|text| of_texts[*text][column]).sum::<f64>()
                         / (texts.len() as f64).max(1.0)
@@ -106,7 +101,7 @@ fn hidden_states_make_the_routers_of_their_layers() {
                 if shared {
                     check(format!("model.layers.{layer}.mlp.shared_expert_gate.weight"), row((&[2], &[])));
                 }
-                states.advance(layer, &mut weights, 1).unwrap();
+                states.advance(layer, &mut weights, machine).unwrap();
             }
             // One pass over the base below its last layer, however many routers are made of it.
             let read = |config: &str| {

@@ -46,7 +46,7 @@ pub const QUANTILES: [f64; 4] = [0.1, 0.5, 0.9, 0.99];
 /// What is wanted beyond the usual.
 #[derive(Debug, Default)]
 pub struct Request {
-    /// The matrices of whose task vectors the effective rank is computed: any part of their names fits one of these.
+    /// The matrices of whose task vectors the ranks are computed: any part of their names fits one of these.
     pub rank: Vec<Regex>,
     /// Worker threads.
     pub threads: usize,
@@ -107,7 +107,7 @@ pub struct Analysis {
     pub kinds: Vec<Group>,
     /// All of them.
     pub whole: Group,
-    /// Effective ranks, where they are wanted.
+    /// Ranks of task vectors, where they are wanted.
     pub ranks: Vec<Rank>,
     /// The densities that trimming is looked at with: the least and the largest, and whether they are the config's.
     pub densities: (f64, f64, bool),
@@ -298,7 +298,7 @@ impl Settled {
     }
 }
 
-/// The bytes that [`analyze`] goes over, once each; effective ranks read theirs again.
+/// The bytes that [`analyze`] goes over, once each; ranks read theirs again.
 ///
 /// # Errors
 /// Those of [`analyze`] that the plan shows.

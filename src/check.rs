@@ -155,18 +155,32 @@ impl Depth {
     }
 }
 
-/// Checks all kernels on a device that was opened with [`limits`]; `seen` hears of each row as it is done.
+/// Kernels that the check has cases of: all but `stream`, whose results mean nothing.
+pub fn kernels() -> Vec<&'static Kernel> {
+    let mut random = Random(SEED);
+    let jobs: Vec<Job> = MODELS.into_iter().flat_map(|models| jobs(models, &mut random)).collect();
+    KERNELS.iter().copied().filter(|kernel| jobs.iter().any(|job| job.kernel() == *kernel)).collect()
+}
+
+/// Checks all kernels, or only one, on a device that was opened with [`limits`]; `seen` hears of each row as it is done. A kernel has the
+/// same cases, whether it is checked with others or alone.
 ///
 /// # Errors
 /// The device fails. Results that differ are no error of this function: rows report them.
-pub fn run(device: &dyn Backend, depth: Depth, mut seen: impl FnMut(&CheckRow)) -> Result<Vec<CheckRow>> {
-    device.prepare(&kinds(depth), &|| {})?;
+pub fn run(
+    device: &dyn Backend,
+    depth: Depth,
+    only: Option<&Kernel>,
+    mut seen: impl FnMut(&CheckRow),
+) -> Result<Vec<CheckRow>> {
+    let is_wanted = |job: &Job| only.is_none_or(|only| job.kernel() == only);
+    device.prepare(&kinds(depth, &is_wanted), &|| {})?;
     let mut random = Random(77);
     let mut of_kernels: Vec<Random> = KERNELS.iter().map(|kernel| values_of(kernel)).collect();
     let mut rows: Vec<CheckRow> = Vec::new();
     for (number, types) in Types::ALL.into_iter().enumerate() {
         for models in depth.models().iter().copied() {
-            for job in jobs(models, &mut random) {
+            for job in jobs(models, &mut random).into_iter().filter(&is_wanted) {
                 let own = |row: &CheckRow| (row.kernel, row.types) == (job.kernel().name, types);
                 let row = rows.iter().position(own).unwrap_or_else(|| {
                     let kernel = job.kernel().name;
@@ -199,12 +213,12 @@ fn values_of(kernel: &Kernel) -> Random {
 }
 
 /// The launches of a check, which are of the same kinds whatever numbers are drawn.
-fn kinds(depth: Depth) -> Vec<LaunchKind> {
+fn kinds(depth: Depth, is_wanted: &dyn Fn(&Job) -> bool) -> Vec<LaunchKind> {
     let mut random = Random(0);
     let mut kinds = Vec::new();
     for models in depth.models() {
-        for job in jobs(*models, &mut random) {
-            kinds.extend(Types::ALL.map(|types| LaunchKind::of(&job, types.floats(&job))));
+        for job in jobs(*models, &mut random).iter().filter(|job| is_wanted(job)) {
+            kinds.extend(Types::ALL.map(|types| LaunchKind::of(job, types.floats(job))));
         }
     }
     kinds

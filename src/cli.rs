@@ -16,6 +16,7 @@ mod mergekit;
 mod moe;
 mod predict;
 mod progress;
+mod reading;
 mod show;
 mod signals;
 mod staged;
@@ -35,18 +36,20 @@ use crate::backend::device::Device;
 use crate::backend::devices::{self as known_devices, Candidate, processor};
 use crate::check::{self, Depth};
 use crate::checkpoint::Reads;
-use crate::config::Config;
+use crate::config::{Config, Space};
 use crate::error::{Error, Result};
+use crate::kernel::Kernel;
 use crate::plan::{Choices, PartlyHeldPolicy};
 use crate::report::Report;
 use crate::stream::Budget;
 use crate::timeline::Timeline;
 use crate::{
-    AnyConfig, Options, Prepared, check_room, floor, merge_recording, prepare_config, read_any, read_config,
-    read_stages, report,
+    AnyConfig, Options, Prepared, check_room, floor, merge_recording, prepare_config, read_any_or_space,
+    read_config, read_stages, report,
 };
 use mergekit::MergekitArgs;
 use progress::Progress;
+use reading::Reading;
 use warnings::{Warnings, checked};
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
@@ -108,6 +111,9 @@ enum Command {
         /// Check each kernel for few models and many, and no more
         #[arg(long)]
         quick: bool,
+        /// Check this kernel alone
+        #[arg(long, value_name = "NAME", value_parser = devices::kernel)]
+        kernel: Option<&'static Kernel>,
         /// Print as JSON
         #[arg(long)]
         json: bool,
@@ -432,9 +438,9 @@ pub fn main() -> ExitCode {
         Command::Sweep(args) => sweep::run(&args),
         Command::Methods { name, json } => show::methods(name.as_deref(), json),
         Command::Devices { json } => devices::list(json),
-        Command::Check { device, quick, json } => {
+        Command::Check { device, quick, kernel, json } => {
             let depth = if quick { Depth::Quick } else { Depth::All };
-            devices::check(device.as_deref(), depth, json)
+            devices::check(device.as_deref(), depth, kernel, json)
         }
         Command::Bench(BenchCommand::Merge(args)) => bench::merge(&args),
         Command::Bench(BenchCommand::Writes(args)) => writes::measure(&args),
@@ -580,19 +586,25 @@ fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Re
 }
 
 fn run_plan(args: &PlanArgs) -> Result<()> {
-    match read_any(&args.config)? {
+    let (space, config) = read_any_or_space(&args.config)?;
+    match config {
         AnyConfig::Mixture(config) => {
-            show_plan(&moe::prepared(&config, &args.common, &args.untrained)?, &[], args)
+            show_plan(&moe::prepared(&config, &args.common, &args.untrained)?, None, &[], args)
         }
         AnyConfig::Merges(stages) => match stages.single() {
-            Ok(config) => show_plan(&prepared(config, &args.common)?, &[], args),
+            Ok(config) => show_plan(&prepared(config, &args.common)?, space.as_ref(), &[], args),
             Err(stages) => staged::plan(&stages, args),
         },
     }
 }
 
-/// Shows a plan, below those of documents whose results it reads.
-fn show_plan(prepared: &Prepared, stages: &[staged::Stage], args: &PlanArgs) -> Result<()> {
+/// Shows a plan, below those of documents whose results it reads, and what it leaves open.
+fn show_plan(
+    prepared: &Prepared,
+    space: Option<&Space>,
+    stages: &[staged::Stage],
+    args: &PlanArgs,
+) -> Result<()> {
     let (device, budget) = args.common.run.device(false, &|_| Ok(()))?;
     let limits = budget.limits(&prepared.plan, &device)?;
     if let Some(out) = &args.out {
@@ -605,13 +617,18 @@ fn show_plan(prepared: &Prepared, stages: &[staged::Stage], args: &PlanArgs) -> 
             &Options { out, device, budget, copy_tokenizer, model_card, reads, cache, recall },
         )?;
     }
+    let reading = Reading::of(prepared, space, &args.common)?;
     if args.json {
         let mut plan = show::plan_json(prepared, &budget, &limits);
         plan["stages"] = stages.iter().map(staged::Stage::json).collect();
+        plan["reading"] = reading.as_ref().map(Reading::json).into();
+        plan["open"] = space.map(reading::open_json).into();
         show::json(&plan);
     } else {
         stages.iter().for_each(staged::Stage::show);
-        show::plan(prepared, &budget, &limits, args.verbose);
+        space.into_iter().flat_map(reading::open_lines).for_each(|line| show::line(&line));
+        let lines = reading.iter().flat_map(Reading::lines).collect::<Vec<_>>();
+        show::plan(prepared, &budget, &limits, &lines, args.verbose);
     }
     Ok(())
 }

@@ -18,6 +18,6 @@ pub use architecture::Decoder;
 pub use cuda::Cuda;
 pub use fastest::{exponentials, max_and_sum};
 pub use head::{Final, HEAD, NORM, logits};
-pub use machine::{Attention, Head, Heads, Machine, Room, Rows, Take};
+pub use machine::{Attention, Head, Heads, LogitsBytes, Machine, Room, Rows, Take};
 pub use processor::{Processor, Sums};
 pub use states::{EMBEDDING, States, Weights};

@@ -43,8 +43,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backend::device::Device;
@@ -160,11 +159,25 @@ pub enum AnyConfig {
 /// # Errors
 /// It cannot be read, or is no config.
 pub fn read_any(file: &Path) -> Result<AnyConfig> {
+    any(&file.display().to_string(), &read_text(file)?)
+}
+
+/// The same where values may be left open: then the config is the one in the middle of them.
+///
+/// # Errors
+/// It cannot be read, or is no config.
+pub fn read_any_or_space(file: &Path) -> Result<(Option<Space>, AnyConfig)> {
     let (name, text) = (file.display().to_string(), read_text(file)?);
-    Ok(if moe::is_moe(&text) {
-        AnyConfig::Mixture(Box::new(moe::read(&name, &text)?))
+    let space = if moe::is_moe(&text) { None } else { Space::find(&name, &text)? };
+    let filled = space.as_ref().map_or(text, |space| space.fill(&space.middle()));
+    Ok((space, any(&name, &filled)?))
+}
+
+fn any(name: &str, text: &str) -> Result<AnyConfig> {
+    Ok(if moe::is_moe(text) {
+        AnyConfig::Mixture(Box::new(moe::read(name, text)?))
     } else {
-        AnyConfig::Merges(Stages::of(config::read_all(&name, &text)?, &text)?)
+        AnyConfig::Merges(Stages::of(config::read_all(name, text)?, text)?)
     })
 }
 
@@ -364,19 +377,9 @@ fn open(
             Error { kind: error.kind, hint, ..config.error_at(*at, error.message) }
         })
     };
-    let count = places.len();
-    let opened: Vec<OnceLock<Result<Source>>> = (0..count).map(|_| OnceLock::new()).collect();
-    let next = AtomicUsize::new(0);
-    threads::share(count.min(OPENERS_MAX), |_| {
-        loop {
-            let place = next.fetch_add(1, Ordering::Relaxed);
-            let Some(opened) = opened.get(place) else { return };
-            opened.get_or_init(|| open(place));
-        }
-    });
     let mut sources = Vec::new();
-    for opened in opened {
-        match opened.into_inner().expect("every one was taken once") {
+    for opened in threads::each(places.len().min(OPENERS_MAX), places.len(), open) {
+        match opened {
             Ok(source) => sources.push(source),
             Err(failure) => problems.push(failure),
         }

@@ -24,7 +24,8 @@ use gathering::Shape;
 /// Models that have read some sets of texts, and what is kept of that.
 #[derive(Debug)]
 pub struct Parents {
-    /// What each of them is: the first model, then of each other model its groups of layers, one after the other.
+    /// What each of them is: the first model; of each other model its groups of layers, one after the other, if there is more than one;
+    /// and the other models.
     pub names: Vec<String>,
     /// The groups of layers.
     pub groups: Groups,
@@ -54,6 +55,8 @@ pub struct Facts {
     pub kept_bytes: u64,
     /// The most memory that was used.
     pub bytes: u64,
+    /// Of them, those of a device with its own memory.
+    pub device_bytes: u64,
     /// How often the models were read.
     pub passes: usize,
 }
@@ -89,10 +92,37 @@ impl Groups {
     }
 }
 
+/// Bytes that are kept of each token of the texts that counts, of so many parents and where memory does not ask for less; `top` as in
+/// [`Options`].
+pub fn kept_bytes(parents: usize, vocabulary: usize, top: usize) -> u64 {
+    (Shape::of(parents, measure::kept_tokens(vocabulary, top), vocabulary).stride() * size_of::<f32>()) as u64
+}
+
 impl Parents {
-    /// How many there are, the first included: a merge has a coefficient for each of the others.
+    /// How many there are, the first included.
     pub fn count(&self) -> usize {
         self.names.len()
+    }
+
+    /// How many coefficients a merge has: one for each group of layers of each model but the first.
+    pub fn coefficients(&self) -> usize {
+        let groups = self.groups.count();
+        if groups == 1 { self.count() - 1 } else { (self.count() - 1) / (groups + 1) * groups }
+    }
+
+    /// What a merge takes of each parent but the first. The effects of groups do not quite add up to that of their model. So of a model
+    /// whose groups have different coefficients the mean of these is taken of the whole model, and the rest of its groups.
+    fn of_parents(&self, c: &[f64]) -> Vec<f64> {
+        assert_eq!(c.len(), self.coefficients(), "a merge has a coefficient for each group of each model");
+        let groups = self.groups.count();
+        if groups == 1 {
+            return c.to_vec();
+        }
+        let mean = |of_groups: &[f64]| of_groups.iter().sum::<f64>() / groups as f64;
+        let means: Vec<f64> = c.chunks_exact(groups).map(mean).collect();
+        let rest =
+            c.chunks_exact(groups).zip(&means).flat_map(|(own, mean)| own.iter().map(move |c| c - mean));
+        rest.chain(means.iter().copied()).collect()
     }
 
     /// Tokens of a set that count.

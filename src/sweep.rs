@@ -11,13 +11,15 @@ mod journal;
 mod linear_algebra;
 mod objective;
 mod page;
+mod predictions;
 mod run;
 mod search;
 
-pub use candidate::{Candidate, Engine, measure};
+pub use candidate::{Candidate, Engine, forward, measure};
 pub use command::{ANY, ByCommand, Direction};
 pub use journal::{Entry, Journal};
 pub use objective::{ByTexts, Measured, Objective, Set};
 pub use page::{Page, Round};
-pub use run::{Outcome, Point, Request, Scores, run};
+pub use predictions::{Merges, Predictions};
+pub use run::{Answer, Outcome, Point, Predict, Request, Scores, Sweeping, run};
 pub use search::{Search, Tried, pareto};

@@ -1,6 +1,8 @@
 //! Work shared by as many threads as the system gives, each of which stays near its memory.
 
 use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::Builder;
 
 pub use nodes::{Nodes, Stay};
@@ -22,6 +24,23 @@ pub fn share(workers: usize, work: impl Fn(usize) + Sync) -> usize {
         work(0);
         started + 1
     })
+}
+
+/// What a function makes of each number below `count`, in their order: as many threads as [`share`] gives take one after the other.
+///
+/// # Panics
+/// When `of` does.
+pub fn each<T: Send + Sync>(workers: usize, count: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let made: Vec<OnceLock<T>> = (0..count).map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    share(workers.min(count), |_| {
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            let Some(room) = made.get(place) else { return };
+            room.get_or_init(|| of(place));
+        }
+    });
+    made.into_iter().map(|room| room.into_inner().expect("every one was taken once")).collect()
 }
 
 impl Nodes {
@@ -179,5 +198,17 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen, [0, 1, 2, 3]);
         assert_eq!(share(0, |worker| assert_eq!(worker, 0)), 1);
+    }
+
+    #[test]
+    fn what_is_made_of_each_number_is_in_its_place() {
+        let asked = AtomicUsize::new(0);
+        let squares = each(3, 100, |number| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            number * number
+        });
+        assert_eq!(squares, (0..100).map(|number| number * number).collect::<Vec<_>>());
+        assert_eq!(asked.into_inner(), 100);
+        assert!(each(3, 0, |number| number).is_empty());
     }
 }

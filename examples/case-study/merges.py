@@ -14,6 +14,9 @@ REPOSITORY = HERE.parent.parent
 # Numbers of mergeforge and of torch may differ by this share.
 AGREEMENT = 1e-3
 
+# With less rank correlation, predictions are of something else than what was measured.
+RANKED = 0.5
+
 
 def program(named: str | None) -> Path:
     """The mergeforge that is named, or on the path, or the fastest one that was built here."""

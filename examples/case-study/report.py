@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -93,6 +94,24 @@ def words(difference: tuple[float, float]) -> str:
     return f"{difference[0]:+.4f} ± {difference[1]:.4f}"
 
 
+def objective(scores: Json, sets: list[str]) -> float:
+    """The mean of a model's losses on sets, in nats a token."""
+    return sum(scores["sets"][name]["loss"] for name in sets) / len(sets)
+
+
+def distinct(predictions: Json, scores: Json) -> list[str]:
+    """The merges, each once: that of the last checkpoint may be that of the final model."""
+    return list({scores[merge]["tensors"]: merge for merge in predictions}.values())
+
+
+def rank_correlations(predictions: Json, scores: Json) -> dict[str, float]:
+    """Spearman's correlation of the predicted and the measured losses of merges, for each set."""
+    merges = distinct(predictions, scores)
+    sets = predictions[merges[0]]
+    columns = {name: [[predictions[merge][name] for merge in merges], [scores[merge]["sets"][name]["loss"] for merge in merges]] for name in sets}
+    return {name: float(np.corrcoef(np.argsort(np.argsort(column)))[0, 1]) for name, column in columns.items()}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
 
@@ -143,7 +162,7 @@ def tables(scores: Json) -> list[tuple[str, str]]:
     merged += [("final, merged", "medical linear")] if final == "medical final" else []
     medical = [("chat", "chat"), ("medical", final), *((label, f"medical {name}") for label, name in METHODS)]
     others = [("linear, 0.5 medical + 0.5 chat", "medical linear 0.5"), ("linear, 0.3 medical + 0.7 chat", "medical linear 0.3")]
-    others += [("TIES, density 0.8 (above)", "medical ties")]
+    others += [("task arithmetic, weights by sweep (below)", "medical sweep"), ("TIES, density 0.8 (above)", "medical ties")]
     for domain, chat in ((1.0, 1.0), (0.5, 0.5), (0.2, 0.2), (0.2, 0.8), (0.8, 0.2)):
         others.append((f"TIES, density {domain} of medical, {chat} of chat", f"medical ties {domain} {chat}"))
     domains = [MEDICAL, GENERAL]
@@ -179,6 +198,8 @@ def observations(found: Json) -> list[Observation]:
     """Each observation of the case study beside this run's numbers. Losses are in nats a token, with standard errors."""
     scores = Scores(found["scores"])
     said = [*of_checkpoints(scores), *of_methods(scores, found["geometry"][MEDICAL], MEDICAL, final_name(found["scores"]))]
+    if found["sweep"]:
+        said.append(of_surroundings(scores, found["sweep"], final_name(found["scores"])))
     said += of_densities(scores)
     if TECHNICAL in found["geometry"]:
         said += of_methods(scores, found["geometry"][TECHNICAL], TECHNICAL, "technical instruct")
@@ -242,6 +263,25 @@ def of_region(scores: Scores, domain: str, model: str) -> Observation:
         CONFIRMED if holds else REFUTED,
         f"Loss of merges above the mean of the parents' losses in the same proportion (negative: below): {', '.join(texts)}.",
     )
+
+
+def of_surroundings(scores: Scores, sweep: Path, model: str) -> Observation:
+    """Beside the line: the best of the plane through base and both models, held against the same mean."""
+    domain, chat = best_weights(sweep)
+    share = domain / (domain + chat)
+    excess = scores.contrast({"medical sweep": 1.0, model: -share, "chat": share - 1.0}, MEDICAL)
+    return Observation(
+        "Medical: so is the region around them.",
+        CONFIRMED if excess[0] < SURE * excess[1] else REFUTED,
+        f"Loss of {domain:.3f} medical + {chat:.3f} chat as task vectors, the best that was found, above the mean of the parents' losses in the same "
+        f"proportion: {words(excess)}; less that of 0.7 + 0.3: medical {words(scores.difference('medical sweep', 'medical linear', MEDICAL))}, "
+        f"general {words(scores.difference('medical sweep', 'medical linear', GENERAL))}.",
+    )
+
+
+def best_weights(sweep: Path) -> list[float]:
+    found = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
+    return list(found["points"][found["best"]]["values"].values())
 
 
 def of_best(scores: Scores) -> Observation:
@@ -309,6 +349,16 @@ def of_densities(scores: Scores) -> list[Observation]:
             "Medical: above all where the domain's task vector is trimmed less.",
             CONFIRMED if domain[0] - chat[0] > SURE * math.hypot(domain[1], chat[1]) else REFUTED,
             f"Density 0.2 in place of 0.8 for the domain alone costs {words(domain)}, for chat alone {words(chat)}.",
+        ),
+        Observation(
+            "Medical: what trimming takes of the domain model is not made up for by the chat model.",
+            CONFIRMED if domain[0] > SURE * domain[1] else REFUTED,
+            f"With density 0.8 of chat, density 0.2 in place of 0.8 of the domain costs {words(domain)}.",
+        ),
+        Observation(
+            "Medical: because the two models are far apart, and their weights differ in distribution.",
+            OPEN,
+            "One pair of models says nothing of how that changes with their distance.",
         ),
     ]
 
@@ -385,6 +435,7 @@ def plot_balance(scores: Scores) -> plt.Figure:
     final = final_name(scores.scores)
     parents = {"base": "base", "chat": "chat", final: "medical"}
     merges = {f"medical {name}": label for label, name in METHODS}
+    merges |= {"medical sweep": "weights by sweep"} if "medical sweep" in scores.scores else {}
     merges |= {"medical linear 0.5": "linear 0.5 + 0.5", "medical linear 0.3": "linear 0.3 + 0.7", "medical average": "mean of checkpoints"}
     densities = sorted(name for name in scores.scores if name.startswith("medical ties "))
     merges |= {name: "TIES, densities {} and {}".format(*name.split()[2:]) for name in densities}
@@ -414,6 +465,10 @@ def write(found: Json, out: Path) -> None:
     for study, shape in found["geometry"].items():
         if shape["analysis"]:
             parts.append(f"## What mergeforge analyze says: {study}\n\n{analysed(study, shape['analysis'], partial)}")
+    if found["predictions"]:
+        parts.append(f"## Predicted and measured\n\n{predicted(found['predictions'], found['scores'])}")
+    if found["sweep"]:
+        parts.append(f"## Weights by mergeforge sweep\n\n{swept(found['sweep'], found['scores'], partial)}")
     if found["checks"]:
         parts.append(f"## Checked against mergeforge eval\n\n{checked(found['checks'])}")
     parts.append("## Sources\n\n" + "\n".join(f"- {domain}: {'; '.join(origins)}" for domain, origins in found["sources"].items()))
@@ -437,6 +492,44 @@ def analysed(study: str, folder: Path, out: Path) -> str:
     return f"{listed}\n\nBy layer and module, with pictures: [{study}-analysis.html]({study}-analysis.html)."
 
 
+def called(name: str) -> str:
+    """What a merge that is a weighted sum is called beside its prediction."""
+    known = {"medical linear": "0.7 medical + 0.3 chat", "medical sweep": "weights by sweep (below)", "medical average": "mean of the checkpoints"}
+    if name in known:
+        return known[name]
+    first, second = name.split()[1:]
+    return f"{second} medical + {1 - float(second):.1f} chat" if first == "linear" else f"0.7 after {first} tokens + 0.3 chat"
+
+
+def predicted(predictions: Json, scores: Json) -> str:
+    """Losses that were expected from the parents' logits, beside those of the merges."""
+    ranks = rank_correlations(predictions, scores)
+    rows = []
+    for merge in distinct(predictions, scores):
+        rows.append([called(merge), *(f"{predictions[merge][name]:.4f} / {scores[merge]['sets'][name]['loss']:.4f}" for name in ranks)])
+    rows.append(["rank correlation", *(f"{value:.2f}" for value in ranks.values())])
+    said = "Losses in nats a token: what `mergeforge predict` says without merging / what was measured of the merge."
+    return f"{said}\n\n{table(['merge', *(TITLES[name] for name in ranks)], rows)}"
+
+
+def swept(folder: Path, scores: Json, out: Path) -> str:
+    """The candidates that were measured, the best first, and its merge beside the weights of the case study."""
+    shutil.copy(folder / "sweep.html", out / "sweep.html")
+    found = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    best = found["points"][found["best"]]
+    rows = []
+    for point in sorted(found["points"], key=lambda point: (point is not best, not point["all"], (point["all"] or point["try"])["score"])):
+        losses = [f"{point[read]['score']:.4f}" if point[read] else "" for read in ("try", "all")]
+        rows.append([*(f"{value:.3f}" for value in point["values"].values()), f"{point['predicted']:.4f}", *losses])
+    mine, given = (objective(scores[name], found["sets"]) for name in ("medical sweep", "medical linear"))
+    return (
+        f"The mean loss on {', '.join(TITLES[name] for name in found['sets'])}, in nats a token, of {found['candidates_measured']} merges in memory.\n\n"
+        + table(["weight of medical", "weight of chat", "predicted of a part of the texts", "measured of that part", "measured of all"], rows)
+        + f"\n\nThe first one, merged and scored like the others: {mine:.4f} by torch; 0.7 medical + 0.3 chat: {given:.4f}. "
+        "More on the page: [sweep.html](sweep.html)."
+    )
+
+
 def checked(checks: Json) -> str:
     rows = []
     for model, sets in checks.items():
@@ -455,7 +548,7 @@ def introduction(found: Json) -> str:
         f"Base: {found['models']['base']}; chat: {found['models']['chat'] or 'the base tuned on trivia'}. Medical pre-training: checkpoints "
         f"after {', '.join(str(step) for step in sizes['checkpoints'])} updates of {sizes['batch']} tokens, {100 * sizes['replay']:.0f} % of "
         f"them general text; the other trainings: {sizes['expert']} updates. All steps took {found['seconds'] / 60:.1f} minutes, and "
-        f"{found['cpu_seconds'] / 60:.1f} of processors. Numbers are "
+        f"{found['cpu_seconds'] / 60:.1f} minutes of processor time, mergeforge's not counted. Numbers are "
         "perplexities per token, lower is better (of Q&A and abstracts: of the answer alone, the rest masked); those of lm-eval are "
         "per cent, higher is better."
         + ("" if TECHNICAL in found["geometry"] else "\n\n**Without the technical domain**: two of the four tables are missing.")

@@ -2,7 +2,7 @@
 """The case study behind mergeforge, from a base model to tables: train on a domain, merge with a chat model, score, look at why.
 
     python examples/case-study/run.py --data FOLDER              SmolLM2-135M on two cores, within an hour
-    python examples/case-study/run.py --tiny                     the models of this repository, in two minutes
+    python examples/case-study/run.py --tiny                     the models of this repository, in half a minute
     python examples/case-study/run.py --data FOLDER --base meta-llama/Llama-2-7b-hf --chat meta-llama/Llama-2-7b-chat-hf \\
         --medical epfl-llm/meditron-7b --device cuda --dtype bfloat16 --lm-eval medqa_4options,medmcqa,pubmedqa,arc_challenge
 
@@ -13,6 +13,7 @@ goes on where it was interrupted.
 import argparse
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -69,6 +70,9 @@ class Sizes:
 
 DOMAINS = ("general", "medical", "technical")
 
+# Configs whose merges `mergeforge predict` knows something about.
+SUMS = ("linear", "linear_weights", "average", "sweep")
+
 SMALL = Sizes((16, 32, 48), 32, 1e-4, 512, 0.2, 256, 160, 80, 2048, 3000, 4000, 1024)
 TINY = Sizes((8, 16, 24), 24, 1e-3, 384, 0.2, 96, 40, 40, 1536, 1200, 600, 2048)
 LARGE = Sizes((500, 1000, 2000), 500, 1.5e-5, 65536, 0.2, 2048, 1024, 256, 131072, 131072, 131072, 16384)
@@ -82,9 +86,12 @@ class Study:
         self.work = Work(args.work)
         self.mergeforge = merges.program(args.mergeforge)
         self.commands = merges.commands(self.mergeforge)
-        if args.check and "eval" not in self.commands:
-            raise Failed(f"{self.mergeforge} has no eval, which --check needs\nhint: build a newer one, or leave --check out")
+        missing = [command for command in ("eval", "predict", "sweep") if args.check and command not in self.commands]
+        if missing:
+            raise Failed(f"{self.mergeforge} has no {missing[0]}, which --check needs\nhint: build a newer one, or leave --check out")
         self.scores: dict[str, Json] = {}
+        # Configs of merges that are weighted sums of whole models, by the names of their scores.
+        self.sums: dict[str, str] = {}
         self.limits = scoring.Limits(sizes.window, sizes.question, sizes.answer, sizes.scored_batch)
         self.benchmarks = scoring.Benchmarks(tuple(filter(None, args.lm_eval.split(","))), limit=args.limit)
 
@@ -202,9 +209,14 @@ class Study:
         settings = self.score_settings(sets) | {"model": self.key(model)}
         self.keep(name, self.work.step(f"score-{name}", settings, make))
 
-    def score_merge(self, name: str, config: str, values: dict[str, Path | float], sets: list[scoring.Set]) -> None:
-        """Merges, scores, measures the distance to the base where one is given, and deletes the merge unless it is to be kept."""
-        text = merges.filled(config, values | {"dtype": self.args.dtype})
+    def score_merge(self, name: str, config: str, values: dict[str, Path | float], sets: list[scoring.Set], text: str = "") -> None:
+        """Merges, scores, measures the distance to the base where one is given, and deletes the merge unless it is to be kept.
+
+        `text` is a config that was made of the one that is named.
+        """
+        text = text or merges.filled(config, values | {"dtype": self.args.dtype})
+        if config in SUMS:
+            self.sums[name] = text
 
         def make(out: Path) -> None:
             model = out / "merged"
@@ -268,6 +280,8 @@ class Study:
         else:
             found["technical"] = self.technical(base, chat, texts)
         self.medical_variants(base, chat, final, texts)
+        sweep = self.sweep(base, chat, final, texts)
+        predictions = self.predictions(texts)
         checks = {}
         if self.args.check:
             checks = {name: self.check(model, self.sets(texts, *DOMAINS)) for name, model in (("base", base), ("chat", chat))}
@@ -275,6 +289,8 @@ class Study:
         return {
             "scores": self.scores,
             "geometry": found,
+            "sweep": sweep,
+            "predictions": predictions,
             "checks": checks,
             "sources": sources,
             "seconds": round(self.work.seconds),
@@ -308,6 +324,47 @@ class Study:
         for domain_density, chat_density in ((1.0, 1.0), (0.5, 0.5), (0.2, 0.2), (0.2, 0.8), (0.8, 0.2)):
             values = {"domain_density": domain_density, "chat_density": chat_density, "base": base, "chat": chat, "domain": final}
             self.score_merge(f"medical ties {domain_density} {chat_density}", "ties_densities", values, sets)
+
+    def sweep(self, base: Path, chat: Path, final: Path, texts: Path) -> Path | None:
+        """The folder with what `mergeforge sweep` finds; its best merge is scored like the others."""
+        if "sweep" not in self.commands:
+            say(f"{self.mergeforge} has no sweep; the report has the weights of the case study alone")
+            return None
+        sets = self.sets(texts, "general", "medical")
+        objective = [one for one in sets if one.kind in ("text", "qa")]
+        values = {"base": base, "chat": chat, "domain": final}
+        text = merges.filled("sweep", values | {"dtype": self.args.dtype})
+        settings = self.score_settings(objective) | {"config": text, "models": {key: self.key(value) for key, value in values.items()}}
+        settings |= {"budget": [scoring.TRIES, scoring.TRY_TOKENS, scoring.CONFIRMED], "mergeforge": merges.version(self.mergeforge)}
+        make = functools.partial(scoring.sweep, self.mergeforge, text, objective, self.tokenizer, self.limits)
+        folder = self.work.step("sweep-medical", settings, make)
+        self.score_merge("medical sweep", "sweep", values, sets, (folder / "best.yml").read_text(encoding="utf-8"))
+        best, given = (report.objective(self.scores[name], [one.name for one in objective]) for name in ("medical sweep", "medical linear"))
+        say(f"sweep: a mean loss of {best:.4f} with the best weights, {given:.4f} with 0.7 and 0.3")
+        if self.args.check and not best <= given * (1 + merges.AGREEMENT):
+            raise Failed(f"{folder}: the best weights have a mean loss of {best:.4f}, but 0.7 and 0.3 have {given:.4f}, and were among those to try")
+        return folder
+
+    def predictions(self, texts: Path) -> Json:
+        """For each medical merge that is a weighted sum, the losses that `mergeforge predict` expects, set by set."""
+        if "predict" not in self.commands:
+            say(f"{self.mergeforge} has no predict; the report has measured losses alone")
+            return {}
+        sets = self.sets(texts, "general", "medical")
+        configs = {name: text for name, text in self.sums.items() if name.startswith("medical")}
+        settings = self.score_settings(sets) | {"configs": configs, "mergeforge": merges.version(self.mergeforge)}
+
+        def make(out: Path) -> None:
+            write_json(out / "predictions.json", scoring.predict(self.mergeforge, configs, sets, self.tokenizer, self.limits))
+
+        folder = self.work.step("predict-medical", settings, make)
+        found = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
+        ranks = report.rank_correlations(found, self.scores)
+        say("predict: rank correlation with what was measured: " + ", ".join(f"{name} {value:.2f}" for name, value in ranks.items()))
+        wrong = [name for name, value in ranks.items() if not value >= merges.RANKED]
+        if self.args.check and wrong:
+            raise Failed(f"{folder}: on {wrong[0]} the order that was predicted has little to do with the one that was measured")
+        return found
 
     def technical(self, base: Path, chat: Path, texts: Path) -> Json:
         pretrained = last(self.pretrained("technical", base, texts, (self.sizes.expert,)))
@@ -431,7 +488,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--include-path", type=Path, help="a folder with tasks of lm-eval of your own")
     parser.add_argument("--limit", type=int, help="questions of each task of lm-eval (all)")
     parser.add_argument("--mergeforge", help="the program (on the path, or built in this repository)")
-    parser.add_argument("--check", action="store_true", help="compare losses by torch with those of `mergeforge eval`, too")
+    parser.add_argument("--check", action="store_true", help="compare losses by torch with those of `mergeforge eval`, what `predict` expected with what was measured, and what `sweep` found with the weights of the case study")
     parser.add_argument("--keep-merges", action="store_true", help="keep merged weights after they were scored")
     args = parser.parse_args()
     args.work = args.work.resolve()

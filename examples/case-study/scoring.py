@@ -1,6 +1,7 @@
-"""Scores of a model on held-out sets: losses in nats a token by torch, the same by `mergeforge eval`, and benchmarks of lm-eval.
+"""Scores of a model on held-out sets: losses in nats a token by torch, the same by mergeforge, and benchmarks of lm-eval.
 
-torch gives the loss of every item, and so the standard error of the difference of two models; `mergeforge eval` gives those of sets.
+torch gives the loss of every item, and so the standard error of the difference of two models; mergeforge gives those of sets: of models
+(`eval`), of merges that are not made (`predict`), and of those that it tries to find the best weights (`sweep`).
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ import difflib
 import functools
 import json
 import math
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from merges import AGREEMENT
 from models import load
-from steps import Failed, Json
+from steps import Failed, Json, write_json
 
 # Of each set, what is enough to see whether torch and mergeforge agree.
 CHECKED_WINDOWS, CHECKED_PAIRS = 2, 6
@@ -140,29 +142,55 @@ def evaluate(model: Path, sets: list[Set], tokenizer_of: Path, limits: Limits, d
 # The same by mergeforge
 
 
+class Files:
+    """Sets as files that mergeforge reads as they are read here: texts are cut to the limits, and prompts have the same form."""
+
+    def __init__(self, sets: list[Set], tokenizer_of: Path, limits: Limits, folder: Path, windows: int | None = None, pairs: int | None = None) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+        prompts = Prompts(tokenizer, limits)
+        self.window = limits.window
+        self.sets = [some(one, tokenizer, prompts, folder, windows, pairs) for one in sets]
+        self.names = {one.path.name: one.name for one in self.sets}
+        if prompts.form == "chat template":
+            self.form = ["--chat", "--qa-prompt", "{question}{answer}", "--abstract-prompt", "{text}{abstract}"]
+        else:
+            self.form = ["--qa-prompt", prompts.form.format("{question}") + "{answer}"]
+            self.form += ["--abstract-prompt", prompts.form.format("{text}") + "{abstract}"]
+        # Pairs are read whole: a longer one than the window would lose a part of its prompt.
+        self.longest = max(len(ids) for one in self.sets if one.kind != "text" for ids, _ in items(one, tokenizer, prompts))
+
+    def apart(self) -> list[list[str]]:
+        """The arguments for texts, and those for pairs, whose windows differ."""
+        return [["--window", str(self.window), *self.of(("text",))], ["--window", str(self.longest), *self.form, *self.of(tuple(KEYS))]]
+
+    def together(self) -> list[str]:
+        """The arguments for all at once, in windows that have room for every pair."""
+        return ["--window", str(max(self.window, self.longest)), *self.form, *self.of(("text", *KEYS))]
+
+    def of(self, kinds: tuple[str, ...]) -> list[str]:
+        return [f"--{one.kind}={one.path}" for one in self.sets if one.kind in kinds]
+
+
+def output_of(mergeforge: Path, *arguments: str | Path) -> Json:
+    """What a command of mergeforge prints as JSON."""
+    done = subprocess.run([mergeforge, *arguments, "--json", "--quiet"], capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"mergeforge {' '.join(map(str, arguments[:2]))} failed (exit code {done.returncode}):\n{done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
 def check(mergeforge: Path, model: Path, sets: list[Set], tokenizer_of: Path, limits: Limits) -> Json:
     """The losses of a few items of each set, by torch and by `mergeforge eval`, which have to agree."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
-    prompts = Prompts(tokenizer, limits)
     with tempfile.TemporaryDirectory() as folder:
-        few = [some(one, tokenizer, prompts, Path(folder)) for one in sets]
-        if prompts.form == "chat template":
-            form = ["--chat", "--qa-prompt", "{question}{answer}", "--abstract-prompt", "{text}{abstract}"]
-        else:
-            form = ["--qa-prompt", prompts.form.format("{question}") + "{answer}"]
-            form += ["--abstract-prompt", prompts.form.format("{text}") + "{abstract}"]
-        texts = [f"--text={one.path}" for one in few if one.kind == "text"]
-        pairs = [f"--{one.kind}={one.path}" for one in few if one.kind != "text"]
-        # Pairs are read whole: a longer one than the window would lose a part of its prompt.
-        longest = max(len(ids) for one in few if one.kind != "text" for ids, _ in items(one, tokenizer, prompts))
-        theirs = losses_of(mergeforge, model, ["--window", str(limits.window), *texts])
-        theirs |= losses_of(mergeforge, model, ["--window", str(longest), *form, *pairs])
-        ours = evaluate(model, few, tokenizer_of, limits)
-        # Read after both, since the folder goes.
-        names = {one.name: one.path.name for one in few}
+        few = Files(sets, tokenizer_of, limits, Path(folder), CHECKED_WINDOWS, CHECKED_PAIRS)
+        theirs = {}
+        for asked in few.apart():
+            output = output_of(mergeforge, "eval", model, *asked)
+            theirs |= {few.names[Path(one["file"]).name]: one for one in output["models"][0]["sets"]}
+        ours = evaluate(model, few.sets, tokenizer_of, limits)
     found = {}
-    for name, file in names.items():
-        a, b = ours[name], theirs[file]
+    for name, a in ours.items():
+        b = theirs[name]
         found[name] = {"torch": a["loss"], "mergeforge": b["loss"], "tokens": a["tokens"]}
         if a["tokens"] != b["counted_tokens"] or not abs(a["loss"] - b["loss"]) <= AGREEMENT * a["loss"]:
             raise Failed(
@@ -172,25 +200,51 @@ def check(mergeforge: Path, model: Path, sets: list[Set], tokenizer_of: Path, li
     return found
 
 
-def losses_of(mergeforge: Path, model: Path, asked: list[str]) -> Json:
-    """What `mergeforge eval` says of each file."""
-    done = subprocess.run([mergeforge, "eval", model, "--json", "--quiet", *asked], capture_output=True, text=True)
-    if done.returncode:
-        raise Failed(f"mergeforge eval {model} failed (exit code {done.returncode}):\n{done.stderr.strip()}")
-    return {Path(one["file"]).name: one for one in json.loads(done.stdout)["models"][0]["sets"]}
+def predict(mergeforge: Path, configs: dict[str, str], sets: list[Set], tokenizer_of: Path, limits: Limits) -> Json:
+    """For each merge, by the text of its config, the loss on each set that `mergeforge predict` expects."""
+    found: Json = {name: {} for name in configs}
+    with tempfile.TemporaryDirectory() as folder:
+        files = Files(sets, tokenizer_of, limits, Path(folder))
+        paths = []
+        for number, text in enumerate(configs.values()):
+            paths.append(Path(folder) / f"{number}.yml")
+            paths[-1].write_text(text, encoding="utf-8")
+        for asked in files.apart():
+            for one in output_of(mergeforge, "predict", *paths, *asked)["sets"]:
+                for name, merge in zip(configs, one["merges"], strict=True):
+                    found[name][files.names[Path(one["file"]).name]] = merge["loss"]
+    return found
 
 
-def some(one: Set, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, folder: Path) -> Set:
-    """The beginning of a set as a file, its texts cut to the limits, so that whoever reads it reads the same."""
+# Candidates that are tried on so many tokens, and the most promising of them that are measured on all.
+TRIES, TRY_TOKENS, CONFIRMED = 4, 2048, 2
+
+
+def sweep(mergeforge: Path, text: str, sets: list[Set], tokenizer_of: Path, limits: Limits, out: Path) -> None:
+    """Looks for the weights with the least mean loss on the sets: best.yml, sweep.html and sweep.json in the folder `out`."""
+    config = out / "config.yml"
+    config.write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        files, found = Files(sets, tokenizer_of, limits, Path(folder)), Path(folder) / "found"
+        budget = ["--tries", str(TRIES), "--try-tokens", str(TRY_TOKENS), "--confirm", str(CONFIRMED)]
+        output = output_of(mergeforge, "sweep", config, found, *budget, *files.together())
+        for name in ("best.yml", "sweep.html"):
+            shutil.copy(found / name, out / name)
+    write_json(out / "sweep.json", output | {"sets": [files.names[one["name"]] for one in output["measured"]]})
+
+
+def some(one: Set, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, folder: Path, windows: int | None, pairs: int | None) -> Set:
+    """A set, or so many windows or pairs of its beginning, as a file. Its texts are cut to the limits: whoever reads it reads the same."""
     limits = prompts.limits
     path = folder / one.path.name
     if one.kind == "text":
         text = one.path.read_text(encoding="utf-8")
         ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        path.write_text(text[: ends[min(CHECKED_WINDOWS * limits.window, len(ends)) - 1][1]], encoding="utf-8")
+        whole = len(ends) // limits.window
+        path.write_text(text[: ends[min(whole, windows or whole) * limits.window - 1][1]], encoding="utf-8")
     else:
         keys, lines = KEYS[one.kind], []
-        for pair in pairs_of(one)[:CHECKED_PAIRS]:
+        for pair in pairs_of(one)[:pairs]:
             ids = [tokenizer(text, add_special_tokens=False).input_ids for text in pair]
             cut = [tokenizer.decode(tokens[:most]) for tokens, most in zip(ids, (limits.question, limits.answer), strict=True)]
             lines.append(json.dumps(dict(zip(keys, cut, strict=True)), ensure_ascii=False) + "\n")

@@ -312,12 +312,13 @@ impl Page<'_> {
                 rank.tensor.clone(),
                 self.short(rank.column).to_owned(),
                 format!("{} × {}", rank.shape.0, rank.shape.1),
+                number(rank.effective),
                 number(rank.stable),
                 rank.of_90_percent.to_string(),
             ]
         });
-        let head = ["tensor", "task vector of", "matrix", "stable rank", "rank of 90 %"];
-        heading("Effective ranks") + &table(&head, rows)
+        let head = ["tensor", "task vector of", "matrix", "effective rank", "stable rank", "rank of 90 %"];
+        heading("Ranks") + &table(&head, rows)
     }
 
     /// The columns of a table of groups or tensors, behind the first two.
@@ -415,6 +416,10 @@ fn meanings(analysis: &Analysis) -> String {
         (
             "SLERP from linear",
             "the norm of the difference of the two interpolations, tensor by tensor, over the norm of the spherical one.",
+        ),
+        (
+            "effective rank",
+            "the exponential of the entropy of the singular values, as shares of their sum: k equal ones have k.",
         ),
         ("stable rank", "the square of the Frobenius norm over the square of the largest singular value."),
         ("rank of 90 %", "the fewest singular values whose squares add up to 90 % of all squares."),

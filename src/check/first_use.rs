@@ -28,7 +28,7 @@ pub fn before_first_use(device: &Device, cache: Option<&Path>) -> Result<()> {
     if checked.contains(&hash) || known.as_ref().is_some_and(|known| known.exists()) {
         return Ok(());
     }
-    let rows = run(&*device.open(&limits())?, Depth::First, |_| {})?;
+    let rows = run(&*device.open(&limits())?, Depth::First, None, |_| {})?;
     if let Some(refusal) = refusal(&device.id(), &rows) {
         return Err(refusal);
     }

@@ -6,17 +6,18 @@ use clap::Args;
 use regex::Regex;
 use serde_json::{Map, Value as Json, json};
 
-use super::eval::{Heard, MEMORY as MEMORY_OF_TEXTS, TextArgs, open};
+use super::eval::{Heard, TextArgs, memory, open};
 use super::machine::MachineArgs;
 use super::progress::Progress;
-use super::values::{check_page, size};
+use super::values::{WorkArgs, check_page, size};
 use super::warnings::checked;
-use super::{FitArgs, cores, count, physical_bytes, show};
+use super::{FitArgs, physical_bytes, show};
 use crate::analyze::{
     Agreed, Analysis, Column, Group, Predictions, QUANTILES, Request, Sums, Tensor, analyze, findings, html,
     measured_bytes, pair,
 };
 use crate::checkpoint::Reads;
+use crate::decoder::Machine;
 use crate::error::{Error, Result};
 use crate::eval::{Cut, Model, Texts, Windows};
 use crate::page::digits;
@@ -34,19 +35,12 @@ pub(super) struct AnalyzeArgs {
     /// Write a page with the findings, heat maps and profiles, and the tables behind them
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Compute the effective rank of the task vectors of matrices whose names this expression fits (any part of them); may be
+    /// Compute the ranks (effective, stable, of 90 %) of the task vectors of matrices whose names this expression fits (any part of them); may be
     /// given several times
     #[arg(long, value_name = "REGEX")]
     rank: Vec<Regex>,
-    /// Worker threads [default: one per core]
-    #[arg(long, short = 'j', visible_alias = "num-threads", value_name = "N", value_parser = count)]
-    threads: Option<usize>,
-    /// Show no progress
-    #[arg(long, short)]
-    quiet: bool,
-    /// Print all numbers as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    work: WorkArgs,
     /// Memory for reading texts, where some are given [default: 2GiB, at most half of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     host_memory: Option<u64>,
@@ -59,33 +53,34 @@ pub(super) struct AnalyzeArgs {
 }
 
 const MEMORY: &str = "Inputs are read once, but for matrices that --rank names. Memory: up to 100 MiB for each thread, and some kilobytes \
-                      for each tensor. A matrix that --rank names takes up to 24 bytes for each element of a square with its smaller side.";
+                      for each tensor. A matrix that --rank names takes 8 bytes for each element of a square with its smaller side, and up to 128 MiB.";
 
 /// Measures and reports.
 pub(super) fn run(args: &AnalyzeArgs) -> Result<()> {
-    let progress = Progress::new(args.quiet)?;
+    let progress = Progress::new(args.work.quiet)?;
     args.out.as_deref().map_or(Ok(()), |file| check_page(file, "--out"))?;
     let prepared = planned(args)?;
     let is_large = prepared.plan.read_bytes(&prepared.sources).0 > physical_bytes();
     let request = Request {
         rank: args.rank.clone(),
-        threads: args.threads.unwrap_or_else(cores),
+        threads: args.work.threads(),
         reads: if is_large { Reads::Direct } else { Reads::Copied },
     };
     // What cannot be read is refused before anything is measured.
-    let readers = if args.texts.is_empty() { None } else { Some(Readers::of(&prepared, &args.texts)?) };
+    let readers = || Ok((Readers::of(&prepared, &args.texts)?, args.machine.open(request.threads)?));
+    let mut readers = (!args.texts.is_empty()).then(readers).transpose()?;
     progress.expect(measured_bytes(&prepared)?, "measured");
     let mut analysis = analyze(&prepared, &request, &progress)?;
-    if let Some(readers) = &readers {
-        let memory = args.host_memory.unwrap_or_else(|| MEMORY_OF_TEXTS.min(physical_bytes() / 2));
+    if let Some((readers, machine)) = &mut readers {
+        let memory = memory(args.host_memory);
         analysis.predictions =
-            readers.predictions(&analysis, (&args.machine, memory, request.threads), &progress)?;
+            readers.predictions(&analysis, (&mut **machine, memory, request.threads), &progress)?;
     }
     progress.finish();
     if let Some(file) = &args.out {
         std::fs::write(file, html(&analysis)).map_err(|cause| Error::writing(file, &cause))?;
     }
-    if args.json {
+    if args.work.json {
         show::json(&as_json(&analysis));
     } else {
         table(&analysis);
@@ -113,7 +108,7 @@ impl Readers {
     fn predictions(
         &self,
         analysis: &Analysis,
-        (machine, memory, threads): (&MachineArgs, u64, usize),
+        (machine, memory, threads): (&mut dyn Machine, u64, usize),
         progress: &Progress,
     ) -> Result<Vec<Predictions>> {
         let reading = |column: &Column| {
@@ -124,8 +119,7 @@ impl Readers {
         let readings: Vec<Reading<'_>> = analysis.columns.iter().map(reading).collect();
         let sets: Vec<String> = self.texts.iter().map(|texts| texts.name.clone()).collect();
         let options = predict::Options { groups: 1, top: TOP, memory, threads };
-        let mut machine = machine.open(threads)?;
-        let parents = Parents::measure(&readings, &sets, &options, &mut *machine, &Heard(progress))?;
+        let parents = Parents::measure(&readings, &sets, &options, machine, &Heard(progress))?;
         let of_set = |(set, name): (usize, String)| {
             let losses = (0..readings.len()).map(|model| parents.loss_of_parent(set, model).loss).collect();
             let every =
@@ -222,9 +216,10 @@ fn table(analysis: &Analysis) {
     for rank in &analysis.ranks {
         let (rows, columns) = rank.shape;
         show::line(&format!(
-            "{} of {}, {rows} × {columns}: stable rank {}, {} singular values hold 90 % of the squares",
+            "{} of {}, {rows} × {columns}: effective rank {}, stable rank {}, {} singular values hold 90 % of the squares",
             escaped(&rank.tensor),
             name(rank.column),
+            rank.effective.map_or("–".into(), digits),
             rank.stable.map_or("–".into(), digits),
             rank.of_90_percent
         ));
@@ -272,7 +267,7 @@ fn as_json(analysis: &Analysis) -> Json {
     let ranks = analysis.ranks.iter().map(|rank| {
         json!({
             "tensor": rank.tensor, "model": column(rank.column), "shape": [rank.shape.0, rank.shape.1],
-            "stable_rank": rank.stable, "rank_of_90_percent": rank.of_90_percent,
+            "effective_rank": rank.effective, "stable_rank": rank.stable, "rank_of_90_percent": rank.of_90_percent,
         })
     });
     json!({

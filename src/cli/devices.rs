@@ -8,6 +8,7 @@ use crate::backend::devices::FAMILIES;
 use crate::bench;
 use crate::check::{self, CheckRow, Depth, Types};
 use crate::error::{Error, Result};
+use crate::kernel::Kernel;
 use crate::text::bytes;
 
 /// Lists the devices, what is missing and why, and which one `--device auto` takes.
@@ -73,8 +74,17 @@ fn device_json(device: &Device) -> Json {
     })
 }
 
-/// Checks every kernel on one device, or on all that there are.
-pub(super) fn check(word: Option<&str>, depth: Depth, json: bool) -> Result<()> {
+/// The kernel of a name.
+pub(super) fn kernel(name: &str) -> std::result::Result<&'static Kernel, String> {
+    let known = check::kernels();
+    known.iter().copied().find(|kernel| kernel.name == name).ok_or_else(|| {
+        let names: Vec<&str> = known.iter().map(|kernel| kernel.name).collect();
+        format!("the kernels are {}", names.join(", "))
+    })
+}
+
+/// Checks every kernel, or only one, on one device, or on all that there are.
+pub(super) fn check(word: Option<&str>, depth: Depth, only: Option<&Kernel>, json: bool) -> Result<()> {
     let mut devices = Vec::new();
     match word {
         Some(word) => {
@@ -99,7 +109,7 @@ pub(super) fn check(word: Option<&str>, depth: Depth, json: bool) -> Result<()> 
     for device in &devices {
         let backend = device.open(&check::limits());
         // One that fails hides no other.
-        let (rows, failure) = match backend.and_then(|backend| check::run(&*backend, depth, |_| {})) {
+        let (rows, failure) = match backend.and_then(|backend| check::run(&*backend, depth, only, |_| {})) {
             Ok(rows) => (rows, None),
             Err(failure) => (Vec::new(), Some(failure)),
         };

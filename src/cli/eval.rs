@@ -8,8 +8,8 @@ use serde_json::{Value as Json, json};
 
 use super::machine::MachineArgs;
 use super::progress::Progress;
-use super::values::{count, size};
-use super::{cores, physical_bytes, show};
+use super::values::{WorkArgs, size};
+use super::{physical_bytes, show};
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::eval::{Chat, Cut, Form, Listen, Model, Plan, Prompt, Score, Texts, Windows, losses};
@@ -27,18 +27,11 @@ pub(super) struct EvalArgs {
     texts: TextArgs,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Threads [default: one per core]
-    #[arg(long, short = 'j', value_name = "N", value_parser = count)]
-    threads: Option<usize>,
     /// Memory for states and logits [default: 2GiB, at most half of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     host_memory: Option<u64>,
-    /// Show no progress
-    #[arg(long, short)]
-    quiet: bool,
-    /// Print what was found as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    work: WorkArgs,
 }
 
 /// What is read, and how.
@@ -96,6 +89,11 @@ fn prompt(text: &str) -> std::result::Result<Prompt, String> {
 /// The window where neither the user nor the model asks for a smaller one.
 const WINDOW: usize = 2048;
 
+/// The window of a model where the user asks for none.
+pub(super) fn usual_window(decoder: &Decoder) -> usize {
+    decoder.positions.map_or(WINDOW, |longest| WINDOW.min(longest))
+}
+
 impl TextArgs {
     /// Whether there is nothing to read.
     pub(super) fn is_empty(&self) -> bool {
@@ -122,7 +120,7 @@ impl TextArgs {
     /// How texts are cut for a model, and what is to say of that.
     pub(super) fn cut(&self, name: &str, decoder: &Decoder) -> Result<Cut> {
         let longest = decoder.positions.unwrap_or(WINDOW);
-        let window = self.window.unwrap_or(WINDOW.min(longest));
+        let window = self.window.unwrap_or_else(|| usual_window(decoder));
         if let Some(most) = decoder.longest_text().filter(|most| window > *most) {
             let message = format!(
                 "--window {window}: {name} turns texts of more than {most} tokens by positions that change"
@@ -181,13 +179,13 @@ impl Evaluated {
 
 /// Reads all sets with all models, and reports.
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
-    let progress = Progress::new(args.quiet)?;
+    let progress = Progress::new(args.work.quiet)?;
     let texts = args.texts.read()?;
     // All models are opened before the first is read.
     let models =
         args.models.iter().map(|name| open(name, &texts, &args.texts)).collect::<Result<Vec<_>>>()?;
-    let threads = args.threads.unwrap_or_else(cores);
-    let memory = args.host_memory.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2));
+    let threads = args.work.threads();
+    let memory = memory(args.host_memory);
     let mut machine = args.machine.open(threads)?;
     let planned = models.iter().map(|(model, _, windows)| {
         windows.iter().map(|set| Plan::of(&model.decoder, &set.windows, &*machine, memory)).collect()
@@ -215,7 +213,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         found.push(Evaluated { name: model.name, cut, sets, memory, passes, took: begun.elapsed() });
     }
     progress.finish();
-    if args.json {
+    if args.work.json {
         show::json(&as_json(&texts, &found, &args.texts, &machine.id()));
     } else {
         table(&texts, &found, &machine.id());
@@ -225,6 +223,11 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
 
 /// What reading texts may take where nothing else is asked for.
 pub(super) const MEMORY: u64 = 2 << 30;
+
+/// What reading texts may take, in bytes.
+pub(super) fn memory(given: Option<u64>) -> u64 {
+    given.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2))
+}
 
 /// A model, how texts are cut for it, and its windows of each set.
 pub(super) fn open(name: &str, texts: &[Texts], args: &TextArgs) -> Result<(Model, Cut, Vec<Windows>)> {

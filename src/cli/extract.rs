@@ -8,7 +8,8 @@ use serde_json::{Value as Json, json};
 
 use super::mergekit::MergekitArgs;
 use super::progress::Progress;
-use super::{cores, count, show};
+use super::values::WorkArgs;
+use super::{count, show};
 use crate::checkpoint::{CARD, Source, check_out};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
@@ -18,7 +19,6 @@ use crate::stream::Watch;
 use crate::text::escaped;
 
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct ExtractArgs {
     /// The fine-tuned model, as in a config: a folder, or a name in the Hugging Face cache, perhaps with @revision and +ADAPTER
     #[arg(required_unless_present = "given_model")]
@@ -62,15 +62,8 @@ pub(super) struct ExtractArgs {
     /// The type of the adapter's numbers [default: that of the model]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<Stored>,
-    /// Worker threads [default: one per core]
-    #[arg(long, short = 'j', visible_alias = "num-threads", value_name = "N", value_parser = count)]
-    threads: Option<usize>,
-    /// Show no progress
-    #[arg(long, short)]
-    quiet: bool,
-    /// Print what was found as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    work: WorkArgs,
     #[command(flatten)]
     pasted: Pasted,
     #[command(flatten)]
@@ -145,7 +138,7 @@ impl ExtractArgs {
                 Stored::Float16 => Float::F16,
                 Stored::Bfloat16 => Float::BF16,
             }),
-            threads: self.threads.unwrap_or_else(cores),
+            threads: self.work.threads(),
         }
     }
 }
@@ -181,7 +174,7 @@ pub(super) fn run(args: &ExtractArgs) -> Result<()> {
     let Some(out) = args.given_out.as_ref().or(args.out.as_ref()) else {
         return Err(Error::config("a folder for the adapter is needed").hint(USAGE));
     };
-    let progress = Progress::new(args.quiet)?;
+    let progress = Progress::new(args.work.quiet)?;
     args.mergekit.notes.iter().for_each(|note| show::note(note));
     let models = prepare_comparison(&model, &base)?;
     models.warnings.iter().for_each(show::warning);
@@ -204,7 +197,7 @@ pub(super) fn run(args: &ExtractArgs) -> Result<()> {
             show::note(&text);
         }
     }
-    if args.json {
+    if args.work.json {
         show::json(&as_json(&extracted));
     } else {
         table(out, &extracted);

@@ -61,6 +61,19 @@ pub(super) fn open(
     Ok(Box::new(Cuda::open(&last, threads, memory, left)?))
 }
 
+/// The same beside merges, for which the device is in the first place: where it cannot read, the CPU does, and a line says why.
+pub(super) fn beside_merges(
+    word: &str,
+    memory: (Option<u64>, u64),
+    threads: usize,
+) -> Result<Box<dyn Machine>> {
+    // Whether there is such a device at all was asked before.
+    open(word, memory, threads).or_else(|why| {
+        show::note(&format!("{}: reading texts on the CPU", why.message));
+        open("cpu", memory, threads)
+    })
+}
+
 fn another(device: &Device) -> String {
     if *device == processor() { "the CPU".into() } else { device.id() }
 }

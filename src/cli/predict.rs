@@ -7,11 +7,11 @@ use clap::Args;
 use indexmap::IndexMap;
 use serde_json::{Value as Json, json};
 
-use super::eval::{Heard, MEMORY, TextArgs, figure, open, short};
+use super::eval::{Heard, TextArgs, figure, memory, open, short};
 use super::machine::MachineArgs;
 use super::progress::Progress;
-use super::values::{count, size};
-use super::{cores, physical_bytes, show};
+use super::show;
+use super::values::{WorkArgs, count, size};
 use crate::error::{Error, Result};
 use crate::eval::{Texts, Windows};
 use crate::plan::{Choices, PlannedModel};
@@ -29,29 +29,22 @@ pub(super) struct PredictArgs {
     texts: TextArgs,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Groups of layers whose weights count each by themselves: models are read once for each, and where weights differ from layer
-    /// to layer their order may be predicted better
+    /// Groups of layers whose weights count each by themselves: models are read once for each and once more, and where weights
+    /// differ from layer to layer losses are predicted better
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 1)]
     groups: usize,
     /// Tokens of the vocabulary to keep for each token of the texts; a vocabulary of up to twice as many is kept whole
     #[arg(long, value_name = "K", value_parser = count, default_value_t = TOP)]
     top: usize,
-    /// Threads [default: one per core]
-    #[arg(long, short = 'j', value_name = "N", value_parser = count)]
-    threads: Option<usize>,
     /// Memory for states and logits [default: 2GiB, at most half of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     host_memory: Option<u64>,
-    /// Show no progress
-    #[arg(long, short)]
-    quiet: bool,
-    /// Print what was found as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    work: WorkArgs,
 }
 
 /// With so many, what the rest comes to hardly shows.
-const TOP: usize = 512;
+pub(super) const TOP: usize = 512;
 
 /// A config, and the merge that it stands for.
 struct Candidate {
@@ -101,7 +94,7 @@ fn models_of(candidates: &mut [Candidate]) -> Vec<String> {
 
 /// Reads all sets with all models, predicts all merges, and reports.
 pub(super) fn run(args: &PredictArgs) -> Result<()> {
-    let progress = Progress::new(args.quiet)?;
+    let progress = Progress::new(args.work.quiet)?;
     let texts = args.texts.read()?;
     let mut candidates =
         args.configs.iter().map(|config| Candidate::of(config)).collect::<Result<Vec<_>>>()?;
@@ -112,13 +105,13 @@ pub(super) fn run(args: &PredictArgs) -> Result<()> {
     let options = Options {
         groups: args.groups,
         top: args.top,
-        memory: args.host_memory.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2)),
-        threads: args.threads.unwrap_or_else(cores),
+        memory: memory(args.host_memory),
+        threads: args.work.threads(),
     };
+    let mut machine = args.machine.open(options.threads)?;
     progress.expect_steps(Parents::steps(&readings, &options));
     let sets: Vec<String> = texts.iter().map(|texts| texts.name.clone()).collect();
     let begun = Instant::now();
-    let mut machine = args.machine.open(options.threads)?;
     let parents = Parents::measure(&readings, &sets, &options, &mut *machine, &Heard(&progress))?;
     let measured_s = begun.elapsed().as_secs_f64();
     progress.finish();
@@ -151,7 +144,7 @@ pub(super) fn run(args: &PredictArgs) -> Result<()> {
         );
         show::note(&note);
     }
-    if args.json {
+    if args.work.json {
         show::json(&found.as_json());
     } else {
         found.table();
@@ -264,6 +257,7 @@ impl Found<'_> {
             "kept_probability": parents.facts.share,
             "kept_bytes": parents.facts.kept_bytes,
             "memory_bytes": parents.facts.bytes,
+            "device_memory_bytes": parents.facts.device_bytes,
             "passes": parents.facts.passes,
             "seconds": self.measured_s,
             "seconds_per_merge": self.predicted_s,

@@ -147,6 +147,11 @@ pub(super) fn json(value: &Json) {
     put(&plain_json(&format!("{value:#}")));
 }
 
+/// The same in one line.
+pub(super) fn json_line(value: &Json) {
+    put(&plain_json(&value.to_string()));
+}
+
 /// JSON in which nothing steers a terminal.
 fn plain_json(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
@@ -316,8 +321,8 @@ pub(super) fn odd_values(plan: &Plan, report: &Report) {
     }
 }
 
-/// The plan, for people.
-pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbose: bool) {
+/// The plan, for people; `reading` says what reading texts takes.
+pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, reading: &[String], verbose: bool) {
     let plan = &prepared.plan;
     out!("method   {}: {}", plan.method.name, plan.method.summary);
     for (i, model) in plan.models.iter().enumerate() {
@@ -347,6 +352,7 @@ pub(super) fn plan(prepared: &Prepared, budget: &Budget, limits: &Limits, verbos
         bytes(budget.host_bytes),
         limits.threads
     );
+    reading.iter().for_each(|line| out!("{line}"));
     plan.left_out.iter().for_each(|l| out!("left out {}", left(l)));
     files::lines(prepared).iter().for_each(|line| out!("{line}"));
     plan.notes.iter().for_each(|note| out!("note     {note}"));

@@ -162,7 +162,7 @@ pub(super) fn plan(stages: &Stages, args: &PlanArgs) -> Result<()> {
     let places = Places { out: args.out.as_deref(), kept: None, again: false, out_stays: false };
     let mut survey = Survey::new(&places, None, &on);
     let result = survey.of(stages, &args.common)?;
-    show_plan(&result.expect("one document goes to the output"), &survey.stages, args)
+    show_plan(&result.expect("one document goes to the output"), None, &survey.stages, args)
 }
 
 /// All that is to be known before the first merge begins.

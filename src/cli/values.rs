@@ -1,8 +1,32 @@
-//! Values of flags: counts, sizes, and places of pages.
+//! Flags that several commands have, and values of flags: counts, sizes, and places of pages.
 
 use std::path::Path;
 
+use clap::Args;
+
+use super::cores;
 use crate::error::{Error, Result};
+
+/// How what makes no model of its own works, and what it prints.
+#[derive(Debug, Args)]
+pub(super) struct WorkArgs {
+    /// Worker threads [default: one per core]
+    #[arg(long, short = 'j', visible_alias = "num-threads", value_name = "N", value_parser = count)]
+    threads: Option<usize>,
+    /// Show no progress
+    #[arg(long, short)]
+    pub(super) quiet: bool,
+    /// Print what was found as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl WorkArgs {
+    /// Worker threads.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(cores)
+    }
+}
 
 /// Refuses a place where a page could not be written: at the end the work would have been for nothing.
 pub(super) fn check_page(file: &Path, flag: &str) -> Result<()> {

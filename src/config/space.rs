@@ -6,10 +6,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use serde_json::{Map, Value as Json};
+
 use super::Position;
-use super::yaml::{self, Node, Yaml};
-use crate::error::{Error, Result};
-use crate::text::escaped;
+use super::yaml::{self, Document, Node, Yaml};
+use crate::error::{Error, Result, did_you_mean};
+use crate::text::{cut_to, escaped};
 
 /// A config with open values.
 #[derive(Debug, Clone)]
@@ -51,12 +53,41 @@ impl Knob {
     }
 
     /// Its value as JSON: a number, or as it is spelled.
-    pub fn json(&self, value: f64) -> serde_json::Value {
+    pub fn json(&self, value: f64) -> Json {
         match &self.values {
             Values::Between(..) => value.into(),
             Values::Among(_) => {
                 let spelled = self.spelled(value);
                 serde_json::from_str(&spelled).unwrap_or_else(|_| spelled.into())
+            }
+        }
+    }
+
+    /// The number for a value as a program gives it.
+    ///
+    /// # Errors
+    /// Kind `Config`: it cannot be that.
+    pub fn read(&self, value: &Json) -> Result<f64> {
+        let refused = |why: String| {
+            let found = cut_to(&escaped(&value.to_string()), 60);
+            Err(Error::config(format!("{}: {found} {why}", self.name)))
+        };
+        match &self.values {
+            Values::Between(from, to) => match value.as_f64() {
+                // No −0, which another spelling of the same point would have.
+                Some(number) if (*from..=*to).contains(&number) => Ok(number + 0.0),
+                Some(_) => refused(format!("is outside of {from} … {to}")),
+                None => refused("is no number".into()),
+            },
+            Values::Among(of) => {
+                let is_meant = |place: &usize| match self.json(*place as f64) {
+                    Json::Number(own) => own.as_f64() == value.as_f64(),
+                    own => own == *value,
+                };
+                match (0..of.len()).find(is_meant) {
+                    Some(place) => Ok(place as f64),
+                    None => refused(format!("is none of {}", of.join(", "))),
+                }
             }
         }
     }
@@ -92,14 +123,29 @@ impl Space {
             return Err(Error::config(format!("{file}: it has {} documents", documents.len()))
                 .hint("give a config of one merge; name the results of others by their folders"));
         };
+        Self::of(file, text, document)?.ok_or_else(|| {
+            let message = format!("{file}: no value is left open");
+            Error::config(message).hint("write `weight: {range: [0, 1.5]}` for what is to be tried")
+        })
+    }
+
+    /// The same of any text: of no YAML, of several documents, or of one in which no value is left open, it is none.
+    ///
+    /// # Errors
+    /// An open value is not written as they are.
+    pub fn find(file: &str, text: &str) -> Result<Option<Self>> {
+        match yaml::parse(file, text).as_deref() {
+            Ok([document]) => Self::of(file, text, document),
+            _ => Ok(None),
+        }
+    }
+
+    fn of(file: &str, text: &str, document: &Document) -> Result<Option<Self>> {
         let mut found = Found { file, text, knobs: Vec::new() };
         found.look(&document.root, &mut Vec::new())?;
         let mut knobs = found.knobs;
         if knobs.is_empty() {
-            let message = format!("{file}: no value is left open");
-            return Err(
-                Error::config(message).hint("write `weight: {range: [0, 1.5]}` for what is to be tried")
-            );
+            return Ok(None);
         }
         // Behind an alias stands what its anchor has.
         knobs.sort_by_key(|knob| knob.bytes.start);
@@ -112,7 +158,21 @@ impl Space {
                 knob.name += &format!(" ({times})");
             }
         }
-        Ok(Self { file: file.to_owned(), text: text.to_owned(), knobs })
+        Ok(Some(Self { file: file.to_owned(), text: text.to_owned(), knobs }))
+    }
+
+    /// The point in the middle of all ranges, with the first of all choices.
+    pub fn middle(&self) -> Vec<f64> {
+        self.knobs.iter().map(Knob::middle).collect()
+    }
+
+    /// How many points there are, if no value is any of a range.
+    pub fn points(&self) -> Option<u64> {
+        let of = |knob: &Knob| match &knob.values {
+            Values::Between(..) => None,
+            Values::Among(of) => Some(of.len() as u64),
+        };
+        self.knobs.iter().map(of).try_fold(1u64, |all, of| all.checked_mul(of?))
     }
 
     /// The text with its open values.
@@ -129,6 +189,33 @@ impl Space {
             done = knob.bytes.end;
         }
         filled + &self.text[done..]
+    }
+
+    /// The point with these values by their names, as a program gives them.
+    ///
+    /// # Errors
+    /// Kind `Config`: a name is unknown or missing, or a value cannot be that.
+    pub fn point(&self, values: &Map<String, Json>) -> Result<Vec<f64>> {
+        let names = || self.knobs.iter().map(|knob| knob.name.as_str());
+        if let Some(unknown) = values.keys().find(|given| names().all(|name| name != given.as_str())) {
+            let all = names().collect::<Vec<_>>().join(", ");
+            let hint = did_you_mean(unknown, names()).map(|name| format!("did you mean `{name}`?"));
+            let hint = hint.unwrap_or_else(|| format!("the open values are {all}"));
+            let unknown = cut_to(&escaped(unknown), 60);
+            return Err(Error::config(format!("no open value is called {unknown}")).hint(hint));
+        }
+        let of = |knob: &Knob| match values.get(&knob.name) {
+            Some(value) => knob.read(value),
+            None => Err(Error::config(format!("{} is missing", knob.name))
+                .hint("a point has a value for each of the open values")),
+        };
+        self.knobs.iter().map(of).collect()
+    }
+
+    /// A point as JSON: its values by their names.
+    pub fn json(&self, point: &[f64]) -> Map<String, Json> {
+        let named = self.knobs.iter().zip(point);
+        named.map(|(knob, value)| (knob.name.clone(), knob.json(*value))).collect()
     }
 
     /// A point in words.
@@ -302,6 +389,33 @@ mod tests {
         assert!(space.words(&[0.0; 5]).starts_with("ties, medical weight 0, "));
         assert_eq!(space.knobs[1].rounded(0.123_456), 0.123);
         assert_eq!(space.knobs[1].rounded(9.0), 1.5);
+    }
+
+    #[test]
+    fn points_are_read_as_programs_give_them() {
+        let text = "merge_method: [ties, linear]\na: {range: [0, 1.5]}\nb: {choice: [0.2, 1, true]}\n";
+        let space = Space::read("c.yml", text).unwrap();
+        let point =
+            |text: &str| space.point(serde_json::from_str::<Json>(text).unwrap().as_object().unwrap());
+        let found = point(r#"{"a": 0.12345678901, "b": 0.20, "merge_method": "linear"}"#).unwrap();
+        assert_eq!(found, [1.0, 0.123_456_789_01, 0.0]);
+        assert_eq!(space.point(&space.json(&found)).unwrap(), found);
+        let found = point(r#"{"a": -0.0, "b": 1.0, "merge_method": "ties"}"#).unwrap();
+        assert_eq!((found[0], found[1].is_sign_negative(), found[2]), (0.0, false, 1.0));
+        assert_eq!(point(r#"{"a": 1, "b": true, "merge_method": "ties"}"#).unwrap()[2], 2.0);
+        for (given, why, way) in [
+            (r#"{"a": 1, "b": 1}"#, "merge_method is missing", "each of the open values"),
+            (r#"{"a": 1, "b": 1, "merge_method": "ties", "c": 1}"#, "called c", "are merge_method, a, b"),
+            (r#"{"a": 1, "b": 1, "merge_methods": "ties"}"#, "merge_methods", "did you mean `merge_method`?"),
+            (r#"{"a": 1.6, "b": 1, "merge_method": "ties"}"#, "a: 1.6 is outside of 0 … 1.5", ""),
+            (r#"{"a": "1", "b": 1, "merge_method": "ties"}"#, "a: \"1\" is no number", ""),
+            (r#"{"a": 1, "b": 0.3, "merge_method": "ties"}"#, "b: 0.3 is none of 0.2, 1, true", ""),
+            (r#"{"a": 1, "b": 1, "merge_method": 0}"#, "merge_method: 0 is none of ties, linear", ""),
+        ] {
+            let refused = point(given).unwrap_err();
+            assert!(refused.message.contains(why), "{}", refused.message);
+            assert!(refused.hint.unwrap_or_default().contains(way), "{given}");
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! A GPU as what computes on hidden states.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use super::Decoder;
-use super::machine::{Attention, Head, Heads, Machine, Room, Rows, Take, floats_per_token, widest};
-use crate::backend::algebra::{self, Algebra, HeadSizes, Numbers};
+use super::machine::{
+    Attention, Head, Heads, LogitsBytes, Machine, Room, Rows, Take, floats_per_token, widest,
+};
+use crate::backend::algebra::{self, Algebra, HeadSizes, Numbers, Outgoing};
 use crate::backend::device::Device;
 use crate::error::Result;
 use crate::threads;
@@ -15,10 +17,20 @@ pub struct Cuda {
     algebra: Algebra,
     memory: u64,
     threads: usize,
+    /// Cosines and sines as they were needed last, and where they are.
+    turns: Option<(Vec<f32>, Numbers)>,
+    /// Logits of each model: those that arrive, while threads take those that came before.
+    arriving: [Vec<Outgoing>; 2],
 }
 
-/// The tokens whose logits a thread takes at a time.
-const LOGITS_TOKENS: usize = 512;
+/// The tokens whose logits a thread takes at a time, and the most rows of a head that they are of.
+const LOGITS_TOKENS: usize = 128;
+const LOGITS_ROWS: usize = 2048;
+
+/// The tokens whose logits are on their way together: fewer in more models.
+fn logits_tokens(models: usize) -> usize {
+    LOGITS_TOKENS * (64 / models.max(1)).clamp(1, 16)
+}
 
 impl Cuda {
     /// The devices that may be opened.
@@ -37,7 +49,8 @@ impl Cuda {
     pub fn open(device: &Device, threads: usize, memory: Option<u64>, left: u64) -> Result<Self> {
         let algebra = Algebra::open(device)?;
         let memory = memory.map_or_else(|| algebra.free_bytes().map(|free| free / 10 * 9), Ok)?;
-        Ok(Self { algebra, memory: memory.saturating_sub(left), threads })
+        let memory = memory.saturating_sub(left);
+        Ok(Self { algebra, memory, threads, turns: None, arriving: Default::default() })
     }
 }
 
@@ -83,19 +96,26 @@ impl Machine for Cuda {
         let Decoder { heads, key_heads, head, .. } = *decoder;
         let heads = Heads { queries: heads, shared_by: heads / key_heads, width: head, window: None };
         let scores = Algebra::scores(&heads.sizes(), longest as usize) as u64;
-        let of_tokens = floats_per_token(decoder) as u64 * NUMBER + widest(decoder) as u64 * OF_TERMS;
+        // One room more than the processor has: what attention found is still there where terms took the place of another.
+        let of_tokens =
+            floats_per_token(decoder) as u64 * NUMBER + widest(decoder) as u64 * (NUMBER + OF_TERMS);
         tokens * of_tokens + (scores + longest * head as u64) * NUMBER + rows + algebra::OF_CUBLAS
     }
 
-    fn logits_bytes(&self, decoder: &Decoder) -> u64 {
-        let rows = rows_at_once(decoder.hidden).min(decoder.vocabulary);
-        let tokens = self.threads * LOGITS_TOKENS;
-        let of_rows = (rows * decoder.hidden) as u64 * (NUMBER + OF_TERMS);
-        of_rows + (tokens * decoder.hidden) as u64 * OF_TERMS + (tokens * rows) as u64 * NUMBER
+    fn logits_bytes(&self, decoder: &Decoder, models: u64) -> LogitsBytes {
+        let rows = self.logits_rows(decoder.hidden).min(decoder.vocabulary) as u64;
+        let (tokens, hidden) = (logits_tokens(models as usize) as u64, decoder.hidden as u64);
+        LogitsBytes {
+            own: models * rows * hidden * OF_TERMS
+                + rows * hidden * NUMBER
+                + tokens * (hidden * OF_TERMS + rows * NUMBER),
+            host: models * rows * (hidden + 2 * tokens) * NUMBER,
+        }
     }
 
     fn asked_max(&self, decoder: &Decoder) -> u64 {
-        algebra::BLOCK.max(widest(decoder)) as u64
+        let largest = decoder.hidden * decoder.inner.max(decoder.heads * decoder.head);
+        largest.min(algebra::BLOCK).max(widest(decoder)) as u64
     }
 
     fn room(&mut self, len: usize) -> Result<Room> {
@@ -112,6 +132,7 @@ impl Machine for Cuda {
     }
 
     fn clear(&mut self) -> Result<()> {
+        (self.turns, self.arriving) = (None, Default::default());
         self.algebra.clear()
     }
 
@@ -168,11 +189,15 @@ impl Machine for Cuda {
         let (lens, sizes) = (attention.lens, attention.heads.sizes());
         let longest = lens.iter().copied().max().unwrap_or(0);
         let turns: Vec<f32> = attention.rotations.iter().flat_map(|(cos, sin)| [*cos, *sin]).collect();
-        let mut rotations = self.algebra.room(turns.len())?;
-        self.algebra.put(&turns, &mut rotations, 0)?;
+        if self.turns.as_ref().is_none_or(|(known, _)| *known != turns) {
+            let mut there = self.algebra.lasting_room(turns.len())?;
+            self.algebra.put(&turns, &mut there, 0)?;
+            self.turns = Some((turns, there));
+        }
+        let rotations = &self.turns.as_ref().expect("they are there").1;
         let (q, k, v) = (there_mut(q), there_mut(k), there(v));
-        self.algebra.rotate(q, (attention.heads.queries, sizes.width), lens, &rotations)?;
-        self.algebra.rotate(k, (sizes.keys, sizes.width), lens, &rotations)?;
+        self.algebra.rotate(q, (attention.heads.queries, sizes.width), lens, rotations)?;
+        self.algebra.rotate(k, (sizes.keys, sizes.width), lens, rotations)?;
         let mut found = self.algebra.room(q.len())?;
         let mut scores = self.algebra.room(Algebra::scores(&sizes, longest))?;
         let mut start = 0;
@@ -192,7 +217,7 @@ impl Machine for Cuda {
     }
 
     fn logits_rows(&self, columns: usize) -> usize {
-        rows_at_once(columns)
+        rows_at_once(columns).min(LOGITS_ROWS)
     }
 
     fn logits_part(&self, _: usize) -> usize {
@@ -201,33 +226,65 @@ impl Machine for Cuda {
 
     fn logits(&mut self, models: &[Head<'_>], take: Take<'_>) -> Result<()> {
         let tokens = models.first().map_or(0, |model| model.states.len() / model.inputs);
+        let at_once = logits_tokens(models.len());
+        let most = models.iter().map(|Head { rows, inputs, .. }| rows.len() / inputs).max().unwrap_or(0);
+        self.make_room_for_logits(models.len(), at_once.min(tokens) * most)?;
         let rows: Vec<_> =
             models.iter().map(|model| self.algebra.terms_of_values(model.rows)).collect::<Result<_>>()?;
-        let at_once = self.threads * LOGITS_TOKENS;
-        for first in (0..tokens).step_by(at_once) {
+        let mut before = None;
+        for (turn, first) in (0..tokens).step_by(at_once).enumerate() {
             let some = at_once.min(tokens - first);
-            let mut logits = Vec::with_capacity(models.len());
-            for (Head { states, rows: own, inputs }, rows) in models.iter().zip(&rows) {
+            for (number, (Head { states, rows: own, inputs }, rows)) in models.iter().zip(&rows).enumerate() {
                 let count = own.len() / inputs;
                 let x = self.algebra.terms_of(there(states), first * inputs, some * inputs)?;
                 let mut y = self.algebra.room(some * count)?;
                 self.algebra.add_product(&x, rows, *inputs, &mut y, (0, count, count))?;
-                let mut found = vec![0.0; some * count];
-                self.algebra.get(&y, 0, &mut found)?;
-                logits.push((found, count));
+                self.algebra.send_out(&y, &mut self.arriving[turn % 2][number])?;
             }
-            let parts = Mutex::new(0..some.div_ceil(LOGITS_TOKENS));
-            let next = || parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-            threads::share(self.threads, |_| {
-                while let Some(part) = next() {
-                    let own: Vec<&[f32]> = logits
-                        .iter()
-                        .map(|(of, count)| of.chunks(LOGITS_TOKENS * count).nth(part).expect("it is there"))
-                        .collect();
-                    take(first / LOGITS_TOKENS + part, &own);
-                }
-            });
+            // While these come, those before are taken.
+            if let Some(before) = before.replace((turn, first, some)) {
+                self.hand_over(models, before, take)?;
+            }
         }
+        before.map_or(Ok(()), |last| self.hand_over(models, last, take))
+    }
+}
+
+impl Cuda {
+    /// Memory for the logits of so many models, so many numbers each, twice.
+    fn make_room_for_logits(&mut self, models: usize, numbers: usize) -> Result<()> {
+        for side in &mut self.arriving {
+            if side.len() != models || side.iter().any(|outgoing| outgoing.room() < numbers) {
+                *side = Vec::new();
+                *side = (0..models).map(|_| self.algebra.outgoing(numbers)).collect::<Result<_>>()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands logits of some tokens over, part by part: those of a turn, from a token on.
+    fn hand_over(
+        &self,
+        models: &[Head<'_>],
+        (turn, first, some): (usize, usize, usize),
+        take: Take<'_>,
+    ) -> Result<()> {
+        let logits = self.arriving[turn % 2]
+            .iter()
+            .zip(models)
+            .map(|(outgoing, Head { rows, inputs, .. })| Ok((outgoing.numbers()?, rows.len() / inputs)));
+        let logits = logits.collect::<Result<Vec<_>>>()?;
+        let parts = Mutex::new(0..some.div_ceil(LOGITS_TOKENS));
+        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        threads::share(self.threads, |_| {
+            while let Some(part) = next() {
+                let mut own: Vec<&[f32]> = Vec::with_capacity(logits.len());
+                for (of, count) in &logits {
+                    own.push(of.chunks(LOGITS_TOKENS * count).nth(part).expect("it is there"));
+                }
+                take(first / LOGITS_TOKENS + part, &own);
+            }
+        });
         Ok(())
     }
 }

@@ -45,8 +45,8 @@ pub trait Machine: Debug + Send {
     /// being so many.
     fn states_bytes(&self, decoder: &Decoder, tokens: u64, longest: u64) -> u64;
 
-    /// The same for logits of any number of tokens in a model.
-    fn logits_bytes(&self, decoder: &Decoder) -> u64;
+    /// What logits take in so many models at a time, of which this is one.
+    fn logits_bytes(&self, decoder: &Decoder, models: u64) -> LogitsBytes;
 
     /// The most elements of a tensor that it asks for at once.
     fn asked_max(&self, decoder: &Decoder) -> u64;
@@ -139,6 +139,15 @@ pub trait Machine: Debug + Send {
     /// # Errors
     /// As [`Machine::clear`].
     fn logits(&mut self, models: &[Head<'_>], take: Take<'_>) -> Result<()>;
+}
+
+/// Memory for logits, whatever the number of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogitsBytes {
+    /// Of the machine's memory; that of one without its own is the host's.
+    pub own: u64,
+    /// Of the host's, beside that.
+    pub host: u64,
 }
 
 /// Takes the logits of a part of the tokens: of each model its own.

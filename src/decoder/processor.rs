@@ -4,7 +4,9 @@ use std::sync::Mutex;
 
 use super::Decoder;
 use super::fastest;
-use super::machine::{Attention, Head, Heads, Machine, Room, Rows, Take, floats_per_token, widest};
+use super::machine::{
+    Attention, Head, Heads, LogitsBytes, Machine, Room, Rows, Take, floats_per_token, widest,
+};
 use crate::error::Result;
 use crate::products::{LANES, ROWS, add_product};
 use crate::threads;
@@ -98,9 +100,10 @@ impl Machine for Processor {
         floats * size_of::<f32>() as u64
     }
 
-    fn logits_bytes(&self, decoder: &Decoder) -> u64 {
+    fn logits_bytes(&self, decoder: &Decoder, models: u64) -> LogitsBytes {
         let rows = rows_at_once(decoder.hidden).min(decoder.vocabulary);
-        ((rows * decoder.hidden + self.threads * LOGITS_TOKENS * rows) * size_of::<f32>()) as u64
+        let floats = rows * decoder.hidden + self.threads * LOGITS_TOKENS * rows;
+        LogitsBytes { own: models * (floats * size_of::<f32>()) as u64, host: 0 }
     }
 
     fn asked_max(&self, decoder: &Decoder) -> u64 {

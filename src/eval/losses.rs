@@ -58,8 +58,9 @@ impl Plan {
         let waiting = ((models - 1) * decoder.hidden * size_of::<f32>()) as u64;
         let needs =
             |tokens: usize| bytes_of(decoder, tokens as u64, longest, machine) + tokens as u64 * waiting;
-        let (memory, flag) =
-            machine.memory().map_or((memory, "--host-memory"), |own| (own, "--device-memory"));
+        let (memory, flag) = machine
+            .memory()
+            .map_or((memory, "--host-memory"), |own| (own, "--device-memory, or --device cpu"));
         if needs(longest as usize) > memory {
             let message = format!(
                 "windows of {longest} tokens take {} of memory, and it may take {}",
@@ -98,11 +99,12 @@ pub fn passes<W: Borrow<Window>>(
     (passes, most)
 }
 
-/// What a pass over so many tokens takes.
+/// What a pass over so many tokens takes of the machine's memory.
 fn bytes_of(decoder: &Decoder, tokens: u64, longest: u64, machine: &dyn Machine) -> u64 {
+    let kept = if machine.memory().is_none() { size_of::<Kept>() } else { 0 };
     // Behind the last layer there are the states and those that count.
-    let of_head = tokens * (2 * decoder.hidden * size_of::<f32>() + size_of::<Kept>()) as u64
-        + machine.logits_bytes(decoder);
+    let of_head =
+        tokens * (2 * decoder.hidden * size_of::<f32>() + kept) as u64 + machine.logits_bytes(decoder, 1).own;
     machine.states_bytes(decoder, tokens, longest).max(of_head)
 }
 

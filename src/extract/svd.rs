@@ -8,7 +8,7 @@
 //! rows. All of it is f64, in one order whatever the threads and the processor, so that it has the same bytes everywhere.
 
 use super::products::{LANES, Panels, add_product, add_symmetric, dot, scale, subtract};
-use super::symmetric::eigen;
+use super::symmetric::{eigen, eigenvalues};
 use crate::error::Result;
 use crate::kernel::philox::philox4x32;
 
@@ -129,12 +129,60 @@ impl Wanted {
     }
 }
 
+/// Singular values without their vectors.
+#[derive(Debug, Default)]
+pub(crate) struct Spectrum {
+    /// In descending order, those that are noise of the arithmetic left out.
+    pub(crate) values: Vec<f64>,
+    /// The square of the matrix's Frobenius norm.
+    pub(crate) squares: f64,
+}
+
+/// All singular values of a matrix; of one that is all zeros there are none. Where a span of few vectors holds the matrix up to so
+/// little that `is_enough` of the values and of the squares beside them, they are the span's.
+///
+/// # Errors
+/// Those of the matrix.
+pub(crate) fn spectrum(matrix: &mut dyn ByRows, is_enough: &dyn Fn(&[f64], f64) -> bool) -> Result<Spectrum> {
+    let most = matrix.rows().min(matrix.columns());
+    if GROWTH as f64 <= SPAN_MAX * most as f64 {
+        let mut span = Span::default();
+        span.grow(matrix, GROWTH, 0.0)?;
+        let left = span.squares_left.max(0.0);
+        let Svd { values, squares, .. } = span.decompose(matrix, Wanted { rank: GROWTH, error: 0.0 })?;
+        if is_enough(&values, left) {
+            return Ok(Spectrum { values, squares });
+        }
+    }
+    let gram = gram(matrix)?;
+    let squares = trace(&gram, most);
+    let mut values = eigenvalues(gram, most, &|done| matrix.go_on(GRAM_SHARE + (1.0 - GRAM_SHARE) * done))?;
+    roots(&mut values);
+    let worth = Wanted { rank: most, error: 0.0 }.rank(&values, squares);
+    values.truncate(if squares > 0.0 { worth } else { 0 });
+    Ok(Spectrum { values, squares })
+}
+
+/// The inner products of all pairs of rows or columns, whichever are fewer: the lower half.
+fn gram(matrix: &mut dyn ByRows) -> Result<Vec<f64>> {
+    if matrix.rows() >= matrix.columns() {
+        gram_of_columns(matrix)
+    } else {
+        gram_of_rows(matrix, LARGE_BLOCK)
+    }
+}
+
+/// The sum of the diagonal.
+fn trace(matrix: &[f64], count: usize) -> f64 {
+    (0..count).map(|i| matrix[i * count + i]).sum()
+}
+
 /// All of the singular values, and of their vectors those that are wanted.
 fn whole(matrix: &mut dyn ByRows, wanted: Wanted) -> Result<Svd> {
     let (rows, columns) = (matrix.rows(), matrix.columns());
     let (is_tall, most) = (rows >= columns, rows.min(columns));
-    let gram = if is_tall { gram_of_columns(matrix)? } else { gram_of_rows(matrix, LARGE_BLOCK)? };
-    let squares: f64 = (0..most).map(|i| gram[i * most + i]).sum();
+    let gram = gram(matrix)?;
+    let squares = trace(&gram, most);
     if squares == 0.0 {
         return Ok(Svd::default());
     }
@@ -411,6 +459,38 @@ mod tests {
             (0..values.len()).map(|k| values[k] * left[k * rows + row] * right[k * columns + column]).sum()
         };
         Dense((0..rows * columns).map(element).collect(), rows, columns)
+    }
+
+    /// Where a span of few vectors is enough its values are those of the whole, and what it leaves out is told.
+    #[test]
+    fn spectra_of_few_values_come_from_a_span() {
+        let falling: Vec<f64> = (0..40).map(|k| 0.8f64.powi(k)).collect();
+        for (rows, columns) in [(200, 170), (170, 200)] {
+            let mut matrix = with_values(rows, columns, &falling);
+            let asked = Cell::new(f64::NAN);
+            let by_span = spectrum(&mut matrix, &|values, left| {
+                asked.set(left);
+                values.len() == 40
+            });
+            let whole = spectrum(&mut matrix, &|_, _| false).unwrap();
+            for found in [by_span.unwrap(), whole] {
+                assert_eq!(found.values.len(), 40);
+                found.values.iter().zip(&falling).for_each(|(found, value)| {
+                    assert!((found - value).abs() < 1e-7, "{found} in place of {value}");
+                });
+                assert!(
+                    (found.squares - falling.iter().map(|value| value * value).sum::<f64>()).abs() < 1e-9
+                );
+            }
+            assert!(asked.get() < 1e-9, "{asked:?}");
+            // Of 100 equal values a span of 64 leaves 36.
+            spectrum(&mut with_values(rows, columns, &[1.0; 100]), &|_, left| {
+                asked.set(left);
+                false
+            })
+            .unwrap();
+            assert!((asked.get() - 36.0).abs() < 1e-6, "{asked:?}");
+        }
     }
 
     fn lost(matrix: &Dense, svd: &Svd) -> f64 {

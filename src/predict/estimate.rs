@@ -48,15 +48,12 @@ const WINDOWS: usize = 4;
 const CANDIDATES: usize = 256;
 
 impl Parents {
-    /// The losses of merges on a set. Each has a coefficient for every parent but the first.
+    /// The losses of merges on a set. Each has a coefficient for every group of layers of every model but the first.
     ///
     /// # Panics
     /// A merge has another number of coefficients.
     pub fn losses(&self, set: usize, merges: &[Vec<f64>], threads: usize) -> Vec<Estimate> {
-        assert!(
-            merges.iter().all(|c| c.len() + 1 == self.count()),
-            "a merge has a coefficient for each parent"
-        );
+        let merges: Vec<Vec<f64>> = merges.iter().map(|c| self.of_parents(c)).collect();
         merges.chunks(CANDIDATES).flat_map(|merges| self.losses_of_few(set, merges, threads)).collect()
     }
 
@@ -257,7 +254,15 @@ mod tests {
             gathering.finish();
             all.push([first, second]);
         }
-        let facts = Facts { top, vocabulary: VOCABULARY, share: 1.0, kept_bytes: 0, bytes: 0, passes: 1 };
+        let facts = Facts {
+            top,
+            vocabulary: VOCABULARY,
+            share: 1.0,
+            kept_bytes: 0,
+            bytes: 0,
+            device_bytes: 0,
+            passes: 1,
+        };
         let parents = Parents {
             names: vec!["first".into(), "second".into()],
             groups: Groups::of(1, 1),

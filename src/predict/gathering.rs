@@ -22,6 +22,11 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// That of so many parents, with so many tokens of a vocabulary kept.
+    pub fn of(parents: usize, top: usize, vocabulary: usize) -> Self {
+        Self { parents, top, whole: top == vocabulary }
+    }
+
     /// The numbers of the rest: a logarithm for each parent, and a covariance for each pair of differences.
     fn rest(self) -> usize {
         if self.whole { 0 } else { self.parents + covariances(self.parents - 1) }

@@ -46,7 +46,10 @@ impl Parents {
             let of = |other: &Reading<'_>| other.model.decoder.layers - groups.layers(group).start + 1;
             others.iter().map(of).sum::<usize>()
         };
-        let layers = first.model.decoder.layers + 1 + (0..groups.count()).map(of_group).sum::<usize>();
+        let whole = others.iter().map(|other| other.model.decoder.layers + 1).sum::<usize>();
+        let whole = if groups.count() > 1 { whole } else { 0 };
+        let layers =
+            first.model.decoder.layers + 1 + (0..groups.count()).map(of_group).sum::<usize>() + whole;
         let tokens: usize = first.sets.iter().map(Windows::tokens).sum();
         (layers * tokens) as u64
     }
@@ -105,6 +108,7 @@ impl Parents {
             share: share / (at * plan.shape.parents) as f64,
             kept_bytes: size_of_val(&values[..]) as u64,
             bytes: plan.bytes,
+            device_bytes: plan.device_bytes,
             passes: plan.passes.len(),
         };
         let Family { groups, .. } = family;
@@ -150,6 +154,11 @@ fn check_shapes(first: &Model, other: &Model) -> Result<()> {
     Err(Error::config(message).hint("leave out --groups: each model then reads by itself"))
 }
 
+/// Tokens of a vocabulary that are kept where memory does not ask for fewer.
+pub(super) fn kept_tokens(vocabulary: usize, top: usize) -> usize {
+    if vocabulary <= 2 * top { vocabulary } else { top.max(TOP_MIN) }
+}
+
 /// What a measurement is cut into.
 struct Plan {
     shape: Shape,
@@ -157,6 +166,8 @@ struct Plan {
     passes: Vec<Range<usize>>,
     /// The most memory.
     bytes: u64,
+    /// Of it, that of a device with its own.
+    device_bytes: u64,
 }
 
 impl Plan {
@@ -170,12 +181,12 @@ impl Plan {
         let (parents, vocabulary) = (family.parents(), family.models[0].decoder.vocabulary);
         let longest = windows.iter().map(|window| window.tokens.len()).max().unwrap_or(0);
         let counted = counted(windows);
-        let shape = |top: usize| Shape { parents, top, whole: top == vocabulary };
+        let shape = |top: usize| Shape::of(parents, top, vocabulary);
         let kept = |top: usize| (counted * shape(top).stride() * size_of::<f32>()) as u64;
         let least = |top: usize| family.bytes(longest.max(TOKENS_MIN), longest, shape(top), machine);
         // What is kept has at most half of the memory, so that passes are few.
         let needed = |top: usize| (2 * kept(top)).max(kept(top) + least(top).host);
-        let wanted = if vocabulary <= 2 * top { vocabulary } else { top.max(TOP_MIN) };
+        let wanted = kept_tokens(vocabulary, top);
         let fitting = (TOP_MIN.min(wanted)..=wanted).rev().find(|top| needed(*top) <= memory);
         let top = fitting.ok_or_else(|| {
             let message = format!(
@@ -200,7 +211,7 @@ impl Plan {
         let fits = |Needs { host, device }: Needs| kept(top) + host <= memory && device <= own;
         let (passes, most) = passes(windows, |tokens| fits(needs(tokens)));
         let Needs { host, device } = needs(most.max(longest));
-        Ok(Self { shape, passes, bytes: kept(top) + host + device })
+        Ok(Self { shape, passes, bytes: kept(top) + host + device, device_bytes: device })
     }
 }
 
@@ -220,21 +231,20 @@ struct Family<'m> {
 
 impl<'m> Family<'m> {
     fn parents(&self) -> usize {
-        1 + (self.models.len() - 1) * self.groups.count()
+        self.origins().count()
     }
 
     fn names(&self) -> Vec<String> {
-        let of_group = |model: &Model, group: usize| {
-            let layers = self.groups.layers(group);
-            match (self.groups.count(), layers.len()) {
-                (1, _) => model.name.clone(),
-                (_, 1) => format!("{} in layer {}", model.name, layers.start),
-                _ => format!("{} in layers {} to {}", model.name, layers.start, layers.end - 1),
+        let of = |Origin { model, group }: Origin| {
+            let name = &self.models[model].name;
+            let layers = group.map(|group| self.groups.layers(group));
+            match layers.map(|layers| (layers.len(), layers)) {
+                None => name.clone(),
+                Some((1, layers)) => format!("{name} in layer {}", layers.start),
+                Some((_, layers)) => format!("{name} in layers {} to {}", layers.start, layers.end - 1),
             }
         };
-        let others = self.models[1..].iter();
-        let others = others.flat_map(|model| (0..self.groups.count()).map(|group| of_group(model, group)));
-        std::iter::once(self.models[0].name.clone()).chain(others).collect()
+        self.origins().map(of).collect()
     }
 
     /// What a pass over so many tokens takes beside what is kept.
@@ -244,17 +254,18 @@ impl<'m> Family<'m> {
         let lasts: u64 = decoders().map(of_states).max().unwrap_or(0) * self.parents() as u64;
         let working = |decoder: &Decoder| machine.states_bytes(decoder, tokens as u64, longest as u64);
         let advancing = decoders().map(working).max().unwrap_or(0) + of_states(&self.models[0].decoder);
-        let head = decoders().map(|decoder| machine.logits_bytes(decoder)).max().unwrap_or(0);
-        let head = head * self.parents() as u64;
+        let parents = self.parents() as u64;
+        let logits = decoders().map(|decoder| machine.logits_bytes(decoder, parents));
+        let logits = logits.max_by_key(|logits| logits.own).expect("there is a model");
         let gathering = tokens as u64 * shape.gathering_bytes();
         match machine.memory() {
-            None => Needs { host: lasts + advancing.max(head + gathering), device: 0 },
-            Some(_) => Needs { host: gathering, device: lasts + advancing.max(head) },
+            None => Needs { host: lasts + advancing.max(logits.own + gathering), device: 0 },
+            Some(_) => Needs { host: gathering + logits.host, device: lasts + advancing.max(logits.own) },
         }
     }
 
-    /// The weights of a parent: the first model's, but for a group of layers, which is another's.
-    fn weights(&self, model: usize, group: usize, threads: usize) -> Grafted<'m, '_> {
+    /// The weights of a parent.
+    fn weights(&self, Origin { model, group }: Origin, threads: usize) -> Grafted<'m, '_> {
         let reader = |model: usize| {
             let model: &'m Model = self.models[model];
             model.reader(threads, self.listen)
@@ -281,8 +292,7 @@ impl<'m> Family<'m> {
             start += window.tokens.len();
         }
         let lasts = self.lasts(&texts, &wanted, (machine, threads))?;
-        let mut weights: Vec<_> =
-            self.origins().map(|(model, group)| self.weights(model, group, threads)).collect();
+        let mut weights: Vec<_> = self.origins().map(|origin| self.weights(origin, threads)).collect();
         let sides = lasts.iter().zip(&mut weights);
         let mut sides: Vec<_> = sides.map(|(last, weights)| (last, weights as &mut dyn Weights)).collect();
         let of_tokens = values.chunks_exact_mut(shape.stride()).zip(&targets);
@@ -307,12 +317,13 @@ impl<'m> Family<'m> {
         }
     }
 
-    /// The model and the group of layers of each parent.
-    fn origins(&self) -> impl Iterator<Item = (usize, usize)> {
-        let groups = self.groups.count();
-        let others =
-            (1..self.models.len()).flat_map(move |model| (0..groups).map(move |group| (model, group)));
-        std::iter::once((0, 0)).chain(others)
+    /// What each parent is.
+    fn origins(&self) -> impl Iterator<Item = Origin> {
+        let groups = if self.groups.count() > 1 { self.groups.count() } else { 0 };
+        let of_groups = (1..self.models.len())
+            .flat_map(move |model| (0..groups).map(move |group| Origin { model, group: Some(group) }));
+        let whole = (1..self.models.len()).map(|model| Origin { model, group: None });
+        std::iter::once(Origin { model: 0, group: None }).chain(of_groups).chain(whole)
     }
 
     /// The last states of all parents, in their order.
@@ -324,14 +335,16 @@ impl<'m> Family<'m> {
     ) -> Result<Vec<Final>> {
         let tokens: usize = texts.iter().map(|text| text.len()).sum();
         let mut lasts: Vec<Option<Final>> = (0..self.parents()).map(|_| None).collect();
-        let mut of_first = self.weights(0, 0, threads);
+        let mut of_first = self.weights(Origin { model: 0, group: None }, threads);
         let mut common: Option<States<'_>> = None;
         for group in 0..self.groups.count() {
             let layers = self.groups.layers(group);
-            for model in 1..self.models.len() {
-                let mut weights = self.weights(model, group, threads);
-                // Parents by groups of layers are the first model up to theirs.
-                let decoder = &self.models[if self.groups.count() > 1 { 0 } else { model }].decoder;
+            // Whole models begin with the first group, and the others are the first model up to theirs.
+            let begins =
+                |(_, origin): &(usize, Origin)| origin.model > 0 && origin.group.unwrap_or(0) == group;
+            for (parent, origin) in self.origins().enumerate().filter(begins) {
+                let mut weights = self.weights(origin, threads);
+                let decoder = &self.models[if origin.group.is_some() { 0 } else { origin.model }].decoder;
                 let mut states = match &common {
                     Some(common) => common.copy(machine)?,
                     None => States::of(decoder, texts, &mut weights, machine)?,
@@ -340,7 +353,6 @@ impl<'m> Family<'m> {
                     states.advance(layer, &mut weights, machine)?;
                     self.listen.advanced(tokens);
                 }
-                let parent = 1 + (model - 1) * self.groups.count() + group;
                 lasts[parent] = Some(Final::of(&states, wanted, &mut weights, machine)?);
             }
             let states = match &mut common {
@@ -358,12 +370,19 @@ impl<'m> Family<'m> {
     }
 }
 
-/// Weights of the first model, but for a group of layers.
+/// What a parent is: a model, or the first one with its tensors in a group of layers.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    model: usize,
+    group: Option<usize>,
+}
+
+/// Weights of the first model, but for those of another: all, or a group of layers.
 struct Grafted<'m, 'g> {
     first: Reader<'m>,
     other: Reader<'m>,
     groups: &'g Groups,
-    group: usize,
+    group: Option<usize>,
     is_first: bool,
 }
 
@@ -373,7 +392,7 @@ impl<'m> Grafted<'m, '_> {
     }
 
     fn is_other(&self, name: &str) -> bool {
-        !self.is_first && (self.groups.count() == 1 || self.groups.of_tensor(name) == self.group)
+        !self.is_first && self.group.is_none_or(|group| self.groups.of_tensor(name) == group)
     }
 }
 

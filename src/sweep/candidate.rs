@@ -10,7 +10,7 @@ use crate::checkpoint::Reads;
 use crate::config::Config;
 use crate::decoder::{Decoder, EMBEDDING, HEAD, Machine, NORM, Weights};
 use crate::dtype::{Float, decode};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::eval::{Listen, Losses, Plan, Running, Window, fitting};
 use crate::input::Floats;
 use crate::plan::{Choices, ReadTensor};
@@ -47,6 +47,33 @@ pub struct Candidate {
     guess: bool,
 }
 
+/// The forward pass of a merge's result, and of each weight that it needs its tensor's place in the plan and its type.
+///
+/// # Errors
+/// The result has no forward pass here.
+pub fn forward(prepared: &Prepared) -> Result<(Decoder, HashMap<String, Floats>)> {
+    let name = "the merge";
+    let text = report::model_config(prepared).unwrap_or_default();
+    let config: Map<String, Json> = serde_json::from_slice(&text).unwrap_or_default();
+    let decoder = Decoder::of(&config).map_err(|why| {
+        Error::config(format!("{name}: {why}"))
+            .hint("give a program that scores candidates by --objective-cmd")
+    })?;
+    let tensors = prepared.plan.tensors.iter().enumerate().map(|(place, tensor)| {
+        let floats = Float::of(tensor.dtype).map(|float| Floats { input: place, float });
+        (tensor.name.to_string(), ReadTensor { shape: tensor.shape.to_vec(), floats })
+    });
+    fitting(name, decoder, &tensors.collect())
+}
+
+/// Tells what is wrong with one candidate, within, from what the next ones would meet as well.
+pub(super) fn of_candidate<T>(result: Result<T>) -> Result<Result<T>> {
+    match result {
+        Err(why) if why.kind != Kind::Config => Err(why),
+        own => Ok(own),
+    }
+}
+
 /// What a pass reads of a model at a time.
 #[derive(Debug, Clone, Copy)]
 enum Part {
@@ -70,17 +97,7 @@ impl Candidate {
             return Err(Error::config(message)
                 .hint("merge once with that tokenizer and `eval` the result, or sweep without `tokenizer`"));
         }
-        let text = report::model_config(&prepared).unwrap_or_default();
-        let config: Map<String, Json> = serde_json::from_slice(&text).unwrap_or_default();
-        let decoder = Decoder::of(&config).map_err(|why| {
-            Error::config(format!("{name}: {why}"))
-                .hint("give a program that scores candidates by --objective-cmd")
-        })?;
-        let tensors = prepared.plan.tensors.iter().enumerate().map(|(place, tensor)| {
-            let floats = Float::of(tensor.dtype).map(|float| Floats { input: place, float });
-            (tensor.name.to_string(), ReadTensor { shape: tensor.shape.to_vec(), floats })
-        });
-        let (decoder, weights) = fitting(name, decoder, &tensors.collect())?;
+        let (decoder, weights) = forward(&prepared)?;
         let (backend, limits) = open_device(&prepared.plan, &engine.device, &engine.budget, watch)?;
         let guess = engine.device.family.reads_again;
         Ok(Self { prepared, decoder, weights, backend, limits, guess })
@@ -89,6 +106,11 @@ impl Candidate {
     /// The forward pass of the result.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// The merge, without the memory and the device that would carry it out.
+    pub fn into_prepared(self) -> Prepared {
+        self.prepared
     }
 
     /// The names of a part's tensors.
@@ -205,6 +227,18 @@ impl Engine {
         Self { device, budget, memory, machine, found: HashMap::new() }
     }
 
+    /// The least of the host's memory that a candidate takes, in bytes: states of the longest window, where a device does not have
+    /// them in its own, a layer's tensors, and what merges them.
+    ///
+    /// # Errors
+    /// As of [`Self::plan`].
+    pub fn least_bytes(&self, first: &Candidate, windows: &[Window]) -> Result<u64> {
+        let longest = windows.iter().max_by_key(|window| window.tokens.len());
+        let (_, plan) = self.plan(first, longest.map_or(&[], std::slice::from_ref), 1)?;
+        let states = if self.machine.memory().is_some() { 0 } else { plan.bytes };
+        Ok(self.budget.host_bytes + first.part_bytes() + states)
+    }
+
     /// How many of so many candidates go through the model together, and in which passes.
     ///
     /// # Errors
@@ -234,55 +268,65 @@ impl Engine {
     }
 }
 
-/// The losses of candidates: of each its own, by window.
+/// The losses of candidates: of each its own, by window. Within: why one failed, by which the others are not affected.
 ///
 /// All candidates have one shape. Of each part of the model all of them are merged, and take their states through it, before the
 /// next part is read.
 ///
 /// # Errors
-/// Those of a merge; too little memory; a loss is not finite.
+/// Those of a merge that are not about one candidate alone; too little memory.
 pub fn measure(
     candidates: &[Candidate],
     windows: &[Window],
     engine: &mut Engine,
     watch: &dyn Watch,
     listen: &dyn Listen,
-) -> Result<Vec<Losses>> {
+) -> Result<Vec<Result<Losses>>> {
     let Some(first) = candidates.first() else { return Ok(Vec::new()) };
     let (together, plan) = engine.plan(first, windows, candidates.len())?;
     let mut found = Vec::new();
     for candidates in candidates.chunks(together) {
-        let mut losses = vec![Vec::new(); candidates.len()];
+        let mut losses: Vec<Result<Vec<_>>> = candidates.iter().map(|_| Ok(Vec::new())).collect();
         for pass in &plan.passes {
             let windows = &windows[pass.clone()];
             let mut running: Vec<Option<Running<'_, '_>>> = candidates.iter().map(|_| None).collect();
             for part in first.parts() {
                 for ((candidate, running), losses) in candidates.iter().zip(&mut running).zip(&mut losses) {
-                    let mut held = candidate.merge(part, engine, watch)?;
-                    match (part, running.as_mut()) {
-                        (Part::Layer(layer), Some(running)) => {
-                            running.advance(layer, &mut held, &mut *engine.machine)?;
-                            listen.advanced(running.tokens());
+                    let Ok(known) = losses else { continue };
+                    let mut step = || {
+                        let mut held = candidate.merge(part, engine, watch)?;
+                        match (part, running.as_mut()) {
+                            (Part::Layer(layer), Some(running)) => {
+                                running.advance(layer, &mut held, &mut *engine.machine)?;
+                                listen.advanced(running.tokens());
+                            }
+                            (Part::Head, Some(_)) => {
+                                let running = running.take().expect("it is there");
+                                let tokens = running.tokens();
+                                known.extend(running.finish(&mut held, &mut *engine.machine)?);
+                                listen.advanced(tokens);
+                            }
+                            _ => {
+                                let begun = Running::begin(
+                                    &candidate.decoder,
+                                    windows,
+                                    &mut held,
+                                    &mut *engine.machine,
+                                )?;
+                                *running = Some(begun);
+                            }
                         }
-                        (Part::Head, Some(_)) => {
-                            let running = running.take().expect("it is there");
-                            let tokens = running.tokens();
-                            losses.extend(running.finish(&mut held, &mut *engine.machine)?);
-                            listen.advanced(tokens);
-                        }
-                        _ => {
-                            *running = Some(Running::begin(
-                                &candidate.decoder,
-                                windows,
-                                &mut held,
-                                &mut *engine.machine,
-                            )?);
-                        }
+                        Ok(())
+                    };
+                    let stepped = step();
+                    if let Err(why) = of_candidate(stepped)? {
+                        (*running, *losses) = (None, Err(why));
                     }
                 }
             }
         }
-        found.extend(losses.into_iter().map(|windows| Losses { windows }.checked("a candidate")));
+        let checked = |windows| Losses { windows }.checked("a candidate");
+        found.extend(losses.into_iter().map(|losses| losses.and_then(checked)));
     }
-    found.into_iter().collect()
+    Ok(found)
 }

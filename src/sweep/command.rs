@@ -1,15 +1,18 @@
 //! What candidates are measured by: any program that gets a folder with the merged model, and gives JSON.
 
-use std::fs;
+use std::fs::{self, DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, geteuid, kill_process_group, test_kill_process_group};
 use serde_json::{Map, Value as Json};
 
+use super::candidate::of_candidate;
 use super::objective::{Measured, Objective};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -27,6 +30,24 @@ pub enum Direction {
     Maximize,
 }
 
+impl Direction {
+    /// What numbers are multiplied with so that lower ones are better, and back.
+    pub fn sign(self) -> f64 {
+        match self {
+            Self::Minimize => 1.0,
+            Self::Maximize => -1.0,
+        }
+    }
+
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Minimize => "minimize",
+            Self::Maximize => "maximize",
+        }
+    }
+}
+
 /// A command of the user's.
 pub struct ByCommand<'o> {
     /// As it is typed: `{model}` stands for the candidate's folder, `{out}` for a file or folder that the program may write JSON to.
@@ -34,14 +55,18 @@ pub struct ByCommand<'o> {
     /// What of its JSON counts.
     metrics: Vec<String>,
     direction: Direction,
+    /// The longest time that it may take.
+    timeout: Option<Duration>,
     choices: Choices,
-    /// How candidates are merged; `out` is where they are for a while.
+    /// How candidates are merged; below `out` they are for a while.
     options: Options,
+    /// Where, from the first one on.
+    folder: Option<Folder>,
     watch: &'o dyn Watch,
 }
 
 impl<'o> ByCommand<'o> {
-    /// A command. Candidates are written to `options.out`, one after the other, and taken away again.
+    /// A command. Candidates are written below the folder `options.out`, one after the other, and taken away again.
     ///
     /// # Errors
     /// The command does not say where the model goes.
@@ -49,6 +74,7 @@ impl<'o> ByCommand<'o> {
         command: &str,
         metrics: Vec<String>,
         direction: Direction,
+        timeout: Option<Duration>,
         choices: Choices,
         options: Options,
         watch: &'o dyn Watch,
@@ -58,22 +84,28 @@ impl<'o> ByCommand<'o> {
                 "write {model} for the folder of the candidate: 'lm_eval … --model_args pretrained={model}'",
             ));
         }
-        Ok(Self { command: command.to_owned(), metrics, direction, choices, options, watch })
+        let (command, folder) = (command.to_owned(), None);
+        Ok(Self { command, metrics, direction, timeout, choices, options, folder, watch })
     }
 
-    fn score(&self, config: Config, seed: u64) -> Result<Measured> {
+    fn score(&mut self, config: Config, seed: u64) -> Result<Measured> {
         let prepared = prepare_config(config, &Choices { seed, ..self.choices })?;
-        let folder = Folder(self.options.out.with_extension("d"));
+        let folder = match self.folder.take() {
+            Some(folder) => folder,
+            None => Folder::make(&self.options.out)?,
+        };
+        let (model, out) = (folder.path.join("model"), folder.path.join("out.json"));
+        let folder = self.folder.insert(folder);
         folder.clear();
-        fs::create_dir_all(&folder.0).map_err(|cause| Error::writing(&folder.0, &cause))?;
-        let (model, out) = (folder.0.join("model"), folder.0.join("out.json"));
-        merge(&prepared, &Options { out: model.clone(), ..self.options.clone() }, self.watch)?;
-        let given = self.run(&model, &out)?;
+        let merged = merge(&prepared, &Options { out: model.clone(), ..self.options.clone() }, self.watch);
+        let given = merged.and_then(|_| self.run(&model, &out));
+        self.folder.iter().for_each(Folder::clear);
+        let given = given?;
         let values =
             self.metrics.iter().map(|metric| metric_of(&given, metric)).collect::<Result<Vec<f64>>>()?;
-        let sign = if self.direction == Direction::Maximize { -1.0 } else { 1.0 };
         let errors = vec![f64::NAN; values.len()];
-        Ok(Measured { values: values.into_iter().map(|value| sign * value).collect(), errors })
+        let values = values.into_iter().map(|value| self.direction.sign() * value).collect();
+        Ok(Measured { values, errors })
     }
 
     /// Runs the program, and returns the numbers that it gave, by name.
@@ -85,7 +117,7 @@ impl<'o> ByCommand<'o> {
                 .hint("run it by itself with the folder of a model in the place of {model}")
         };
         let log = out.with_file_name("stdout");
-        let stdout = fs::File::create(&log).map_err(|cause| Error::writing(&log, &cause))?;
+        let stdout = File::create(&log).map_err(|cause| Error::writing(&log, &cause))?;
         let mut child = Command::new("sh")
             .args(["-c", &command])
             .stdin(Stdio::null())
@@ -94,10 +126,16 @@ impl<'o> ByCommand<'o> {
             .process_group(0)
             .spawn()
             .map_err(|cause| failed(&format!("cannot be started ({cause})")))?;
+        let begun = Instant::now();
         let status = loop {
             if self.watch.stop() {
                 end_group(&mut child);
                 return Err(Error::interrupted());
+            }
+            if let Some(timeout) = self.timeout.filter(|timeout| begun.elapsed() > *timeout) {
+                end_group(&mut child);
+                let why = format!("took longer than {} s", timeout.as_secs());
+                return Err(failed(&why).hint("give it more time with --objective-timeout"));
             }
             match child.try_wait().map_err(|cause| failed(&cause.to_string()))? {
                 Some(status) => break status,
@@ -118,16 +156,19 @@ impl<'o> ByCommand<'o> {
     }
 }
 
-/// Asks a program and all that it has started to end, and makes them end if they do not.
+/// Asks a program and all that it has started to end, and makes them end if they do not within five seconds.
 fn end_group(child: &mut Child) {
     let group = Pid::from_child(child);
     for (signal, tries) in [(Signal::TERM, 100), (Signal::KILL, 10)] {
         let _ = kill_process_group(group, signal);
         for _ in 0..tries {
-            match child.try_wait() {
-                Ok(None) => sleep(Duration::from_millis(50)),
-                _ => return,
+            // The shell may end at once, and leave a program that does not: the group is gone when its last process is, and the
+            // shell counts until it is waited for.
+            let _ = child.try_wait();
+            if test_kill_process_group(group).is_err() {
+                return;
             }
+            sleep(Duration::from_millis(50));
         }
     }
 }
@@ -138,18 +179,76 @@ pub const ANY: &str = "score";
 const MODEL: &str = "{model}";
 const OUT: &str = "{out}";
 
-/// A folder that goes when it is no longer used.
-struct Folder(PathBuf);
+/// A folder of this process alone, which goes when it is no longer used.
+///
+/// It is locked: one that is not is left by a process that was killed.
+struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What stands around the numbers in the name of such a folder.
+const FOLDER: [&str; 2] = ["mergeforge-sweep-", ".d"];
 
 impl Folder {
+    /// Makes one in a folder, and takes away those there whose processes have ended.
+    fn make(within: &Path) -> Result<Self> {
+        clear_left(within);
+        let [prefix, suffix] = FOLDER;
+        let process = std::process::id();
+        for number in 0..100 {
+            let path = within.join(format!("{prefix}{process}-{number}{suffix}"));
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(cause) if cause.kind() == ErrorKind::AlreadyExists => continue,
+                made => made.map_err(|cause| Error::writing(&path, &cause))?,
+            }
+            let failed = |cause: &std::io::Error| Error::writing(&path, cause);
+            // Before it is locked, somebody may take it for one that was left, and take it away.
+            let Ok(lock) = File::open(&path) else { continue };
+            lock.lock().map_err(|cause| failed(&cause))?;
+            let own = lock.metadata().map_err(|cause| failed(&cause))?;
+            if fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())) {
+                return Ok(Self { path, _lock: lock });
+            }
+        }
+        Err(Error::output(format!("no folder for candidates can be made in {}", within.display())))
+    }
+
+    /// Takes away what is in it.
     fn clear(&self) {
-        let _ = fs::remove_dir_all(&self.0);
+        for entry in fs::read_dir(&self.path).into_iter().flatten().filter_map(std::result::Result::ok) {
+            let path = entry.path();
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        self.clear();
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Takes away the folders of this user's processes that have ended without doing so: a second Ctrl-C ends them at once. What cannot
+/// be taken away stays.
+fn clear_left(within: &Path) {
+    let [prefix, suffix] = FOLDER;
+    let is_ours = |path: &Path| {
+        let name = name_of(path);
+        let own = fs::symlink_metadata(path).is_ok_and(|of| of.is_dir() && of.uid() == geteuid().as_raw());
+        own && name.starts_with(prefix) && name.ends_with(suffix)
+    };
+    for entry in fs::read_dir(within).into_iter().flatten().filter_map(std::result::Result::ok) {
+        let path = entry.path();
+        if !is_ours(&path) {
+            continue;
+        }
+        // It stays locked until it is gone.
+        if let Ok(lock) = File::open(&path)
+            && lock.try_lock().is_ok()
+        {
+            let _ = fs::remove_dir_all(&path);
+        }
     }
 }
 
@@ -270,8 +369,8 @@ impl Objective for ByCommand<'_> {
         true
     }
 
-    fn measure(&mut self, configs: Vec<(Config, u64)>, _: bool) -> Result<Vec<Measured>> {
-        configs.into_iter().map(|(config, seed)| self.score(config, seed)).collect()
+    fn measure(&mut self, configs: Vec<(Config, u64)>, _: bool) -> Result<Vec<Result<Measured>>> {
+        configs.into_iter().map(|(config, seed)| of_candidate(self.score(config, seed))).collect()
     }
 }
 
@@ -279,6 +378,29 @@ impl Objective for ByCommand<'_> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn folders_of_processes_that_have_ended_are_taken_away() {
+        let within = tempfile::tempdir().unwrap();
+        let [left, foreign] =
+            ["mergeforge-sweep-1-0.d", "mergeforge-sweeps.d"].map(|name| within.path().join(name));
+        [&left, &foreign].iter().for_each(|folder| fs::create_dir_all(folder.join("model")).unwrap());
+        let own = Folder::make(within.path()).unwrap();
+        assert!(!left.exists() && foreign.exists());
+        assert_eq!(fs::metadata(&own.path).unwrap().mode() & 0o777, 0o700);
+        fs::create_dir(own.path.join("model")).unwrap();
+        let other = Folder::make(within.path()).unwrap();
+        assert!(own.path.join("model").exists() && other.path.exists(), "what is in use stays");
+        own.clear();
+        assert!(own.path.exists() && !own.path.join("model").exists());
+        let paths = [own.path.clone(), other.path.clone()];
+        drop((own, other));
+        assert!(paths.iter().all(|path| !path.exists()));
+        // A link is none of ours, whatever it leads to.
+        std::os::unix::fs::symlink(&foreign, &left).unwrap();
+        clear_left(within.path());
+        assert!(left.exists() && foreign.join("model").exists());
+    }
 
     fn numbers(json: &Json) -> Vec<(String, f64)> {
         let mut numbers = Vec::new();

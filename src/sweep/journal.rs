@@ -18,12 +18,22 @@ pub struct Entry {
     pub seed: u64,
     /// Whether it was measured on all texts.
     pub whole: bool,
-    /// The mean loss of each set, or what the user's program gave.
+    /// The mean loss of each set, or what the user's program gave; nothing of a candidate that failed.
     pub losses: Vec<f64>,
     /// The standard errors of these; nothing where they are not known.
     pub errors: Vec<Option<f64>>,
     /// What it took, in seconds; of candidates that were measured together each its part.
     pub seconds: f64,
+    /// Why it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+}
+
+impl Entry {
+    /// Whether it is a measurement, and this one.
+    fn is(&self, point: &[f64], seed: u64, whole: bool) -> bool {
+        self.failed.is_none() && self.point == point && self.seed == seed && self.whole == whole
+    }
 }
 
 /// A file of measurements.
@@ -60,8 +70,10 @@ impl Journal {
         if anew {
             file.set_len(0).map_err(|cause| failed(&cause))?;
         }
-        let mut text = String::new();
-        (&mut file).take(BYTES_MAX).read_to_string(&mut text).map_err(|cause| failed(&cause))?;
+        let mut text = Vec::new();
+        (&mut file).take(BYTES_MAX).read_to_end(&mut text).map_err(|cause| failed(&cause))?;
+        // A line that a full disk cut may end within a character.
+        let text = String::from_utf8_lossy(&text);
         let mut lines = text.lines();
         let mut journal = Self { path: path.to_owned(), file, entries: Vec::new() };
         match lines.next() {
@@ -81,9 +93,9 @@ impl Journal {
         Ok(journal)
     }
 
-    /// What was measured at a point.
+    /// What was measured at a point. What failed is as if it were not there: the reason may be gone.
     pub fn find(&self, point: &[f64], seed: u64, whole: bool) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.point == point && entry.seed == seed && entry.whole == whole)
+        self.entries.iter().find(|entry| entry.is(point, seed, whole))
     }
 
     /// Adds a measurement, and puts it on the disk.
@@ -111,11 +123,18 @@ impl Journal {
 fn other_sweep(path: &Path, before: &Json, now: &Json) -> Error {
     let empty = serde_json::Map::new();
     let (before, now) = (before.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));
-    let differs: Vec<&str> = now
-        .iter()
-        .filter(|(key, value)| before.get(*key) != Some(value))
-        .map(|(key, _)| key.as_str())
-        .collect();
+    // What measures is named by its parts: the texts, the command, what reads.
+    let mut differs: Vec<&str> = Vec::new();
+    for (key, value) in now.iter().filter(|(key, value)| before.get(*key) != Some(value)) {
+        let parts = value.as_object().zip(before.get(key).and_then(Json::as_object));
+        match parts {
+            Some((now, before)) if key == "measured by" && now.keys().eq(before.keys()) => {
+                let parts = now.iter().filter(|(part, value)| before.get(*part) != Some(value));
+                differs.extend(parts.map(|(part, _)| part.as_str()));
+            }
+            _ => differs.push(key),
+        }
+    }
     let differs = if differs.is_empty() { "all of it".into() } else { differs.join(", ") };
     Error::config(format!("{} is of another sweep: {differs} changed", path.display()))
         .hint("give another folder, or --restart to begin anew in this one")
@@ -127,7 +146,15 @@ mod tests {
     use serde_json::json;
 
     fn entry(x: f64) -> Entry {
-        Entry { point: vec![x], seed: 0, whole: false, losses: vec![3.25], errors: vec![None], seconds: 0.5 }
+        Entry {
+            point: vec![x],
+            seed: 0,
+            whole: false,
+            losses: vec![3.25],
+            errors: vec![None],
+            seconds: 0.5,
+            failed: None,
+        }
     }
 
     #[test]
@@ -140,16 +167,40 @@ mod tests {
         assert!(Journal::open(&path, &setup, false).unwrap_err().message.contains("in use"));
         journal.add(entry(0.2)).unwrap();
         drop(journal);
-        // Killed in the middle of a line.
+        // Killed in the middle of a line, and on a full disk in the middle of a character.
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
-        file.write_all(b"{\"point\": [0.3], \"se").unwrap();
+        file.write_all(b"{\"point\": [0.3], \"se\n{\"failed\": \"\xe2\x80").unwrap();
         drop(file);
         let mut journal = Journal::open(&path, &setup, false).unwrap();
         assert_eq!(journal.entries, [entry(0.1), entry(0.2)]);
         assert!(journal.find(&[0.2], 0, false).is_some() && journal.find(&[0.2], 0, true).is_none());
+        let failed =
+            Entry { failed: Some("why".into()), losses: Vec::new(), errors: Vec::new(), ..entry(0.4) };
+        journal.add(failed.clone()).unwrap();
+        assert!(journal.find(&[0.4], 0, false).is_none(), "what failed is no measurement");
         journal.add(entry(0.4)).unwrap();
+        drop(journal);
+        let journal = Journal::open(&path, &setup, false).unwrap();
+        assert_eq!(journal.entries[2..], [failed, entry(0.4)]);
+        assert_eq!(journal.find(&[0.4], 0, false), Some(&entry(0.4)));
         drop(journal);
         let refused = Journal::open(&path, &json!({ "config": "a", "texts": "c" }), false).unwrap_err();
         assert!(refused.message.ends_with("another sweep: texts changed"), "{}", refused.message);
+    }
+
+    #[test]
+    fn what_measures_otherwise_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sweep.jsonl");
+        let setup = |by: Json| json!({ "config": "a", "measured by": by });
+        let of = |machine: &str| setup(json!({ "texts": "b", "read on": machine }));
+        drop(Journal::open(&path, &of("cpu"), false).unwrap());
+        drop(Journal::open(&path, &of("cpu"), false).unwrap());
+        for (other, what) in
+            [(of("cuda:0"), "read on changed"), (setup(json!({ "command": "c" })), "measured by changed")]
+        {
+            let refused = Journal::open(&path, &other, false).unwrap_err();
+            assert!(refused.message.ends_with(&format!("another sweep: {what}")), "{}", refused.message);
+        }
     }
 }

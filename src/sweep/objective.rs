@@ -1,10 +1,10 @@
 //! What candidates are measured by: texts that they read in memory.
 
-use super::candidate::{Candidate, Engine, measure};
+use super::candidate::{Candidate, Engine, measure, of_candidate};
 use crate::config::Config;
 use crate::decoder::Machine;
 use crate::error::Result;
-use crate::eval::{Listen, Mean, Window, Windows};
+use crate::eval::{Listen, Losses, Mean, Window, Windows};
 use crate::plan::Choices;
 use crate::stream::Watch;
 
@@ -18,9 +18,11 @@ pub trait Objective {
 
     /// What these configs come to, each with a seed of random masks; `whole` says whether on everything, or on the part that tries get.
     ///
+    /// Within: why a candidate failed, by which the others are not affected.
+    ///
     /// # Errors
-    /// One cannot be merged or measured.
-    fn measure(&mut self, configs: Vec<(Config, u64)>, whole: bool) -> Result<Vec<Measured>>;
+    /// What the next candidates would meet as well: an input that cannot be read, a full disk, the user's wish to stop.
+    fn measure(&mut self, configs: Vec<(Config, u64)>, whole: bool) -> Result<Vec<Result<Measured>>>;
 }
 
 /// What was measured of a candidate.
@@ -98,6 +100,16 @@ impl<'o> ByTexts<'o> {
         [self.part.tokens(), self.whole.tokens()]
     }
 
+    /// The most memory of which half may be kept for good, in bytes, so that the rest is enough for a candidate.
+    ///
+    /// # Errors
+    /// The memory is too small even for that.
+    pub fn shared_memory(&self, first: &Candidate) -> Result<u64> {
+        let memory = self.engine.memory;
+        let least = self.engine.least_bytes(first, &self.whole.windows)?;
+        Ok(memory.min(2 * memory.saturating_sub(least)))
+    }
+
     /// Leaves so many bytes of the memory to others.
     pub fn leave(&mut self, bytes: u64) {
         self.engine.memory = self.engine.memory.saturating_sub(bytes);
@@ -123,18 +135,24 @@ impl Objective for ByTexts<'_> {
         usize::MAX
     }
 
-    fn measure(&mut self, configs: Vec<(Config, u64)>, whole: bool) -> Result<Vec<Measured>> {
+    fn measure(&mut self, configs: Vec<(Config, u64)>, whole: bool) -> Result<Vec<Result<Measured>>> {
         let texts = if whole { &self.whole } else { &self.part };
-        let open = |(config, seed)| {
-            Candidate::open(config, &Choices { seed, ..self.choices }, &self.engine, self.watch)
-        };
-        let candidates = configs.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+        let (mut candidates, mut found) = (Vec::new(), Vec::new());
+        for (config, seed) in configs {
+            let choices = Choices { seed, ..self.choices };
+            let opened = of_candidate(Candidate::open(config, &choices, &self.engine, self.watch))?;
+            found.push(opened.map(|candidate| candidates.push(candidate)));
+        }
         let losses = measure(&candidates, &texts.windows, &mut self.engine, self.watch, self.listen)?;
-        let of = |losses: crate::eval::Losses| {
+        let mut losses = losses.into_iter();
+        let of = |losses: Losses| {
             let means: Vec<Mean> = texts.by_set(&losses.windows).map(Mean::of).collect();
             let values = means.iter().map(|mean| mean.loss).collect();
             Measured { values, errors: means.iter().map(|mean| mean.error).collect() }
         };
-        Ok(losses.into_iter().map(of).collect())
+        let found = found.into_iter();
+        Ok(found
+            .map(|opened| opened.and_then(|()| losses.next().expect("each was measured").map(of)))
+            .collect())
     }
 }

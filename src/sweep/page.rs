@@ -1,5 +1,6 @@
 //! What a sweep found, as a page: scores over each open value, over two of them, and what is gained in one set for what is lost in another.
 
+use super::predictions::Predictions;
 use super::run::{Outcome, Point, Request, Scores};
 use super::search::{Search, Tried};
 use crate::config::{Knob, Values};
@@ -11,13 +12,15 @@ pub struct Page<'p> {
     pub request: &'p Request,
     /// How it was searched.
     pub search: &'p Search,
+    /// Predictions for any point, where there are any.
+    pub predictions: Option<&'p Predictions>,
     /// What was found.
     pub outcome: &'p Outcome,
     /// What numbers are, like "loss, nats a token".
     pub what: &'p str,
     /// What numbers are multiplied with to be what the user calls them: −1 where higher is better.
     pub sign: f64,
-    /// Of each set the predicted losses of the search's points; empty where nothing is predicted.
+    /// The predicted losses of the search's points, by set; empty where nothing is predicted.
     pub predicted: Vec<Vec<f64>>,
     /// The predicted loss of each set on the way from the base to one model, to another and back; empty where nothing is predicted.
     pub round: Round,
@@ -43,8 +46,10 @@ impl Page<'_> {
     pub fn html(&self) -> String {
         let Self { request, outcome, .. } = self;
         let best = &outcome.points[outcome.best];
+        let failed = outcome.points.iter().filter(|point| point.failed.is_some()).count();
+        let failed = if failed > 0 { format!("; {failed} failed") } else { String::new() };
         let mut body = page::paragraph(&format!(
-            "The best of {} candidates that were measured: {}.",
+            "The best of {} candidates that were tried{failed}: {}.",
             outcome.points.len(),
             request.space.words(&best.values)
         ));
@@ -69,6 +74,8 @@ impl Page<'_> {
         let mut head: Vec<String> = knobs.iter().map(|knob| knob.name.clone()).collect();
         head.extend(["score of the try", "score on all"].map(str::to_owned));
         head.extend(self.request.weights.iter().map(|(name, weight)| format!("{name} (counts {weight})")));
+        let failed = self.outcome.points.iter().any(|point| point.failed.is_some());
+        head.extend(failed.then(|| "failed because".to_owned()));
         let number = |number: Option<f64>| number.map_or_else(String::new, |number| format!("{number:.4}"));
         let row = |point: &Point| {
             let mut row: Vec<String> =
@@ -76,7 +83,9 @@ impl Page<'_> {
             row.push(number(point.tried.as_ref().map(|scores| self.score(scores))));
             row.push(number(point.whole.as_ref().map(|scores| self.score(scores))));
             let shown = point.whole.as_ref().or(point.tried.as_ref());
-            row.extend(shown.iter().flat_map(|of| &of.losses).map(|loss| number(Some(self.sign * loss))));
+            let loss = |set: usize| number(shown.map(|of| self.sign * of.losses[set]));
+            row.extend((0..self.request.weights.len()).map(loss));
+            row.extend(failed.then(|| point.failed.clone().unwrap_or_default()));
             row
         };
         let mut points: Vec<&Point> = self.outcome.points.iter().collect();
@@ -100,6 +109,15 @@ impl Page<'_> {
         self.outcome.points.iter().filter_map(of).collect()
     }
 
+    /// The search, with what is predicted for these points exactly.
+    fn search_at(&self, points: &[Vec<f64>]) -> Search {
+        let mut search = self.search.clone();
+        if let Some(predictions) = self.predictions {
+            search.include(points, &predictions.scores(self.request, points));
+        }
+        search
+    }
+
     fn best(&self) -> &[f64] {
         &self.outcome.points[self.outcome.best].values
     }
@@ -112,8 +130,8 @@ impl Page<'_> {
             let (places, names) = places(knob, STEPS);
             let line: Vec<Vec<f64>> =
                 places.iter().map(|place| with(self.best(), &[(dim, *place)])).collect();
-            let of = |numbers: Vec<f64>| places.iter().copied().zip(numbers).collect::<Vec<_>>();
-            let expected = self.search.expected(&tried, &line).into_iter().map(|(mean, _)| self.sign * mean);
+            let search = self.search_at(&line);
+            let expected = search.expected(&tried, &line).into_iter().map(|(mean, _)| self.sign * mean);
             let dots = |scores: fn(&Point) -> Option<&Scores>| {
                 let of = |point: &Point| Some((point.values[dim], self.score(scores(point)?)));
                 self.outcome.points.iter().filter_map(of).collect::<Vec<_>>()
@@ -121,18 +139,15 @@ impl Page<'_> {
             let joined = !matches!(knob.values, Values::Among(_));
             let mut series = vec![Series {
                 name: "expected, all else as in the best",
-                points: of(expected.collect()),
+                points: places.iter().copied().zip(expected).collect(),
                 line: joined,
                 dots: !joined,
             }];
-            if self.search.predicts() {
-                let prior = line.iter().map(|point| self.sign * self.search.prior(point));
-                series.push(Series {
-                    name: "predicted",
-                    points: of(prior.collect()),
-                    line: joined,
-                    dots: !joined,
-                });
+            let predicted =
+                |(place, point): (&f64, &Vec<f64>)| Some((*place, self.sign * search.prior(point)?));
+            let predicted: Vec<(f64, f64)> = places.iter().zip(&line).filter_map(predicted).collect();
+            if !predicted.is_empty() {
+                series.push(Series { name: "predicted", points: predicted, line: joined, dots: !joined });
             }
             series.push(Series {
                 name: "tries",
@@ -170,7 +185,7 @@ impl Page<'_> {
             .flat_map(|row| columns.iter().map(|column| with(self.best(), &[(across, *column), (up, *row)])))
             .collect();
         let expected: Vec<f64> = self
-            .search
+            .search_at(&points)
             .expected(&self.tried(), &points)
             .into_iter()
             .map(|(mean, _)| self.sign * mean)
@@ -193,7 +208,8 @@ impl Page<'_> {
             title: self.request.space.words(&point.values),
             filled: place == self.outcome.best,
         };
-        let marks: Vec<Mark> = self.outcome.points.iter().enumerate().map(mark).collect();
+        let is_measured = |(_, point): &(usize, &Point)| point.tried.is_some() || point.whole.is_some();
+        let marks: Vec<Mark> = self.outcome.points.iter().enumerate().filter(is_measured).map(mark).collect();
         let values: Vec<Option<f64>> = expected.into_iter().map(Some).collect();
         let (rows, columns) = (names(&rows), names(&columns));
         let scale = if self.sign < 0.0 { Scale::From(low, high) } else { Scale::From(low, most) };

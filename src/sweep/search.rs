@@ -17,13 +17,23 @@ pub struct Tried {
 }
 
 /// A search over open values.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Search {
     values: Vec<Values>,
     /// Points among which the next are chosen, each rounded, in ascending order.
     pool: Vec<Vec<f64>>,
-    /// The scores that are predicted for them; nothing where there is no prediction.
-    prior: Vec<f64>,
+    /// What is known of them before anything is measured; nothing where nothing is predicted.
+    prior: Vec<Prior>,
+    /// Points that failed.
+    failed: Vec<Vec<f64>>,
+}
+
+/// What is known of a point before anything is measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Prior {
+    score: f64,
+    /// Whether it is predicted, and not taken from the nearest point that is.
+    is_predicted: bool,
 }
 
 /// Points to choose from.
@@ -53,7 +63,7 @@ impl Search {
         }
         pool.sort_by(|a, b| a.partial_cmp(b).expect("points are numbers"));
         pool.dedup();
-        Self { values, pool, prior: Vec::new() }
+        Self { values, pool, prior: Vec::new(), failed: Vec::new() }
     }
 
     /// Leaves out all points but these, which are in their order.
@@ -71,49 +81,106 @@ impl Search {
         !self.prior.is_empty()
     }
 
-    /// Takes what is predicted for the pool's points for what is known before anything is measured.
+    /// Takes what is predicted for the pool's points for what is known before anything is measured. A point that nothing is predicted
+    /// for, as of a method that is no sum, is taken to be like the nearest that something is predicted for: the same weights under
+    /// another method.
     ///
     /// # Panics
-    /// There is not a prediction for each.
-    pub fn expect(&mut self, scores: Vec<f64>) {
-        assert_eq!(scores.len(), self.pool.len(), "there is one for each point");
-        self.prior = scores;
+    /// There is not a prediction, or none, for each.
+    pub fn expect(&mut self, predicted: &[Option<f64>]) {
+        assert_eq!(predicted.len(), self.pool.len(), "there is one for each point");
+        let known = |(point, score): (&Vec<f64>, &Option<f64>)| Some((self.place(point), (*score)?));
+        let known: Vec<(Vec<f64>, f64)> = self.pool.iter().zip(predicted).filter_map(known).collect();
+        let like_nearest = |point: &Vec<f64>| {
+            let own = self.place(point);
+            known
+                .iter()
+                .map(|(place, score)| (distance(place, &own), *score))
+                .min_by(|a, b| a.0.total_cmp(&b.0))
+        };
+        let prior = |(point, score): (&Vec<f64>, &Option<f64>)| match score {
+            Some(score) => Some(Prior { score: *score, is_predicted: true }),
+            None => Some(Prior { score: like_nearest(point)?.1, is_predicted: false }),
+        };
+        // Where nothing is known of any, nothing is.
+        self.prior = self.pool.iter().zip(predicted).filter_map(prior).collect();
     }
 
-    /// The predicted score of a point; 0 where nothing is predicted.
-    pub fn prior(&self, point: &[f64]) -> f64 {
+    /// Takes points in that the pool may not have, with what is predicted for them.
+    ///
+    /// # Panics
+    /// There is not a prediction, or none, for each.
+    pub fn include(&mut self, points: &[Vec<f64>], predicted: &[Option<f64>]) {
+        assert_eq!(points.len(), predicted.len(), "there is one for each point");
+        for (point, score) in points.iter().zip(predicted) {
+            let Err(place) = self.find(point) else { continue };
+            if self.predicts() {
+                let is_predicted = score.is_some();
+                let score = score.unwrap_or_else(|| self.before(point));
+                self.prior.insert(place, Prior { score, is_predicted });
+            }
+            self.pool.insert(place, point.clone());
+        }
+    }
+
+    /// Notes that a point failed. Neither it nor those near it are chosen from now on.
+    pub fn avoid(&mut self, point: &[f64]) {
+        self.failed.push(point.to_vec());
+    }
+
+    /// Forgets that points failed: they are tried again.
+    pub fn forgive(&mut self, points: &[Vec<f64>]) {
+        self.failed.retain(|failed| !points.contains(failed));
+    }
+
+    /// The place of a point in the pool, or that where it would be.
+    fn find(&self, point: &[f64]) -> std::result::Result<usize, usize> {
+        self.pool.binary_search_by(|known| known[..].partial_cmp(point).expect("points are numbers"))
+    }
+
+    /// The predicted score of a point, if there is one.
+    pub fn prior(&self, point: &[f64]) -> Option<f64> {
+        let known = self.prior.get(self.find(point).ok()?)?;
+        known.is_predicted.then_some(known.score)
+    }
+
+    /// What is thought of a point's score before anything is measured.
+    fn before(&self, point: &[f64]) -> f64 {
         if self.prior.is_empty() {
             return 0.0;
         }
-        let found =
-            self.pool.binary_search_by(|known| known[..].partial_cmp(point).expect("points are numbers"));
         let near = |place: &usize| self.nearest(point, &[&self.pool[*place]]);
         let nearest =
             || (0..self.pool.len()).min_by(|a, b| near(a).total_cmp(&near(b))).expect("there are points");
-        self.prior[found.unwrap_or_else(|_| nearest())]
+        self.prior[self.find(point).unwrap_or_else(|_| nearest())].score
+    }
+
+    /// Whether a point may still be chosen.
+    fn is_open(&self, point: &[f64], tried: &[Tried]) -> bool {
+        let failed: Vec<&[f64]> = self.failed.iter().map(|point| &point[..]).collect();
+        tried.iter().all(|tried| tried.point != point) && self.nearest(point, &failed) > AVOIDED
     }
 
     /// The next points to try, so many at once, none of them tried before.
     pub fn next(&self, tried: &[Tried], count: usize) -> Vec<Vec<f64>> {
-        let mut open: Vec<&Vec<f64>> =
-            self.pool.iter().filter(|point| tried.iter().all(|tried| tried.point != **point)).collect();
-        let known = !self.prior.is_empty();
-        let prior: Vec<f64> = open.iter().filter(|_| known).map(|point| self.prior(point)).collect();
+        let mut open: Vec<&Vec<f64>> = self.pool.iter().filter(|point| self.is_open(point, tried)).collect();
         let mut chosen: Vec<Vec<f64>> = Vec::new();
         if tried.len() < self.features(&self.pool[0]).len().min(FIRST) {
-            if let Some(best) = best(&prior) {
+            let predicted: Vec<f64> =
+                open.iter().map(|point| self.prior(point).unwrap_or(f64::INFINITY)).collect();
+            if let Some(best) = best(&predicted) {
                 chosen.push(open[best].clone());
+            }
+            if self.predicts() {
                 // Half of what is predicted to be worst is not worth a try.
-                let mut order: Vec<usize> = (0..open.len()).collect();
-                order.sort_by(|a, b| prior[*a].total_cmp(&prior[*b]));
-                order.truncate(open.len().div_ceil(2));
-                open = order.into_iter().map(|place| open[place]).collect();
+                open.sort_by(|a, b| self.before(a).total_cmp(&self.before(b)));
+                open.truncate(open.len().div_ceil(2));
             }
             while chosen.len() < count.min(open.len()) {
                 let known: Vec<&[f64]> = tried
                     .iter()
                     .map(|tried| &tried.point[..])
-                    .chain(chosen.iter().map(|point| &point[..]))
+                    .chain(self.failed.iter().chain(&chosen).map(|point| &point[..]))
                     .collect();
                 // The middle first: nothing is far from it.
                 let middle: Vec<f64> = self.values.iter().map(|values| placed(values, 0.5)).collect();
@@ -131,11 +198,12 @@ impl Search {
         let mut believed = tried.to_vec();
         while chosen.len() < count.min(open.len()) {
             let fit = self.fit(&believed);
+            let near: Vec<&[f64]> = chosen.iter().map(|point| &point[..]).collect();
             let hoped: Vec<f64> = open
                 .iter()
                 .map(|point| {
                     let (mean, deviation) = fit.at(self, point);
-                    let taken = chosen.contains(*point);
+                    let taken = self.nearest(point, &near) <= APART;
                     if taken { f64::INFINITY } else { mean - HOPE * deviation }
                 })
                 .collect();
@@ -150,11 +218,11 @@ impl Search {
     /// The points whose scores are expected to be lowest, whether they were tried or not.
     pub fn most_promising(&self, tried: &[Tried], count: usize) -> Vec<Vec<f64>> {
         let fit = self.fit(tried);
-        let is_open = |point: &&Vec<f64>| tried.iter().all(|tried| tried.point != **point);
-        let mut expected: Vec<(f64, &Vec<f64>)> =
-            self.pool.iter().filter(is_open).map(|point| (fit.at(self, point).0, point)).collect();
-        // What was measured need not be expected.
-        expected.extend(tried.iter().map(|tried| (tried.score, &tried.point)));
+        let open = self.pool.iter().filter(|point| self.is_open(point, tried));
+        let mut expected: Vec<(f64, &Vec<f64>)> = open.map(|point| (fit.at(self, point).0, point)).collect();
+        // What was measured need not be expected. It may have failed on all texts all the same.
+        let measured = tried.iter().filter(|tried| !self.failed.contains(&tried.point));
+        expected.extend(measured.map(|tried| (tried.score, &tried.point)));
         expected.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut chosen: Vec<Vec<f64>> = Vec::new();
         for (_, point) in expected {
@@ -195,25 +263,24 @@ impl Search {
         std::iter::once(1.0).chain(units).chain(products).chain(taken).collect()
     }
 
-    /// The distance to the nearest of some points; a whole range, or another choice, is 2.
+    /// A point as a place whose distances count: a whole range, or another choice, is 2.
+    fn place(&self, point: &[f64]) -> Vec<f64> {
+        let (units, taken) = self.units(point);
+        units.into_iter().chain(taken.into_iter().map(|taken| 2.0 * taken)).collect()
+    }
+
+    /// The distance to the nearest of some points.
     fn nearest(&self, point: &[f64], known: &[&[f64]]) -> f64 {
-        let of = |point: &[f64]| {
-            let (units, taken) = self.units(point);
-            units.into_iter().chain(taken.into_iter().map(|taken| 2.0 * taken)).collect::<Vec<f64>>()
-        };
-        let own = of(point);
-        let far = |other: &&[f64]| -> f64 {
-            of(other).iter().zip(&own).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
-        };
-        known.iter().map(far).fold(f64::MAX, f64::min)
+        let own = self.place(point);
+        known.iter().map(|other| distance(&self.place(other), &own)).fold(f64::MAX, f64::min)
     }
 
     fn fit(&self, tried: &[Tried]) -> Fit {
         let rows: Vec<Vec<f64>> = tried.iter().map(|tried| self.features(&tried.point)).collect();
-        let mut rest: Vec<f64> = tried.iter().map(|tried| tried.score - self.prior(&tried.point)).collect();
+        let mut rest: Vec<f64> = tried.iter().map(|tried| tried.score - self.before(&tried.point)).collect();
         let mean = rest.iter().sum::<f64>() / rest.len().max(1) as f64;
         rest.iter_mut().for_each(|rest| *rest -= mean);
-        let n = rows.first().map_or(1, Vec::len);
+        let n = self.features(&self.pool[0]).len();
         let spread = rest.iter().map(|rest| rest * rest).sum::<f64>() / rest.len().max(1) as f64;
         // Scores that are all alike say nothing of how they spread.
         let spread = spread.max(1e-12 * (1.0 + mean * mean));
@@ -244,6 +311,9 @@ const NOISE: f64 = 1e-3;
 /// Points nearer than that are one.
 const APART: f64 = 0.05;
 
+/// Points nearer than that to one that failed are likely to fail as well: a tenth of a range.
+const AVOIDED: f64 = 0.2;
+
 /// A quadratic, and how sure it is.
 struct Fit {
     mean: f64,
@@ -258,8 +328,12 @@ impl Fit {
         let sum: f64 = features.iter().zip(&self.coefficients).map(|(a, b)| a * b).sum();
         let half = forward(&self.lower, &features);
         let variance: f64 = half.iter().map(|x| x * x).sum();
-        (self.mean + search.prior(point) + sum, variance.sqrt())
+        (self.mean + search.before(point) + sum, variance.sqrt())
     }
+}
+
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
 }
 
 /// The place of the smallest number.
@@ -318,7 +392,8 @@ mod tests {
     fn search(predicted: Option<fn(&[f64]) -> f64>, rounds: usize) -> (Vec<f64>, f64) {
         let mut search = Search::new(&knobs("a: {range: [0, 1.5]}\nb: {range: [-1, 1]}\n"));
         if let Some(predicted) = predicted {
-            search.expect(search.pool().iter().map(|point| predicted(point)).collect());
+            let predicted: Vec<_> = search.pool().iter().map(|point| Some(predicted(point))).collect();
+            search.expect(&predicted);
         }
         let mut tried: Vec<Tried> = Vec::new();
         for _ in 0..rounds {
@@ -369,6 +444,61 @@ mod tests {
         let best = &search.most_promising(&tried, 1)[0];
         assert_eq!(best[0], 1.0);
         assert!((best[1] - 0.7).abs() < 0.05, "{best:?}");
+    }
+
+    /// One method is predicted, the other is like it but for its level, which only tries can tell.
+    #[test]
+    fn what_is_not_predicted_is_tried_beside_what_is() {
+        let mut search = Search::new(&knobs("m: {choice: [a, b]}\nt: {range: [0, 1]}\n"));
+        let score = |point: &[f64]| (point[1] - 0.7).powi(2) - 0.1 * point[0];
+        let of = |point: &Vec<f64>| (point[0] == 0.0).then(|| score(point));
+        search.expect(&search.pool().iter().map(of).collect::<Vec<_>>());
+        assert_eq!((search.prior(&[0.0, 0.5]), search.prior(&[1.0, 0.5])), (Some(score(&[0.0, 0.5])), None));
+        let first = search.next(&[], 4);
+        assert!(
+            (first[0][1] - 0.7).abs() < 1e-9 && first[0][0] == 0.0,
+            "the best that is predicted: {first:?}"
+        );
+        assert!(first.iter().any(|point| point[0] == 1.0), "the other method too: {first:?}");
+        let tried: Vec<Tried> =
+            first.into_iter().map(|point| Tried { score: score(&point), point }).collect();
+        let best = &search.most_promising(&tried, 1)[0];
+        assert!(best[0] == 1.0 && (best[1] - 0.7).abs() < 0.02, "{best:?}");
+        // Other points are taken in with what is predicted of them, or with what is thought of their neighbours.
+        let new = [vec![0.0, 0.123_456], vec![1.0, 0.123_456]];
+        search.include(&new, &[Some(7.0), None]);
+        assert_eq!((search.prior(&new[0]), search.prior(&new[1])), (Some(7.0), None));
+        assert!((search.before(&new[1]) - (0.123f64 - 0.7).powi(2)).abs() < 0.01);
+        assert!(search.pool().is_sorted());
+    }
+
+    #[test]
+    fn what_fails_is_avoided_with_what_is_near() {
+        let mut search = Search::new(&knobs("a: {range: [0, 1]}\n"));
+        let mut tried: Vec<Tried> = Vec::new();
+        // All above a half fails, and nothing else is low.
+        for _ in 0..9 {
+            let point = search.next(&tried, 1).remove(0);
+            if point[0] > 0.5 {
+                search.avoid(&point);
+            } else {
+                tried.push(Tried { score: -point[0], point });
+            }
+        }
+        assert!(search.failed.len() < 6, "{:?}", search.failed);
+        let far = |point: &f64| search.failed.iter().all(|failed| (failed[0] - point).abs() > 0.1);
+        let mut chosen = search.next(&tried, 9);
+        chosen.extend(search.most_promising(&tried, 9));
+        chosen.retain(|point| tried.iter().all(|tried| tried.point != *point));
+        assert!(chosen.len() > 9 && chosen.iter().all(|point| far(&point[0])), "{chosen:?}");
+        let best = tried.iter().map(|tried| tried.point[0]).fold(0.0, f64::max);
+        assert!(best > 0.3, "{best}");
+        // What went well in a try may fail later.
+        let point = search.most_promising(&tried[..1], 1).remove(0);
+        search.avoid(&point);
+        assert!(!search.most_promising(&tried[..1], 1).contains(&point));
+        search.forgive(std::slice::from_ref(&point));
+        assert_eq!(search.most_promising(&tried[..1], 1), [point]);
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! What `mergeforge analyze` measures: planted structure is found, every number is what plain sums in f64 give, and none depends on
 //! the threads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use mergeforge::analyze::{Analysis, Request, analyze};
+use mergeforge::decoder::{Processor, Sums};
 use mergeforge::error::{Error, Kind};
+use mergeforge::eval::{Cut, Form, Model, Prompt, Texts, Windows};
 use mergeforge::plan::Choices;
-use mergeforge::prepare;
+use mergeforge::predict::{Agreement, Options, Parents, Reading};
 use mergeforge::stream::Watch;
+use mergeforge::tokenizer::Runner;
+use mergeforge::{prepare, prepare_model};
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
@@ -158,13 +162,18 @@ fn the_rank_of_task_vectors_is_found() {
         found.unwrap_or_else(|| panic!("{ranks:?}"))
     };
     assert_eq!(ranks.len(), 4);
+    near(&of("q_proj", "/a")["effective_rank"], 20.0, 0.01);
     near(&of("q_proj", "/a")["stable_rank"], 20.0, 0.01);
     assert_eq!(of("q_proj", "/a")["rank_of_90_percent"], 18);
     // Squares of 1, 1/4, 1/16, … add up to 4/3, and two of them to 15/16 of that.
     near(&of("q_proj", "/b")["stable_rank"], 4.0 / 3.0, 0.01);
+    // Their shares are 1/2, 1/4, 1/8, …, whose entropy is 2 ln 2.
+    near(&of("q_proj", "/b")["effective_rank"], 4.0, 0.01);
     assert_eq!(of("q_proj", "/b")["rank_of_90_percent"], 2);
+    near(&of("k_proj", "/b")["effective_rank"], 60.0, 0.01);
     near(&of("k_proj", "/b")["stable_rank"], 60.0, 0.01);
     assert_eq!(of("k_proj", "/b")["rank_of_90_percent"], 54);
+    assert_eq!(of("k_proj", "/a")["effective_rank"], Json::Null);
     assert_eq!(
         (&of("k_proj", "/a")["stable_rank"], &of("k_proj", "/a")["rank_of_90_percent"]),
         (&Json::Null, &json!(0))
@@ -622,6 +631,7 @@ fn the_examples_have_what_the_documents_say() {
     .models[].short
     .not_compared
     .predictions
+    .ranks[].effective_rank
     .ranks[].model
     .ranks[].rank_of_90_percent
     .ranks[].shape
@@ -653,6 +663,28 @@ fn example(flags: &[&str]) -> Json {
     serde_json::from_str(&ended.stdout).unwrap()
 }
 
+/// How far the predictions of models for the texts of the test below agree, with the whole vocabulary kept.
+fn agreements(models: &[&str]) -> HashMap<(usize, usize), Agreement> {
+    let cut = Cut { window: 128, stride: 128, packed: false, framed: false };
+    let form = Form::Text { by_line: true };
+    let file = Path::new(ROOT).join("examples/models/texts/medical_valid.txt");
+    let texts = Texts::read(&file, form, &Prompt::usual(form, false)).unwrap();
+    let opened = |name: &&str| {
+        let model = Model::new(prepare_model(Path::new(ROOT).join(name).to_str().unwrap()).unwrap()).unwrap();
+        let runner = Runner::open(model.folder()).unwrap();
+        let windows = Windows::of(&texts, &runner, None, cut, model.decoder.vocabulary).unwrap();
+        (model, vec![windows])
+    };
+    let opened: Vec<_> = models.iter().map(opened).collect();
+    let readings: Vec<_> = opened.iter().map(|(model, sets)| Reading { model, sets }).collect();
+    let options = Options { groups: 1, top: 1024, memory: 1 << 30, threads: 2 };
+    let mut processor = Processor::new(Sums::Fastest, 2);
+    let sets = ["set".into()];
+    let parents = Parents::measure(&readings, &sets, &options, &mut processor, &crate::eval::Quiet).unwrap();
+    let pairs = (0..models.len()).flat_map(|of| (0..models.len()).map(move |to| (of, to)));
+    pairs.map(|pair| (pair, parents.agreement(0, pair, 2))).collect()
+}
+
 /// What models make of texts is what `eval` and `predict` find.
 #[test]
 fn predictions_stand_beside_the_weights() {
@@ -672,10 +704,15 @@ fn predictions_stand_beside_the_weights() {
     }
     let pairs = set["pairs"].as_array().unwrap();
     assert_eq!(pairs.len(), 6, "every two, each way round");
+    let expected = agreements(&models);
     for pair in pairs {
         let [divergence, same] =
             [&pair["divergence"], &pair["same_most_likely"]].map(|of| of.as_f64().unwrap());
         assert!((0.05..1.0).contains(&divergence) && (0.3..0.9).contains(&same), "{pair}");
+        let place = |key: &str| models.iter().position(|model| pair[key] == **model).unwrap();
+        let expected = &expected[&(place("of"), place("to"))];
+        near(&pair["divergence"], expected.divergence, 0.01);
+        near(&pair["same_most_likely"], expected.same_first, 0.01);
     }
     let page = std::fs::read_to_string(file).unwrap();
     assert!(page.contains("What the models make of texts"));
@@ -699,7 +736,7 @@ fn a_page_is_whole_by_itself_and_well_formed() {
         "Findings",
         "Layers and modules",
         "Over the layers",
-        "Effective ranks",
+        "Ranks",
         "By tensor",
         "prefers-color-scheme:dark",
     ] {

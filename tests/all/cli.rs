@@ -174,6 +174,7 @@ fn a_plan_is_printed() {
     read     3.6 MB of inputs, some of it again where it does not stay in memory
     write    1.2 MB in 1 file(s)
     memory   at most 67.1 MB beside the program: 2 threads, up to 3.6 MB of inputs held between sweeps
+    eval     of the result on the CPU takes 9.4 MB of memory for a window of 256 tokens; for more at a time up to --host-memory
     copied   3 file(s) of examples/models/base: generation_config.json, tokenizer.json, tokenizer_config.json
 
     examples/models/medical: weight 0.5 density 0.5; examples/models/chat: weight 0.5 density 0.5; examples/models/base: base; normalize true; rescale false; lambda 1; int8_mask false

@@ -76,6 +76,21 @@ pub fn run<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) ->
     mergeforge().args(arguments).output().expect("the program starts").into()
 }
 
+/// Runs the program to its end, and looks at the most memory that it has had resident, in bytes. (What the system counts of a child at its
+/// end begins with its parent's.)
+#[cfg(target_os = "linux")]
+pub fn run_watched<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> (Ended, u64) {
+    let mut child = mergeforge().args(arguments).spawn().expect("the program starts");
+    let (status, mut peak_bytes) = (format!("/proc/{}/status", child.id()), 0);
+    while child.try_wait().expect("it is a child").is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let most = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak_bytes = most.map_or(peak_bytes, |kilobytes| kilobytes.parse::<u64>().unwrap() << 10);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    (child.wait_with_output().expect("it has ended").into(), peak_bytes)
+}
+
 /// Writes a config into a folder.
 pub fn config(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("config.yml");

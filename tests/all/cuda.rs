@@ -126,13 +126,19 @@ pub fn mistaken(file: &str, right: &str, wrong: &str) -> tempfile::TempDir {
     folder
 }
 
+/// A quick check of the kernel with a mistake in a file, and how it ended.
+fn checked<'a>(file: &'a str, right: &str, wrong: &str, sanitizer: Option<Sanitizer>) -> (&'a str, Ended) {
+    let (kernel, kernels) = (kernel_of(file), mistaken(file, right, wrong));
+    let driver = Driver::with_kernel(kernels.path(), kernel, sanitizer);
+    (kernel, on(&driver, &[], &["check", "--quick", "--kernel", kernel, "--device", "cuda"]))
+}
+
 /// That a quick check finds a mistake in a file.
 #[track_caller]
 fn assert_caught(file: &str, right: &str, wrong: &str) {
-    let kernels = mistaken(file, right, wrong);
-    let ended = on(&Driver::with_kernels(kernels.path()), &[], &["check", "--quick", "--device", "cuda"]);
+    let (kernel, ended) = checked(file, right, wrong, None);
     assert_eq!(ended.code, Some(5), "{file}: {wrong}: {}{}", ended.stdout, ended.stderr);
-    let reported = [format!("{} of ", kernel_of(file)), "wrote behind its results".into()];
+    let reported = [format!("{kernel} of "), "wrote behind its results".into()];
     assert!(reported.iter().any(|reported| ended.stderr.contains(reported)), "{file}: {}", ended.stderr);
 }
 
@@ -286,21 +292,19 @@ fn mistakes_in_fast_paths_are_caught() {
 /// A store behind the results, by address checking; a missing barrier, by race checking.
 #[test]
 fn mistakes_that_results_may_hide_are_caught() {
-    let beyond =
-        mistaken("keys.cu", "if (i < lanes) at[i] = own[i];", "if (i < lanes) at[i + (1 << 28)] = own[i];");
-    let ended = on(
-        &Driver::build(beyond.path(), Some(Sanitizer::Address)),
-        &[],
-        &["check", "--quick", "--device", "cuda"],
-    );
-    assert_eq!(ended.code, Some(134), "{}{}", ended.stdout, ended.stderr);
-    let racing = mistaken("levels.cu", "    __syncthreads();\n    count_tiles", "    count_tiles");
-    let ended = on(
-        &Driver::build(racing.path(), Some(Sanitizer::Thread)),
-        &[],
-        &["check", "--quick", "--device", "cuda"],
-    );
-    assert_eq!(ended.code, Some(134), "{}{}", ended.stdout, ended.stderr);
+    let cases = [
+        (
+            "keys.cu",
+            "if (i < lanes) at[i] = own[i];",
+            "if (i < lanes) at[i + (1 << 28)] = own[i];",
+            Sanitizer::Address,
+        ),
+        ("levels.cu", "    __syncthreads();\n    count_tiles", "    count_tiles", Sanitizer::Thread),
+    ];
+    for (file, right, wrong, sanitizer) in cases {
+        let (_, ended) = checked(file, right, wrong, Some(sanitizer));
+        assert_eq!(ended.code, Some(134), "{file}: {}{}", ended.stdout, ended.stderr);
+    }
 }
 
 /// Checkpoints of all types, forms and sizes, and a method's config over them.

@@ -3,13 +3,13 @@
 //! What is built is kept under the hash of all that it is made from: objects one by one, so that a kernel
 //! that was changed is the only thing that is compiled again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use crate::command::ROOT;
@@ -32,6 +32,7 @@ pub struct Driver {
 }
 
 /// What g++ turns into an object.
+#[derive(Debug, Clone)]
 struct Unit {
     source: PathBuf,
     flags: Vec<OsString>,
@@ -49,6 +50,8 @@ const DRIVER_FLAGS: &[&str] = &["-O1"];
 /// optimised away cannot be seen.
 const KERNEL_FLAGS: &[&str] = &["-O2"];
 const WATCHED_KERNEL_FLAGS: &[&str] = &["-O1"];
+/// A kernel with a mistake runs once, so compiling is most of its time.
+const MISTAKEN_KERNEL_FLAGS: &[&str] = &["-O0"];
 
 impl Driver {
     /// With the kernels of the program.
@@ -66,13 +69,28 @@ impl Driver {
         Self::build(folder, None)
     }
 
-    /// With the kernels of any folder, watched or not.
-    pub fn build(kernels: &Path, sanitizer: Option<Sanitizer>) -> Self {
-        // Tests that need the same objects wait here for those that build them.
-        static BUILDING: Mutex<()> = Mutex::new(());
-        let _building = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    /// With one kernel of another folder and no other: for a run of this kernel alone.
+    pub fn with_kernel(folder: &Path, kernel: &str, sanitizer: Option<Sanitizer>) -> Self {
+        let optimised = if sanitizer.is_some() { WATCHED_KERNEL_FLAGS } else { MISTAKEN_KERNEL_FLAGS };
+        Self::link(vec![kernel_unit(folder.join(format!("{kernel}.cu")), optimised, sanitizer)], sanitizer)
+    }
 
-        let objects = compile_all(&units(kernels, sanitizer));
+    /// With the kernels of any folder, watched or not.
+    pub fn build(folder: &Path, sanitizer: Option<Sanitizer>) -> Self {
+        let sources = files(folder, &["cu"]);
+        assert!(!sources.is_empty(), "{} has no kernels", folder.display());
+        let optimised = if sanitizer.is_some() { WATCHED_KERNEL_FLAGS } else { KERNEL_FLAGS };
+        let unit = |source| kernel_unit(source, optimised, sanitizer);
+        Self::link(sources.into_iter().map(unit).collect(), sanitizer)
+    }
+
+    /// The engine and the driver with these kernels.
+    fn link(kernels: Vec<Unit>, sanitizer: Option<Sanitizer>) -> Self {
+        let mut units = [engine_units(sanitizer), kernels].concat();
+        // The longest first: the cores then end at about the same time.
+        units
+            .sort_by_key(|unit| std::cmp::Reverse(fs::metadata(&unit.source).map_or(0, |found| found.len())));
+        let objects = compile_all(&units);
         let folder = cache().join(format!("driver-{}", hash(objects.iter().map(file_name))));
         make(&folder, |folder| {
             fs::create_dir(folder).unwrap();
@@ -173,12 +191,12 @@ fn watching(sanitizer: Option<Sanitizer>) -> &'static [&'static str] {
     }
 }
 
-/// All that the library is made of: the engine and the driver, and each kernel by itself.
-fn units(kernels: &Path, sanitizer: Option<Sanitizer>) -> Vec<Unit> {
-    let unit = |source: PathBuf, flags: &[&[&str]]| {
-        let flags = flags.iter().copied().flatten().map(OsString::from).collect();
-        Unit { source, flags }
-    };
+fn unit(source: PathBuf, flags: &[&[&str]]) -> Unit {
+    Unit { source, flags: flags.iter().copied().flatten().map(OsString::from).collect() }
+}
+
+/// What the library is made of besides kernels: the engine and the driver.
+fn engine_units(sanitizer: Option<Sanitizer>) -> Vec<Unit> {
     let mut units = Vec::new();
     for source in files(&engine(), &["cpp"]) {
         let checked: &[&str] = if sanitizer.is_some() { &["-DCUDA_CPU_CHECKED"] } else { &[] };
@@ -188,18 +206,13 @@ fn units(kernels: &Path, sanitizer: Option<Sanitizer>) -> Vec<Unit> {
             _ => units.push(unit(source, &[DRIVER_FLAGS])),
         }
     }
-    let found = files(kernels, &["cu"]);
-    assert!(!found.is_empty(), "{} has no kernels", kernels.display());
-    let header = engine().join("cuda_cpu.h");
-    let optimised = if sanitizer.is_some() { WATCHED_KERNEL_FLAGS } else { KERNEL_FLAGS };
-    for source in found {
-        let mut kernel = unit(source, &[optimised, watching(sanitizer), &["-x", "c++", "-include"]]);
-        kernel.flags.push(header.clone().into());
-        units.push(kernel);
-    }
-    // The longest first: the cores then end at about the same time.
-    units.sort_by_key(|unit| std::cmp::Reverse(fs::metadata(&unit.source).map_or(0, |found| found.len())));
     units
+}
+
+fn kernel_unit(source: PathBuf, optimised: &[&str], sanitizer: Option<Sanitizer>) -> Unit {
+    let mut kernel = unit(source, &[optimised, watching(sanitizer), &["-x", "c++", "-include"]]);
+    kernel.flags.push(engine().join("cuda_cpu.h").into());
+    kernel
 }
 
 /// Compiles what is not there yet, on all cores; the objects, in the order of the units.
@@ -244,9 +257,13 @@ fn compile(unit: &Unit) -> PathBuf {
     object
 }
 
-/// Makes something under another name and renames it: other processes do the same at the same time.
+/// Makes something under another name and renames it: other processes do the same at the same time. Tests that need the same
+/// wait for the one that makes it.
 fn make(path: &Path, how: impl FnOnce(&Path)) {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
+    static MAKING: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let own = Arc::clone(MAKING.lock().unwrap().entry(path.to_owned()).or_default());
+    let _making = own.lock().unwrap_or_else(PoisonError::into_inner);
     if path.exists() {
         return;
     }

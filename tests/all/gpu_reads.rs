@@ -99,8 +99,9 @@ fn texts(folder: &Path) -> [String; 2] {
 
 /// That two reports have the same numbers, but for what a device and its speed are.
 fn assert_alike(one: &Value, other: &Value, place: &str) {
-    const OTHERWISE: [&str; 8] = [
+    const OTHERWISE: [&str; 9] = [
         "device",
+        "device_memory_bytes",
         "memory_bytes",
         "passes",
         "seconds",
@@ -162,6 +163,57 @@ fn eval_finds_on_a_gpu_what_it_finds_on_the_processor() {
         on(driver(), &[], &[&arguments[..], &["--device", "cuda", "--device-memory", "1MB"]].concat());
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
     assert!(refused.stderr.contains("more --device-memory"), "{}", refused.stderr);
+}
+
+/// The most memory that is in use, of bfloat16 and of others, of one model and of many parents.
+#[test]
+fn a_gpu_has_what_states_and_logits_take() {
+    const OF_CUBLAS: u64 = 32 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let [general, _] = texts(folder.path());
+    std::fs::write(
+        &general,
+        "The heart pumps blood through the body, and the lungs bring air to it.\n".repeat(40),
+    )
+    .unwrap();
+    let config = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text.replace("EXAMPLES", &example(""))).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let models = "models: [{model: EXAMPLES/medical, parameters: {weight: 0.5}}, {model: EXAMPLES/chat, parameters: {weight: 0.5}}]";
+    let exact = config("exact.yml", &format!("merge_method: linear\n{models}\ndtype: float32\n"));
+    let wide = folder.path().join("wide");
+    let wide = wide.to_str().unwrap();
+    mergeforge().args(["merge", "--quiet", &exact, wide]).output().map(Ended::from).unwrap().succeeded();
+    let sum =
+        config("sum.yml", &format!("merge_method: task_arithmetic\nbase_model: EXAMPLES/base\n{models}\n"));
+    let peak_file = folder.path().join("peak");
+    let peak = |arguments: &[&str]| {
+        let settings = [("FAKE_CUDA_PEAK_FILE", peak_file.to_str().unwrap())];
+        let more = ["--text", &general, "--lines", "--window", "32", "--device", "cuda", "--json"];
+        let report = json(on(driver(), &settings, &[arguments, &more].concat()));
+        (std::fs::read_to_string(&peak_file).unwrap().trim().parse::<u64>().unwrap(), report)
+    };
+    for model in [&example("base"), wide] {
+        let (peak, report) = peak(&["eval", model]);
+        let stated = report["models"][0]["memory_bytes"].as_u64().unwrap() - OF_CUBLAS;
+        assert!(peak <= stated && peak > stated / 2, "{model}: {peak} of {stated}");
+    }
+    for groups in ["1", "4"] {
+        let (peak, report) = peak(&["predict", &sum, "--groups", groups]);
+        let stated = find(&report, "device_memory_bytes").unwrap().as_u64().unwrap() - OF_CUBLAS;
+        assert!(peak <= stated && peak > stated / 2, "{groups} groups: {peak} of {stated}");
+    }
+}
+
+/// The first value of this key, wherever it is.
+fn find<'v>(value: &'v Value, key: &str) -> Option<&'v Value> {
+    match value {
+        Value::Object(map) => map.get(key).or_else(|| map.values().find_map(|value| find(value, key))),
+        Value::Array(list) => list.iter().find_map(|value| find(value, key)),
+        _ => None,
+    }
 }
 
 #[test]

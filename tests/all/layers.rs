@@ -82,6 +82,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "config",
             "dtype",
             "timeline",
+            "threads",
             "page",
         ],
     ),

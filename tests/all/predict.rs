@@ -237,12 +237,13 @@ fn a_model_that_differs_in_one_group_is_its_parent_of_that_group() {
         let models = [opened(&example("base"), &sets), opened(&other, &sets)];
         let whole = measure(&models, OPTIONS).unwrap();
         let parents = measure(&models, Options { groups: 2, ..OPTIONS }).unwrap();
-        assert_eq!(parents.count(), 3);
+        assert_eq!((parents.count(), parents.coefficients()), (4, 2));
         let [base, tuned] = [0, 1].map(|parent| whole.loss_of_parent(0, parent));
         assert!((tuned.loss - base.loss).abs() > 1e-4, "{tensor} changes something");
         assert_eq!(parents.loss_of_parent(0, 0), base);
         assert_eq!(parents.loss_of_parent(0, 1 + group), tuned, "{tensor}");
         assert_eq!(parents.loss_of_parent(0, 2 - group), base, "{tensor}");
+        assert_eq!(parents.loss_of_parent(0, 3), tuned, "the whole model is there as well");
         // Together they are the model.
         near(parents.loss(0, &[1.0, 1.0], 2).loss, tuned.loss, 1e-5);
     }
@@ -255,7 +256,7 @@ fn groups_of_layers_follow_weights_that_differ_by_layer() {
     let models = family(&sets);
     let groups = Groups::of(4, 4);
     let by_layer = measure(&models, Options { groups: 4, ..OPTIONS }).unwrap();
-    assert_eq!((by_layer.count(), &by_layer.groups), (9, &groups));
+    assert_eq!((by_layer.count(), by_layer.coefficients(), &by_layer.groups), (11, 8, &groups));
     let whole = measure(&models, OPTIONS).unwrap();
     let mut random = Random(3);
     let mut errors = [0.0; 2];
@@ -268,6 +269,11 @@ fn groups_of_layers_follow_weights_that_differ_by_layer() {
         errors[1] += (whole.loss(0, &means, 2).loss - score.loss).abs();
     }
     assert!(errors[0] < 0.7 * errors[1], "{errors:?}");
+    // Where all layers have one weight, groups predict what whole models do.
+    for [a, b] in [[0.25, 0.5], [1.0, 0.0], [0.7, 0.6]] {
+        let by_layer = by_layer.loss(0, &[[a; 4], [b; 4]].concat(), 2);
+        near(by_layer.loss, whole.loss(0, &[a, b], 2).loss, 1e-5);
+    }
 }
 
 fn ranks(values: &[f64]) -> Vec<f64> {

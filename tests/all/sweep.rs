@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use mergeforge::backend::devices::processor;
 use mergeforge::config::{Config, Space};
@@ -22,12 +23,12 @@ use tempfile::TempDir;
 use crate::command;
 use crate::models::{Quiet, safetensors_files};
 
-fn models() -> PathBuf {
+pub fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models")
 }
 
 /// A config of the example models.
-fn config(method: &str, parameters: &str, weights: [&str; 2]) -> String {
+pub fn config(method: &str, parameters: &str, weights: [&str; 2]) -> String {
     let root = models();
     let root = root.display();
     let base = if method == "linear" { String::new() } else { format!("base_model: {root}/base\n") };
@@ -108,8 +109,8 @@ fn candidates_have_the_bytes_and_the_losses_of_their_merges() {
         let out = folder.path().join(out);
         command::run(["merge".as_ref(), file.as_os_str(), out.as_os_str(), "--seed=7".as_ref()]).succeeded();
         assert!(made == stored(&out), "{method}");
-        let found = &measure(&[candidate], &windows, &mut reading, &Quiet, &Deaf).unwrap()[0];
-        assert!(*found == read(&out, &windows), "{method}");
+        let found = measure(&[candidate], &windows, &mut reading, &Quiet, &Deaf).unwrap().remove(0).unwrap();
+        assert!(found == read(&out, &windows), "{method}");
     }
 }
 
@@ -133,12 +134,13 @@ fn company_and_memory_do_not_show_in_losses() {
             .iter()
             .map(|(method, weight)| candidate(&config(method, "density: 0.5", [weight, "0.4"]), 0, &engine))
             .collect();
-        let together = measure(&candidates, &windows, &mut engine, &Quiet, &Deaf).unwrap();
+        let mut measured = |candidates: &[Candidate]| -> Vec<Losses> {
+            let found = measure(candidates, &windows, &mut engine, &Quiet, &Deaf).unwrap();
+            found.into_iter().map(Result::unwrap).collect()
+        };
+        let together = measured(&candidates);
         // Thresholds that were found for one are known to the next, and change nothing.
-        let again: Vec<Losses> = candidates
-            .chunks(1)
-            .flat_map(|one| measure(one, &windows, &mut engine, &Quiet, &Deaf).unwrap())
-            .collect();
+        let again: Vec<Losses> = candidates.chunks(1).flat_map(measured).collect();
         assert!(together == again, "company shows");
         together
     };
@@ -171,7 +173,7 @@ impl Objective for Counted<'_> {
         &mut self,
         configs: Vec<(Config, u64)>,
         whole: bool,
-    ) -> mergeforge::error::Result<Vec<mergeforge::sweep::Measured>> {
+    ) -> mergeforge::error::Result<Vec<mergeforge::error::Result<mergeforge::sweep::Measured>>> {
         let count = configs.len();
         if self
             .left
@@ -206,7 +208,7 @@ fn swept(folder: &Path, candidates: usize) -> mergeforge::error::Result<Outcome>
     let inner = ByTexts::new(&sets, 1500, Choices::USUAL, engine(MEMORY), &Quiet, &Deaf);
     let mut objective = Counted { inner, left: &left };
     let mut journal = Journal::open(&folder.join("sweep.jsonl"), &json!({ "test": 1 }), false)?;
-    run(&request, &Search::new(&request.space.knobs), &mut objective, &mut journal)
+    run(&request, &mut Search::new(&request.space.knobs), &mut objective, &mut journal)
 }
 
 #[test]
@@ -232,7 +234,8 @@ fn an_interrupted_sweep_goes_on_and_the_best_merge_is_found() {
     let grid = (0..5).flat_map(|x| (0..5).map(move |y| [f64::from(x) * 0.375, f64::from(y) * 0.375]));
     let configs = grid.map(|point| (request.config(&point).unwrap(), 0)).collect();
     let scores = objective.measure(configs, true).unwrap();
-    let lowest = scores.iter().map(|of| request.score(&of.values)).fold(f64::MAX, f64::min);
+    let scores = scores.into_iter().map(|of| request.score(&of.unwrap().values));
+    let lowest = scores.fold(f64::MAX, f64::min);
     let best = found.points[found.best].whole.as_ref().unwrap();
     assert!(
         best.score < lowest + 0.005,
@@ -272,7 +275,7 @@ fn a_planted_optimum_is_found_by_any_program() {
     let again: Value = serde_json::from_str(&sweep(&[]).succeeded().stdout).unwrap();
     assert_eq!((&again["points"], &again["candidates_measured"]), (&found["points"], &json!(0)));
     // Another program is another sweep.
-    sweep(&["--metric", "loss"]).failed(2, &["of another sweep: measured by changed", "--restart"]);
+    sweep(&["--metric", "loss"]).failed(2, &["of another sweep: metrics changed", "--restart"]);
     sweep(&["--metric", "loss", "--restart"]).failed(2, &["gave no number", "loss"]);
 }
 
@@ -321,7 +324,7 @@ fn odd_spaces_are_swept_all_the_same() {
     };
     let by_text = |name: &str, config: &str, more: &[&str]| {
         let mut words = vec!["--text", text.to_str().unwrap(), "--lines", "--window=64", "--try-tokens=600"];
-        words.extend(["--together=2", "--confirm=1"]);
+        words.extend(["--together=2", "--confirm=1", "--device=cpu"]);
         words.extend(more);
         swept(name, config, &words)
     };
@@ -331,11 +334,30 @@ fn odd_spaces_are_swept_all_the_same() {
     assert!(found["points"][0]["predicted"].is_number() && talk.is_empty(), "{talk}");
     let methods = config("task_arithmetic", "density: 0.5", [range, "0.5"])
         .replace("merge_method: task_arithmetic", "merge_method: [task_arithmetic, ties]");
-    let (found, talk) = by_text("methods", &methods, &["--tries=2"]);
-    assert!(found["points"][0]["predicted"].is_null() && talk.contains("no prediction"), "{talk}");
+    let neither = methods.replace("[task_arithmetic, ties]", "[dare_ties, ties]");
+    let (found, talk) = by_text("methods", &neither, &["--tries=2"]);
+    assert!(found["points"][0]["predicted"].is_null() && talk.contains("no prediction, so"), "{talk}");
+    // One method is a sum, the other is tried beside it.
+    let (found, talk) = by_text("mixed", &methods, &["--tries=4"]);
+    assert!(talk.contains("no prediction for") && talk.contains("which are tried without"), "{talk}");
+    let points = found["points"].as_array().unwrap();
+    for point in points {
+        assert_eq!(
+            point["predicted"].is_number(),
+            point["values"]["merge_method"] == "task_arithmetic",
+            "{point}"
+        );
+    }
+    assert!(
+        ["ties", "task_arithmetic"]
+            .iter()
+            .all(|method| points.iter().any(|point| point["values"]["merge_method"] == *method))
+    );
     let one = config("task_arithmetic", "", [range, "0.5"]);
     let (found, _) = by_text("one", &one, &["--tries=1", "--no-predict"]);
     assert!(found["points"].as_array().unwrap().len() <= 2);
+    let journal = fs::read_to_string(folder.path().join("one/sweep.jsonl")).unwrap();
+    assert!(journal.lines().next().unwrap().contains(r#""read on":"cpu""#), "{journal}");
     // What was measured to be low is not taken for high.
     let program = "sed -n 's/.*weight: \\([0-9.]*\\)}.*/\\1/p' {model}/mergekit_config.yml | head -n 1";
     let by_program = |more: &[&str]| {
@@ -351,6 +373,139 @@ fn odd_spaces_are_swept_all_the_same() {
     assert!(highest == score && highest > 0.8, "{highest} {score}");
     let best = fs::read_to_string(folder.path().join("program/best.yml")).unwrap();
     assert!(best.contains(&format!("# score {score:.4}")), "{best}");
+}
+
+/// A program that fails where a weight is large: that is noted, and the best of the rest is found.
+#[test]
+fn a_candidate_that_fails_is_noted_and_the_sweep_goes_on() {
+    let folder = TempDir::new().unwrap();
+    let file = command::config(folder.path(), &config("task_arithmetic", "", ["{range: [0, 1.5]}", "0.5"]));
+    let out = folder.path().join("out");
+    // What the merge was made of; of weights beyond a limit no more than that it failed.
+    let program = |limit: f64| {
+        format!(
+            "w=$(sed -n 's/.*weight: \\([0-9.]*\\)}}.*/\\1/p' {{model}}/mergekit_config.yml | head -n 1); \
+             awk \"BEGIN {{ if ($w > {limit}) exit 9; print ($w - 0.4) * ($w - 0.4) }}\""
+        )
+    };
+    let sweep = |limit: f64, more: &[&str]| {
+        let program = program(limit);
+        let mut words = vec!["sweep", file.to_str().unwrap(), out.to_str().unwrap(), "--quiet"];
+        words.extend(["--objective-cmd", &program, "--tries=6", "--together=3", "--confirm=2"]);
+        words.extend(more);
+        command::run(words)
+    };
+    let found: Value = serde_json::from_str(&sweep(1.0, &["--json"]).succeeded().stdout).unwrap();
+    let points = found["points"].as_array().unwrap();
+    let weight = |point: &Value| point["values"]["medical weight"].as_f64().unwrap();
+    for point in points {
+        let fails = weight(point) > 1.0;
+        assert_eq!(point["failed"].is_string(), fails, "{point}");
+        assert_eq!((point["try"].is_null(), point["all"].is_null()), (fails, fails), "{point}");
+    }
+    let failed = points.iter().filter(|point| weight(point) > 1.0).count();
+    assert!((1..4).contains(&failed), "what is near to a failure is left alone: {points:?}");
+    assert!((weight(&points[found["best"].as_u64().unwrap() as usize]) - 0.4).abs() < 0.1, "{points:?}");
+    let page = fs::read_to_string(out.join("sweep.html")).unwrap();
+    assert!(page.contains("failed because") && page.contains("ended with exit status: 9"));
+    let journal = fs::read_to_string(out.join("sweep.jsonl")).unwrap();
+    assert_eq!(journal.matches("ended with exit status: 9").count(), failed);
+    // The same command tries those again, whose reason may be gone, and nothing else.
+    let again = sweep(1.0, &[]).succeeded().stdout;
+    assert_eq!(
+        again.matches("    failed: --objective-cmd ended with exit status: 9").count(),
+        failed,
+        "{again}"
+    );
+    assert!(again.contains(&format!("{failed} candidates measured")), "{again}");
+    // Where nothing goes well, it is no use to go on.
+    sweep(-1.0, &["--restart"]).failed(2, &["all 3 candidates failed", "exit status: 9", "run it by itself"]);
+    let journal = fs::read_to_string(out.join("sweep.jsonl")).unwrap();
+    assert_eq!(journal.lines().count(), 1 + 3, "{journal}");
+}
+
+/// What the shell has started ends with it, though it does not hear, and the shell is gone before.
+#[test]
+fn a_program_that_ignores_the_end_of_its_time_is_ended() {
+    let folder = TempDir::new().unwrap();
+    let file = command::config(folder.path(), &config("task_arithmetic", "", ["{choice: [0.5, 1]}", "0.5"]));
+    let out = folder.path().join("out");
+    let program = "(trap '' TERM; sleep 240); echo {model} 1";
+    let words = ["sweep", file.to_str().unwrap(), out.to_str().unwrap(), "--quiet", "--tries=1"];
+    let begun = Instant::now();
+    // It has this run's standard error too, which is read until nobody can write to it.
+    command::run(words.into_iter().chain(["--objective-timeout=1", "--objective-cmd", program]))
+        .failed(2, &["took longer than 1 s", "--objective-timeout"]);
+    assert!(begun.elapsed() < Duration::from_secs(200), "it was waited for");
+}
+
+/// In memory as well: one of several that go through the models together has losses that are no numbers.
+#[test]
+fn losses_that_are_not_finite_are_one_candidates_failure() {
+    let request = Request {
+        space: Space::read("c.yml", &config("task_arithmetic", "", ["{range: [0, 1.0e+39]}", "0.5"]))
+            .unwrap(),
+        weights: vec![("medical".into(), 1.0)],
+        ..request()
+    };
+    let sets = [Set { name: "medical".into(), windows: windows("medical_valid.txt", 20) }];
+    let mut objective = ByTexts::new(&sets, 0, Choices::USUAL, engine(MEMORY), &Quiet, &Deaf);
+    let mut measured = |weights: &[f64]| -> Vec<Option<f64>> {
+        let config = |weight: &f64| (request.config(&[*weight]).unwrap(), 0);
+        let found = objective.measure(weights.iter().map(config).collect(), true).unwrap();
+        let value = |of: mergeforge::error::Result<mergeforge::sweep::Measured>| match of {
+            Ok(of) => Some(of.values[0]),
+            Err(why) => {
+                assert!(why.message.contains("losses are NaN or infinite"), "{}", why.message);
+                None
+            }
+        };
+        found.into_iter().map(value).collect()
+    };
+    let alone = [measured(&[0.5])[0], measured(&[0.9])[0]];
+    assert!(alone[0].is_some() && alone[0] != alone[1]);
+    assert_eq!(measured(&[0.5, 1e38, 0.9]), [alone[0], None, alone[1]]);
+}
+
+/// Files of one name in two folders, and files beside the weights that change.
+#[test]
+fn sets_are_told_apart_and_other_files_are_another_sweep() {
+    let folder = TempDir::new().unwrap();
+    let copy = folder.path().join("chat");
+    fs::create_dir(&copy).unwrap();
+    for file in fs::read_dir(models().join("chat")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    let text = config("task_arithmetic", "", ["{range: [0, 1.5]}", "0.5"])
+        .replace(&format!("{}/chat", models().display()), copy.to_str().unwrap());
+    let file = command::config(folder.path(), &text);
+    let texts = ["a", "b"].map(|name| folder.path().join(name).join("texts.txt"));
+    for (number, text) in texts.iter().enumerate() {
+        fs::create_dir(text.parent().unwrap()).unwrap();
+        let all = fs::read_to_string(models().join("texts/medical_valid.txt")).unwrap();
+        let lines: Vec<&str> = all.lines().skip(10 * number).take(10).collect();
+        fs::write(text, lines.join("\n")).unwrap();
+    }
+    let [a, b] = texts.each_ref().map(|text| text.to_str().unwrap());
+    let out = folder.path().join("out");
+    let sweep = |texts: &[&str], more: &[&str]| {
+        let mut words = vec!["sweep", file.to_str().unwrap(), out.to_str().unwrap(), "--quiet", "--text"];
+        words.extend(texts);
+        words.extend(["--lines", "--window=64", "--json", "--tries=1", "--confirm=1", "--no-predict"]);
+        words.extend(more);
+        command::run(words)
+    };
+    sweep(&[a, a], &[]).failed(2, &["is given twice", a]);
+    sweep(&[a, b], &["--weight", "texts=2"]).failed(2, &["--weight texts: several are called so", a, b]);
+    sweep(&[a, b], &["--weight", "texts.txt=2"]).failed(2, &["several are called so"]);
+    let found = sweep(&[a, b], &["--weight", &format!("{b}=2")]).succeeded().stdout;
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["measured"], json!([{ "name": a, "weight": 1.0 }, { "name": b, "weight": 2.0 }]));
+    let settings = copy.join("tokenizer_config.json");
+    let changed = fs::read_to_string(&settings).unwrap() + "\n";
+    fs::write(&settings, changed).unwrap();
+    sweep(&[a, b], &[]).failed(2, &["of another sweep: files beside the weights changed", "--restart"]);
 }
 
 /// The search alone, where the score is what it believes it to be.

@@ -16,13 +16,26 @@ use crate::models::Random;
 #[test]
 fn every_kernel_gives_the_bits_of_its_twin() {
     for hold_bytes in [0, 64 << 20] {
-        let rows = check::run(&Cpu::new(hold_bytes), Depth::All, |_| {}).unwrap();
+        let rows = check::run(&Cpu::new(hold_bytes), Depth::All, None, |_| {}).unwrap();
         assert_eq!(rows.len(), (KERNELS.len() - 1) * Types::ALL.len(), "all kernels but `stream`");
         for row in &rows {
             assert!(row.launches >= 24, "{row:?}");
             assert_eq!(row.wrong, None, "holding {hold_bytes} bytes");
         }
         assert!(check::refusal("cpu", &rows).is_none());
+    }
+}
+
+#[test]
+fn a_kernel_alone_is_checked_as_often_as_among_all() {
+    let device = Cpu::new(0);
+    let all = check::run(&device, Depth::Quick, None, |_| {}).unwrap();
+    assert_eq!(check::kernels().len() * Types::ALL.len(), all.len());
+    for kernel in check::kernels() {
+        let alone = check::run(&device, Depth::Quick, Some(kernel), |_| {}).unwrap();
+        assert_eq!(alone.len(), Types::ALL.len(), "{kernel}");
+        let among = all.iter().filter(|row| row.kernel == kernel.name);
+        assert!(alone.iter().eq(among), "{kernel}: {alone:?}");
     }
 }
 

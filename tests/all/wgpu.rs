@@ -173,7 +173,7 @@ fn mistakes_in_shaders_are_caught() {
         let ended = if compiled_apart.contains(&kernel) {
             merge_on_device(&ways, folder.path(), &[])
         } else {
-            on(&ways, &["check", "--quick", "--device", DEVICE])
+            on(&ways, &["check", "--quick", "--kernel", kernel, "--device", DEVICE])
         };
         assert_eq!(ended.code, Some(5), "{file}: {wrong}: {}", ended.stderr);
         let reported = ["checks differ from the CPU".to_string(), format!("{kernel} of ")];

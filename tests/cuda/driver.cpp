@@ -220,12 +220,14 @@ bool is_device(int device) { return device >= 0 && device < device_count(); }
 __attribute__((destructor)) void end_of_process() {
     if (!initialized) return;
     memory().check_all();
-    const std::string& path = settings().count_file;
-    if (path.empty()) return;
-    if (FILE* file = std::fopen(path.c_str(), "w")) {
-        std::fprintf(file, "%llu\n", static_cast<unsigned long long>(call_count));
+    auto leave = [](const std::string& path, uint64_t number) {
+        FILE* file = path.empty() ? nullptr : std::fopen(path.c_str(), "w");
+        if (!file) return;
+        std::fprintf(file, "%" PRIu64 "\n", number);
         std::fclose(file);
-    }
+    };
+    leave(settings().count_file, call_count);
+    leave(settings().peak_file, memory().most_used_bytes(0));
 }
 
 // ---- copies

@@ -3,6 +3,7 @@
 
 #include "report.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -53,6 +54,7 @@ uintptr_t Memory::allocate(int owner, size_t bytes, size_t bytes_max) {
         std::lock_guard lock(mutex);
         if (bytes > bytes_max || used[owner] > bytes_max - bytes) return 0;
         used[owner] += bytes;
+        most_used[owner] = std::max(most_used[owner], used[owner]);
     }
     size_t whole = (bytes + 2 * GUARD_BYTES + ALIGNMENT_BYTES - 1) / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
     auto* start = static_cast<unsigned char*>(std::aligned_alloc(ALIGNMENT_BYTES, whole));
@@ -96,6 +98,11 @@ bool Memory::find(uintptr_t address, Allocation& found) {
 size_t Memory::used_bytes(int owner) {
     std::lock_guard lock(mutex);
     return used[owner];
+}
+
+size_t Memory::most_used_bytes(int owner) {
+    std::lock_guard lock(mutex);
+    return most_used[owner];
 }
 
 void Memory::check_all() {

@@ -27,7 +27,7 @@ struct Allocation {
 class Memory {
     std::mutex mutex;
     std::map<uintptr_t, Allocation> allocations;
-    std::map<int, size_t> used;
+    std::map<int, size_t> used, most_used;
 
 public:
     // New memory of that owner, unless it would then have more than `bytes_max`: 0.
@@ -37,6 +37,7 @@ public:
     // The allocation in which an address lies, or whose end it is; false if there is none.
     bool find(uintptr_t address, Allocation& found);
     size_t used_bytes(int owner);
+    size_t most_used_bytes(int owner);
     // Ends the process if a guard zone was written to.
     void check_all();
 };

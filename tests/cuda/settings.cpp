@@ -46,6 +46,7 @@ Settings read() {
         .capability = static_cast<int>(number("FAKE_CUDA_CAPABILITY", 90)),
         .ignore_waits = number("FAKE_CUDA_IGNORE_WAITS", 0),
         .count_file = text("FAKE_CUDA_COUNT_FILE"),
+        .peak_file = text("FAKE_CUDA_PEAK_FILE"),
         .call_log = text("FAKE_CUDA_CALL_LOG"),
         .launch_log = text("FAKE_CUDA_LAUNCH_LOG"),
         .conflicts = text("FAKE_CUDA_CONFLICTS"),

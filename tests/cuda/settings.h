@@ -23,6 +23,7 @@ struct Settings {
     uint64_t ignore_waits;       // FAKE_CUDA_IGNORE_WAITS: cuStreamWaitEvent does nothing, ever (1), or every
                                  // second time, from the first (2) or the second (3) on; or cuEventSynchronize (4)
     std::string count_file;      // FAKE_CUDA_COUNT_FILE: gets the number of calls when the process ends
+    std::string peak_file;       // FAKE_CUDA_PEAK_FILE: gets the most bytes of the first device that were in use
     std::string call_log;        // FAKE_CUDA_CALL_LOG: gets a line for each call, with the number of its thread
     std::string launch_log;      // FAKE_CUDA_LAUNCH_LOG: gets a line for each launch
     std::string conflicts;       // FAKE_CUDA_CONFLICTS: gets a line for each launch: the kernel, its atomic

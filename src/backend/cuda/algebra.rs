@@ -1,8 +1,8 @@
 //! What a forward pass computes, on numbers that stay in a GPU's memory: products by cuBLAS, the rest by `kernels/decoder.cu`.
 //!
-//! A product has the accuracy of f32 at the speed of tensor cores: each factor is split into three terms of bfloat16, which together
-//! are the number to 24 bits, and the products of terms are added up in f32, but for those that are too small to matter. Weights
-//! that are bfloat16 as stored are one term.
+//! A product is nearly as exact as in f32, at the speed of tensor cores: each factor is split into three terms of bfloat16, which
+//! together are the number to 24 bits, and the products of terms are added up in f32, but for those that are too small to matter.
+//! Weights that are bfloat16 as stored are one term. What tensor cores lose is what they cut off of sums: so they add up few at a time.
 //!
 //! All work goes to one stream, so memory that was given back may be used again at once: the device does in order what it is asked
 //! for.
@@ -21,11 +21,32 @@ use crate::error::{Error, Kind, Result};
 pub struct Numbers {
     memory: Option<DeviceMemory>,
     len: usize,
-    pool: Pool,
+    pools: Arc<Pools>,
+    purpose: Purpose,
+}
+
+/// What memory is for: rows of matrices have sizes of their own, and would take the place of larger things.
+#[derive(Debug, Clone, Copy)]
+enum Purpose {
+    States,
+    Rows,
 }
 
 /// Memory that was given back.
-type Pool = Arc<Mutex<Vec<DeviceMemory>>>;
+#[derive(Debug, Default)]
+struct Pools {
+    states: Mutex<Vec<DeviceMemory>>,
+    rows: Mutex<Vec<DeviceMemory>>,
+}
+
+impl Pools {
+    fn of(&self, purpose: Purpose) -> &Mutex<Vec<DeviceMemory>> {
+        match purpose {
+            Purpose::States => &self.states,
+            Purpose::Rows => &self.rows,
+        }
+    }
+}
 
 impl Numbers {
     /// How many there are.
@@ -38,21 +59,17 @@ impl Numbers {
         self.len == 0
     }
 
-    /// Some of them.
+    /// The memory of some of them.
     fn some(&self, first: usize, len: usize) -> Region<'_> {
         let memory = self.memory.as_ref().expect("it is there until it is dropped");
         assert!(first + len <= self.len, "there are so many numbers");
         memory.region((first * size_of::<f32>()) as u64, (len * size_of::<f32>()) as u64)
     }
-
-    fn all(&self) -> Region<'_> {
-        self.some(0, self.len)
-    }
 }
 
 impl Drop for Numbers {
     fn drop(&mut self) {
-        lock(&self.pool).extend(self.memory.take());
+        lock(self.pools.of(self.purpose)).extend(self.memory.take());
     }
 }
 
@@ -70,6 +87,10 @@ pub const TERMS: usize = 3;
 
 /// The products of terms that count, the smallest first: those left out are below 2⁻²⁴ of the largest.
 const PRODUCTS: [(usize, usize); 6] = [(2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0)];
+
+/// The most products that tensor cores add up by themselves: they cut sums off where f32 rounds (Ootomo and Yokota,
+/// <https://arxiv.org/abs/2203.03341>), and what that loses grows with their number.
+const SUMMANDS: usize = 2048;
 
 /// The oldest compute capability whose cuBLAS multiplies bfloat16: Ampere.
 const CAPABILITY_MIN: (i32, i32) = (8, 0);
@@ -98,7 +119,7 @@ pub struct Algebra {
     staging: [Staging; 2],
     /// Which of them comes next.
     next: usize,
-    pool: Pool,
+    pools: Arc<Pools>,
     stream: CudaStream,
     context: Arc<Context>,
     id: String,
@@ -122,6 +143,11 @@ struct Staging {
     memory: Pinned,
     /// When the device has read what was put there last.
     read: Event,
+}
+
+/// The memory of so many numbers.
+fn bytes_of(len: usize) -> u64 {
+    (len * size_of::<f32>()).max(1) as u64
 }
 
 /// A number for so many blocks that each thread has an element.
@@ -167,7 +193,7 @@ impl Algebra {
         };
         let staging = [staging()?, staging()?];
         let (kernels, id) = (Kernels::new()?, device.id());
-        Ok(Self { blas, kernels, staging, next: 0, pool: Pool::default(), stream, context, id })
+        Ok(Self { blas, kernels, staging, next: 0, pools: Arc::default(), stream, context, id })
     }
 
     /// What `--device` takes for it.
@@ -188,22 +214,26 @@ impl Algebra {
     /// # Errors
     /// Kind `DeviceMemory`: it is full.
     pub fn room(&mut self, len: usize) -> Result<Numbers> {
-        let bytes = (len * size_of::<f32>()).max(1) as u64;
+        self.room_for(Purpose::States, len)
+    }
+
+    fn room_for(&mut self, purpose: Purpose, len: usize) -> Result<Numbers> {
         let place = {
-            let mut pool = lock(&self.pool);
+            let mut pool = lock(self.pools.of(purpose));
             let size = |place: &usize| pool[*place].bytes();
-            let fits = (0..pool.len()).filter(|place| size(place) >= bytes).min_by_key(size);
+            let fits = (0..pool.len()).filter(|place| size(place) >= bytes_of(len)).min_by_key(size);
             let largest = || (0..pool.len()).max_by_key(size);
             fits.or_else(largest).map(|place| pool.swap_remove(place))
         };
         match place {
-            Some(memory) if memory.bytes() >= bytes => self.zeros(memory, len),
-            Some(smaller) => {
-                self.finish()?;
+            Some(memory) if memory.bytes() >= bytes_of(len) => self.zeros(purpose, memory, len),
+            smaller => {
+                if smaller.is_some() {
+                    self.finish()?;
+                }
                 drop(smaller);
-                self.lasting_room(len)
+                self.new_room(purpose, len)
             }
-            None => self.lasting_room(len),
         }
     }
 
@@ -212,23 +242,34 @@ impl Algebra {
     /// # Errors
     /// As [`Algebra::room`].
     pub fn lasting_room(&mut self, len: usize) -> Result<Numbers> {
+        let found = {
+            let mut pool = lock(&self.pools.states);
+            let place = pool.iter().position(|memory| memory.bytes() == bytes_of(len));
+            place.map(|place| pool.swap_remove(place))
+        };
+        match found {
+            Some(memory) => self.zeros(Purpose::States, memory, len),
+            None => self.new_room(Purpose::States, len),
+        }
+    }
+
+    fn new_room(&mut self, purpose: Purpose, len: usize) -> Result<Numbers> {
         self.context.bind()?;
-        let bytes = (len * size_of::<f32>()).max(1) as u64;
-        let memory = match DeviceMemory::new(bytes) {
-            Err(full) if full.kind == Kind::DeviceMemory && !lock(&self.pool).is_empty() => {
+        let memory = match DeviceMemory::new(bytes_of(len)) {
+            Err(full) if full.kind == Kind::DeviceMemory => {
                 self.clear()?;
-                DeviceMemory::new(bytes)?
+                DeviceMemory::new(bytes_of(len))?
             }
             other => other?,
         };
-        self.zeros(memory, len)
+        self.zeros(purpose, memory, len)
     }
 
-    fn zeros(&self, memory: DeviceMemory, len: usize) -> Result<Numbers> {
+    fn zeros(&self, purpose: Purpose, memory: DeviceMemory, len: usize) -> Result<Numbers> {
         self.context.bind()?;
         // SAFETY: the memory is given back to the device after the stream has come to its end.
         unsafe { self.stream.fill(memory.region(0, (len * size_of::<f32>()) as u64), 0)? };
-        Ok(Numbers { memory: Some(memory), len, pool: Arc::clone(&self.pool) })
+        Ok(Numbers { memory: Some(memory), len, pools: Arc::clone(&self.pools), purpose })
     }
 
     /// Gives back to the device what was given back to this.
@@ -237,8 +278,22 @@ impl Algebra {
     /// As [`Algebra::free_bytes`].
     pub fn clear(&mut self) -> Result<()> {
         self.finish()?;
-        lock(&self.pool).clear();
+        lock(&self.pools.states).clear();
+        lock(&self.pools.rows).clear();
         Ok(())
+    }
+
+    /// The memory of some numbers of this device.
+    ///
+    /// # Panics
+    /// They are another's, whose work is in another order.
+    fn some<'n>(&self, numbers: &'n Numbers, first: usize, len: usize) -> Region<'n> {
+        assert!(Arc::ptr_eq(&numbers.pools, &self.pools), "numbers stay with their device");
+        numbers.some(first, len)
+    }
+
+    fn all<'n>(&self, numbers: &'n Numbers) -> Region<'n> {
+        self.some(numbers, 0, numbers.len)
     }
 
     /// Waits for all work.
@@ -264,6 +319,7 @@ impl Algebra {
             self.next = 1 - self.next;
             staging.read.synchronize()?;
             staging.memory.bytes_mut()[..part.len()].copy_from_slice(part);
+            assert!(Arc::ptr_eq(&room.pools, &self.pools), "numbers stay with their device");
             let to = room.some(first, part.len().div_ceil(size_of::<f32>()));
             // SAFETY: the staging memory is not touched before `read`, and no memory of the device is given back to it before the
             // stream has come to its end.
@@ -281,15 +337,46 @@ impl Algebra {
         self.context.bind()?;
         let firsts = (first..).step_by(BLOCK);
         for (part, first) in into.chunks_mut(BLOCK).zip(firsts) {
+            let from = self.some(room, first, part.len());
             let staging = &mut self.staging[self.next];
             staging.read.synchronize()?;
             // SAFETY: as in `send`; what arrives is waited for.
-            unsafe { self.stream.copy_out(room.some(first, part.len()), &mut staging.memory)? };
+            unsafe { self.stream.copy_out(from, &mut staging.memory)? };
             staging.read.record(&self.stream)?;
             staging.read.synchronize()?;
             let bytes = &staging.memory.bytes()[..size_of_val(part)];
             bytemuck::cast_slice_mut(part).copy_from_slice(bytes);
         }
+        Ok(())
+    }
+
+    /// Memory for numbers that come from the device while it goes on.
+    ///
+    /// # Errors
+    /// Kind `Device`: there is no more that can be pinned.
+    pub fn outgoing(&self, len: usize) -> Result<Outgoing> {
+        self.context.bind()?;
+        let arrived = Event::new()?;
+        arrived.record(&self.stream)?;
+        Ok(Outgoing { memory: Pinned::new(len * size_of::<f32>())?, len: 0, arrived })
+    }
+
+    /// Begins to copy all numbers of a room out.
+    ///
+    /// # Errors
+    /// As [`Algebra::free_bytes`].
+    ///
+    /// # Panics
+    /// There are more than there is memory for.
+    pub fn send_out(&mut self, room: &Numbers, to: &mut Outgoing) -> Result<()> {
+        self.context.bind()?;
+        to.arrived.synchronize()?;
+        to.len = 0;
+        // SAFETY: who looks at it, and who drops it, waits for `arrived`; no memory of the device is given back to it before the
+        // stream has come to its end.
+        unsafe { self.stream.copy_out(self.all(room), &mut to.memory)? };
+        to.arrived.record(&self.stream)?;
+        to.len = room.len;
         Ok(())
     }
 
@@ -304,7 +391,7 @@ impl Algebra {
         len: usize,
     ) -> Result<()> {
         self.context.bind()?;
-        let (from, to) = (from.some(first, len), to.some(at, len));
+        let (from, to) = (self.some(from, first, len), self.some(to, at, len));
         // SAFETY: no memory of the device is given back to it before the stream has come to its end.
         unsafe { self.stream.copy(from, to) }
     }
@@ -319,13 +406,13 @@ impl Algebra {
         let len = values.len();
         if narrow {
             let halves: Vec<u16> = values.iter().map(|value| (value.to_bits() >> 16) as u16).collect();
-            let mut numbers = self.room(len.div_ceil(2))?;
+            let mut numbers = self.room_for(Purpose::Rows, len.div_ceil(2))?;
             self.send(bytemuck::cast_slice(&halves), &mut numbers, 0)?;
             return Ok(Terms { numbers, len, count: 1 });
         }
-        let mut raw = self.room(len)?;
+        let mut raw = self.room_for(Purpose::Rows, len)?;
         self.put(values, &mut raw, 0)?;
-        self.terms_of(&raw, 0, len)
+        self.terms_for(Purpose::Rows, &raw, 0, len)
     }
 
     /// So many numbers of a room as three terms each.
@@ -333,10 +420,14 @@ impl Algebra {
     /// # Errors
     /// As [`Algebra::room`].
     pub fn terms_of(&mut self, room: &Numbers, first: usize, len: usize) -> Result<Terms> {
-        let numbers = self.room((len * TERMS).div_ceil(2))?;
+        self.terms_for(Purpose::States, room, first, len)
+    }
+
+    fn terms_for(&mut self, purpose: Purpose, room: &Numbers, first: usize, len: usize) -> Result<Terms> {
+        let numbers = self.room_for(purpose, (len * TERMS).div_ceil(2))?;
         let parameters = [
-            Parameter::Place(room.some(first, len)),
-            Parameter::Place(numbers.all()),
+            Parameter::Place(self.some(room, first, len)),
+            Parameter::Place(self.all(&numbers)),
             Parameter::Long(len as u64),
         ];
         self.start(self.kernels.split, blocks(len), &parameters)?;
@@ -357,14 +448,18 @@ impl Algebra {
     ) -> Result<()> {
         self.context.bind()?;
         let tokens = x.len / inputs;
-        let all = Matrices::of(y.some(0, tokens * width), Element::F32, tokens, width);
+        let all = Matrices::of(self.some(y, 0, tokens * width), Element::F32, tokens, width);
         let sums = Matrices { first, columns: end - first, ..all };
         for (of_x, of_rows) in
             PRODUCTS.into_iter().filter(|(of_x, of_rows)| *of_x < x.count && *of_rows < rows.count)
         {
-            let (left, right) = (x.matrix(of_x, inputs), (rows.matrix(of_rows, inputs), Right::Transposed));
-            // SAFETY: no memory of the device is given back to it before the stream has come to its end.
-            unsafe { self.blas.multiply(1.0, left, right, true, sums, 1)? };
+            for first in (0..inputs).step_by(SUMMANDS) {
+                let part = first..inputs.min(first + SUMMANDS);
+                let left = x.matrix(of_x, inputs).columns(&part);
+                let right = (rows.matrix(of_rows, inputs).columns(&part), Right::Transposed);
+                // SAFETY: no memory of the device is given back to it before the stream has come to its end.
+                unsafe { self.blas.multiply(1.0, left, right, true, sums, 1)? };
+            }
         }
         Ok(())
     }
@@ -374,13 +469,13 @@ impl Algebra {
     /// # Errors
     /// As [`Algebra::room`].
     pub fn norm(&mut self, rows: &mut Numbers, weight: &[f32], epsilon: f32) -> Result<()> {
-        let mut own = self.room(weight.len())?;
+        let mut own = self.room_for(Purpose::Rows, weight.len())?;
         self.put(weight, &mut own, 0)?;
         let count = u32::try_from(rows.len() / weight.len()).expect("rooms are far smaller");
         let parameters = [
-            Parameter::Place(rows.all()),
-            Parameter::Place(own.all()),
-            Parameter::Place(rows.all()),
+            Parameter::Place(self.all(rows)),
+            Parameter::Place(self.all(&own)),
+            Parameter::Place(self.all(rows)),
             Parameter::Word(weight.len() as u32),
             Parameter::Number(epsilon),
         ];
@@ -392,11 +487,11 @@ impl Algebra {
     /// # Errors
     /// As [`Algebra::room`].
     pub fn add_bias(&mut self, rows: &mut Numbers, bias: &[f32]) -> Result<()> {
-        let mut own = self.room(bias.len())?;
+        let mut own = self.room_for(Purpose::Rows, bias.len())?;
         self.put(bias, &mut own, 0)?;
         let parameters = [
-            Parameter::Place(rows.all()),
-            Parameter::Place(own.all()),
+            Parameter::Place(self.all(rows)),
+            Parameter::Place(self.all(&own)),
             Parameter::Word(bias.len() as u32),
             Parameter::Long(rows.len() as u64),
         ];
@@ -409,8 +504,11 @@ impl Algebra {
     /// As [`Algebra::free_bytes`].
     pub fn gate(&mut self, gate: &mut Numbers, up: &Numbers) -> Result<()> {
         assert_eq!(gate.len(), up.len(), "there is a gate for each");
-        let parameters =
-            [Parameter::Place(gate.all()), Parameter::Place(up.all()), Parameter::Long(gate.len() as u64)];
+        let parameters = [
+            Parameter::Place(self.all(gate)),
+            Parameter::Place(self.all(up)),
+            Parameter::Long(gate.len() as u64),
+        ];
         self.start(self.kernels.gate, blocks(gate.len()), &parameters)
     }
 
@@ -429,8 +527,8 @@ impl Algebra {
         for len in lens.iter().map(|len| len * heads * width) {
             assert!(len / heads <= rotations.len(), "there is a rotation for each position");
             let parameters = [
-                Parameter::Place(x.some(first, len)),
-                Parameter::Place(rotations.all()),
+                Parameter::Place(self.some(x, first, len)),
+                Parameter::Place(self.all(rotations)),
                 Parameter::Word(heads as u32),
                 Parameter::Word(width as u32 / 2),
                 Parameter::Long(len as u64 / 2),
@@ -483,17 +581,21 @@ impl Algebra {
         };
         let scale = 1.0 / (width as f32).sqrt();
         for member in 0..shared_by {
-            let q =
-                Matrices { first: of_queries(member), row: columns, apart: shared_by * width, ..of(q.all()) };
-            let keys_of = (of_keys(k.all()), Right::Transposed);
+            let q = Matrices {
+                first: of_queries(member),
+                row: columns,
+                apart: shared_by * width,
+                ..of(self.all(q))
+            };
+            let keys_of = (of_keys(self.all(k)), Right::Transposed);
             // SAFETY: no memory of the device is given back to it before the stream has come to its end.
             unsafe {
-                self.blas.multiply(scale, q, keys_of, false, of_scores(member, scores.all()), keys)?;
+                self.blas.multiply(scale, q, keys_of, false, of_scores(member, self.all(scores)), keys)?;
             }
         }
         let count = heads * tokens;
         let parameters = [
-            Parameter::Place(scores.some(0, count * seen)),
+            Parameter::Place(self.some(scores, 0, count * seen)),
             Parameter::Word(tokens as u32),
             Parameter::Word(seen as u32),
             Parameter::Word((first - from) as u32),
@@ -505,12 +607,12 @@ impl Algebra {
                 first: of_queries(member),
                 row: columns,
                 apart: shared_by * width,
-                ..of(found.all())
+                ..of(self.all(found))
             };
-            let values = (of_keys(v.all()), Right::AsItIs);
+            let values = (of_keys(self.all(v)), Right::AsItIs);
             // SAFETY: as above.
             unsafe {
-                self.blas.multiply(1.0, of_scores(member, scores.all()), values, false, found, keys)?;
+                self.blas.multiply(1.0, of_scores(member, self.all(scores)), values, false, found, keys)?;
             }
         }
         Ok(())
@@ -535,6 +637,38 @@ impl Drop for Algebra {
     }
 }
 
+/// Numbers on their way from the device.
+#[derive(Debug)]
+pub struct Outgoing {
+    memory: Pinned,
+    /// How many there are.
+    len: usize,
+    arrived: Event,
+}
+
+impl Outgoing {
+    /// The most numbers that there is memory for.
+    pub fn room(&self) -> usize {
+        self.memory.bytes().len() / size_of::<f32>()
+    }
+
+    /// The numbers, once they are there.
+    ///
+    /// # Errors
+    /// Kind `Device`: it fails.
+    pub fn numbers(&self) -> Result<&[f32]> {
+        self.arrived.synchronize()?;
+        Ok(bytemuck::cast_slice(&self.memory.bytes()[..self.len * size_of::<f32>()]))
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        // Nobody is left to hear of an error.
+        let _ = self.arrived.synchronize();
+    }
+}
+
 /// Numbers as sums of terms in bfloat16.
 #[derive(Debug)]
 pub struct Terms {
@@ -546,7 +680,8 @@ pub struct Terms {
 impl Terms {
     /// One term of all numbers, in rows of so many columns.
     fn matrix(&self, term: usize, columns: usize) -> Matrices<'_> {
-        let all = Matrices::of(self.numbers.all(), Element::BF16, self.len / columns, columns);
+        let all =
+            Matrices::of(self.numbers.some(0, self.numbers.len), Element::BF16, self.len / columns, columns);
         Matrices { first: term * self.len, ..all }
     }
 }

@@ -5,6 +5,7 @@
 //! only, and ends the program where it finds none.
 
 use std::ffi::{c_int, c_longlong, c_void};
+use std::ops::Range;
 use std::path::PathBuf;
 
 use libloading::Library;
@@ -108,6 +109,11 @@ impl<'a> Matrices<'a> {
         Self { region, element, first: 0, rows, columns, row: columns, apart: 0 }
     }
 
+    /// Some columns of each.
+    pub(super) fn columns(self, columns: &Range<usize>) -> Self {
+        Self { first: self.first + columns.start, columns: columns.len(), ..self }
+    }
+
     /// Where the first of `count` begins.
     ///
     /// # Panics
@@ -134,13 +140,15 @@ impl Blas {
     /// Kind `Device`: it is not there, or does not work.
     pub(super) fn new(stream: &CudaStream) -> Result<Self> {
         let said = std::env::var_os(VARIABLE).map(PathBuf::from);
-        let mut failure = None;
-        for place in said.iter().cloned().chain(places()) {
+        let places = said.map_or_else(places, |place| vec![place]);
+        let (only, mut failure) = (places.len() == 1, None);
+        for place in places {
             // SAFETY: what a library of this name does when it is loaded is the user's to know, as with the driver.
             let found = match unsafe { Library::new(&place) } {
                 Ok(library) => Self::with(library, stream),
-                Err(error) if said.as_ref() == Some(&place) => Err(error.to_string()),
-                Err(_) => continue,
+                // It is not there; where it is, the message is of what it needs itself.
+                Err(error) if !only && error.to_string().starts_with(&*place.to_string_lossy()) => continue,
+                Err(error) => Err(error.to_string()),
             };
             match found {
                 Ok(blas) => return Ok(blas),

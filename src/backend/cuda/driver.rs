@@ -34,7 +34,7 @@ fn failed(what: &str) -> impl FnOnce(DriverError) -> Error + '_ {
         let error = Error::device(format!("CUDA: cannot {what}: {meaning} ({name})"));
         match code {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => error.hint(
-                "give the merge less with --device-memory, or end other programs on the device",
+                "give it less with --device-memory, or end other programs on the device",
             ),
             CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_PTX

@@ -1,15 +1,18 @@
 //! The command line: flags, progress, reports and hints. The only place that prints.
 //!
-//! Data goes to standard output, talk to standard error, under `--json` as an object a line. Exit codes: 0 done, 2 the command, the config or
-//! the plan is wrong, or a model is not there, 3 a file of an input is missing or damaged, 4 the output cannot be written, 5 the
-//! device is missing or failed, 130 interrupted.
+//! Data goes to standard output, talk to standard error, under `--json` as an object a line. Exit codes: 0 done, 1 the compared models
+//! differ, 2 the command, the config or the plan is wrong, or a model is not there, 3 a file of an input is missing or damaged, 4 the
+//! output cannot be written, 5 the device is missing or failed, 130 interrupted.
 
 mod analyze;
 mod bench;
 mod devices;
+mod diff;
 mod eval;
 mod extract;
 mod files;
+mod info;
+mod init;
 mod kinds;
 mod machine;
 mod mergekit;
@@ -17,6 +20,8 @@ mod moe;
 mod predict;
 mod progress;
 mod reading;
+mod resources;
+mod shell;
 mod show;
 mod signals;
 mod staged;
@@ -50,6 +55,7 @@ use crate::{
 use mergekit::MergekitArgs;
 use progress::Progress;
 use reading::Reading;
+use resources::{cache_folder, cores, default_host_bytes, physical_bytes};
 use warnings::{Warnings, checked};
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
@@ -60,7 +66,7 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 2 the command, the config or the plan is wrong, or a model is not there; 3 a file of an \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 `diff` found differences; 2 the command, the config or the plan is wrong, or a model is not there; 3 a file of an \
                           input is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 130 interrupted. \
                           NO_COLOR is respected. MERGEFORGE_CACHE names the folder \
                           of what merges remember (by default mergeforge/ in ~/.cache; empty: nowhere).";
@@ -78,6 +84,10 @@ enum Command {
     Moe(moe::MoeArgs),
     /// Show what a merge would do, from the config and the checkpoints' headers alone
     Plan(PlanArgs),
+    /// Show what models have: tensors, types, parameters, layers, tokenizer; from headers alone
+    Info(info::InfoArgs),
+    /// Compare two models tensor by tensor; the exit code is 0 where all are equal, and 1 where some differ
+    Diff(diff::DiffArgs),
     /// Measure, before a merge is made, how its models differ and what the method can do with that
     Analyze(Box<analyze::AnalyzeArgs>),
     /// Make a low-rank adapter, as PEFT reads it, of a fine-tuned model and its base
@@ -97,6 +107,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print a config for a method and models, with comments and a schema for editors
+    Init(init::InitArgs),
+    /// Print what a shell needs to complete commands
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write the pages of all commands into a folder
+    Man(shell::ManArgs),
+    /// Print the JSON Schema of configs, for editors
+    Schema,
     /// List the devices that can compute, and what `--device auto` takes
     Devices {
         /// Print as JSON
@@ -431,12 +449,21 @@ pub fn main() -> ExitCode {
         Command::Multi(args) => staged::multi(&args),
         Command::Moe(args) => moe::run(&args),
         Command::Plan(args) => run_plan(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Diff(args) => return diff::ended(&args),
         Command::Analyze(args) => analyze::run(&args),
         Command::ExtractLora(args) => extract::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Methods { name, json } => show::methods(name.as_deref(), json),
+        Command::Init(args) => init::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
+        Command::Schema => {
+            shell::print_schema();
+            Ok(())
+        }
         Command::Devices { json } => devices::list(json),
         Command::Check { device, quick, kernel, json } => {
             let depth = if quick { Depth::Quick } else { Depth::All };
@@ -646,42 +673,6 @@ fn choose(word: &str) -> Result<(Device, Option<String>)> {
 /// As [`known_devices::candidates`], with the same.
 fn candidates(word: &str) -> Result<(Vec<Candidate>, Device)> {
     mergekit::foreign_device(word).map_or_else(|| known_devices::candidates(word), Err)
-}
-
-/// Where merges keep what helps the next one: `$MERGEFORGE_CACHE` (nowhere if that is empty), else a folder of our own
-/// where programs keep such things.
-fn cache_folder() -> Option<PathBuf> {
-    let folder = |name| std::env::var_os(name).map(PathBuf::from);
-    let in_caches = |caches: PathBuf| caches.join("mergeforge");
-    folder("MERGEFORGE_CACHE")
-        // One that is empty or relative is to be ignored, by its specification.
-        .or_else(|| folder("XDG_CACHE_HOME").filter(|caches| caches.is_absolute()).map(in_caches))
-        .or_else(|| std::env::home_dir().map(|home| in_caches(home.join(".cache"))))
-        .filter(|folder| folder.is_absolute() || folder.components().next().is_some())
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// What suits the device; small machines keep half of their memory.
-fn default_host_bytes(device: &Device) -> u64 {
-    device.family.host_bytes.min(physical_bytes() / 2)
-}
-
-/// The machine's memory, or the container's where that is less.
-#[cfg(target_os = "linux")]
-fn physical_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    let machine = info.totalram as u64 * u64::from(info.mem_unit);
-    let container = std::fs::read_to_string("/sys/fs/cgroup/memory.max").unwrap_or_default();
-    container.trim().parse().map_or(machine, |limit| machine.min(limit))
-}
-
-/// Elsewhere the default stands as it is.
-#[cfg(not(target_os = "linux"))]
-fn physical_bytes() -> u64 {
-    u64::MAX
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod broken;
 mod foreign;
 mod ignored;
 mod inputs;
+pub mod keys;
 pub mod moe;
 mod plain;
 mod references;

@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod decoder;
+pub mod diff;
 pub mod dtype;
 pub mod error;
 pub mod eval;
@@ -30,6 +31,7 @@ pub mod predict;
 mod products;
 pub mod recipe;
 pub mod report;
+pub mod schema;
 pub mod stages;
 pub mod stream;
 pub mod sweep;
@@ -41,14 +43,14 @@ pub mod tokenizer;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backend::device::Device;
 use backend::{Backend, Limits};
-use checkpoint::{Access, Companions, Destination, Reads, Sink, Source};
+use checkpoint::{ADAPTER_CONFIG, Access, Companions, Destination, MODEL_CONFIG, Reads, Sink, Source};
 use config::moe::{self, MoeConfig};
 use config::{Config, Position, Space};
 use error::{Error, Result};
@@ -117,7 +119,7 @@ impl Prepared {
 /// # Errors
 /// It cannot be read, or is no config.
 pub fn read_config(file: &Path) -> Result<Config> {
-    config::read(&file.display().to_string(), &read_text(file)?)
+    config::read(&called(file), &read_text(file)?)
 }
 
 /// Reads a config of one document or of several.
@@ -126,7 +128,7 @@ pub fn read_config(file: &Path) -> Result<Config> {
 /// It cannot be read, or is no config.
 pub fn read_stages(file: &Path) -> Result<Stages> {
     let text = read_text(file)?;
-    Stages::of(config::read_all(&file.display().to_string(), &text)?, &text)
+    Stages::of(config::read_all(&called(file), &text)?, &text)
 }
 
 /// Reads a config with open values, for a sweep.
@@ -134,7 +136,7 @@ pub fn read_stages(file: &Path) -> Result<Stages> {
 /// # Errors
 /// It cannot be read, or leaves nothing open.
 pub fn read_space(file: &Path) -> Result<Space> {
-    Space::read(&file.display().to_string(), &read_text(file)?)
+    Space::read(&called(file), &read_text(file)?)
 }
 
 /// Reads a config of experts, as [`read_config`] does.
@@ -142,7 +144,7 @@ pub fn read_space(file: &Path) -> Result<Space> {
 /// # Errors
 /// It cannot be read, or is no such config.
 pub fn read_moe(file: &Path) -> Result<MoeConfig> {
-    moe::read(&file.display().to_string(), &read_text(file)?)
+    moe::read(&called(file), &read_text(file)?)
 }
 
 /// A config of either kind.
@@ -159,7 +161,7 @@ pub enum AnyConfig {
 /// # Errors
 /// It cannot be read, or is no config.
 pub fn read_any(file: &Path) -> Result<AnyConfig> {
-    any(&file.display().to_string(), &read_text(file)?)
+    any(&called(file), &read_text(file)?)
 }
 
 /// The same where values may be left open: then the config is the one in the middle of them.
@@ -167,7 +169,7 @@ pub fn read_any(file: &Path) -> Result<AnyConfig> {
 /// # Errors
 /// It cannot be read, or is no config.
 pub fn read_any_or_space(file: &Path) -> Result<(Option<Space>, AnyConfig)> {
-    let (name, text) = (file.display().to_string(), read_text(file)?);
+    let (name, text) = (called(file), read_text(file)?);
     let space = if moe::is_moe(&text) { None } else { Space::find(&name, &text)? };
     let filled = space.as_ref().map_or(text, |space| space.fill(&space.middle()));
     Ok((space, any(&name, &filled)?))
@@ -181,17 +183,26 @@ fn any(name: &str, text: &str) -> Result<AnyConfig> {
     })
 }
 
+/// What a config is called in messages: its file, or standard input for `-`.
+fn called(file: &Path) -> String {
+    if file == Path::new("-") { "<stdin>".into() } else { file.display().to_string() }
+}
+
 /// The text of a config.
 fn read_text(file: &Path) -> Result<String> {
     let failed = |cause| {
-        Error::config(format!("cannot read {}: {cause}", file.display()))
+        Error::config(format!("cannot read {}: {cause}", called(file)))
             .hint("the first argument is a merge config in YAML, as mergekit takes it")
     };
     let mut source = Vec::new();
     // One byte more than a config may have is enough to refuse it.
     let limit = config::SOURCE_BYTES_MAX as u64 + 1;
-    File::open(file).and_then(|file| file.take(limit).read_to_end(&mut source)).map_err(failed)?;
-    config::decoded(&file.display().to_string(), source)
+    let from: Box<dyn Read> = match File::open(file) {
+        _ if file == Path::new("-") => Box::new(io::stdin()),
+        opened => Box::new(opened.map_err(failed)?),
+    };
+    from.take(limit).read_to_end(&mut source).map_err(failed)?;
+    config::decoded(&called(file), source)
 }
 
 /// Reads the headers of a config's models, and plans the merge. No tensor data is read.
@@ -281,13 +292,48 @@ fn written(name: &str) -> Json {
     if Path::new(name).exists() { json!({ "model": { "path": name } }) } else { json!(name) }
 }
 
+/// The config of a model by itself, which is named as in a config.
+fn config_of(name: &str) -> Result<Config> {
+    let models = json!([{ "model": written(name), "parameters": { "weight": 1 } }]);
+    Config::parse("", &json!({ "merge_method": "linear", "models": models }).to_string())
+}
+
+/// A model as it is stored.
+#[derive(Debug)]
+pub struct StoredModel {
+    /// Its folder or file; none where an adapter was named by itself.
+    pub model: Option<Source>,
+    /// Its adapter.
+    pub adapter: Option<Source>,
+}
+
+/// Reads the headers of a model as it is stored, which is named as in a config, or of the folder of an adapter. No tensor data is
+/// read.
+///
+/// # Errors
+/// It is not there, or damaged.
+pub fn open_model(name: &str) -> Result<StoredModel> {
+    let config = config_of(name)?;
+    let places = plan::places(&config);
+    if let (1, Some((Place::Model(model), _))) = (places.len(), places.first()) {
+        let folder = checkpoint::locate(&model.path, model.revision.as_deref())?;
+        if folder.join(ADAPTER_CONFIG).is_file() && !folder.join(MODEL_CONFIG).is_file() {
+            return Ok(StoredModel { model: None, adapter: Some(Source::open_adapter(name, &folder)?) });
+        }
+    }
+    let (mut model, mut adapter) = (None, None);
+    for (place, source) in places.keys().zip(open(&config, &places, &Made::new(), Vec::new())?) {
+        *(if matches!(place, Place::Model(_)) { &mut model } else { &mut adapter }) = Some(source);
+    }
+    Ok(StoredModel { model, adapter })
+}
+
 /// Reads the headers of a model, which is named as in a config. No tensor data is read.
 ///
 /// # Errors
 /// It is not there, or cannot be read.
 pub fn prepare_model(name: &str) -> Result<Readable> {
-    let models = json!([{ "model": written(name), "parameters": { "weight": 1 } }]);
-    let config = Config::parse("", &json!({ "merge_method": "linear", "models": models }).to_string())?;
+    let config = config_of(name)?;
     let places = plan::places(&config);
     let sources = open(&config, &places, &Made::new(), Vec::new())?;
     Readable::new(&config, sources)

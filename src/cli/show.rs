@@ -143,6 +143,11 @@ pub(super) fn line(text: &str) {
     out!("{text}");
 }
 
+/// Data of several lines, as it is.
+pub(super) fn text(text: &str) {
+    put(text.trim_end());
+}
+
 pub(super) fn json(value: &Json) {
     put(&plain_json(&format!("{value:#}")));
 }

@@ -8,14 +8,11 @@ use super::walk::{Fields, Walk};
 use super::yaml::{Node, Yaml};
 use super::{
     ElementFiles, Inputs, ListedGlob, ListedModel, Located, Module, Position, Scalar, Slice, SliceSource,
-    quoted,
+    keys, quoted,
 };
 
 /// Far beyond any model, and exact in `f64`.
 const LAYERS_MAX: f64 = 1e6;
-
-/// The keys that say what is merged.
-const WAYS: &[&str] = &["models", "slices", "modules"];
 
 /// An entry of `models`.
 enum Entry {
@@ -26,7 +23,7 @@ enum Entry {
 impl Walk<'_> {
     /// What is merged, and the patterns among the models.
     pub(super) fn inputs(&mut self, fields: &Fields) -> Option<(Inputs, Vec<ListedGlob>)> {
-        self.one_of_inputs(fields, WAYS)
+        self.one_of_inputs(fields, keys::WAYS)
     }
 
     /// The same of a mapping in which only these of the ways are known.
@@ -98,7 +95,7 @@ impl Walk<'_> {
     }
 
     fn input(&mut self, node: &Node) -> Option<Entry> {
-        let fields = self.entry(node, &["model", "glob", "mask", "importance", "parameters"])?;
+        let fields = self.entry(node, keys::LISTED_MODEL)?;
         let Some(glob) = fields.get("glob") else {
             let (model, files) = (self.required_model(&fields), self.element_files(&fields));
             let parameters = self.parameters(&fields).into();
@@ -128,8 +125,8 @@ impl Walk<'_> {
                 .refuse(problem.hint("for example `modules: {text_decoder: {models: [{model: path}]}}`"));
         };
         let modules = entries.iter().filter_map(|(key, node)| {
-            let fields = self.fields(node, "a module", &["models", "slices", "parameters"])?;
-            let inputs = self.one_of_inputs(&fields, &["models", "slices"]);
+            let fields = self.fields(node, "a module", keys::MODULE)?;
+            let inputs = self.one_of_inputs(&fields, keys::WAYS_OF_MODULE);
             let parameters = self.parameters(&fields);
             let (inputs, globs) = inputs?;
             if let Some(glob) = globs.first() {
@@ -143,8 +140,7 @@ impl Walk<'_> {
     }
 
     fn slice(&mut self, node: &Node) -> Option<Slice> {
-        let known = &["sources", "base_model", "parameters", "residual_weight"];
-        let fields = self.fields(node, "a slice", known)?;
+        let fields = self.fields(node, "a slice", keys::SLICE)?;
         if let Some(at) = fields.key_at("residual_weight") {
             let what = "`residual_weight` has no effect";
             self.ignore(at, Ignored::Needless { what, why: "mergekit ignores it too" });
@@ -181,7 +177,7 @@ impl Walk<'_> {
     }
 
     fn slice_source(&mut self, node: &Node) -> Option<SliceSource> {
-        let fields = self.entry(node, &["model", "layer_range", "mask", "importance", "parameters"])?;
+        let fields = self.entry(node, keys::SLICE_SOURCE)?;
         let model = self.required_model(&fields);
         let layer_range = self.optional(&fields, "layer_range", Self::layer_range);
         let (files, parameters) = (self.element_files(&fields), self.parameters(&fields));

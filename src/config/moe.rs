@@ -16,15 +16,11 @@ use super::walk::{Fields, Walk};
 use super::yaml::{self, Document, Node};
 use super::{
     Config, ElementFiles, Inputs, ListedModel, Located, ModelRef, Parameters, Position, Warning, error_at,
-    quoted,
+    keys, quoted,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
-const TOP_KEYS: &[&str] =
-    &["base_model", "experts", "gate_mode", "dtype", "experts_per_token", "shared_experts", "architecture"];
-const EXPERT_KEYS: &[&str] =
-    &["source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale"];
 /// What mergekit-moe takes where nothing is said.
 const EXPERTS_PER_TOKEN: usize = 2;
 /// Beyond any model, and exact in `f64`.
@@ -159,7 +155,7 @@ pub fn is_moe(source: &str) -> bool {
 }
 
 fn is_of_experts(document: &Document) -> bool {
-    let top = Walk::new("").fields(&document.root, "a config", TOP_KEYS);
+    let top = Walk::new("").fields(&document.root, "a config", keys::MIXTURE);
     top.is_some_and(|top| top.get("experts").is_some() && top.get("merge_method").is_none())
 }
 
@@ -168,7 +164,7 @@ pub(super) fn refuse_among_merges(file: &str, documents: &[Document]) -> Result<
     let (mixtures, merges): (Vec<_>, Vec<_>) = documents.iter().partition(|document| is_of_experts(document));
     let (Some(mixture), Some(_)) = (mixtures.first(), merges.first()) else { return Ok(()) };
     let name = |document: &Document| {
-        let top = Walk::new("").fields(&document.root, "a config", TOP_KEYS)?;
+        let top = Walk::new("").fields(&document.root, "a config", keys::MIXTURE)?;
         top.get("name")?.text().map(str::to_string)
     };
     let message = "a mixture of experts cannot be made in one go with merges";
@@ -222,7 +218,7 @@ pub fn read(file: &str, source: &str) -> Result<MoeConfig> {
 
 impl Walk<'_> {
     fn moe(&mut self, document: &Document) -> Option<MoeConfig> {
-        let top = self.fields(&document.root, "a config of experts", TOP_KEYS)?;
+        let top = self.fields(&document.root, "a config of experts", keys::MIXTURE)?;
         if let Some(at) = top.key_at("merge_method").filter(|_| top.get("experts").is_none()) {
             let problem = self.error(at, "this is the config of a merge, which has no experts");
             return self.refuse(problem.hint("use `mergeforge merge`"));
@@ -256,7 +252,7 @@ impl Walk<'_> {
     }
 
     fn expert(&mut self, node: &Node) -> Option<Expert> {
-        let fields = self.fields(node, "an expert", EXPERT_KEYS)?;
+        let fields = self.fields(node, "an expert", keys::EXPERT)?;
         let source_model = match fields.get("source_model") {
             Some(node) => self.model(node),
             None => self.missing(&fields, "source_model", "write `source_model: path`"),

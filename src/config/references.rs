@@ -3,7 +3,7 @@
 use super::ignored::Ignored;
 use super::walk::{Fields, Walk};
 use super::yaml::{Node, Yaml};
-use super::{AdapterRef, Located, ModelRef, Position, quoted};
+use super::{AdapterRef, Located, ModelRef, Position, keys, quoted};
 
 const LITERAL_PATH_HINT: &str = "a path that contains `@` or `+` is written {model: {path: …}}";
 const TWO_ADAPTERS_HINT: &str = "a model has one adapter: add the first in a document of its own with a `name:`, and the next to \
@@ -69,7 +69,7 @@ impl Walk<'_> {
                 _ => problem,
             });
         }
-        let fields = self.fields(node, "a model", &["model", "lora", "override_architecture"])?;
+        let fields = self.fields(node, "a model", keys::MODEL)?;
         if let Some(at) = fields.key_at("override_architecture") {
             let what = "`override_architecture` is not needed and is ignored";
             let why = "tensor names are read from the checkpoints themselves";
@@ -93,7 +93,7 @@ impl Walk<'_> {
         if let Some(text) = node.text() {
             return self.in_short(node.at, text, what);
         }
-        let fields = self.fields(node, &format!("{} {what}", article(what)), &["path", "revision"])?;
+        let fields = self.fields(node, &format!("{} {what}", article(what)), keys::REVISIONED)?;
         let Some(path) = self.optional(&fields, "path", Self::text) else {
             return match fields.get("path") {
                 Some(_) => None,

@@ -9,6 +9,7 @@ use std::ops::Range;
 use serde_json::{Map, Value as Json};
 
 use super::Position;
+use super::keys::OPEN;
 use super::yaml::{self, Document, Node, Yaml};
 use crate::error::{Error, Result, did_you_mean};
 use crate::text::{cut_to, escaped};
@@ -317,9 +318,6 @@ fn spelled(node: &Node) -> Option<String> {
         _ => None,
     }
 }
-
-/// The keys of open values.
-pub(super) const OPEN: [&str; 2] = ["range", "choice"];
 
 /// The key whose values are a list of names.
 const METHOD: &str = "merge_method";

@@ -4,7 +4,9 @@ use indexmap::IndexMap;
 
 use super::walk::{Fields, Walk};
 use super::yaml::{Node, Yaml};
-use super::{Config, Located, Position, Token, TokenRow, TokenSetting, Tokenizer, TokenizerSource, quoted};
+use super::{
+    Config, Located, Position, Token, TokenRow, TokenSetting, Tokenizer, TokenizerSource, keys, quoted,
+};
 use crate::error::slip_of;
 
 /// Beyond any vocabulary, and exact in `f64`.
@@ -44,7 +46,7 @@ impl Walk<'_> {
             return self.tokenizer_source(node).map(plain);
         }
         let node = top.get("tokenizer")?;
-        let fields = self.fields(node, "a tokenizer", &["source", "tokens", "pad_to_multiple_of"])?;
+        let fields = self.fields(node, "a tokenizer", keys::TOKENIZER)?;
         let source = self.optional(&fields, "source", Self::tokenizer_source);
         let source = source.unwrap_or(Located { value: TokenizerSource::Union, at: node.at });
         let tokens = self.optional(&fields, "tokens", Self::tokens).unwrap_or_default();
@@ -90,7 +92,7 @@ impl Walk<'_> {
         if matches!(node.kind, Yaml::Null) {
             return Some(TokenSetting { source: None, force: false });
         }
-        let fields = self.fields(node, "a token's setting", &["source", "force"])?;
+        let fields = self.fields(node, "a token's setting", keys::TOKEN)?;
         let source = self.optional(&fields, "source", Self::token_row);
         let force = self.optional(&fields, "force", |walk, node| {
             let force = node.scalar().and_then(|scalar| scalar.as_bool());
@@ -107,7 +109,7 @@ impl Walk<'_> {
         let Some((_, kind)) = kind else { return Some(TokenRow::Model(self.model(node)?.value)) };
         match kind.text() {
             Some("zero") => {
-                self.fields(node, "a row of 0", &["kind"])?;
+                self.fields(node, "a row of 0", keys::ROW_OF_ZEROS)?;
                 Some(TokenRow::Zero)
             }
             Some("model_token") => self.model_token(node),
@@ -116,7 +118,7 @@ impl Walk<'_> {
     }
 
     fn model_token(&mut self, node: &Node) -> Option<TokenRow> {
-        let fields = self.fields(node, "a model's token", &["kind", "model", "token", "token_id"])?;
+        let fields = self.fields(node, "a model's token", keys::ROW_OF_TOKEN)?;
         let model = self.required_model(&fields);
         let token = match (fields.get("token"), fields.get("token_id")) {
             (Some(text), None) => self.text(text).map(|text| Token::Text(text.value)),

@@ -1,7 +1,7 @@
 //! Parameters in all their forms, and the types of floats.
 
 use super::ignored::near;
-use super::space::OPEN;
+use super::keys::{self, DTYPES, OPEN};
 use super::walk::{Fields, Walk};
 use super::yaml::{Key, Node, Yaml};
 use super::{Conditional, ConfiguredParameter, Located, Parameters, Scalar, WrittenValue, quoted};
@@ -9,7 +9,6 @@ use crate::dtype::Dtype;
 
 const PARAMETER_FORMS: &str =
     "expected a number, a list of numbers (a gradient over the layers) or a list of {filter, value}";
-const DTYPES: &[&str] = &["bfloat16", "float16", "float32", "float64"];
 
 impl Walk<'_> {
     pub(super) fn dtype(&mut self, node: &Node) -> Option<Located<Dtype>> {
@@ -93,7 +92,7 @@ impl Walk<'_> {
             let problem = self.error(node.at, "an open value has to be chosen before a merge");
             return self.refuse(problem.hint("`mergeforge sweep` finds the best; or write a number"));
         }
-        let fields = self.fields(node, "a condition", &["filter", "value"])?;
+        let fields = self.fields(node, "a condition", keys::CONDITION)?;
         let Some((_, value)) = fields.entry("value") else {
             return self.refuse(self.error(fields.at, PARAMETER_FORMS).hint("`value` is missing here"));
         };

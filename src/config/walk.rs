@@ -12,25 +12,8 @@ use indexmap::IndexMap;
 use super::broken::{self, Mistake};
 use super::ignored::{self, Ignored};
 use super::yaml::{self, Document, Key, Node, Yaml};
-use super::{Config, Located, Position, Scalar, error_at, foreign, moe, quoted};
+use super::{Config, Located, Position, Scalar, error_at, foreign, keys, moe, quoted};
 use crate::error::{Error, Result};
-
-const TOP_KEYS: &[&str] = &[
-    "merge_method",
-    "models",
-    "slices",
-    "modules",
-    "base_model",
-    "dtype",
-    "out_dtype",
-    "parameters",
-    "tokenizer_source",
-    "tokenizer",
-    "chat_template",
-    "name",
-];
-/// Keys of mergekit-moe's configs, whose `experts` become one model.
-pub(super) const MOE_KEYS: &[&str] = &["experts", "gate_mode"];
 
 /// Reads a config from its text.
 pub fn read(file: &str, source: &str) -> Result<Config> {
@@ -250,7 +233,7 @@ impl<'a> Walk<'a> {
                     let hint = "remove that line, and begin `merge_method` at the left";
                     return self.refuse(self.error(node.at, message).hint(hint));
                 }
-                _ => return self.fields(document, "a config", TOP_KEYS),
+                _ => return self.fields(document, "a config", keys::TOP),
             },
             Yaml::List(items) if items.iter().any(has_method) => {
                 ("a list", "remove the `- ` before it, and begin its keys at the left")
@@ -360,7 +343,7 @@ impl<'a> Walk<'a> {
         if top.get("merge_method").is_some() {
             return Some(());
         }
-        let is_of_moe = |(key, _): &&(Key, Node)| MOE_KEYS.contains(&key.name.as_str());
+        let is_of_moe = |(key, _): &&(Key, Node)| keys::OF_MIXTURE.contains(&key.name.as_str());
         let Some((key, _)) = top.entries.iter().find(is_of_moe) else { return Some(()) };
         let message = "this is a config of mergekit-moe, which makes one mixture of experts of dense models";
         self.refuse(self.error(key.at, message).hint("use `mergeforge moe`"))

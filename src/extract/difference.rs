@@ -8,7 +8,6 @@ use super::{Listen, Pair};
 use crate::checkpoint::Reads;
 use crate::dtype::{Float, decode, float_bytes};
 use crate::error::{Error, Result};
-use crate::input::{At, Parts, ReadElements};
 use crate::instructions::for_each_instruction_set;
 use crate::plan::{Compared, ComparedTensor};
 use crate::text::quoted;
@@ -24,15 +23,8 @@ pub(super) fn read(
     into: &mut [u8],
     listen: &dyn Listen,
 ) -> Result<()> {
-    let stored = |at: At, start: u64, into: &mut [u8]| {
-        let source = &models.sources[at.source];
-        source.read_at(source.tensor_at(at.tensor), start, into, Reads::Copied)?;
-        listen.read(into.len() as u64);
-        Ok(())
-    };
     let start = (first * float_bytes(tensor.read_as)) as u64;
-    let stop = &|| listen.stop();
-    Parts { inputs: &models.inputs, stored, threads: 1, stop }.bytes(tensor.input, start, into)
+    models.read(tensor, start, into, Reads::Copied, &|bytes| listen.read(bytes), &|| listen.stop())
 }
 
 /// The difference of two tensors, by rows.

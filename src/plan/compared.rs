@@ -8,11 +8,11 @@ use serde_json::{Map, Value as Json};
 
 use super::views::{InputList, Model, View, Views};
 use super::{compatible, method_of, settle, wanted};
-use crate::checkpoint::Source;
+use crate::checkpoint::{Reads, Source};
 use crate::config::{Config, ModelRef};
 use crate::dtype::{Dtype, computed_as};
 use crate::error::{Error, Result};
-use crate::input::{Floats, Input};
+use crate::input::{At, Floats, Input, Parts, ReadElements};
 
 /// Two models, and what their tensors are read from.
 #[derive(Debug)]
@@ -91,6 +91,29 @@ impl Compared {
         let inputs = inputs.inputs;
         drop(models);
         Ok(Self { sources, inputs, tuned, base, tied, notes, warnings })
+    }
+
+    /// Fills `into` with a tensor's bytes from number `start` on, in the type in which it is read: whole elements. `heard` hears how
+    /// many bytes of files that took, and `stop` whether the user wants to stop.
+    ///
+    /// # Errors
+    /// They cannot be read, or the user wants to stop.
+    pub fn read(
+        &self,
+        tensor: &ComparedTensor,
+        start: u64,
+        into: &mut [u8],
+        reads: Reads,
+        heard: &dyn Fn(u64),
+        stop: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        let stored = |at: At, start: u64, into: &mut [u8]| {
+            let source = &self.sources[at.source];
+            source.read_at(source.tensor_at(at.tensor), start, into, reads)?;
+            heard(into.len() as u64);
+            Ok(())
+        };
+        Parts { inputs: &self.inputs, stored, threads: 1, stop }.bytes(tensor.input, start, into)
     }
 }
 

@@ -28,6 +28,7 @@ mod cuda_driver;
 mod decoder;
 mod elements;
 mod eval;
+mod everyday;
 mod experts;
 mod extract;
 mod fast;

@@ -17,6 +17,7 @@ mod blas;
 mod driver;
 mod flights;
 mod kernels;
+mod numbers;
 mod ptx;
 
 use std::collections::VecDeque;

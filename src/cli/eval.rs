@@ -10,7 +10,7 @@ use super::machine::MachineArgs;
 use super::progress::Progress;
 use super::values::{WorkArgs, size};
 use super::{physical_bytes, show};
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Machine};
 use crate::error::{Error, Result};
 use crate::eval::{Chat, Cut, Form, Listen, Model, Plan, Prompt, Score, Texts, Windows, losses};
 use crate::prepare_model;
@@ -187,10 +187,19 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let threads = args.work.threads();
     let memory = memory(args.host_memory);
     let mut machine = args.machine.open(threads)?;
-    let planned = models.iter().map(|(model, _, windows)| {
-        windows.iter().map(|set| Plan::of(&model.decoder, &set.windows, &*machine, memory)).collect()
-    });
-    let plans = planned.collect::<Result<Vec<Vec<Plan>>>>()?;
+    let planned = |machine: &dyn Machine| -> Result<Vec<Vec<Plan>>> {
+        let of = |(model, _, windows): &(Model, Cut, Vec<Windows>)| {
+            windows.iter().map(|set| Plan::of(&model.decoder, &set.windows, machine, memory)).collect()
+        };
+        models.iter().map(of).collect()
+    };
+    let plans = match planned(&*machine) {
+        Ok(plans) => plans,
+        Err(why) => {
+            machine = args.machine.instead_of(&*machine, why, threads)?;
+            planned(&*machine)?
+        }
+    };
     let steps = models.iter().zip(&plans).flat_map(|((model, _, windows), plans)| {
         windows.iter().zip(plans).map(|(set, plan)| plan.steps(&model.decoder, &set.windows))
     });

@@ -7,7 +7,7 @@ use super::values::size;
 use crate::backend::device::Device;
 use crate::backend::devices::{candidates, processor};
 use crate::decoder::{Cuda, Machine, Processor, Sums};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Flags of commands that read texts.
 #[derive(Debug, Args)]
@@ -28,6 +28,23 @@ impl MachineArgs {
     /// What is named cannot be used.
     pub(super) fn open(&self, threads: usize) -> Result<Box<dyn Machine>> {
         open(&self.device, (self.device_memory, 0), threads)
+    }
+
+    /// What reads in place of a device that was not asked for by name, and that is too small.
+    ///
+    /// # Errors
+    /// `why`, where the device was named or is the processor.
+    pub(super) fn instead_of(
+        &self,
+        machine: &dyn Machine,
+        why: Error,
+        threads: usize,
+    ) -> Result<Box<dyn Machine>> {
+        if self.device != "auto" || machine.memory().is_none() {
+            return Err(why);
+        }
+        show::note(&format!("{}: {}: reading texts on the CPU", machine.id(), why.message));
+        open("cpu", (None, 0), threads)
     }
 }
 

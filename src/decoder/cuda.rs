@@ -102,13 +102,15 @@ impl Machine for Cuda {
         tokens * of_tokens + (scores + longest * head as u64) * NUMBER + rows + algebra::OF_CUBLAS
     }
 
-    fn logits_bytes(&self, decoder: &Decoder, models: u64) -> LogitsBytes {
+    fn logits_bytes(&self, decoder: &Decoder, tokens: u64, models: u64) -> LogitsBytes {
         let rows = self.logits_rows(decoder.hidden).min(decoder.vocabulary) as u64;
-        let (tokens, hidden) = (logits_tokens(models as usize) as u64, decoder.hidden as u64);
+        let tokens = tokens.min(logits_tokens(models as usize) as u64);
+        let hidden = decoder.hidden as u64;
         LogitsBytes {
             own: models * rows * hidden * OF_TERMS
                 + rows * hidden * NUMBER
-                + tokens * (hidden * OF_TERMS + rows * NUMBER),
+                + tokens * (hidden * OF_TERMS + rows * NUMBER)
+                + algebra::OF_CUBLAS,
             host: models * rows * (hidden + 2 * tokens) * NUMBER,
         }
     }

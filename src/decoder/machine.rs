@@ -45,8 +45,8 @@ pub trait Machine: Debug + Send {
     /// being so many.
     fn states_bytes(&self, decoder: &Decoder, tokens: u64, longest: u64) -> u64;
 
-    /// What logits take in so many models at a time, of which this is one.
-    fn logits_bytes(&self, decoder: &Decoder, models: u64) -> LogitsBytes;
+    /// What the logits of so many tokens take in so many models at a time, of which this is one.
+    fn logits_bytes(&self, decoder: &Decoder, tokens: u64, models: u64) -> LogitsBytes;
 
     /// The most elements of a tensor that it asks for at once.
     fn asked_max(&self, decoder: &Decoder) -> u64;
@@ -141,7 +141,7 @@ pub trait Machine: Debug + Send {
     fn logits(&mut self, models: &[Head<'_>], take: Take<'_>) -> Result<()>;
 }
 
-/// Memory for logits, whatever the number of tokens.
+/// Memory for logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogitsBytes {
     /// Of the machine's memory; that of one without its own is the host's.

@@ -100,7 +100,7 @@ impl Machine for Processor {
         floats * size_of::<f32>() as u64
     }
 
-    fn logits_bytes(&self, decoder: &Decoder, models: u64) -> LogitsBytes {
+    fn logits_bytes(&self, decoder: &Decoder, _: u64, models: u64) -> LogitsBytes {
         let rows = rows_at_once(decoder.hidden).min(decoder.vocabulary);
         let floats = rows * decoder.hidden + self.threads * LOGITS_TOKENS * rows;
         LogitsBytes { own: models * (floats * size_of::<f32>()) as u64, host: 0 }

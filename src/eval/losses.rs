@@ -103,8 +103,8 @@ pub fn passes<W: Borrow<Window>>(
 fn bytes_of(decoder: &Decoder, tokens: u64, longest: u64, machine: &dyn Machine) -> u64 {
     let kept = if machine.memory().is_none() { size_of::<Kept>() } else { 0 };
     // Behind the last layer there are the states and those that count.
-    let of_head =
-        tokens * (2 * decoder.hidden * size_of::<f32>() + kept) as u64 + machine.logits_bytes(decoder, 1).own;
+    let of_head = tokens * (2 * decoder.hidden * size_of::<f32>() + kept) as u64
+        + machine.logits_bytes(decoder, tokens, 1).own;
     machine.states_bytes(decoder, tokens, longest).max(of_head)
 }
 

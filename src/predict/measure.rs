@@ -255,7 +255,7 @@ impl<'m> Family<'m> {
         let working = |decoder: &Decoder| machine.states_bytes(decoder, tokens as u64, longest as u64);
         let advancing = decoders().map(working).max().unwrap_or(0) + of_states(&self.models[0].decoder);
         let parents = self.parents() as u64;
-        let logits = decoders().map(|decoder| machine.logits_bytes(decoder, parents));
+        let logits = decoders().map(|decoder| machine.logits_bytes(decoder, tokens as u64, parents));
         let logits = logits.max_by_key(|logits| logits.own).expect("there is a model");
         let gathering = tokens as u64 * shape.gathering_bytes();
         match machine.memory() {

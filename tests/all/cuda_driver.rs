@@ -106,7 +106,7 @@ impl Driver {
 
     /// The same with a cuBLAS beside it.
     pub fn with_cublas(&self) -> Self {
-        let object = compile(&Unit { source: engine().join("cublas/cublas.cpp"), flags: vec!["-O2".into()] });
+        let object = compile(&Unit { source: engine().join("cublas/cublas.cpp"), flags: vec!["-O3".into()] });
         let parts = [&self.folder, &object].map(file_name);
         let folder = cache().join(format!("driver-{}", hash(parts)));
         make(&folder, |folder| {

@@ -173,7 +173,7 @@ fn a_gpu_has_what_states_and_logits_take() {
     let [general, _] = texts(folder.path());
     std::fs::write(
         &general,
-        "The heart pumps blood through the body, and the lungs bring air to it.\n".repeat(40),
+        "The heart pumps blood through the body, and the lungs bring air to it.\n".repeat(20),
     )
     .unwrap();
     let config = |name: &str, text: &str| {
@@ -264,8 +264,9 @@ fn what_is_missing_for_a_gpu_to_read_is_said() {
     assert!(broken.stderr.contains("CUBLAS_STATUS_NOT_INITIALIZED"), "{}", broken.stderr);
     let old = read(driver(), &[("FAKE_CUDA_CAPABILITY", "75")], "cuda");
     assert!(old.stderr.contains("needs 8.0 (Ampere)"), "{}", old.stderr);
-    // Where it is for the program to choose, that is said in a line, and the processor reads.
+    // Where it is for the program to choose, that is said in a line, and the processor reads. So it is where a GPU is too small.
     for ended in [
+        read(driver(), &[("FAKE_CUDA_MEMORY", "34000000")], "auto"),
         read(&without, &[("MERGEFORGE_CUBLAS", "/nowhere/libcublas.so")], "auto"),
         read(driver(), &[("FAKE_CUDA_CAPABILITY", "75")], "auto"),
     ] {

@@ -7,71 +7,16 @@
 //! All work goes to one stream, so memory that was given back may be used again at once: the device does in order what it is asked
 //! for.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::blas::{Blas, Element, Matrices, Right};
 use super::driver::{Context, CudaStream, DeviceMemory, Event, Function, Module, Parameter, Pinned, Region};
+pub use super::numbers::{Numbers, Outgoing};
+use super::numbers::{Pools, Purpose, bytes_of};
 use super::{FAMILY, context_of, driver};
 use crate::backend::device::Device;
 use crate::backend::gpu::lock;
 use crate::error::{Error, Kind, Result};
-
-/// Numbers in f32, in a device's memory.
-#[derive(Debug)]
-pub struct Numbers {
-    memory: Option<DeviceMemory>,
-    len: usize,
-    pools: Arc<Pools>,
-    purpose: Purpose,
-}
-
-/// What memory is for: rows of matrices have sizes of their own, and would take the place of larger things.
-#[derive(Debug, Clone, Copy)]
-enum Purpose {
-    States,
-    Rows,
-}
-
-/// Memory that was given back.
-#[derive(Debug, Default)]
-struct Pools {
-    states: Mutex<Vec<DeviceMemory>>,
-    rows: Mutex<Vec<DeviceMemory>>,
-}
-
-impl Pools {
-    fn of(&self, purpose: Purpose) -> &Mutex<Vec<DeviceMemory>> {
-        match purpose {
-            Purpose::States => &self.states,
-            Purpose::Rows => &self.rows,
-        }
-    }
-}
-
-impl Numbers {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The memory of some of them.
-    fn some(&self, first: usize, len: usize) -> Region<'_> {
-        let memory = self.memory.as_ref().expect("it is there until it is dropped");
-        assert!(first + len <= self.len, "there are so many numbers");
-        memory.region((first * size_of::<f32>()) as u64, (len * size_of::<f32>()) as u64)
-    }
-}
-
-impl Drop for Numbers {
-    fn drop(&mut self) {
-        lock(self.pools.of(self.purpose)).extend(self.memory.take());
-    }
-}
 
 /// The most numbers that are on their way to the device or from it at a time.
 pub const BLOCK: usize = 1 << 22;
@@ -143,11 +88,6 @@ struct Staging {
     memory: Pinned,
     /// When the device has read what was put there last.
     read: Event,
-}
-
-/// The memory of so many numbers.
-fn bytes_of(len: usize) -> u64 {
-    (len * size_of::<f32>()).max(1) as u64
 }
 
 /// A number for so many blocks that each thread has an element.
@@ -634,38 +574,6 @@ impl Drop for Algebra {
     fn drop(&mut self) {
         // What the device still does uses memory that is given back next. Nobody is left to hear of an error.
         let _ = self.finish();
-    }
-}
-
-/// Numbers on their way from the device.
-#[derive(Debug)]
-pub struct Outgoing {
-    memory: Pinned,
-    /// How many there are.
-    len: usize,
-    arrived: Event,
-}
-
-impl Outgoing {
-    /// The most numbers that there is memory for.
-    pub fn room(&self) -> usize {
-        self.memory.bytes().len() / size_of::<f32>()
-    }
-
-    /// The numbers, once they are there.
-    ///
-    /// # Errors
-    /// Kind `Device`: it fails.
-    pub fn numbers(&self) -> Result<&[f32]> {
-        self.arrived.synchronize()?;
-        Ok(bytemuck::cast_slice(&self.memory.bytes()[..self.len * size_of::<f32>()]))
-    }
-}
-
-impl Drop for Outgoing {
-    fn drop(&mut self) {
-        // Nobody is left to hear of an error.
-        let _ = self.arrived.synchronize();
     }
 }
 

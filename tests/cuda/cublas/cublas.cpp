@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #define API extern "C" __attribute__((visibility("default"))) int
@@ -67,20 +68,37 @@ struct Product {
     Matrices a, b, c;
 
     void run() const {
-        std::vector<float> found(static_cast<size_t>(m) * static_cast<size_t>(n));
+        const auto rows = static_cast<size_t>(m), columns = static_cast<size_t>(n), terms = static_cast<size_t>(k);
+        std::vector<float> left(rows * terms), right(columns * terms);
         for (int matrix = 0; matrix < batch; matrix++) {
-            for (int column = 0; column < n; column++) {
-                for (int row = 0; row < m; row++) {
-                    float sum = 0;
-                    for (int i = 0; i < k; i++) sum += a.at(matrix, row, i) * b.at(matrix, i, column);
+            for (size_t row = 0; row < rows; row++) {
+                for (size_t i = 0; i < terms; i++) left[row * terms + i] = a.at(matrix, int(row), int(i));
+            }
+            for (size_t column = 0; column < columns; column++) {
+                for (size_t i = 0; i < terms; i++) right[column * terms + i] = b.at(matrix, int(i), int(column));
+            }
+            for (size_t column = 0; column < columns; column++) {
+                for (size_t row = 0; row < rows; row++) {
                     // What is multiplied by nothing is not read: it may be anything.
-                    float value = alpha * sum;
-                    if (beta != 0) value += beta * c.at(matrix, row, column);
-                    const auto place = matrix * c.apart + static_cast<long long>(column) * c.leading + row;
+                    float value = alpha * dot(&left[row * terms], &right[column * terms], terms);
+                    if (beta != 0) value += beta * c.at(matrix, int(row), int(column));
+                    const auto place = matrix * c.apart + static_cast<long long>(column) * c.leading + static_cast<long long>(row);
                     std::memcpy(const_cast<char*>(c.begin) + 4 * place, &value, 4);
                 }
             }
         }
+    }
+
+    static float dot(const float* one, const float* other, size_t count) {
+        float sums[8] = {};
+        size_t i = 0;
+        for (; i + 8 <= count; i += 8) {
+            for (size_t lane = 0; lane < 8; lane++) sums[lane] += one[i + lane] * other[i + lane];
+        }
+        for (; i < count; i++) sums[0] += one[i] * other[i];
+        float sum = 0;
+        for (float lane : sums) sum += lane;
+        return sum;
     }
 };
 

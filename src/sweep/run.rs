@@ -79,6 +79,8 @@ pub struct Sweeping<'s> {
     journal: &'s mut Journal,
     /// The points of tries, in their order.
     chosen: Vec<Vec<f64>>,
+    /// Whether somebody else has chosen some.
+    is_asked: bool,
     /// Those that failed, and why.
     failed: Vec<(Vec<f64>, Error)>,
     /// Candidates that were measured, and the seconds that took.
@@ -109,7 +111,7 @@ impl<'s> Sweeping<'s> {
         journal: &'s mut Journal,
     ) -> Self {
         let (chosen, failed) = (Vec::new(), Vec::new());
-        Self { request, search, objective, journal, chosen, failed, measured: (0, 0.0) }
+        Self { request, search, objective, journal, chosen, is_asked: false, failed, measured: (0, 0.0) }
     }
 
     /// Tries as many points as are asked for, which the search chooses. Those that the journal knows count, whoever chose them;
@@ -175,6 +177,7 @@ impl<'s> Sweeping<'s> {
     pub fn answer(&mut self, points: &[Vec<f64>], predicted: &[Option<f64>]) -> Result<Vec<Result<Answer>>> {
         let whole = self.objective.tries_are_whole();
         self.search.include(points, predicted);
+        self.is_asked = true;
         // Who asks again wants it tried again.
         self.failed.retain(|(point, _)| !points.contains(point));
         self.search.forgive(points);
@@ -199,11 +202,18 @@ impl<'s> Sweeping<'s> {
     pub fn finish(mut self) -> Result<Outcome> {
         let whole = self.objective.tries_are_whole();
         let tried = self.tried();
-        let (mut left, mut looked_at) = (self.request.confirm.max(1), Vec::new());
+        // Who chooses points wants the best of them looked at, before any that nobody asked for.
+        let mut asked = if self.is_asked { tried.clone() } else { Vec::new() };
+        asked.sort_by(|one, other| one.score.total_cmp(&other.score));
+        let (mut left, mut looked_at) = (self.request.confirm.max(1), Vec::<Vec<f64>>::new());
         while left > 0 {
-            let promising = self.search.most_promising(&tried, looked_at.len() + left);
-            let mut promising: Vec<_> =
-                promising.into_iter().filter(|point| !looked_at.contains(point)).collect();
+            let others = self.search.most_promising(&tried, asked.len() + looked_at.len() + left);
+            let mut promising: Vec<Vec<f64>> = Vec::new();
+            for point in asked.iter().map(|tried| tried.point.clone()).chain(others) {
+                if !looked_at.contains(&point) && !promising.contains(&point) {
+                    promising.push(point);
+                }
+            }
             promising.truncate(left);
             if promising.is_empty() {
                 break;

@@ -294,3 +294,22 @@ fn who_waits_for_questions_can_be_interrupted() {
     assert_eq!((last, code), (None, Some(2)));
     assert!(talk.contains("no candidate was measured"), "{talk}");
 }
+
+/// However few were asked for: what is confirmed is the best of them, and nothing that nobody asked for.
+#[test]
+fn the_best_of_what_was_asked_for_is_confirmed() {
+    let folder = TempDir::new().unwrap();
+    let ranges = ["{range: [0, 1.5]}", "{range: [0, 1.5]}"];
+    let file = command::config(folder.path(), &config("task_arithmetic", "", ranges));
+    let (out, text) = (folder.path().join("out"), folder.path().join("some.txt"));
+    fs::write(&text, "The heart pumps blood through the body.\nFever is a high temperature.\n".repeat(4))
+        .unwrap();
+    let texts = [text];
+    let mut words = vec!["sweep", file.to_str().unwrap(), out.to_str().unwrap(), "--no-predict"];
+    words.extend(["--text", texts[0].to_str().unwrap(), "--lines", "--try-tokens=20", "--confirm=1"]);
+    let (mut served, _) = Served::start(&words);
+    served.ask("{\"points\": [{\"medical weight\": 0.9, \"chat weight\": 0.3}, {\"medical weight\": 1.5, \"chat weight\": 1.5}]}");
+    let (best, code, said) = served.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(best.unwrap()["best"]["values"], json!({ "medical weight": 0.9, "chat weight": 0.3 }));
+}

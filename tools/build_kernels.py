@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds kernels/*.cu into kernels/ptx/*.ptx, and examines each for what users' drivers rely on. Needs no GPU.
+"""Builds kernels/*.cu and kernels/forward/*.cu into kernels/ptx/*.ptx, and examines each for what users' drivers rely on. Needs no GPU.
 
 The PTX is in the repository and in the binary, so that a user needs the NVIDIA driver and nothing else. It must therefore
 be the same bytes wherever it is built, be text that drivers from CUDA 12.0 on accept, and round as the CPU does.
@@ -218,11 +218,17 @@ def install(folder: pathlib.Path) -> None:
 # The text.
 
 
+def source_of(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Kernels of merges lie in the folder; what a forward pass needs and no merge, in a folder of its own."""
+    path = folder / f"{name}.cu"
+    return path if path.is_file() else folder / "forward" / path.name
+
+
 def source_hash(folder: pathlib.Path, name: str) -> str:
     """See the top of this file."""
-    files = [*HEADERS, f"{name}.cu"]
+    files = [*(folder / header for header in HEADERS), source_of(folder, name)]
     hasher = importlib.import_module("blake3").blake3()
-    for part, content in [*((file, (folder / file).read_bytes()) for file in files), ("recipe", RECIPE.encode())]:
+    for part, content in [*((file.name, file.read_bytes()) for file in files), ("recipe", RECIPE.encode())]:
         hasher.update(len(part).to_bytes(8, "little") + part.encode())
         hasher.update(len(content).to_bytes(8, "little") + content)
     return hasher.hexdigest()
@@ -231,7 +237,8 @@ def source_hash(folder: pathlib.Path, name: str) -> str:
 def compiled(tools: Tools, folder: pathlib.Path, name: str, work: pathlib.Path) -> str:
     """nvcc's text from `.version` on, without what depends on the place of the sources."""
     out = work / "nvcc.ptx"
-    ended = run([tools.nvcc, *FLAGS, f"{name}.cu", "-o", out], folder)
+    source = source_of(folder, name)
+    ended = run([tools.nvcc, *FLAGS, f"-I{folder.absolute()}", source.name, "-o", out], source.parent)
     if ended.returncode:
         raise Failure(f"{folder / name}.cu does not compile:\n{talk(ended)}")
     # Before it is what nvcc says of itself; the recipe names its version.
@@ -548,7 +555,7 @@ def main() -> None:
 
 
 def build_folder(tools: Tools, folder: pathlib.Path, check: bool, jobs: int) -> None:
-    names = sorted(path.stem for path in folder.glob("*.cu"))
+    names = sorted(path.stem for place in (folder, folder / "forward") for path in place.glob("*.cu"))
     for needed in (folder / header for header in HEADERS):
         if not needed.is_file():
             raise Failure(f"{needed} is missing: --kernels DIR names the folder of the kernels")

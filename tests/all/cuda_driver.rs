@@ -77,7 +77,11 @@ impl Driver {
 
     /// With the kernels of any folder, watched or not.
     pub fn build(folder: &Path, sanitizer: Option<Sanitizer>) -> Self {
-        let sources = files(folder, &["cu"]);
+        let mut sources = files(folder, &["cu"]);
+        let forward = folder.join("forward");
+        if forward.is_dir() {
+            sources.extend(files(&forward, &["cu"]));
+        }
         assert!(!sources.is_empty(), "{} has no kernels", folder.display());
         let optimised = if sanitizer.is_some() { WATCHED_KERNEL_FLAGS } else { KERNEL_FLAGS };
         let unit = |source| kernel_unit(source, optimised, sanitizer);
@@ -210,7 +214,7 @@ fn engine_units(sanitizer: Option<Sanitizer>) -> Vec<Unit> {
 }
 
 fn kernel_unit(source: PathBuf, optimised: &[&str], sanitizer: Option<Sanitizer>) -> Unit {
-    let mut kernel = unit(source, &[optimised, watching(sanitizer), &["-x", "c++", "-include"]]);
+    let mut kernel = unit(source, &[optimised, watching(sanitizer), &["-I..", "-x", "c++", "-include"]]);
     kernel.flags.push(engine().join("cuda_cpu.h").into());
     kernel
 }
@@ -242,7 +246,9 @@ fn compile(unit: &Unit) -> PathBuf {
     parts.extend(FLAGS.iter().map(|flag| flag.as_bytes().to_vec()));
     parts.extend(unit.flags.iter().map(|flag| flag.as_encoded_bytes().to_vec()));
     parts.push(fs::read(&unit.source).unwrap());
-    for header in files(&engine(), &["h"]).iter().chain(&files(folder, &["h", "cuh"])) {
+    // Kernels of a forward pass lie below those whose headers they share.
+    let above = files(folder.parent().unwrap(), &["cuh"]);
+    for header in files(&engine(), &["h"]).iter().chain(&files(folder, &["h", "cuh"])).chain(&above) {
         parts.extend([file_name(header), fs::read(header).unwrap()]);
     }
     let stem = unit.source.file_stem().unwrap().to_str().unwrap();

@@ -58,8 +58,11 @@ fn mistakes_in_the_forward_pass_are_caught() {
         ("exponential(-gate[i])", "exponential(gate[i])"),
         ("mul(whole, -2.1219444e-4f)", "0.0f"),
     ] {
-        let folder = command::mistaken("kernels", "decoder.cu", right, wrong);
-        let driver = Driver::with_kernels(folder.path()).with_cublas();
+        let folder = command::mistaken("kernels/forward", "decoder.cu", right, wrong);
+        for header in ["prelude.cuh", "params.cuh"] {
+            std::fs::copy(Path::new(ROOT).join("kernels").join(header), folder.path().join(header)).unwrap();
+        }
+        let driver = Driver::with_kernel(folder.path(), "decoder", None).with_cublas();
         let ended = states_on(&driver, &[]);
         assert!(ended.code != Some(0), "{wrong} is not found");
     }

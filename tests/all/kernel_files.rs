@@ -129,16 +129,27 @@ fn stems(folder: &Path, extension: &str, alone: bool) -> Vec<String> {
     found
 }
 
+/// The folder of what a forward pass needs, and no merge.
+const FORWARD: &str = "forward";
+
+/// The file of a kernel below `kernels/`.
+fn source_of(name: &str) -> String {
+    let file = format!("{name}.cu");
+    if folder().join(&file).is_file() { file } else { format!("{FORWARD}/{file}") }
+}
+
 fn all_sources() -> Vec<Sources> {
     let sources = |name: String| Sources {
         prelude: read("prelude.cuh"),
         params: read("params.cuh"),
         counting: read("counting.cuh"),
         choice: read("choice.cuh"),
-        kernel: read(&format!("{name}.cu")),
+        kernel: read(&source_of(&name)),
         name,
     };
-    stems(&folder(), "cu", false).into_iter().map(sources).collect()
+    let mut names = [stems(&folder(), "cu", false), stems(&folder().join(FORWARD), "cu", true)].concat();
+    names.sort();
+    names.into_iter().map(sources).collect()
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a forward pass computes, on numbers that stay in a GPU's memory: products by cuBLAS, the rest by `kernels/decoder.cu`.
+//! What a forward pass computes, on numbers that stay in a GPU's memory: products by cuBLAS, the rest by `kernels/forward/decoder.cu`.
 //!
 //! A product is nearly as exact as in f32, at the speed of tensor cores: each factor is split into three terms of bfloat16, which
 //! together are the number to 24 bits, and the products of terms are added up in f32, but for those that are too small to matter.

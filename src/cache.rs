@@ -2,7 +2,7 @@
 
 use std::fs::DirBuilder;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Makes a folder, and those that it lies in, for the user alone. What is there stays as it is.
 ///
@@ -13,4 +13,16 @@ pub fn make_private(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.recursive(true).create(folder)
+}
+
+/// Where merges keep what helps the next one: `$MERGEFORGE_CACHE` (nowhere if that is empty), else a folder of our own
+/// where programs keep such things.
+pub fn folder() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from);
+    let in_caches = |caches: PathBuf| caches.join("mergeforge");
+    folder("MERGEFORGE_CACHE")
+        // One that is empty or relative is to be ignored, by its specification.
+        .or_else(|| folder("XDG_CACHE_HOME").filter(|caches| caches.is_absolute()).map(in_caches))
+        .or_else(|| std::env::home_dir().map(|home| in_caches(home.join(".cache"))))
+        .filter(|folder| folder.is_absolute() || folder.components().next().is_some())
 }

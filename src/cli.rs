@@ -2,15 +2,17 @@
 //!
 //! Data goes to standard output, talk to standard error, under `--json` as an object a line. Exit codes: 0 done, 1 the compared models
 //! differ, 2 the command, the config or the plan is wrong, or a model is not there, 3 a file of an input is missing or damaged, 4 the
-//! output cannot be written, 5 the device is missing or failed, 130 interrupted.
+//! output cannot be written, 5 the device is missing or failed, 6 the Hub cannot be reached, 130 interrupted.
 
 mod analyze;
 mod bench;
+mod convert;
 mod devices;
 mod diff;
 mod eval;
 mod extract;
 mod files;
+mod hub;
 mod info;
 mod init;
 mod kinds;
@@ -39,23 +41,24 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use self::values::{count, shard_size, size};
 use crate::backend::device::Device;
 use crate::backend::devices::{self as known_devices, Candidate, processor};
-use crate::check::{self, Depth};
+use crate::cache;
+use crate::check;
 use crate::checkpoint::Reads;
 use crate::config::{Config, Space};
 use crate::error::{Error, Result};
-use crate::kernel::Kernel;
 use crate::plan::{Choices, PartlyHeldPolicy};
 use crate::report::Report;
 use crate::stream::Budget;
 use crate::timeline::Timeline;
 use crate::{
-    AnyConfig, Options, Prepared, check_room, floor, merge_recording, prepare_config, read_any_or_space,
-    read_config, read_stages, report,
+    AnyConfig, Options, Prepared, check_absent, check_room, floor, merge_recording, prepare_config,
+    read_any_or_space, read_config, read_stages, report,
 };
+use hub::HubArgs;
 use mergekit::MergekitArgs;
 use progress::Progress;
 use reading::Reading;
-use resources::{cache_folder, cores, default_host_bytes, physical_bytes};
+use resources::{cores, default_host_bytes, physical_bytes};
 use warnings::{Warnings, checked};
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
@@ -67,7 +70,7 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 `diff` found differences; 2 the command, the config or the plan is wrong, or a model is not there; 3 a file of an \
-                          input is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 130 interrupted. \
+                          input is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 6 the Hub cannot be reached; 130 interrupted. \
                           NO_COLOR is respected. MERGEFORGE_CACHE names the folder \
                           of what merges remember (by default mergeforge/ in ~/.cache; empty: nowhere).";
 
@@ -82,6 +85,8 @@ enum Command {
     /// Make a mixture of experts of dense models, as a mergekit-moe YAML says
     #[command(alias = "mergekit-moe")]
     Moe(moe::MoeArgs),
+    /// Copy a model with floats of another type, in other shards, as safetensors, or with its adapter added
+    Convert(Box<convert::ConvertArgs>),
     /// Show what a merge would do, from the config and the checkpoints' headers alone
     Plan(PlanArgs),
     /// Show what models have: tensors, types, parameters, layers, tokenizer; from headers alone
@@ -122,20 +127,7 @@ enum Command {
         json: bool,
     },
     /// Verify every kernel on a device against its plain definition, bit for bit
-    Check {
-        /// The device; without it, all that there are
-        #[arg(long, value_name = "DEVICE")]
-        device: Option<String>,
-        /// Check each kernel for few models and many, and no more
-        #[arg(long)]
-        quick: bool,
-        /// Check this kernel alone
-        #[arg(long, value_name = "NAME", value_parser = devices::kernel)]
-        kernel: Option<&'static Kernel>,
-        /// Print as JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Check(devices::CheckArgs),
     /// Measure how fast this machine is
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -303,6 +295,8 @@ struct RunArgs {
     /// where the device does not say]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     device_memory: Option<u64>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// How inputs are read: used where the system's page cache has them (mapped; on the CPU and Linux), copied out of it, or
     /// read past it (direct); auto is direct where they are larger than the memory, and would not stay in the cache for
     /// the next merge, else mapped
@@ -324,7 +318,7 @@ enum How {
 impl MergeFlags {
     /// The device that computes, and what may be used of it.
     fn device(&self) -> Result<(Device, Budget)> {
-        let cache = cache_folder();
+        let cache = cache::folder();
         let works = |device: &Device| check::before_first_use(device, cache.as_deref());
         self.common.run.device(!self.quiet, &works)
     }
@@ -360,7 +354,8 @@ impl FitArgs {
 
 impl RunArgs {
     fn choices(&self) -> Choices {
-        Choices { seed: self.random_seed, shard_bytes: self.out_shard_size, ..Choices::USUAL }
+        let (seed, shard_bytes, remote) = (self.random_seed, self.out_shard_size, self.hub.remote());
+        Choices { seed, shard_bytes, remote, ..Choices::USUAL }
     }
 
     fn reads(&self, prepared: &Prepared) -> Reads {
@@ -448,6 +443,7 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => run_merge(&args),
         Command::Multi(args) => staged::multi(&args),
         Command::Moe(args) => moe::run(&args),
+        Command::Convert(args) => convert::run(*args),
         Command::Plan(args) => run_plan(&args),
         Command::Info(args) => info::run(&args),
         Command::Diff(args) => return diff::ended(&args),
@@ -465,10 +461,7 @@ pub fn main() -> ExitCode {
             Ok(())
         }
         Command::Devices { json } => devices::list(json),
-        Command::Check { device, quick, kernel, json } => {
-            let depth = if quick { Depth::Quick } else { Depth::All };
-            devices::check(device.as_deref(), depth, kernel, json)
-        }
+        Command::Check(args) => devices::check(&args),
         Command::Bench(BenchCommand::Merge(args)) => bench::merge(&args),
         Command::Bench(BenchCommand::Writes(args)) => writes::measure(&args),
         Command::Bench(BenchCommand::Floor { config, out, common, json }) => {
@@ -561,7 +554,7 @@ fn merge_into(
     timeline: Timeline,
 ) -> Result<Report> {
     let started = Instant::now();
-    let cache = cache_folder();
+    let cache = cache::folder();
     budget.limits(&prepared.plan, device)?;
     if !flags.quiet {
         show::summary(prepared, copies);
@@ -576,6 +569,8 @@ fn merge_into(
         cache,
         recall: !flags.no_cache,
     };
+    check_room(prepared, &options)?;
+    flags.common.run.hub.bring(prepared, progress)?;
     progress.expect(prepared.plan.layout.total_bytes, "written");
     let before = progress.moved_bytes();
     let outcome = merge_recording(prepared, &options, progress, timeline);
@@ -606,6 +601,8 @@ fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Re
         cache: None,
         recall: false,
     };
+    check_room(&prepared, &options)?;
+    common.run.hub.bring(&prepared, &progress)?;
     let (wall, shares) = floor(&prepared, &options, &progress)?;
     let (read, written) = progress.moved_bytes();
     show::floor(&options.device, wall, &shares, (read, written), json);
@@ -644,17 +641,20 @@ fn show_plan(
             &Options { out, device, budget, copy_tokenizer, model_card, reads, cache, recall },
         )?;
     }
+    check_absent(prepared)?;
     let reading = Reading::of(prepared, space, &args.common)?;
     if args.json {
         let mut plan = show::plan_json(prepared, &budget, &limits);
         plan["stages"] = stages.iter().map(staged::Stage::json).collect();
         plan["reading"] = reading.as_ref().map(Reading::json).into();
         plan["open"] = space.map(reading::open_json).into();
+        plan["downloads"] = hub::as_json(prepared, args.common.run.hub)?;
         show::json(&plan);
     } else {
         stages.iter().for_each(staged::Stage::show);
         space.into_iter().flat_map(reading::open_lines).for_each(|line| show::line(&line));
-        let lines = reading.iter().flat_map(Reading::lines).collect::<Vec<_>>();
+        let lines = reading.iter().flat_map(Reading::lines);
+        let lines: Vec<String> = lines.chain(hub::lines(prepared, args.common.run.hub)?).collect();
         show::plan(prepared, &budget, &limits, &lines, args.verbose);
     }
     Ok(())

@@ -7,8 +7,8 @@
 mod float64;
 
 pub use float64::{
-    F64_BYTES, computed_as, encode_narrowed, float_bytes, float_name, is_float, narrow, narrow_to_odd,
-    promote, widen, widen_encoded,
+    F64_BYTES, computed_as, encode_narrowed, float_bytes, float_name, float_named, is_float, narrow,
+    narrow_to_odd, promote, widen, widen_encoded,
 };
 pub use safetensors::Dtype;
 

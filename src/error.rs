@@ -18,6 +18,8 @@ pub enum Kind {
     Device,
     /// The device has not the memory that was asked for. With less the work may still be done.
     DeviceMemory,
+    /// The Hub cannot be reached, or does not do as it should.
+    Network,
     /// The user asked to stop (Ctrl-C or SIGTERM).
     Interrupted,
 }
@@ -30,6 +32,7 @@ impl Kind {
             Self::Input => "input",
             Self::Output => "output",
             Self::Device | Self::DeviceMemory => "device",
+            Self::Network => "network",
             Self::Interrupted => "interrupted",
         }
     }
@@ -88,6 +91,11 @@ impl Error {
     /// The device cannot do it.
     pub fn device(message: impl Into<String>) -> Self {
         Self::new(Kind::Device, &message.into())
+    }
+
+    /// The Hub cannot be reached, or does not do as it should.
+    pub fn network(message: impl Into<String>) -> Self {
+        Self::new(Kind::Network, &message.into())
     }
 
     /// An input file that the system would not let us read.
@@ -162,6 +170,7 @@ impl Error {
             Kind::Input => 3,
             Kind::Output => 4,
             Kind::Device | Kind::DeviceMemory => 5,
+            Kind::Network => 6,
             Kind::Interrupted => 130,
         }
     }

@@ -21,6 +21,7 @@ pub mod dtype;
 pub mod error;
 pub mod eval;
 pub mod extract;
+pub mod hub;
 pub mod input;
 mod instructions;
 pub mod kernel;
@@ -53,8 +54,11 @@ use backend::{Backend, Limits};
 use checkpoint::{ADAPTER_CONFIG, Access, Companions, Destination, MODEL_CONFIG, Reads, Sink, Source};
 use config::moe::{self, MoeConfig};
 use config::{Config, Position, Space};
+use dtype::{Dtype, float_name};
 use error::{Error, Result};
+use hub::{Remote, Wanted};
 use indexmap::IndexMap;
+use input::At;
 use plan::{Choices, Compared, Place, Plan, Readable};
 use report::{Intermediate, Report};
 use serde_json::{Value as Json, json};
@@ -101,6 +105,18 @@ impl Prepared {
     pub fn models_of_stages(&self) -> impl Iterator<Item = usize> {
         let behind = self.opened.iter().enumerate().skip(self.own);
         behind.filter(|(_, place)| matches!(place, Place::Model(_))).map(|(source, _)| source)
+    }
+
+    /// The files of the Hub that the plan reads and that are not here. They are read from there, unless they are [fetched](fetch()).
+    pub fn absent(&self) -> Vec<Wanted> {
+        if self.sources.iter().all(|source| source.folder.snapshot().is_none()) {
+            return Vec::new();
+        }
+        let stored = self.plan.stored();
+        let of = |(source, opened): (usize, &Source)| {
+            opened.absent(|tensor| stored.contains(&At { source, tensor }))
+        };
+        self.sources.iter().enumerate().flat_map(of).collect()
     }
 
     /// The files that say something of models' elements.
@@ -231,7 +247,7 @@ fn prepare_among(config: Config, made: &Made, choices: &Choices) -> Result<Prepa
         }
         fused.push((name, Arc::clone(stage)));
     }
-    let opened = open(&config, &places, made, plan::problems_of(&config));
+    let opened = open(&config, &places, made, plan::problems_of(&config), choices.remote);
     let sources = match opened {
         Ok(sources) if unread.is_empty() || config.is_whole && config.has_all_parameters => sources,
         opened => return Err(together(unread, opened.err())),
@@ -279,7 +295,7 @@ pub fn prepare_moe(moe: &MoeConfig, untrained: bool, choices: &Choices) -> Resul
         [] => plan::check_moe(moe, untrained).err().map_or_else(Vec::new, Error::one_by_one),
         unread => unread.to_vec(),
     };
-    let sources = open(&config, &places, &Made::new(), problems)?;
+    let sources = open(&config, &places, &Made::new(), problems, choices.remote)?;
     let plan = Plan::moe(moe, &config, &sources, choices)?;
     let companions = companions(&plan, &sources)?;
     let (own, results, choices) = (places.len(), HashMap::new(), *choices);
@@ -312,17 +328,17 @@ pub struct StoredModel {
 ///
 /// # Errors
 /// It is not there, or damaged.
-pub fn open_model(name: &str) -> Result<StoredModel> {
+pub fn open_model(name: &str, remote: Remote) -> Result<StoredModel> {
     let config = config_of(name)?;
     let places = plan::places(&config);
     if let (1, Some((Place::Model(model), _))) = (places.len(), places.first()) {
-        let folder = checkpoint::locate(&model.path, model.revision.as_deref())?;
-        if folder.join(ADAPTER_CONFIG).is_file() && !folder.join(MODEL_CONFIG).is_file() {
-            return Ok(StoredModel { model: None, adapter: Some(Source::open_adapter(name, &folder)?) });
+        let located = checkpoint::locate(&model.path, model.revision.as_deref(), remote)?;
+        if located.has(ADAPTER_CONFIG) && !located.has(MODEL_CONFIG) {
+            return Ok(StoredModel { model: None, adapter: Some(Source::open_adapter(name, located)?) });
         }
     }
     let (mut model, mut adapter) = (None, None);
-    for (place, source) in places.keys().zip(open(&config, &places, &Made::new(), Vec::new())?) {
+    for (place, source) in places.keys().zip(open(&config, &places, &Made::new(), Vec::new(), remote)?) {
         *(if matches!(place, Place::Model(_)) { &mut model } else { &mut adapter }) = Some(source);
     }
     Ok(StoredModel { model, adapter })
@@ -332,10 +348,10 @@ pub fn open_model(name: &str) -> Result<StoredModel> {
 ///
 /// # Errors
 /// It is not there, or cannot be read.
-pub fn prepare_model(name: &str) -> Result<Readable> {
+pub fn prepare_model(name: &str, remote: Remote) -> Result<Readable> {
     let config = config_of(name)?;
     let places = plan::places(&config);
-    let sources = open(&config, &places, &Made::new(), Vec::new())?;
+    let sources = open(&config, &places, &Made::new(), Vec::new(), remote)?;
     Readable::new(&config, sources)
 }
 
@@ -343,7 +359,7 @@ pub fn prepare_model(name: &str) -> Result<Readable> {
 ///
 /// # Errors
 /// One of them is not there, or they cannot be read as floats.
-pub fn prepare_comparison(tuned: &str, base: &str) -> Result<Compared> {
+pub fn prepare_comparison(tuned: &str, base: &str, remote: Remote) -> Result<Compared> {
     let config = json!({
         "merge_method": "linear",
         "models": [{ "model": written(tuned), "parameters": { "weight": 1 } }],
@@ -351,8 +367,33 @@ pub fn prepare_comparison(tuned: &str, base: &str) -> Result<Compared> {
     });
     let config = Config::parse("", &config.to_string())?;
     let places = plan::places(&config);
-    let sources = open(&config, &places, &Made::new(), Vec::new())?;
+    let sources = open(&config, &places, &Made::new(), Vec::new(), remote)?;
     Compared::new(&config, sources)
+}
+
+/// Reads the headers of a model, which is named as in a config, and plans a copy of it, with floats of another type if one is
+/// given and with its adapter added. The model's own card is copied too, if `card` says so and no adapter makes another model of
+/// it. No tensor data is read.
+///
+/// # Errors
+/// It is not there, or cannot be copied, or not as floats of that type.
+pub fn prepare_conversion(
+    name: &str,
+    dtype: Option<Dtype>,
+    card: bool,
+    choices: &Choices,
+) -> Result<Prepared> {
+    let key = dtype.map_or(String::new(), |dtype| format!("dtype: {}\n", float_name(dtype)));
+    let text = format!("merge_method: passthrough\nmodels:\n- model: {}\n{key}", written(name));
+    let mut prepared = prepare_config(Config::parse("", &text)?, choices)?;
+    if dtype.is_some() {
+        plan::check_without_codes(&prepared.plan, &prepared.sources)?;
+    }
+    if card && prepared.plan.models.iter().all(|model| model.adapter.is_none()) {
+        let companions = std::mem::take(&mut prepared.companions);
+        prepared.companions = companions.with_card_of(prepared.donor());
+    }
+    Ok(prepared)
 }
 
 /// The files beside the weights, as the plan has them.
@@ -394,24 +435,25 @@ fn open(
     places: &IndexMap<Place, Position>,
     made: &Made,
     mut problems: Vec<Error>,
+    remote: Remote,
 ) -> Result<Vec<Source>> {
     let open = |place: usize| {
         let (place, at) = places.get_index(place).expect("there are so many");
         let opened = match place {
             Place::Model(model) => match place.among(made) {
                 Some((name, outcome)) => outcome.way.open(name),
-                None => checkpoint::locate(&model.path, model.revision.as_deref())
+                None => checkpoint::locate(&model.path, model.revision.as_deref(), remote)
                     .map_err(|error| match config.meant_document(&model.path) {
                         Some(name) => {
                             error.hint(format!("did you mean `{name}`, the name of another document?"))
                         }
                         None => error,
                     })
-                    .and_then(|folder| Source::open(&model.to_string(), &folder)),
+                    .and_then(|located| Source::open(&model.to_string(), located)),
             },
             Place::Adapter(adapter) => {
-                let folder = checkpoint::locate(&adapter.path, adapter.revision.as_deref());
-                folder.and_then(|folder| Source::open_adapter(&adapter.to_string(), &folder))
+                let located = checkpoint::locate(&adapter.path, adapter.revision.as_deref(), remote);
+                located.and_then(|located| Source::open_adapter(&adapter.to_string(), located))
             }
             Place::Tensors(path) => {
                 checkpoint::locate_tensors(path).and_then(|place| Source::open_tensors(path, &place))
@@ -431,6 +473,55 @@ fn open(
         }
     }
     if problems.is_empty() { Ok(sources) } else { Err(Error::all(problems)) }
+}
+
+/// Where files of the Hub go, and how many bytes are free there. `beside` is what will be written too, where and how much.
+///
+/// # Errors
+/// Kind `Output`: they would not fit.
+pub fn free_for(wanted: &[Wanted], beside: &[(&Path, u64)]) -> Result<Option<(PathBuf, u64)>> {
+    let Some(first) = wanted.first() else { return Ok(None) };
+    let folder = first.snapshot.folder();
+    let folder = folder.ancestors().nth(3).unwrap_or(&folder).to_path_buf();
+    let Some(free) = checkpoint::free_bytes(&folder) else { return Ok(None) };
+    let of_outputs =
+        beside.iter().filter(|(out, _)| checkpoint::same_disk(out, &folder)).map(|(_, bytes)| *bytes);
+    let (missing, written): (u64, u64) = (hub::missing_bytes(wanted), of_outputs.sum());
+    if missing.saturating_add(written) > free {
+        let what = if written > 0 { "the models and what is made of them need" } else { "the models need" };
+        let needed = text::bytes(missing.saturating_add(written));
+        let (free, folder) = (text::bytes(free), folder.display());
+        return Err(Error::output(format!("{what} {needed}, and only {free} are free in {folder}")).hint(
+            "free some space, name another folder by HF_HUB_CACHE, or read the models without keeping them: --stream",
+        ));
+    }
+    Ok(Some((folder, free)))
+}
+
+/// Looks at what a plan can know of tensors on the Hub before they are fetched whole: that those which can only be copied begin alike.
+///
+/// # Errors
+/// They do not, or cannot be read.
+pub fn check_absent(prepared: &Prepared) -> Result<()> {
+    stream::check_beginnings(&prepared.plan, &prepared.sources)
+}
+
+/// Fetches the files that go beside the weights: once the merge is done it is late to miss one.
+///
+/// # Errors
+/// One cannot be had, or not be kept.
+pub fn bring_companions(prepared: &Prepared) -> Result<()> {
+    prepared.companions.copied.iter().try_for_each(|companion| companion.original.bring())
+}
+
+/// Fetches files of the Hub into the cache, from where sources read them then.
+///
+/// # Errors
+/// They do not fit on the disk, cannot be had, are not what the Hub lists, or the user wants to stop.
+pub fn fetch(sources: &[&Source], wanted: &[Wanted], watch: &dyn hub::Watch) -> Result<()> {
+    free_for(wanted, &[])?;
+    hub::fetch(wanted, watch)?;
+    sources.iter().try_for_each(|source| source.arrive())
 }
 
 /// What a merge may use and what it leaves beside the tensors.
@@ -571,7 +662,12 @@ pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
         bytes: output_bytes(prepared, options.copy_tokenizer),
         on_the_way_bytes: 0,
     };
-    checkpoint::check_destinations(&[destination], &places_of_inputs(prepared).collect::<Vec<_>>())
+    let beside = (options.out.as_path(), destination.bytes);
+    checkpoint::check_destinations(&[destination], &places_of_inputs(prepared).collect::<Vec<_>>())?;
+    if prepared.choices.remote != Remote::Streamed {
+        free_for(&prepared.absent(), &[beside])?;
+    }
+    Ok(())
 }
 
 /// The bytes that a plan's output takes on the disk, with the files beside the weights; `copied` says whether the donor's files

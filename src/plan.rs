@@ -37,6 +37,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use compared::{Compared, ComparedModel, ComparedTensor, ReadTensor, Readable};
+pub use compatible::check_without_codes;
 pub use data::{
     Action, ChatTemplate, Copied, LeftOut, Merge, Plan, PlannedModel, RowCounts, Tensor, TokenizerPlan,
     Vocabulary,
@@ -54,6 +55,7 @@ use crate::checkpoint::{ConfigEdits, LayerCount, Source, layout};
 use crate::config::{Config, Inputs, Located, ModelRef};
 use crate::dtype::{Dtype, Float, computed_as, is_float, promote};
 use crate::error::{About, Error, Result};
+use crate::hub::Remote;
 use crate::method::{self, Base, Method, Parameter, Scope, Settings, Value, ValueKind, Values};
 use crate::recipe::Recipe;
 use elements::ElementsSeen;
@@ -77,6 +79,8 @@ pub struct Choices {
     pub truncate_embeddings: bool,
     /// What becomes of tensors that only some of the models have.
     pub partly_held: PartlyHeldPolicy,
+    /// What is done about models that are not on this machine.
+    pub remote: Remote,
 }
 
 impl Choices {
@@ -87,6 +91,7 @@ impl Choices {
         allow_crimes: false,
         truncate_embeddings: false,
         partly_held: PartlyHeldPolicy::Copied,
+        remote: Remote::Fetched,
     };
 }
 

@@ -255,7 +255,7 @@ fn model() -> Json {
         other => unknown(other),
     };
     json!({
-        "description": "a folder, or organisation/name in the Hugging Face cache: path[@revision][+adapter[@revision]]",
+        "description": "a folder, or organisation/name on the Hugging Face Hub: path[@revision][+adapter[@revision]]",
         "anyOf": [text(), mapping(keys::MODEL, &["model"], of)],
     })
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::checkpoint::{Source, locate};
 use crate::config::{Config, Located, ModelRef, Position, TokenRow, TokenizerSource};
 use crate::error::{Error, Kind, Result};
+use crate::hub::Remote;
 use crate::plan::{self, Choices, Fused, Place, Stage};
 use crate::report::Intermediate;
 use crate::text::bytes;
@@ -470,7 +471,7 @@ fn has_misspelled_base(config: &Config) -> bool {
     config.base_model.as_ref().is_some_and(|Located { value: base, .. }| {
         !config.documents.contains(&base.path)
             && config.meant_document(&base.path).is_some()
-            && locate(&base.path, base.revision.as_deref()).is_err()
+            && locate(&base.path, base.revision.as_deref(), Remote::Offline).is_err()
     })
 }
 

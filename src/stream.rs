@@ -30,6 +30,7 @@ use crate::plan::{Action, Merge, Plan};
 use crate::recipe::{Foreseen, Machine, Passes, Threshold};
 use crate::threads;
 use crate::timeline::{By, Stage, Timeline};
+pub use copies::check_beginnings;
 use copies::{Copier, units};
 use cut::{Destination, Sizes, Unit};
 use group::{Group, Planned};

@@ -248,6 +248,20 @@ impl Companions {
         self
     }
 
+    /// The same of a model that stays what its own card says, which is copied too.
+    #[must_use]
+    pub fn with_card_of(self, donor: &Source) -> Self {
+        let is_card = |left: &LeftFile| left.reason == CARD_OF_DONOR;
+        let Some(card) = self.left_out.iter().position(is_card) else { return self };
+        let mut search = Search { donor, found: self, listed: 0 };
+        let LeftFile { file, .. } = search.found.left_out.remove(card);
+        if let Err(refusal) = search.copy(file.clone()) {
+            search.leave(file, false, refusal.message);
+        }
+        search.found.copied.sort_unstable_by(|a, b| a.file.cmp(&b.file));
+        search.found
+    }
+
     /// Changes what a merge changes.
     #[must_use]
     pub fn revised(mut self, revision: &Revision) -> Self {
@@ -379,6 +393,11 @@ impl Search<'_> {
 /// Whether a file is a tokenizer, or a part of one: it may be large, and no model is of use without it.
 fn is_tokenizer(name: &str) -> bool {
     [TOKENIZER, NORMALIZER].contains(&name) || OTHER_VOCABULARIES.contains(&name)
+}
+
+/// Whether a file holds a vocabulary, or a part of one.
+pub(super) fn is_vocabulary(name: &str) -> bool {
+    is_tokenizer(name) || has_ending(name, VOCABULARY)
 }
 
 /// Whether a file belongs to the tokenizer, with its templates.

@@ -6,6 +6,7 @@
 //!
 //! All is read by position but what a method on the CPU reads several times, which is mapped (`mapped`).
 
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::Path;
@@ -207,6 +208,21 @@ fn read_blocks(direct: &File, into: &mut [u8], offset: u64) -> io::Result<bool> 
         into.copy_from_slice(&room[before..wanted]);
         Ok(true)
     })
+}
+
+/// What is read by position: a file, or what stands for one.
+pub trait ReadAt: fmt::Debug {
+    /// Fills `into` from `offset` on; an earlier end is `UnexpectedEof`.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn fill(&self, into: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn fill(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        read_exact_at(self, into, offset)
+    }
 }
 
 /// Fills `into` from `offset` on; an earlier end of the file is `UnexpectedEof`.

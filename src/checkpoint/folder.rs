@@ -20,6 +20,7 @@ use super::file::{Access, with_limit_hint};
 use super::header::{is_lfs_pointer, lfs_pointer};
 use super::limits::FILES_MAX;
 use crate::error::{Error, Result};
+use crate::hub::{self, Snapshot, is_hex};
 use crate::text::bytes;
 
 /// Bytes that are compared at once.
@@ -38,6 +39,8 @@ pub struct ModelFolder {
     within: PathBuf,
     /// Of a folder that is not made yet: what its files will hold.
     planned: Option<BTreeMap<String, Planned>>,
+    /// Of a snapshot of the cache: what else the repository has.
+    snapshot: Option<Arc<Snapshot>>,
 }
 
 /// What a file will hold.
@@ -55,14 +58,26 @@ impl ModelFolder {
     /// # Errors
     /// Kind `Input`: it cannot be opened.
     pub fn open(path: &Path) -> Result<Arc<Self>> {
+        Self::opened(path, None)
+    }
+
+    /// Opens the folder of a snapshot of the Hub: files of it that are not there are fetched when they are opened.
+    ///
+    /// # Errors
+    /// As of [`ModelFolder::open`].
+    pub fn of_snapshot(snapshot: Arc<Snapshot>) -> Result<Arc<Self>> {
+        Self::opened(&snapshot.folder(), Some(snapshot))
+    }
+
+    fn opened(path: &Path, snapshot: Option<Arc<Snapshot>>) -> Result<Arc<Self>> {
         let failed = |e: io::Error| with_limit_hint(Error::reading(path, &e), &e);
         let real = path.canonicalize().map_err(failed)?;
-        let (root, within) = match repository_of(&real) {
+        let (root, within) = match root_of(&real) {
             Some(root) => (root.to_path_buf(), real.strip_prefix(root).unwrap_or(Path::new("")).into()),
             None => (real, PathBuf::new()),
         };
         let number = number_of(&open_root(&root).map_err(failed)?).map_err(failed)?;
-        Ok(Arc::new(Self { path: path.into(), root, number, within, planned: None }))
+        Ok(Arc::new(Self { path: path.into(), root, number, within, planned: None, snapshot }))
     }
 
     /// The folder that will be made at `path`, with these files in it. Of copies of what is not made yet either, the original is
@@ -73,7 +88,18 @@ impl ModelFolder {
             Planned::Bytes(_) => (file, content),
         };
         let planned = Some(files.into_iter().map(original).collect());
-        Arc::new(Self { path: path.into(), root: path.into(), number: None, within: PathBuf::new(), planned })
+        let (root, within) = (path.into(), PathBuf::new());
+        Arc::new(Self { path: path.into(), root, number: None, within, planned, snapshot: None })
+    }
+
+    /// The repository whose snapshot it is, where files may have to be fetched.
+    pub fn snapshot(&self) -> Option<&Arc<Snapshot>> {
+        self.snapshot.as_ref()
+    }
+
+    /// The repository, if a file of it is not here.
+    pub fn absent(&self, name: &str) -> Option<&Arc<Snapshot>> {
+        self.snapshot.as_ref().filter(|snapshot| snapshot.has(name) && !snapshot.is_here(name))
     }
 
     /// Whether it is one that is not made yet.
@@ -119,7 +145,13 @@ impl ModelFolder {
     pub fn has(&self, name: &str) -> bool {
         match &self.planned {
             Some(files) => files.contains_key(name) || self.is_folder(name),
-            None => self.path.join(name).symlink_metadata().is_ok(),
+            None => {
+                self.path.join(name).symlink_metadata().is_ok()
+                    || self
+                        .snapshot
+                        .as_ref()
+                        .is_some_and(|snapshot| snapshot.has(name) || snapshot.is_folder(name))
+            }
         }
     }
 
@@ -128,7 +160,10 @@ impl ModelFolder {
         let is_above = |file: &String| file.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
         match &self.planned {
             Some(files) => files.keys().any(is_above),
-            None => self.path.join(name).is_dir(),
+            None => {
+                self.path.join(name).is_dir()
+                    || self.snapshot.as_ref().is_some_and(|snapshot| snapshot.is_folder(name))
+            }
         }
     }
 
@@ -145,9 +180,12 @@ impl ModelFolder {
         }
         let path = self.path.join(below);
         let failed = |e: io::Error| with_limit_hint(Error::reading(&path, &e), &e);
+        let mut names = self.snapshot.as_ref().map_or_else(BTreeSet::new, |snapshot| snapshot.names(below));
+        if !names.is_empty() && !path.exists() {
+            return Ok(names);
+        }
         let place = self.place_of(below)?;
         let place = if place.as_os_str().is_empty() { Path::new(".") } else { &place };
-        let mut names = BTreeSet::new();
         for (count, entry) in self.handle()?.read_dir(place).map_err(failed)?.enumerate() {
             if count == FILES_MAX {
                 let refusal = format!("{} holds more than {FILES_MAX} files", path.display());
@@ -176,8 +214,23 @@ impl ModelFolder {
         let path = self.path.join(name);
         let real = path.canonicalize().map_err(|e| self.unreachable(name, &e))?;
         let place = real.strip_prefix(&self.root).map_err(|_| self.leads_out(name))?;
-        let in_blobs = !self.within.as_os_str().is_empty() && place.parent() == Some(Path::new("blobs"));
-        if place.starts_with(&self.within) || in_blobs { Ok(place.into()) } else { Err(self.leads_out(name)) }
+        let is_blob = self.blobs().is_some_and(|blobs| place.parent() == Some(blobs.as_path()))
+            || self.is_shared_blob(place);
+        if place.starts_with(&self.within) || is_blob { Ok(place.into()) } else { Err(self.leads_out(name)) }
+    }
+
+    /// Of a snapshot: where the blobs of its repository lie below the root.
+    fn blobs(&self) -> Option<PathBuf> {
+        // `snapshots/COMMIT`, or `models--ORG--NAME/snapshots/COMMIT`.
+        Some(self.within.parent()?.parent()?.join("blobs"))
+    }
+
+    /// Whether a place below the root is that of a blob which repositories share, `blobs/01/0123…`.
+    fn is_shared_blob(&self, place: &Path) -> bool {
+        let parts: Option<Vec<&str>> = place.iter().map(|part| part.to_str()).collect();
+        self.within.iter().count() == 3
+            && matches!(parts.as_deref(), Some(["blobs", start, hash])
+                if start.len() == 2 && hash.len() == 64 && hash.starts_with(start) && is_hex(hash))
     }
 
     /// The first link on the way to a name, and where it leads.
@@ -246,10 +299,13 @@ fn number(_file: &Metadata) -> Option<(u64, u64)> {
     None
 }
 
-/// The repository `models--ORG--NAME` of the Hugging Face cache, for one of its `snapshots/COMMIT`.
-fn repository_of(real: &Path) -> Option<&Path> {
+/// What no link leaves of the Hugging Face cache, for one of its `models--ORG--NAME/snapshots/COMMIT`: the repository; the whole
+/// cache where repositories share blobs in it (`huggingface_hub` from version 2 on), which this marker says.
+fn root_of(real: &Path) -> Option<&Path> {
     let snapshots = real.parent().filter(|folder| folder.ends_with("snapshots"))?;
-    snapshots.parent().filter(|repository| repository.join("blobs").is_dir())
+    let repository = snapshots.parent().filter(|repository| repository.join("blobs").is_dir())?;
+    let cache = repository.parent()?;
+    Some(if cache.join("blobs/.huggingface-shared-blobs").is_file() { cache } else { repository })
 }
 
 /// A file of a model's folder.
@@ -292,7 +348,16 @@ impl InputFile {
     /// # Errors
     /// As of [`InputFile::open`].
     pub fn bytes(&self) -> Result<u64> {
-        self.content().map(|(_, bytes)| bytes)
+        let absent = self.folder.absent(&self.name).and_then(|snapshot| snapshot.bytes(&self.name));
+        absent.map_or_else(|| self.content().map(|(_, bytes)| bytes), Ok)
+    }
+
+    /// Fetches it from the Hub, if it is not here.
+    ///
+    /// # Errors
+    /// Kind `Network` or `Output`: it cannot be had, or not be kept.
+    pub fn bring(&self) -> Result<()> {
+        self.folder.absent(&self.name).map_or(Ok(()), |snapshot| hub::bring(snapshot, &self.name))
     }
 
     /// Opens it, with what the system says about it.
@@ -304,6 +369,7 @@ impl InputFile {
             return original.open();
         }
         let path = self.path();
+        self.bring()?;
         let place = self.folder.place_of(&self.name)?;
         let handle = self.folder.handle()?;
         let mut options = OpenOptions::new();
@@ -360,6 +426,9 @@ impl InputFile {
     /// # Errors
     /// Kind `Input`: one of them cannot be read, or is larger.
     pub fn same_content(&self, other: &Self, bytes_max: u64) -> Result<bool> {
+        if self.bytes()? != other.bytes()? {
+            return Ok(false);
+        }
         let ((mut mine, my_bytes), (mut theirs, their_bytes)) = (self.content()?, other.content()?);
         if my_bytes != their_bytes {
             return Ok(false);
@@ -497,6 +566,37 @@ mod tests {
         fs::rename(mine.join("blobs"), mine.join("not-blobs")).unwrap();
         symlink("../../not-blobs/0f", snapshot.join("moved")).unwrap();
         refused(&snapshot, "moved", &["outside of the model's folder"]);
+    }
+
+    #[test]
+    fn a_snapshot_leads_into_blobs_that_repositories_share() {
+        let (dir, _) = model();
+        let cache = dir.path().join("hub");
+        let repository = cache.join("models--a--b");
+        let snapshot = repository.join("snapshots/c0ffee");
+        let hash = "0f".repeat(32);
+        for folder in [&cache.join("blobs/0f"), &cache.join("blobs/ab"), &repository.join("blobs"), &snapshot]
+        {
+            fs::create_dir_all(folder).unwrap();
+        }
+        for place in [format!("0f/{hash}"), format!("ab/{hash}"), "0f/readme".into()] {
+            fs::write(cache.join("blobs").join(place), "shared").unwrap();
+        }
+        for (name, target) in [
+            ("good", format!("0f/{hash}")),
+            ("elsewhere", format!("ab/{hash}")),
+            ("other", "0f/readme".into()),
+        ] {
+            symlink(format!("../../blobs/{target}"), repository.join("blobs").join(name)).unwrap();
+            symlink(format!("../../blobs/{name}"), snapshot.join(name)).unwrap();
+        }
+        symlink("../../../../secret", snapshot.join("secret")).unwrap();
+        refused(&snapshot, "good", &["outside of the model's folder"]);
+        fs::write(cache.join("blobs/.huggingface-shared-blobs"), "1\n").unwrap();
+        assert_eq!(read(&snapshot, "good").unwrap(), "shared");
+        for name in ["elsewhere", "other", "secret"] {
+            refused(&snapshot, name, &["outside of the model's folder"]);
+        }
     }
 
     #[test]

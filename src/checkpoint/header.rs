@@ -8,7 +8,6 @@
 mod json;
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -16,7 +15,7 @@ use indexmap::IndexMap;
 
 pub(super) use json::parse_index;
 
-use super::file::read_exact_at;
+use super::file::ReadAt;
 use super::limits::HEADER_BYTES_MAX;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -65,7 +64,7 @@ pub struct Header {
 ///
 /// # Errors
 /// Kind `Input`: the file is no safetensors file, or damaged, or not whole.
-pub fn read_header(file: &File, path: &Path, file_bytes: u64, file_index: usize) -> Result<Header> {
+pub fn read_header(file: &dyn ReadAt, path: &Path, file_bytes: u64, file_index: usize) -> Result<Header> {
     header_of(read_head(file, path, file_bytes)?, path, file_bytes, file_index)
 }
 
@@ -88,10 +87,10 @@ pub fn header_of(head: Vec<u8>, path: &Path, file_bytes: u64, file_index: usize)
 }
 
 /// The length and the header, of plausible size and present in full.
-fn read_head(file: &File, path: &Path, file_bytes: u64) -> Result<Vec<u8>> {
+fn read_head(file: &dyn ReadAt, path: &Path, file_bytes: u64) -> Result<Vec<u8>> {
     let read = |bytes: u64| -> Result<Vec<u8>> {
         let mut into = zeros(path, bytes)?;
-        read_exact_at(file, &mut into, 0).map_err(|e| read_error(path, &e))?;
+        file.fill(&mut into, 0).map_err(|e| read_error(path, &e))?;
         Ok(into)
     };
     if is_lfs_pointer(&read(file_bytes.min(LFS_POINTER.len() as u64))?) {
@@ -102,7 +101,7 @@ fn read_head(file: &File, path: &Path, file_bytes: u64) -> Result<Vec<u8>> {
         return Err(damaged(path, format_args!("{what}")));
     }
     let mut length = [0; LENGTH_BYTES as usize];
-    read_exact_at(file, &mut length, 0).map_err(|e| read_error(path, &e))?;
+    file.fill(&mut length, 0).map_err(|e| read_error(path, &e))?;
     let header_bytes = u64::from_le_bytes(length);
     if header_bytes > HEADER_BYTES_MAX {
         let what = format!("this is no safetensors file: its header would have {header_bytes} bytes");

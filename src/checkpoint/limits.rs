@@ -55,9 +55,6 @@ pub const COMPANIONS_MAX: usize = 1024;
 /// The folders, one in the other, in which files are found that go beside the weights.
 pub const FOLDERS_DEEP_MAX: usize = 3;
 
-/// A reference in the Hugging Face cache: a commit has 40 characters.
-pub const REFERENCE_BYTES_MAX: u64 = 4096;
-
 /// The pickle of a file of `torch.save`. A tensor takes some 200 bytes, and one file rarely has 10,000.
 pub const PICKLE_BYTES_MAX: u64 = 32 << 20;
 

@@ -1,28 +1,28 @@
-//! A model reference is a folder, or a name in the local Hugging Face cache.
-//!
-//! The cache keeps `models--ORG--NAME/refs/REVISION` (a file holding a commit) and
-//! `models--ORG--NAME/snapshots/COMMIT/` (a folder of symlinks into `blobs/`). Nothing is downloaded here.
+//! A model reference is a folder, a name in the local Hugging Face cache, or one on the Hub.
 
-use std::fs;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::file::read_small;
-use super::limits::REFERENCE_BYTES_MAX;
-use crate::error::{Error, Result};
+use super::companions::is_vocabulary;
+use super::folder::ModelFolder;
+use super::located::Located;
+use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use super::sidecars::MODEL_CONFIG;
+use super::weight_files::WeightFiles;
+use crate::error::{Error, Kind, Result};
+use crate::hub::{self, Environment, Remote, is_hub_name};
 use crate::text::quoted;
-
-/// A commit may be shortened to this many characters, as git does.
-const COMMIT_PREFIX_MIN: usize = 7;
 
 /// The folder that a model reference names.
 ///
-/// An existing folder (relative to the current one, `~/` expanded) wins. Otherwise `org/name` or `name` is
-/// looked up in the Hugging Face cache at `revision`: a branch, a tag or a commit, `main` when absent.
+/// An existing folder (relative to the current one, `~/` expanded) wins. Otherwise `org/name` or `name` is looked up in the
+/// Hugging Face cache at `revision`: a branch, a tag or a commit, `main` when absent. What is not there, or not whole, is looked up on
+/// the Hub, if that may be asked.
 ///
 /// # Errors
-/// Kind `Config`: there is no such folder nor cached model, or the revision is not in the cache.
-pub fn locate(path: &str, revision: Option<&str>) -> Result<PathBuf> {
-    Places::of_this_process().locate(path, revision)
+/// Kind `Config`: there is no such folder nor model, or no such revision of it. Kind `Network`: the Hub cannot be reached.
+pub fn locate(path: &str, revision: Option<&str>, remote: Remote) -> Result<Located> {
+    locate_in(&Environment::of_this_process(), path, revision, remote)
 }
 
 /// The file, or the folder with files, that a path names: the tensors of one that belongs to a model. A leading `~/` is expanded.
@@ -30,7 +30,7 @@ pub fn locate(path: &str, revision: Option<&str>) -> Result<PathBuf> {
 /// # Errors
 /// Kind `Config`: there is nothing of this name.
 pub fn locate_tensors(path: &str) -> Result<PathBuf> {
-    let place = Places::of_this_process().expand(Path::new(path));
+    let place = expanded(Path::new(path));
     if place.exists() {
         return Ok(place);
     }
@@ -39,95 +39,127 @@ pub fn locate_tensors(path: &str) -> Result<PathBuf> {
 
 /// A path with a leading `~` replaced by the home folder.
 pub(super) fn expanded(path: &Path) -> PathBuf {
-    Places::of_this_process().expand(path)
+    Environment::of_this_process().expand(path)
 }
 
-/// What the environment says about where models lie. A value, so that tests need not change the process's.
-#[derive(Debug, Default)]
-struct Places {
-    home: Option<PathBuf>,
-    hf_hub_cache: Option<PathBuf>,
-    hf_home: Option<PathBuf>,
-    xdg_cache_home: Option<PathBuf>,
+fn locate_in(
+    environment: &Environment,
+    path: &str,
+    revision: Option<&str>,
+    remote: Remote,
+) -> Result<Located> {
+    if path.is_empty() {
+        return Err(Error::config("a model has an empty name"));
+    }
+    let folder = environment.expand(Path::new(path));
+    if folder.is_dir() {
+        return match revision {
+            None => Ok(folder.into()),
+            Some(revision) => Err(revision_of_folder(&folder, revision)),
+        };
+    }
+    if folder.is_file() && revision.is_none() {
+        return Ok(folder.into());
+    }
+    if folder.exists() {
+        return Err(Error::config(format!("{} is a file, not a model folder", folder.display()))
+            .hint("give the folder that holds config.json and the safetensors files"));
+    }
+    if !is_hub_name(path) {
+        let (place, folder) = (&folder, quoted(&folder.display().to_string()));
+        return Err(
+            Error::config(format!("there is no model folder {folder}")).hint(meant_folder(path, place))
+        );
+    }
+    in_cache_or_on_hub(environment, path, revision, remote)
 }
 
-impl Places {
-    fn of_this_process() -> Self {
-        let path = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
-        Self {
-            home: std::env::home_dir(),
-            hf_hub_cache: path("HF_HUB_CACHE"),
-            hf_home: path("HF_HOME"),
-            xdg_cache_home: path("XDG_CACHE_HOME"),
-        }
+fn in_cache_or_on_hub(
+    environment: &Environment,
+    name: &str,
+    revision: Option<&str>,
+    remote: Remote,
+) -> Result<Located> {
+    let is_offline = remote == Remote::Offline || environment.is_offline();
+    let cached = in_cache(environment, name, revision.unwrap_or("main"));
+    match cached {
+        // What is wrong with the words is wrong on the Hub too.
+        Err(Missing::Wrong(error)) => Err(error),
+        Ok(folder) if is_whole(&folder) => Ok(folder.into()),
+        Err(Missing::Absent(error)) if is_offline => Err(error),
+        cached => match (hub::snapshot(environment, name, revision, is_offline), cached) {
+            (Ok(snapshot), _) => {
+                Ok(Located { place: snapshot.folder(), snapshot: Some(snapshot), unreachable: None })
+            }
+            (Err(_), Ok(folder)) if is_offline => Ok(folder.into()),
+            // It may do as it is.
+            (Err(failure), Ok(folder)) => Ok(Located { unreachable: Some(failure), ..folder.into() }),
+            (Err(failure), Err(_)) if failure.kind == Kind::Network => {
+                let message = format!(
+                    "model {name:?}: there is no folder of that name here, it is not in the cache, and {}",
+                    failure.message
+                );
+                Err(Error { message, ..failure })
+            }
+            (Err(failure), Err(_)) => Err(failure),
+        },
     }
+}
 
-    /// The folder that holds `models--…`, in the order of the Hub's own client.
-    fn hub_cache(&self) -> Option<PathBuf> {
-        if let Some(cache) = &self.hf_hub_cache {
-            return Some(self.expand(cache));
-        }
-        if let Some(home) = &self.hf_home {
-            return Some(self.expand(home).join("hub"));
-        }
-        let cache = match (&self.xdg_cache_home, &self.home) {
-            (Some(cache), _) => self.expand(cache),
-            (None, Some(home)) => home.join(".cache"),
-            (None, None) => return None,
-        };
-        Some(cache.join("huggingface").join("hub"))
-    }
+/// Whether a folder of the cache has what makes a model or an adapter, and a tokenizer: transformers fetches only what it is asked for.
+fn is_whole(folder: &Path) -> bool {
+    let has = |name: &&str| folder.join(name).is_file();
+    let Ok(opened) = ModelFolder::open(folder) else { return false };
+    let Ok(present) = opened.names("") else { return false };
+    // A link to a blob that was removed is nothing.
+    let present: BTreeSet<String> = present.into_iter().filter(|name| folder.join(name).exists()).collect();
+    let weights = || WeightFiles::find(&opened, &present).is_ok();
+    let is_adapter = has(&ADAPTER_CONFIG) && ADAPTER_WEIGHTS.iter().any(has);
+    is_adapter || has(&MODEL_CONFIG) && weights() && present.iter().any(|name| is_vocabulary(name))
+}
 
-    /// Replaces a leading `~` by the home folder.
-    fn expand(&self, path: &Path) -> PathBuf {
-        match (path.strip_prefix("~"), &self.home) {
-            (Ok(rest), Some(home)) => home.join(rest),
-            _ => path.to_path_buf(),
-        }
-    }
+/// Why a model is not found in the cache.
+enum Missing {
+    /// The name or the revision cannot be that of any.
+    Wrong(Error),
+    /// It is not there.
+    Absent(Error),
+}
 
-    fn locate(&self, path: &str, revision: Option<&str>) -> Result<PathBuf> {
-        if path.is_empty() {
-            return Err(Error::config("a model has an empty name"));
+fn in_cache(environment: &Environment, name: &str, revision: &str) -> std::result::Result<PathBuf, Missing> {
+    let Some(repository) = environment.repository(name) else {
+        return Err(Missing::Absent(not_found(
+            name,
+            "there is no home folder to look for the Hugging Face cache in",
+        )));
+    };
+    let folder = repository.folder.display();
+    let absent =
+        |what: &dyn std::fmt::Display| Missing::Absent(not_found(name, &format!("the cache has no {what}")));
+    match repository.commit_of(revision).map_err(Missing::Wrong)? {
+        Some(commit) if repository.snapshot(&commit).is_dir() => Ok(repository.snapshot(&commit)),
+        Some(commit) => Err(absent(&repository.snapshot(&commit).display())),
+        None if !repository.exists() => Err(absent(&folder)),
+        None => {
+            let commits = repository.commits();
+            let commits = if commits.is_empty() { "nothing".to_owned() } else { commits.join(", ") };
+            Err(Missing::Absent(
+                Error::config(format!(
+                    "model {name:?} is in the cache ({folder}), but not revision {revision:?}; there: {commits}"
+                ))
+                .hint(ONLINE),
+            ))
         }
-        let folder = self.expand(Path::new(path));
-        if folder.is_dir() {
-            return match revision {
-                None => Ok(folder),
-                Some(revision) => Err(revision_of_folder(&folder, revision)),
-            };
-        }
-        if folder.is_file() && revision.is_none() {
-            return Ok(folder);
-        }
-        if folder.exists() {
-            return Err(Error::config(format!("{} is a file, not a model folder", folder.display()))
-                .hint("give the folder that holds config.json and the safetensors files"));
-        }
-        if !is_hub_name(path) {
-            let (place, folder) = (&folder, quoted(&folder.display().to_string()));
-            return Err(
-                Error::config(format!("there is no model folder {folder}")).hint(meant_folder(path, place))
-            );
-        }
-        self.in_cache(path, revision.unwrap_or("main"))
     }
+}
 
-    fn in_cache(&self, name: &str, revision: &str) -> Result<PathBuf> {
-        let repository = format!("models--{}", name.replace('/', "--"));
-        let Some(repository) = self.hub_cache().map(|cache| cache.join(repository)) else {
-            return Err(not_found(name, "there is no home folder to look for the Hugging Face cache in"));
-        };
-        if !repository.is_dir() {
-            return Err(not_found(name, &format!("the cache has no {}", repository.display())));
-        }
-        let commit = resolve_revision(&repository, name, revision)?;
-        let snapshot = repository.join("snapshots").join(&commit);
-        if !snapshot.is_dir() {
-            return Err(not_found(name, &format!("the cache has no {}", snapshot.display())));
-        }
-        Ok(snapshot)
-    }
+/// The way out where a model is not in the cache, and the Hub may not be asked.
+const ONLINE: &str =
+    "run it where the Hub can be reached, without --offline and HF_HUB_OFFLINE, or give a folder";
+
+fn not_found(name: &str, cache: &str) -> Error {
+    Error::config(format!("model {name:?} not found: there is no folder of that name here, and {cache}"))
+        .hint(ONLINE)
 }
 
 /// What was probably meant by a path that leads nowhere and is no name on the Hub.
@@ -168,11 +200,6 @@ fn where_it_ends(place: &Path) -> String {
         .unwrap_or_else(|| "relative paths start at the current folder, not at the config".into())
 }
 
-fn not_found(name: &str, cache: &str) -> Error {
-    Error::config(format!("model {name:?} not found: there is no folder of that name here, and {cache}"))
-        .hint(format!("downloads come in a later version; run `hf download {name}` first, or give a folder"))
-}
-
 /// A folder wins over the cache, but it holds one state: taking it for the asked revision would be a guess.
 fn revision_of_folder(folder: &Path, revision: &str) -> Error {
     Error::config(format!(
@@ -182,80 +209,15 @@ fn revision_of_folder(folder: &Path, revision: &str) -> Error {
     .hint("leave the revision out, or run where no folder has the model's name")
 }
 
-/// The commit that a branch, tag, commit or shortened commit stands for.
-fn resolve_revision(repository: &Path, name: &str, revision: &str) -> Result<String> {
-    if !is_plain_revision(revision) {
-        return Err(Error::config(format!("model {name:?}: {revision:?} is not a revision")));
-    }
-    let reference = read_small(&repository.join("refs").join(revision), REFERENCE_BYTES_MAX);
-    if let Ok(commit) = reference {
-        let commit = String::from_utf8_lossy(&commit);
-        let commit = commit.trim();
-        if is_hex(commit) {
-            return Ok(commit.to_owned());
-        }
-        return Err(Error::config(format!("the cache entry of {name:?} for {revision:?} holds no commit"))
-            .hint(format!("run `hf download {name} --revision {revision}` again")));
-    }
-    let snapshots = snapshots(repository);
-    if snapshots.iter().any(|snapshot| snapshot == revision) {
-        return Ok(revision.to_owned());
-    }
-    let long_enough = revision.len() >= COMMIT_PREFIX_MIN && is_hex(revision);
-    let mut matches = snapshots.iter().filter(|snapshot| long_enough && snapshot.starts_with(revision));
-    match (matches.next(), matches.next()) {
-        (Some(commit), None) => Ok(commit.clone()),
-        (Some(_), Some(_)) => Err(Error::config(format!(
-            "model {name:?}: several snapshots in the cache start with {revision:?}"
-        ))
-        .hint("write more of the commit")),
-        (None, _) => Err(Error::config(format!(
-            "model {name:?} is in the cache ({}), but not revision {revision:?}; there: {}",
-            repository.display(),
-            if snapshots.is_empty() { "nothing".to_owned() } else { snapshots.join(", ") }
-        ))
-        .hint(format!("run `hf download {name} --revision {revision}` first, or give a folder"))),
-    }
-}
-
-/// The commits in the cache, sorted. An unreadable folder holds none.
-fn snapshots(repository: &Path) -> Vec<String> {
-    let entries = fs::read_dir(repository.join("snapshots")).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
-}
-
-fn is_hex(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// `org/name` or `name` as the Hub allows them. Keeps `..` and separators out of the cache path.
-fn is_hub_name(text: &str) -> bool {
-    let part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with(['.', '-'])
-            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-    };
-    text.split('/').count() <= 2 && text.split('/').all(part)
-}
-
-/// Whether `revision` stays inside `refs/`; a pull request's is `refs/pr/7`, so slashes are allowed.
-fn is_plain_revision(revision: &str) -> bool {
-    revision.split('/').all(|part| !matches!(part, "" | "." | ".."))
-        && !revision.contains(['\\', ':'])
-        && !revision.chars().any(char::is_control)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
+    use std::fs;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
     /// A cache with `org/name` at `COMMIT` as `main` and as pull request 7, seen from an empty home.
-    fn cache() -> (tempfile::TempDir, Places, PathBuf) {
+    fn cache() -> (tempfile::TempDir, Environment, PathBuf) {
         let home = tempfile::tempdir().unwrap();
         let repository = home.path().join(".cache/huggingface/hub/models--org--name");
         let snapshot = repository.join("snapshots").join(COMMIT);
@@ -263,8 +225,13 @@ mod tests {
         fs::create_dir_all(repository.join("refs/refs/pr")).unwrap();
         fs::write(repository.join("refs/main"), COMMIT).unwrap();
         fs::write(repository.join("refs/refs/pr/7"), format!("{COMMIT}\n")).unwrap();
-        let places = Places { home: Some(home.path().to_path_buf()), ..Places::default() };
+        let places = Environment::at(home.path());
         (home, places, snapshot)
+    }
+
+    /// Nobody is asked.
+    fn locate(places: &Environment, path: &str, revision: Option<&str>) -> Result<PathBuf> {
+        locate_in(places, path, revision, Remote::Offline).map(|located| located.place)
     }
 
     fn refused(result: Result<PathBuf>) -> String {
@@ -277,19 +244,52 @@ mod tests {
     fn a_name_is_found_in_the_cache_by_every_kind_of_revision() {
         let (_home, places, snapshot) = cache();
         for revision in [None, Some("main"), Some("refs/pr/7"), Some(COMMIT), Some(&COMMIT[..7])] {
-            assert_eq!(places.locate("org/name", revision).unwrap(), snapshot, "{revision:?}");
+            assert_eq!(locate(&places, "org/name", revision).unwrap(), snapshot, "{revision:?}");
         }
     }
 
     #[test]
     fn a_revision_that_is_not_there_is_refused_with_what_is() {
         let (_home, places, snapshot) = cache();
-        assert!(refused(places.locate("org/name", Some("v2"))).contains(COMMIT));
-        assert!(refused(places.locate("org/name", Some("012345"))).contains("not revision"));
+        assert!(refused(locate(&places, "org/name", Some("v2"))).contains(COMMIT));
+        assert!(refused(locate(&places, "org/name", Some("012345"))).contains("not revision"));
         fs::create_dir(snapshot.with_file_name("0123456789ffff")).unwrap();
-        assert!(refused(places.locate("org/name", Some("0123456"))).contains("several snapshots"));
+        assert!(refused(locate(&places, "org/name", Some("0123456"))).contains("several snapshots"));
         for hostile in ["../../../../etc", "/etc", "a\\b", "a//b", "a\0b", ""] {
-            assert!(refused(places.locate("org/name", Some(hostile))).contains("not a revision"));
+            assert!(refused(locate(&places, "org/name", Some(hostile))).contains("not a revision"));
+        }
+    }
+
+    #[test]
+    fn what_is_whole_needs_nobody() {
+        let (_home, places, snapshot) = cache();
+        let is_whole = || is_whole(&snapshot);
+        fs::create_dir_all(snapshot.join("../../blobs")).unwrap();
+        for (file, content, whole) in [
+            ("config.json", "{}", false),
+            ("tokenizer.json", "{}", false),
+            (
+                "model.safetensors.index.json",
+                r#"{"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}}"#,
+                false,
+            ),
+            ("m-1.safetensors", "", false),
+            ("m-2.safetensors", "", true),
+        ] {
+            fs::write(snapshot.join(file), content).unwrap();
+            assert_eq!(is_whole(), whole, "{file}");
+        }
+        assert!(locate_in(&places, "org/name", None, Remote::Fetched).unwrap().snapshot.is_none());
+        fs::remove_file(snapshot.join("tokenizer.json")).unwrap();
+        assert!(!is_whole(), "a merge may need a tokenizer");
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("../../blobs/removed", snapshot.join("tokenizer.json")).unwrap();
+            assert!(!is_whole(), "a link to nothing");
+        }
+        for (file, whole) in [("adapter_config.json", false), ("adapter_model.safetensors", true)] {
+            fs::write(snapshot.join(file), "{}").unwrap();
+            assert_eq!(is_whole(), whole, "{file}");
         }
     }
 
@@ -298,21 +298,21 @@ mod tests {
         let (_home, places, snapshot) = cache();
         let main = snapshot.ancestors().nth(2).unwrap().join("refs/main");
         fs::write(&main, "../../elsewhere").unwrap();
-        assert!(refused(places.locate("org/name", None)).contains("holds no commit"));
+        assert!(refused(locate(&places, "org/name", None)).contains("holds no commit"));
         fs::write(&main, "abcdef").unwrap();
-        assert!(refused(places.locate("org/name", None)).contains("abcdef"));
+        assert!(refused(locate(&places, "org/name", None)).contains("abcdef"));
     }
 
     #[test]
     fn a_missing_model_names_both_places_and_the_way_out() {
         let (home, places, _) = cache();
-        let text = refused(places.locate("org/other", None));
+        let text = refused(locate(&places, "org/other", None));
         assert!(text.contains("no folder") && text.contains("models--org--other"), "{text}");
-        assert!(text.contains("hf download org/other"), "{text}");
+        assert!(text.contains("without --offline and HF_HUB_OFFLINE"), "{text}");
         assert!(text.contains(&home.path().display().to_string()));
-        assert!(refused(places.locate("./org/other", None)).contains("no model folder"));
-        assert!(refused(places.locate("..x/y", None)).contains("no model folder"));
-        assert!(refused(places.locate("", None)).contains("empty"));
+        assert!(refused(locate(&places, "./org/other", None)).contains("no model folder"));
+        assert!(refused(locate(&places, "..x/y", None)).contains("no model folder"));
+        assert!(refused(locate(&places, "", None)).contains("empty"));
         for (path, hint) in [
             ("https://huggingface.co/org/other/tree/main", "on the Hub: org/other"),
             ("model ", "a space at its beginning or end"),
@@ -321,10 +321,10 @@ mod tests {
             ("C:\\models", "separated by `/`"),
             ("./model", "start at the current folder"),
         ] {
-            let text = refused(places.locate(path, None));
+            let text = refused(locate(&places, path, None));
             assert!(text.contains(hint), "{text}");
         }
-        assert!(refused(Places::default().locate("org/name", None)).contains("no home folder"));
+        assert!(refused(locate(&Environment::default(), "org/name", None)).contains("no home folder"));
     }
 
     #[test]
@@ -332,25 +332,12 @@ mod tests {
         let (home, places, _) = cache();
         let folder = home.path().join("model");
         fs::create_dir(&folder).unwrap();
-        assert_eq!(places.locate(folder.to_str().unwrap(), None).unwrap(), folder);
-        assert_eq!(places.locate("~/model", None).unwrap(), folder);
-        assert!(refused(places.locate("~/model", Some("main"))).contains("cannot be chosen"));
+        assert_eq!(locate(&places, folder.to_str().unwrap(), None).unwrap(), folder);
+        assert_eq!(locate(&places, "~/model", None).unwrap(), folder);
+        assert!(refused(locate(&places, "~/model", Some("main"))).contains("cannot be chosen"));
         fs::write(folder.join("model.safetensors"), "").unwrap();
-        let file = places.locate("~/model/model.safetensors", None).unwrap();
+        let file = locate(&places, "~/model/model.safetensors", None).unwrap();
         assert!(file.ends_with("model/model.safetensors"), "a file is a model by itself");
-        assert!(refused(places.locate("~/model/model.safetensors", Some("main"))).contains("is a file"));
-    }
-
-    #[test]
-    fn the_cache_folder_follows_the_variables_in_order() {
-        let home = || Some(PathBuf::from("/home/me"));
-        let mut places = Places { home: home(), ..Places::default() };
-        assert_eq!(places.hub_cache(), Some("/home/me/.cache/huggingface/hub".into()));
-        places.xdg_cache_home = Some("/xdg".into());
-        assert_eq!(places.hub_cache(), Some("/xdg/huggingface/hub".into()));
-        places.hf_home = Some("~/hf".into());
-        assert_eq!(places.hub_cache(), Some("/home/me/hf/hub".into()));
-        places.hf_hub_cache = Some("/hub".into());
-        assert_eq!(places.hub_cache(), Some("/hub".into()));
+        assert!(refused(locate(&places, "~/model/model.safetensors", Some("main"))).contains("is a file"));
     }
 }

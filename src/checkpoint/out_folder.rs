@@ -101,6 +101,11 @@ fn room(all: &[Destination]) -> Result<()> {
     Ok(())
 }
 
+/// Whether two places are on one disk.
+pub fn same_disk(one: &Path, other: &Path) -> bool {
+    disk_of(one) == disk_of(other)
+}
+
 /// A number that tells disks apart, of the one where `out` will lie.
 fn disk_of(out: &Path) -> u64 {
     #[cfg(unix)]

@@ -9,10 +9,9 @@ mod machine;
 mod state_dict;
 mod zip;
 
-use std::fs::File;
 use std::path::Path;
 
-use super::file::read_exact_at;
+use super::file::ReadAt;
 use super::header::{Header, TensorInfo};
 use super::limits::PICKLE_BYTES_MAX;
 use crate::error::{Error, Result};
@@ -65,12 +64,12 @@ impl Format {
     ///
     /// # Errors
     /// Kind `Input`: it is of a format that is not read.
-    pub fn of(file: &File, path: &Path, file_bytes: u64) -> Result<Self> {
+    pub fn of(file: &dyn ReadAt, path: &Path, file_bytes: u64) -> Result<Self> {
         const PICKLE: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19";
         const GGUF: &[u8] = b"GGUF";
         let mut start = [0; PICKLE.len()];
         let start = &mut start[..file_bytes.min(PICKLE.len() as u64) as usize];
-        read_exact_at(file, start, 0).map_err(|e| Error::reading(path, &e))?;
+        file.fill(start, 0).map_err(|e| Error::reading(path, &e))?;
         let refusal = if start.starts_with(&zip::ENTRY) {
             return Ok(Self::Torch);
         } else if start == PICKLE {
@@ -93,7 +92,7 @@ impl Format {
 /// # Errors
 /// Kind `Input`: it is damaged, or wants something that is not read.
 pub fn read_torch(
-    file: &File,
+    file: &dyn ReadAt,
     path: &Path,
     file_bytes: u64,
     file_index: usize,

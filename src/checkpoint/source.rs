@@ -3,7 +3,7 @@
 //! Opening reads headers only. Nothing is trusted twice: the files' sizes and times are kept, so that a
 //! checkpoint that changes under a merge is noticed instead of merged.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,17 +13,22 @@ use serde_json::{Map, Value, json};
 
 pub use super::header::TensorInfo;
 
-use super::file::{Access, Reads, raise_open_file_limit};
+use super::file::{Access, ReadAt, Reads, raise_open_file_limit};
 use super::folder::{InputFile, ModelFolder};
 use super::header::{Header, read_header};
+use super::layout::INDEX;
 use super::limits::{CONFIG_BYTES_MAX, TENSORS_MAX};
+use super::located::Located;
 use super::names::{ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS};
 use super::pickle::{Format, read_torch};
+use super::remote::{RemoteHead, Streamed};
 use super::sidecars::MODEL_CONFIG as CONFIG;
-use super::source_file::{SourceFile, Stamp, is_hex};
+use super::source_file::{Elsewhere, SourceFile, Stamp};
 use super::weight_files::{TensorIndex, WeightFiles, contradiction};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::hub::{self, RemoteFile, Snapshot, Wanted, is_hex};
 use crate::text::{cut_to, one_line, quoted};
+use crate::threads;
 
 /// An input checkpoint, opened: headers read and checked, no tensor data.
 #[derive(Debug)]
@@ -55,19 +60,37 @@ impl Source {
     ///
     /// # Errors
     /// Kind `Input`: something is missing, damaged, or contradicts itself.
-    pub fn open(name: &str, place: &Path) -> Result<Self> {
+    pub fn open(name: &str, place: impl Into<Located>) -> Result<Self> {
+        let Located { place, snapshot, unreachable } = place.into();
         if place.is_file() {
-            return Self::open_tensors(name, place);
+            return Self::open_tensors(name, &place);
         }
         raise_open_file_limit();
-        let folder = ModelFolder::open(place)?;
+        let folder = opened(&place, snapshot)?;
+        match (Self::of_model(name, folder), unreachable) {
+            (Ok(mut source), Some(failure)) => {
+                source.warnings.push(format!(
+                    "{name}: not all of it seems to be in the cache, and the Hub could not be asked: {}",
+                    failure.message
+                ));
+                Ok(source)
+            }
+            // What is missing is what the Hub would have given.
+            (Err(Error { kind: Kind::Input, .. }), Some(failure)) => Err(failure),
+            (opened, _) => opened,
+        }
+    }
+
+    /// A model in its folder.
+    fn of_model(name: &str, folder: Arc<ModelFolder>) -> Result<Self> {
         if !folder.has(CONFIG) && !folder.has(ADAPTER_CONFIG) {
             return Self::of_folder(name, folder, (Map::new(), String::new()));
         }
         let config = read_config(&folder, CONFIG, |error| no_model(&folder, name, error))?;
         let source = Self::of_folder(name, folder, config)?;
         if source.is_bare_adapter() {
-            let what = format!("{} has the weights of an adapter, and no model's", place.display());
+            let what =
+                format!("{} has the weights of an adapter, and no model's", source.folder.path.display());
             return Err(no_model(&source.folder, name, Error::input(what)));
         }
         Ok(source)
@@ -111,9 +134,10 @@ impl Source {
     ///
     /// # Errors
     /// As of [`Source::open`].
-    pub fn open_adapter(name: &str, folder: &Path) -> Result<Self> {
+    pub fn open_adapter(name: &str, folder: impl Into<Located>) -> Result<Self> {
+        let Located { place, snapshot, .. } = folder.into();
         raise_open_file_limit();
-        let folder = ModelFolder::open(folder)?;
+        let folder = opened(&place, snapshot)?;
         let config = read_config(&folder, ADAPTER_CONFIG, |error| {
             error.hint(
                 "behind a + belongs an adapter as PEFT saves it: adapter_config.json beside its weights",
@@ -228,6 +252,23 @@ impl Source {
         self.files[tensor.file].read_at(tensor, offset, into, reads)
     }
 
+    /// Fills `into` with the first bytes of a tensor, and fetches no others of one that is on the Hub.
+    ///
+    /// # Errors
+    /// As of [`Self::read_at`].
+    ///
+    /// # Panics
+    /// When more is asked for than the tensor holds.
+    pub fn peek(&self, tensor: &TensorInfo, into: &mut [u8]) -> Result<()> {
+        assert!(into.len() as u64 <= tensor.bytes, "read inside the tensor {}", tensor.name);
+        self.files[tensor.file].peek(tensor, into)
+    }
+
+    /// Whether a tensor has to be read from the Hub, and can be.
+    pub fn is_on_hub(&self, tensor: &TensorInfo) -> bool {
+        self.files[tensor.file].absent().is_some_and(|snapshot| snapshot.is_online())
+    }
+
     /// A part of a tensor where it lies in memory; `absent` says whether it may not be there yet. `None` where the file
     /// cannot be mapped.
     ///
@@ -245,6 +286,45 @@ impl Source {
     pub fn release(&self, tensor: usize) {
         let TensorInfo { file, offset, bytes, .. } = self.tensor_at(tensor);
         self.files[*file].release(&(*offset..offset + bytes));
+    }
+
+    /// What has to be fetched from the Hub so that tensors are here, of those that `wanted` says by their places in file order.
+    pub fn absent(&self, wanted: impl Fn(usize) -> bool) -> Vec<Wanted> {
+        let mut files = vec![false; self.files.len()];
+        for (place, tensor) in self.tensors.values().enumerate() {
+            files[tensor.file] |= wanted(place);
+        }
+        let absent = self.files.iter().zip(files).filter(|(_, is_wanted)| *is_wanted);
+        absent
+            .filter_map(|(file, _)| {
+                Some(Wanted { snapshot: Arc::clone(file.absent()?), file: file.name.clone() })
+            })
+            .collect()
+    }
+
+    /// What was fetched is from now on read from the disk.
+    ///
+    /// # Errors
+    /// Kind `Input`: it cannot be read.
+    pub fn arrive(&self) -> Result<()> {
+        for (number, file) in self.files.iter().enumerate() {
+            let Some(snapshot) = file.absent().filter(|snapshot| snapshot.is_here(&file.name)) else {
+                continue;
+            };
+            // What was planned with came by itself.
+            let read =
+                |here: &File, path: &Path, bytes| Ok(header_of_file(here, path, bytes, number)?.0.blake3);
+            if !file.arrive(read)? {
+                snapshot.forget_pieces(&file.name);
+                let shown = file.name.as_str();
+                return Err(Error::network(format!(
+                    "the header of {}/{shown} arrived damaged at first",
+                    snapshot.name()
+                ))
+                .hint("run it again: the file itself is whole"));
+            }
+        }
+        Ok(())
     }
 
     /// Checks that every file still has the size and time that it had when it was opened, and was there all the time.
@@ -272,22 +352,46 @@ impl Source {
     fn add_file(&mut self, name: String) -> Result<()> {
         let input = self.folder.file(name.as_str());
         let path = input.path();
+        if let Some(snapshot) = self.folder.absent(&name).cloned()
+            && let Some(file) = snapshot.remote(&name)
+        {
+            return self.add_remote(name, input, snapshot, file);
+        }
         let (file, metadata) = input.open()?;
         self.access = self.access.and_file(&metadata);
         let stamp = Stamp::of(&metadata);
-        let file_index = self.files.len();
-        let header = match Format::of(&file, &path, stamp.bytes)? {
-            Format::Safetensors => read_header(&file, &path, stamp.bytes, file_index)?,
-            Format::Torch => {
-                let (header, notes) = read_torch(&file, &path, stamp.bytes, file_index)?;
-                self.warnings.extend(notes.iter().map(|note| format!("{}: in {name}, {note}", self.name)));
-                header
-            }
-        };
-        if self.tensors.len() + header.tensors.len() > TENSORS_MAX {
-            return Err(contradiction(&path, &format!("the checkpoint has more than {TENSORS_MAX} tensors")));
-        }
+        let header = self.header(&name, &file, &path, stamp.bytes)?;
         self.add_tensors(name, input, stamp, header)
+    }
+
+    /// The header of the next file.
+    fn header(&mut self, name: &str, file: &dyn ReadAt, path: &Path, bytes: u64) -> Result<Header> {
+        let (header, notes) = header_of_file(file, path, bytes, self.files.len())?;
+        self.warnings.extend(notes.iter().map(|note| format!("{}: in {name}, {note}", self.name)));
+        if self.tensors.len() + header.tensors.len() > TENSORS_MAX {
+            return Err(contradiction(path, &format!("the checkpoint has more than {TENSORS_MAX} tensors")));
+        }
+        Ok(header)
+    }
+
+    /// Adds a file that lies on the Hub. Of its header the next plan asks nobody.
+    fn add_remote(
+        &mut self,
+        name: String,
+        input: InputFile,
+        snapshot: Arc<Snapshot>,
+        file: Arc<RemoteFile>,
+    ) -> Result<()> {
+        let known = snapshot.kept_pieces(&name);
+        let head = RemoteHead::new(&file, known.clone());
+        let header = self.header(&name, &head, &input.path(), file.bytes());
+        let header = head.settled(header)?;
+        let pieces = head.into_pieces();
+        if pieces != known {
+            snapshot.keep_pieces(&name, &pieces);
+        }
+        let bytes = file.bytes();
+        self.add_elsewhere(name, input, bytes, header, Arc::new(Streamed { snapshot, file }))
     }
 
     /// Adds a file, whose header says which tensors it has.
@@ -298,16 +402,37 @@ impl Source {
         stamp: Stamp,
         header: Header,
     ) -> Result<()> {
-        let path = input.path();
+        let hash = header.blake3;
+        self.list_tensors(&input.path(), header)?;
+        self.files.push(SourceFile::new(name, input, stamp, hash));
+        Ok(())
+    }
+
+    /// Adds a file whose bytes come from somewhere else. Its header says which tensors it has.
+    pub(super) fn add_elsewhere(
+        &mut self,
+        name: String,
+        input: InputFile,
+        bytes: u64,
+        header: Header,
+        elsewhere: Arc<dyn Elsewhere>,
+    ) -> Result<()> {
+        let hash = header.blake3;
+        self.list_tensors(&input.path(), header)?;
+        let file = SourceFile::new(name, input, Stamp::planned(bytes), hash);
+        self.files.push(file.lying_elsewhere(elsewhere));
+        Ok(())
+    }
+
+    fn list_tensors(&mut self, path: &Path, header: Header) -> Result<()> {
         for tensor in header.tensors {
             if let Some(other) = self.tensors.get(&tensor.name) {
                 let other = self.files[other.file].name.as_str();
                 let tensor = quoted(&tensor.name);
-                return Err(contradiction(&path, &format!("tensor {tensor} is in {other} as well")));
+                return Err(contradiction(path, &format!("tensor {tensor} is in {other} as well")));
             }
             self.tensors.insert(tensor.name.clone(), tensor);
         }
-        self.files.push(SourceFile::new(name, input, stamp, header.blake3));
         Ok(())
     }
 
@@ -337,6 +462,53 @@ impl Source {
             ));
         }
         Ok(())
+    }
+}
+
+/// The header of a file of weights, whatever saved it, and what is notable of the rest.
+fn header_of_file(
+    file: &dyn ReadAt,
+    path: &Path,
+    bytes: u64,
+    number: usize,
+) -> Result<(Header, Vec<String>)> {
+    match Format::of(file, path, bytes)? {
+        Format::Safetensors => Ok((read_header(file, path, bytes, number)?, Vec::new())),
+        Format::Torch => read_torch(file, path, bytes, number),
+    }
+}
+
+/// What a plan looks at in nearly every model: fetched side by side, where it has to be fetched.
+const SMALL: &[&str] = &[
+    CONFIG,
+    INDEX,
+    ADAPTER_CONFIG,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "README.md",
+];
+
+/// Small files of a model that are fetched at once.
+const FETCHERS_MAX: usize = 4;
+
+/// A folder, with what the Hub has of it.
+fn opened(place: &Path, snapshot: Option<Arc<Snapshot>>) -> Result<Arc<ModelFolder>> {
+    match snapshot {
+        Some(snapshot) => {
+            let small = SMALL.iter().filter(|file| snapshot.has(file)).collect::<Vec<_>>();
+            // What cannot be had will say so when it is opened, if it is.
+            let bring = |file: usize| drop(hub::bring(&snapshot, small[file]));
+            threads::each(FETCHERS_MAX.min(small.len()), small.len(), bring);
+            ModelFolder::of_snapshot(snapshot)
+        }
+        None => ModelFolder::open(place),
     }
 }
 
@@ -383,314 +555,4 @@ fn read_config(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::checkpoint::layout::{INDEX, SINGLE};
-    use crate::error::Kind;
-    use std::fs;
-    use tempfile::TempDir;
-
-    /// A safetensors file of U8 tensors.
-    fn shard(tensors: &[(&str, &[u8])]) -> Vec<u8> {
-        let mut end = 0;
-        let entries: Vec<String> = tensors
-            .iter()
-            .map(|(name, data)| {
-                let start = end;
-                end += data.len();
-                format!(
-                    r#""{name}":{{"dtype":"U8","shape":[{}],"data_offsets":[{start},{end}]}}"#,
-                    data.len()
-                )
-            })
-            .collect();
-        let json = format!("{{{}}}", entries.join(","));
-        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(json.as_bytes());
-        bytes.extend(tensors.iter().flat_map(|(_, data)| *data));
-        bytes
-    }
-
-    fn folder(files: &[(&str, &[u8])]) -> TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(CONFIG), r#"{"z":1,"a":2}"#).unwrap();
-        for (name, bytes) in files {
-            fs::write(folder.path().join(name), bytes).unwrap();
-        }
-        folder
-    }
-
-    fn open(folder: &TempDir) -> Result<Source> {
-        Source::open("me/model", folder.path())
-    }
-
-    fn refused(folder: &TempDir) -> String {
-        let error = open(folder).unwrap_err();
-        assert_eq!(error.kind, Kind::Input);
-        format!("{} | {}", error.message, error.hint.unwrap_or_default())
-    }
-
-    fn index(entries: &str) -> Vec<u8> {
-        format!(r#"{{"metadata":{{"total_size":0}},"weight_map":{{{entries}}}}}"#).into_bytes()
-    }
-
-    fn two_shards(entries: &str) -> TempDir {
-        folder(&[
-            ("m-2.safetensors", &shard(&[("b", &[4, 5]), ("a", &[6])])),
-            ("m-1.safetensors", &shard(&[("c", &[1, 2, 3])])),
-            (INDEX, &index(entries)),
-        ])
-    }
-
-    const GOOD_INDEX: &str = r#""a":"m-2.safetensors","b":"m-2.safetensors","c":"m-1.safetensors""#;
-
-    #[test]
-    fn shards_are_read_by_name_and_tensors_by_offset() {
-        let folder = two_shards(GOOD_INDEX);
-        let source = open(&folder).unwrap();
-        let names: Vec<_> = source.tensors().map(|tensor| tensor.name.as_str()).collect();
-        assert_eq!(names, ["c", "b", "a"]);
-        assert_eq!(source.config.keys().collect::<Vec<_>>(), ["z", "a"]);
-        assert!(source.warnings().is_empty());
-        assert!(source.tensor("d").is_none());
-        let mut into = [0; 2];
-        source.read_at(source.tensor("c").unwrap(), 1, &mut into, Reads::Copied).unwrap();
-        assert_eq!(into, [2, 3]);
-        source.read_at(source.tensor("b").unwrap(), 0, &mut into, Reads::Copied).unwrap();
-        assert_eq!(into, [4, 5]);
-        source.verify_unchanged().unwrap();
-    }
-
-    #[test]
-    fn a_single_file_may_have_any_name() {
-        let weights = shard(&[("a", &[1])]);
-        assert_eq!(open(&folder(&[(SINGLE, &weights)])).unwrap().tensors().len(), 1);
-        assert_eq!(open(&folder(&[("other.safetensors", &weights)])).unwrap().tensors().len(), 1);
-        let two = folder(&[(SINGLE, &weights), ("consolidated.safetensors", &weights)]);
-        assert!(open(&two).unwrap().warnings()[0].contains("consolidated.safetensors is no part"));
-        let loose = folder(&[("x.safetensors", &weights), ("y.safetensors", &weights)]);
-        assert!(refused(&loose).contains("index missing"));
-    }
-
-    #[test]
-    fn foreign_formats_are_named() {
-        assert!(refused(&folder(&[("model.gguf", b"")])).contains("GGUF"));
-        assert!(refused(&folder(&[(SINGLE, b"GGUF\x03\0\0\0")])).contains("is in GGUF"));
-        assert!(refused(&folder(&[("tf_model.h5", b"")])).contains("from_tf"));
-        let before_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80";
-        assert!(refused(&folder(&[("pytorch_model.bin", before_1_6)])).contains("before 1.6"));
-        assert!(refused(&folder(&[])).contains("no weights"));
-        assert!(refused(&folder(&[("training_args.bin", b"")])).contains("no weights"));
-    }
-
-    #[test]
-    fn a_config_is_needed() {
-        let folder = folder(&[(SINGLE, &shard(&[]))]);
-        let config = folder.path().join(CONFIG);
-        for (text, expected) in
-            [("{", "not a JSON object"), ("[]", "not a JSON object"), (r#"{"a":Infinity}"#, "Python")]
-        {
-            fs::write(&config, text).unwrap();
-            assert!(refused(&folder).contains(expected), "{text}");
-        }
-        fs::remove_file(&config).unwrap();
-        assert!(!open(&folder).unwrap().has_config(), "tensors alone");
-        fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
-        assert!(refused(&folder).contains("this is an adapter: write BASE+me/model for"));
-        fs::create_dir(&config).unwrap();
-        assert!(refused(&folder).contains("not a regular file"));
-        // With a config.json it is no model either.
-        fs::remove_dir(&config).unwrap();
-        fs::write(&config, "{}").unwrap();
-        assert!(open(&folder).is_ok(), "a model's weights");
-        fs::rename(folder.path().join(SINGLE), folder.path().join("adapter_model.safetensors")).unwrap();
-        assert!(refused(&folder).contains("this is an adapter: write BASE+"));
-    }
-
-    #[test]
-    fn an_index_entry_must_be_a_plain_name() {
-        for hostile in [
-            "/etc/x.safetensors",
-            "../x.safetensors",
-            "sub/x.safetensors",
-            "..\\\\x.safetensors",
-            "C:x.safetensors",
-            "x\\u0000.safetensors",
-            "model.bin",
-            ".safetensors",
-            "",
-        ] {
-            let folder = folder(&[(INDEX, &index(&format!(r#""a":"{hostile}""#)))]);
-            assert!(refused(&folder).contains("no plain name"), "{hostile}");
-        }
-    }
-
-    #[test]
-    fn an_index_must_agree_with_its_shards() {
-        let wrong = |entries: &str, expected: &str| {
-            let message = refused(&two_shards(entries));
-            assert!(message.contains(expected), "{message}");
-        };
-        wrong(r#""a":"m-3.safetensors""#, "no m-3.safetensors");
-        wrong(r#""a":"m-1.safetensors""#, "missing");
-        wrong(r#""a":"m-1.safetensors","b":"m-2.safetensors""#, "should be in m-1.safetensors but is in m-2");
-        wrong(r#""a":"m-2.safetensors","a":"m-2.safetensors""#, "\"a\" is listed twice");
-        wrong(r#""a":1"#, "expected a string");
-        wrong("", "lists no tensor");
-        wrong(r#""a":"m-2.safetensors"},"weight_map":{"#, "duplicate field");
-        let bare = folder(&[(INDEX, b"{}")]);
-        assert!(refused(&bare).contains("missing field `weight_map`"));
-    }
-
-    #[test]
-    fn a_tensor_outside_the_index_is_read_and_noted() {
-        let source = open(&two_shards(r#""b":"m-2.safetensors","c":"m-1.safetensors""#)).unwrap();
-        assert!(source.tensor("a").is_some());
-        assert!(source.warnings()[0].contains("omits tensor \"a\";"));
-    }
-
-    #[test]
-    fn a_tensor_in_two_shards_is_refused() {
-        let folder = folder(&[
-            ("m-1.safetensors", &shard(&[("a", &[1])])),
-            ("m-2.safetensors", &shard(&[("a", &[1])])),
-            (INDEX, &index(r#""a":"m-1.safetensors","b":"m-2.safetensors""#)),
-        ]);
-        assert!(refused(&folder).contains("\"a\" is in m-1.safetensors as well"));
-    }
-
-    #[test]
-    fn pointers_of_git_lfs_are_recognised_everywhere() {
-        let pointer = b"version https://git-lfs.github.com/spec/v1\n";
-        assert!(refused(&folder(&[(SINGLE, pointer)])).contains("git lfs pull"));
-        assert!(refused(&folder(&[(INDEX, pointer)])).contains("git lfs pull"));
-        assert!(refused(&folder(&[(CONFIG, pointer)])).contains("git lfs pull"));
-    }
-
-    #[test]
-    fn a_file_that_changes_is_noticed() {
-        let folder = two_shards(GOOD_INDEX);
-        let (source, late) = (open(&folder).unwrap(), open(&folder).unwrap());
-        let tensor = source.tensor("c").unwrap();
-        let mut into = [0; 3];
-        source.read_at(tensor, 0, &mut into, Reads::Copied).unwrap();
-        let file = fs::OpenOptions::new().write(true).open(folder.path().join("m-1.safetensors")).unwrap();
-        file.set_len(tensor.offset + 1).unwrap();
-        let message = |result: Result<()>| result.unwrap_err().message;
-        let truncated = message(source.read_at(tensor, 0, &mut into, Reads::Copied));
-        assert!(truncated.contains("truncated while it was read (tensor \"c\")"), "{truncated}");
-        assert!(message(source.verify_unchanged()).contains("changed while it was read"));
-        assert!(
-            message(late.read_at(tensor, 0, &mut into, Reads::Copied)).contains("changed while it was read")
-        );
-    }
-
-    #[test]
-    fn a_file_rewritten_at_the_same_size_is_noticed() {
-        let folder = two_shards(GOOD_INDEX);
-        let source = open(&folder).unwrap();
-        let file = fs::OpenOptions::new().write(true).open(folder.path().join("m-1.safetensors")).unwrap();
-        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        assert!(source.verify_unchanged().is_err());
-    }
-
-    #[test]
-    fn a_file_that_is_exchanged_while_it_is_closed_is_noticed() {
-        let folder = two_shards(GOOD_INDEX);
-        let source = open(&folder).unwrap();
-        let read = || source.read_at(source.tensor("c").unwrap(), 0, &mut [0; 3], Reads::Copied);
-        let (path, new) = (folder.path().join("m-1.safetensors"), folder.path().join("new"));
-        fs::copy(&path, &new).unwrap();
-        read().unwrap();
-        fs::rename(new, path).unwrap();
-        crate::checkpoint::handles::make_room(1);
-        assert!(read().unwrap_err().message.contains("changed while it was read"));
-    }
-
-    #[test]
-    fn a_folder_that_is_exchanged_is_noticed() {
-        let folder = two_shards(GOOD_INDEX);
-        let inner = folder.path().join("inner");
-        fs::create_dir(&inner).unwrap();
-        for entry in fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()) {
-            if entry.is_file() {
-                fs::copy(&entry, inner.join(entry.file_name().unwrap())).unwrap();
-            }
-        }
-        let source = Source::open("me/model", &inner).unwrap();
-        fs::rename(&inner, folder.path().join("old")).unwrap();
-        fs::create_dir(&inner).unwrap();
-        for entry in fs::read_dir(folder.path().join("old")).unwrap().map(|entry| entry.unwrap().path()) {
-            fs::rename(&entry, inner.join(entry.file_name().unwrap())).unwrap();
-        }
-        let read = source.read_at(source.tensor("c").unwrap(), 0, &mut [0; 3], Reads::Copied);
-        assert!(read.unwrap_err().message.contains("was replaced while it was read"));
-    }
-
-    #[test]
-    #[should_panic(expected = "read inside the tensor c")]
-    fn reading_past_a_tensor_is_a_mistake() {
-        let source = open(&two_shards(GOOD_INDEX)).unwrap();
-        let _ = source.read_at(source.tensor("c").unwrap(), 2, &mut [0; 2], Reads::Copied);
-    }
-
-    #[test]
-    fn a_plain_folder_is_identified_by_time_and_header() {
-        let folder = folder(&[(SINGLE, &shard(&[("a", &[1])]))]);
-        let identity = open(&folder).unwrap().identity();
-        let file = &identity["files"][0];
-        assert_eq!(file["file"], SINGLE);
-        assert_eq!(file["header_blake3"].as_str().unwrap().len(), 64);
-        assert!(file["modified"].as_str().unwrap().contains('.'));
-        assert!(identity.get("revision").is_none());
-        assert!(!identity.to_string().contains(folder.path().to_str().unwrap()));
-    }
-
-    #[test]
-    fn tensors_of_a_model_are_a_file_or_a_folder_without_a_config() {
-        let folder = folder(&[("mask.safetensors", &shard(&[("a", &[1])])), ("other.safetensors", b"")]);
-        fs::remove_file(folder.path().join(CONFIG)).unwrap();
-        let file = folder.path().join("mask.safetensors");
-        let source = Source::open_tensors("the mask", &file).unwrap();
-        assert_eq!((source.tensors().len(), source.place()), (1, file.clone()));
-        assert!(source.warnings().is_empty());
-        let behind = |name: &str| source.file_behind(&fs::metadata(folder.path().join(name)).unwrap());
-        assert_eq!((behind("mask.safetensors"), behind("other.safetensors")), (Some(file.clone()), None));
-        assert!(Source::open_tensors("both", folder.path()).unwrap_err().message.contains("index missing"));
-        fs::remove_file(folder.path().join("other.safetensors")).unwrap();
-        let source = Source::open_tensors("all", folder.path()).unwrap();
-        assert_eq!((source.tensors().len(), source.place()), (1, folder.path().to_path_buf()));
-        assert_eq!(source.file_behind(&fs::metadata(&file).unwrap()), Some(file));
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_file_of_tensors_may_be_a_link() {
-        let (folder, elsewhere) = (folder(&[(SINGLE, &shard(&[("a", &[1])]))]), tempfile::tempdir().unwrap());
-        let link = elsewhere.path().join("mask");
-        std::os::unix::fs::symlink(folder.path().join(SINGLE), &link).unwrap();
-        let source = Source::open_tensors("the mask", &link).unwrap();
-        let mut byte = [0];
-        source.read_at(source.tensor_at(0), 0, &mut byte, Reads::Copied).unwrap();
-        assert_eq!(byte, [1]);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_snapshot_of_the_cache_is_identified_by_its_hashes() {
-        let cache = tempfile::tempdir().unwrap();
-        let (blobs, snapshot) = (cache.path().join("blobs"), cache.path().join("snapshots/0123abcd"));
-        fs::create_dir_all(&blobs).unwrap();
-        fs::create_dir_all(&snapshot).unwrap();
-        let sha256 = "0f".repeat(32);
-        fs::write(blobs.join(&sha256), shard(&[("a", &[1])])).unwrap();
-        std::os::unix::fs::symlink(format!("../../blobs/{sha256}"), snapshot.join(SINGLE)).unwrap();
-        fs::write(snapshot.join(CONFIG), "{}").unwrap();
-        let source = Source::open("org/name", &snapshot).unwrap();
-        assert_eq!(source.identity()["revision"], "0123abcd");
-        assert_eq!(source.identity()["files"][0]["sha256"], sha256);
-        let mut into = [0];
-        source.read_at(source.tensor("a").unwrap(), 0, &mut into, Reads::Copied).unwrap();
-        assert_eq!(into, [1]);
-    }
-}
+mod tests;

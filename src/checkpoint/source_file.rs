@@ -1,13 +1,14 @@
 //! One file of an input checkpoint: read by position, past the page cache or mapped, as it was when its header was read.
 
-use std::fs::{self, Metadata};
+use std::fmt;
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::file::{Reads, read_exact_at, read_exact_past_cache};
 use super::folder::InputFile;
@@ -15,14 +16,44 @@ use super::handles::{Handles, Slot};
 use super::header::TensorInfo;
 use super::mapped::Mapped;
 use crate::error::{Error, Result};
+use crate::hub::{Snapshot, is_hex, is_verified};
 use crate::text::quoted;
 
-/// One safetensors file as it was when its header was read.
+/// The bytes of a file of weights that are not read from a disk here.
+pub trait Elsewhere: fmt::Debug + Send + Sync {
+    /// Fills `into` from byte `offset` of the file on. Any thread may call it.
+    ///
+    /// # Errors
+    /// They cannot be had, or are no longer those of the file whose header was read.
+    fn read_at(&self, into: &mut [u8], offset: u64) -> Result<()>;
+
+    /// The same of a few bytes, where those beside them will not be wanted.
+    ///
+    /// # Errors
+    /// The same.
+    fn peek(&self, into: &mut [u8], offset: u64) -> Result<()> {
+        self.read_at(into, offset)
+    }
+
+    /// Which bytes they are, for the manifest; without the file's name.
+    fn identity(&self) -> Map<String, Value>;
+
+    /// The repository of the Hub that has the file, if one has.
+    fn repository(&self) -> Option<&Arc<Snapshot>> {
+        None
+    }
+}
+
+/// One file of weights as it was when its header was read.
 #[derive(Debug)]
 pub(super) struct SourceFile {
     pub(super) name: String,
     file: InputFile,
+    /// Where it does not lie in its folder, or did not when its header was read.
+    elsewhere: Option<Arc<dyn Elsewhere>>,
     stamp: Stamp,
+    /// Of one from elsewhere, once it lies in its folder.
+    arrived: OnceLock<Stamp>,
     header: blake3::Hash,
     /// Opened at the first read: a plan over hundreds of shards keeps none open. Closed where others need the room.
     handles: Arc<Slot>,
@@ -66,12 +97,49 @@ impl Stamp {
 impl SourceFile {
     /// A file as it was when its header, of this hash, was read.
     pub(super) fn new(name: String, file: InputFile, stamp: Stamp, header: blake3::Hash) -> Self {
-        Self { name, file, stamp, header, handles: Arc::default(), mapped: OnceLock::new() }
+        let (elsewhere, arrived, mapped) = (None, OnceLock::new(), OnceLock::new());
+        Self { name, file, elsewhere, stamp, arrived, header, handles: Arc::default(), mapped }
+    }
+
+    /// The same, whose bytes come from somewhere else.
+    pub(super) fn lying_elsewhere(self, elsewhere: Arc<dyn Elsewhere>) -> Self {
+        Self { elsewhere: Some(elsewhere), ..self }
     }
 
     /// The same file, as it was then, to be opened by itself.
     pub(super) fn again(&self) -> Self {
-        Self::new(self.name.clone(), self.file.clone(), self.stamp, self.header)
+        let again = Self::new(self.name.clone(), self.file.clone(), self.stamp, self.header);
+        Self { elsewhere: self.elsewhere.clone(), arrived: self.arrived.clone(), ..again }
+    }
+
+    /// Where its bytes come from, if not from its folder.
+    fn elsewhere(&self) -> Option<&dyn Elsewhere> {
+        self.elsewhere.as_deref().filter(|_| self.arrived.get().is_none())
+    }
+
+    /// The repository of the Hub that it has to be fetched from.
+    pub(super) fn absent(&self) -> Option<&Arc<Snapshot>> {
+        self.elsewhere().and_then(Elsewhere::repository)
+    }
+
+    /// From now on it is read from its folder, where it lies by now; unless it has another header than it was planned with, whose hash
+    /// `header` reads.
+    pub(super) fn arrive(
+        &self,
+        header: impl FnOnce(&File, &Path, u64) -> Result<blake3::Hash>,
+    ) -> Result<bool> {
+        let (file, metadata) = self.file.open()?;
+        let stamp = Stamp::of(&metadata);
+        if stamp.bytes != self.stamp.bytes || header(&file, &self.file.path(), stamp.bytes)? != self.header {
+            return Ok(false);
+        }
+        let _ = self.arrived.set(stamp);
+        Ok(true)
+    }
+
+    /// As it was when its header was read, or when it came.
+    fn stamp(&self) -> Stamp {
+        *self.arrived.get().unwrap_or(&self.stamp)
     }
 
     fn handles(&self) -> Result<Arc<Handles>> {
@@ -87,26 +155,37 @@ impl SourceFile {
         if let Some(mapped) = self.mapped.get() {
             return Ok(mapped.as_ref());
         }
+        if self.elsewhere().is_some() {
+            return Ok(None);
+        }
         let handles = self.handles()?;
         Ok(self.mapped.get_or_init(|| Mapped::new(&handles.file, self.stamp.bytes)).as_ref())
     }
 
     fn verify(&self, metadata: &Metadata) -> Result<()> {
-        if Stamp::of(metadata) == self.stamp {
-            return Ok(());
-        }
-        Err(Error::input(format!("{} changed while it was read", self.file.path().display()))
-            .hint("merge again when nothing writes to it any more"))
+        if Stamp::of(metadata) == self.stamp() { Ok(()) } else { Err(self.changed()) }
+    }
+
+    fn changed(&self) -> Error {
+        Error::input(format!("{} changed while it was read", self.file.path().display()))
+            .hint("merge again when nothing writes to it any more")
     }
 
     pub(super) fn identity(&self) -> Value {
         let (file, bytes) = (&self.name, self.stamp.bytes);
+        if let Some(elsewhere) = self.elsewhere() {
+            let mut identity = elsewhere.identity();
+            identity.insert("file".into(), file.as_str().into());
+            identity.insert("bytes".into(), bytes.into());
+            return identity.into();
+        }
         if let Some(sha256) = blob_sha256(&self.file.path()) {
-            // It is what the link is called. Whether the content is that was not looked at.
-            return json!({ "file": file, "bytes": bytes, "sha256": sha256, "sha256_verified": false });
+            // It is what the link is called. Whether the content is that was looked at if it was downloaded here.
+            let verified = is_verified(&sha256, &self.file.path());
+            return json!({ "file": file, "bytes": bytes, "sha256": sha256, "sha256_verified": verified });
         }
         let since_1970 =
-            self.stamp.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+            self.stamp().modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         let modified = since_1970.map(|time| format!("{}.{:09}", time.as_secs(), time.subsec_nanos()));
         json!({ "file": file, "bytes": bytes, "modified": modified, "header_blake3": self.header.to_hex().as_str() })
     }
@@ -121,6 +200,9 @@ impl SourceFile {
     ) -> Result<()> {
         /// What is smaller shares its blocks with its neighbours, which will be wanted too.
         const DIRECT_BYTES_MIN: usize = 64 << 10;
+        if let Some(elsewhere) = self.elsewhere() {
+            return elsewhere.read_at(into, tensor.offset + offset);
+        }
         let (handles, offset) = (self.handles()?, tensor.offset + offset);
         let past_cache = reads == Reads::Direct && into.len() >= DIRECT_BYTES_MIN;
         let direct = if past_cache { handles.direct() } else { None };
@@ -129,6 +211,14 @@ impl SourceFile {
             None => read_exact_at(&handles.file, into, offset),
         };
         read.map_err(|e| self.read_error(tensor, &e))
+    }
+
+    /// Fills `into` from the first byte of a tensor on, and brings nothing else where it lies elsewhere.
+    pub(super) fn peek(&self, tensor: &TensorInfo, into: &mut [u8]) -> Result<()> {
+        match self.elsewhere() {
+            Some(elsewhere) => elsewhere.peek(into, tensor.offset),
+            None => self.read_at(tensor, 0, into, Reads::Copied),
+        }
     }
 
     /// A part of a tensor where it lies in memory, if the file can be mapped.
@@ -152,6 +242,9 @@ impl SourceFile {
 
     /// That it still has the size and time that it had, and was there all the time.
     pub(super) fn verify_unchanged(&self) -> Result<()> {
+        if self.elsewhere().is_some() {
+            return Ok(());
+        }
         let path = &self.file.path();
         if matches!(self.mapped.get(), Some(Some(mapped)) if mapped.broken()) {
             let what = format!("{} was truncated while it was read, or its disk fails", path.display());
@@ -177,8 +270,4 @@ fn blob_sha256(path: &Path) -> Option<String> {
     let name = target.file_name()?.to_str()?;
     let in_blobs = target.parent()?.file_name()? == "blobs";
     (in_blobs && name.len() == 64 && is_hex(name)).then(|| name.to_owned())
-}
-
-pub(super) fn is_hex(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -20,6 +20,7 @@ use crate::checkpoint::Reads;
 use crate::decoder::Machine;
 use crate::error::{Error, Result};
 use crate::eval::{Cut, Model, Texts, Windows};
+use crate::hub::Remote;
 use crate::page::digits;
 use crate::plan::Choices;
 use crate::predict::{self, Agreement, Parents, Reading};
@@ -67,8 +68,17 @@ pub(super) fn run(args: &AnalyzeArgs) -> Result<()> {
         reads: if is_large { Reads::Direct } else { Reads::Copied },
     };
     // What cannot be read is refused before anything is measured.
-    let readers = || Ok((Readers::of(&prepared, &args.texts)?, args.machine.open(request.threads)?));
+    let readers = || {
+        Ok((
+            Readers::of(&prepared, &args.texts, args.work.hub.remote())?,
+            args.machine.open(request.threads)?,
+        ))
+    };
     let mut readers = (!args.texts.is_empty()).then(readers).transpose()?;
+    args.work.hub.bring(&prepared, &progress)?;
+    if let Some((readers, _)) = &readers {
+        args.work.hub.bring_all(readers.models.iter().flat_map(|(model, ..)| &model.sources), &progress)?;
+    }
     progress.expect(measured_bytes(&prepared)?, "measured");
     let mut analysis = analyze(&prepared, &request, &progress)?;
     if let Some((readers, machine)) = &mut readers {
@@ -97,10 +107,10 @@ struct Readers {
 }
 
 impl Readers {
-    fn of(prepared: &Prepared, args: &TextArgs) -> Result<Self> {
+    fn of(prepared: &Prepared, args: &TextArgs, remote: Remote) -> Result<Self> {
         let texts = args.read()?;
         let names: Vec<String> = prepared.plan.models.iter().map(|model| model.name.clone()).collect();
-        let models = names.iter().map(|name| open(name, &texts, args)).collect::<Result<_>>()?;
+        let models = names.iter().map(|name| open(name, &texts, args, remote)).collect::<Result<_>>()?;
         Ok(Self { names, texts, models })
     }
 
@@ -153,7 +163,8 @@ fn planned(args: &AnalyzeArgs) -> Result<Prepared> {
             .hint("write the document to measure into a file of its own; `mergeforge multi` makes the models that it takes from others")
     })?;
     checked(&config.warnings.clone(), args.fit.strict, || {
-        prepare_config(config, &args.fit.choices(Choices::USUAL))
+        let remote = args.work.hub.remote();
+        prepare_config(config, &args.fit.choices(Choices { remote, ..Choices::USUAL }))
     })
 }
 

@@ -9,11 +9,12 @@ use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
 use super::values::check_page;
-use super::{RunArgs, cache_folder, cores, count, show};
+use super::{RunArgs, cores, count, show};
 use crate::bench::merge::{self, Child, MergeTimes, Setup};
 use crate::bench::page;
 use crate::bench::shapes::{SHAPES, Shape};
 use crate::bench::synth::Spec;
+use crate::cache;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::method;
@@ -174,7 +175,7 @@ fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
         copy_tokenizer: true,
         model_card: true,
         reads: args.run.reads(&prepared),
-        cache: cache_folder(),
+        cache: cache::folder(),
         // Thresholds of an earlier round would leave out half of the work.
         recall: false,
     };

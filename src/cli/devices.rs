@@ -1,5 +1,6 @@
 //! `mergeforge devices`, `check` and `bench kernels`: what there is to compute on, whether it computes right, and how fast.
 
+use clap::Args;
 use serde_json::{Value as Json, json};
 
 use super::{choose, show};
@@ -10,6 +11,35 @@ use crate::check::{self, CheckRow, Depth, Types};
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use crate::text::bytes;
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// The device; without it, all that there are
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Check each kernel for few models and many, and no more
+    #[arg(long)]
+    quick: bool,
+    /// Check what is checked before a device is used for the first time; for tests
+    #[arg(long, hide = true, conflicts_with = "quick")]
+    first: bool,
+    /// Check this kernel alone
+    #[arg(long, value_name = "NAME", value_parser = kernel)]
+    kernel: Option<&'static Kernel>,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl CheckArgs {
+    fn depth(&self) -> Depth {
+        match (self.quick, self.first) {
+            (true, _) => Depth::Quick,
+            (_, true) => Depth::First,
+            _ => Depth::All,
+        }
+    }
+}
 
 /// Lists the devices, what is missing and why, and which one `--device auto` takes.
 pub(super) fn list(json: bool) -> Result<()> {
@@ -75,7 +105,7 @@ fn device_json(device: &Device) -> Json {
 }
 
 /// The kernel of a name.
-pub(super) fn kernel(name: &str) -> std::result::Result<&'static Kernel, String> {
+fn kernel(name: &str) -> std::result::Result<&'static Kernel, String> {
     let known = check::kernels();
     known.iter().copied().find(|kernel| kernel.name == name).ok_or_else(|| {
         let names: Vec<&str> = known.iter().map(|kernel| kernel.name).collect();
@@ -84,9 +114,11 @@ pub(super) fn kernel(name: &str) -> std::result::Result<&'static Kernel, String>
 }
 
 /// Checks every kernel, or only one, on one device, or on all that there are.
-pub(super) fn check(word: Option<&str>, depth: Depth, only: Option<&Kernel>, json: bool) -> Result<()> {
+pub(super) fn check(args: &CheckArgs) -> Result<()> {
+    let CheckArgs { device, kernel, json, .. } = args;
+    let (depth, only, json) = (args.depth(), *kernel, *json);
     let mut devices = Vec::new();
-    match word {
+    match device.as_deref() {
         Some(word) => {
             let (device, passed_over) = choose(word)?;
             passed_over.iter().filter(|_| !json).for_each(|reason| show::note(reason));

@@ -17,8 +17,8 @@ use crate::text::{cut_to, escaped};
 #[derive(Debug, Args)]
 #[command(after_help = EQUAL)]
 pub(super) struct DiffArgs {
-    /// The first model, as in a config: a folder, a file of tensors, or a name in the Hugging Face cache, perhaps with @revision
-    /// and +ADAPTER
+    /// The first model, as in a config: a folder, a file of tensors, or a name on the Hugging Face Hub, perhaps with
+    /// @revision and +ADAPTER
     a: String,
     /// The second model, in the same way
     b: String,
@@ -46,9 +46,10 @@ pub(super) fn ended(args: &DiffArgs) -> ExitCode {
 /// Whether the models are equal.
 fn run(args: &DiffArgs) -> Result<bool> {
     let progress = Progress::new(args.work.quiet)?;
-    let models = prepare_comparison(&args.b, &args.a)?;
+    let models = prepare_comparison(&args.b, &args.a, args.work.hub.remote())?;
     models.warnings.iter().for_each(show::warning);
     models.notes.iter().for_each(|note| show::note(note));
+    args.work.hub.bring_all(&models.sources, &progress)?;
     let bytes = compared_bytes(&models);
     progress.expect(bytes, "compared");
     let reads = if bytes > physical_bytes() { Reads::Direct } else { Reads::Copied };

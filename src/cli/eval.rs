@@ -13,6 +13,7 @@ use super::{physical_bytes, show};
 use crate::decoder::{Decoder, Machine};
 use crate::error::{Error, Result};
 use crate::eval::{Chat, Cut, Form, Listen, Model, Plan, Prompt, Score, Texts, Windows, losses};
+use crate::hub::Remote;
 use crate::prepare_model;
 use crate::stream::Watch;
 use crate::text::{bytes, cut_to, escaped};
@@ -20,7 +21,7 @@ use crate::tokenizer::Runner;
 
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
-    /// The models, as in a config: folders, or names in the Hugging Face cache, perhaps with @revision and +ADAPTER
+    /// The models, as in a config: folders, or names on the Hugging Face Hub, perhaps with @revision and +ADAPTER
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
     #[command(flatten)]
@@ -182,8 +183,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let progress = Progress::new(args.work.quiet)?;
     let texts = args.texts.read()?;
     // All models are opened before the first is read.
-    let models =
-        args.models.iter().map(|name| open(name, &texts, &args.texts)).collect::<Result<Vec<_>>>()?;
+    let open = |name: &String| open(name, &texts, &args.texts, args.work.hub.remote());
+    let models = args.models.iter().map(open).collect::<Result<Vec<_>>>()?;
     let threads = args.work.threads();
     let memory = memory(args.host_memory);
     let mut machine = args.machine.open(threads)?;
@@ -200,6 +201,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
             planned(&*machine)?
         }
     };
+    args.work.hub.bring_all(models.iter().flat_map(|(model, ..)| &model.sources), &progress)?;
     let steps = models.iter().zip(&plans).flat_map(|((model, _, windows), plans)| {
         windows.iter().zip(plans).map(|(set, plan)| plan.steps(&model.decoder, &set.windows))
     });
@@ -239,8 +241,13 @@ pub(super) fn memory(given: Option<u64>) -> u64 {
 }
 
 /// A model, how texts are cut for it, and its windows of each set.
-pub(super) fn open(name: &str, texts: &[Texts], args: &TextArgs) -> Result<(Model, Cut, Vec<Windows>)> {
-    let model = Model::new(prepare_model(name)?)?;
+pub(super) fn open(
+    name: &str,
+    texts: &[Texts],
+    args: &TextArgs,
+    remote: Remote,
+) -> Result<(Model, Cut, Vec<Windows>)> {
+    let model = Model::new(prepare_model(name, remote)?)?;
     let runner = Runner::open(model.folder())?;
     let chat = args.chat.then(|| Chat::of(model.folder(), &runner)).transpose()?;
     let cut = args.cut(&model.name, &model.decoder)?;

@@ -20,7 +20,7 @@ use crate::text::escaped;
 
 #[derive(Debug, Args)]
 pub(super) struct ExtractArgs {
-    /// The fine-tuned model, as in a config: a folder, or a name in the Hugging Face cache, perhaps with @revision and +ADAPTER
+    /// The fine-tuned model, as in a config: a folder, or a name on the Hugging Face Hub, perhaps with @revision and +ADAPTER
     #[arg(required_unless_present = "given_model")]
     model: Option<String>,
     /// The model that it was trained from, in the same way
@@ -176,11 +176,12 @@ pub(super) fn run(args: &ExtractArgs) -> Result<()> {
     };
     let progress = Progress::new(args.work.quiet)?;
     args.mergekit.notes.iter().for_each(|note| show::note(note));
-    let models = prepare_comparison(&model, &base)?;
+    let models = prepare_comparison(&model, &base, args.work.hub.remote())?;
     models.warnings.iter().for_each(show::warning);
     models.notes.iter().for_each(|note| show::note(note));
     let places: Vec<PathBuf> = models.sources.iter().map(Source::place).collect();
     check_out(out, &places)?;
+    args.work.hub.bring_all(&models.sources, &progress)?;
     let request = args.request();
     let extracted = extract(&models, &request, &progress);
     progress.finish();

@@ -6,6 +6,7 @@ use clap::Args;
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json, json};
 
+use super::hub::HubArgs;
 use super::{kinds, show};
 use crate::checkpoint::names::is_token_embedding;
 use crate::checkpoint::{Adapter, Source, TensorInfo};
@@ -17,10 +18,12 @@ use crate::{StoredModel, open_model};
 
 #[derive(Debug, Args)]
 pub(super) struct InfoArgs {
-    /// The models, each as in a config: a folder, a file of tensors, or a name in the Hugging Face cache, perhaps with @revision
-    /// and +ADAPTER; or the folder of an adapter
+    /// The models, each as in a config: a folder, a file of tensors, or a name on the Hugging Face Hub, perhaps with
+    /// @revision and +ADAPTER; or the folder of an adapter
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -28,7 +31,8 @@ pub(super) struct InfoArgs {
 
 /// Reads the headers of all models, and then shows them.
 pub(super) fn run(args: &InfoArgs) -> Result<()> {
-    let described = args.models.iter().map(|name| Described::of(name)).collect::<Result<Vec<_>>>()?;
+    let described =
+        args.models.iter().map(|name| Described::of(name, args.hub)).collect::<Result<Vec<_>>>()?;
     if args.json {
         show::json(&described.iter().map(Described::json).collect());
         return Ok(());
@@ -53,8 +57,8 @@ struct Described {
 }
 
 impl Described {
-    fn of(name: &str) -> Result<Self> {
-        let StoredModel { model, adapter } = open_model(name)?;
+    fn of(name: &str, hub: HubArgs) -> Result<Self> {
+        let StoredModel { model, adapter } = open_model(name, hub.remote())?;
         let adapter = adapter.map(|source| Adapter::of(&source).map(|of| (source, of))).transpose()?;
         let tokens = match model.as_ref().filter(|model| model.is_folder()) {
             Some(model) => tokenizer::read(&model.folder).map(|found| Some(found?.by_id().len())),

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::Value as Json;
 
-use super::{cache_folder, show};
-use crate::cache::make_private;
+use super::show;
+use crate::cache::{self, make_private};
 use crate::error::{Error, Result};
 use crate::method::{self, Base, Method, Parameter, Scope, Value, ValueKind};
 use crate::schema::schema;
@@ -18,7 +18,7 @@ use crate::text::escaped;
 pub(super) struct InitArgs {
     /// The method; `mergeforge methods` lists them
     method: String,
-    /// The models, each a folder or a name in the Hugging Face cache, perhaps with @revision and +ADAPTER
+    /// The models, each a folder or a name on the Hugging Face Hub, perhaps with @revision and +ADAPTER
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
     /// The base model
@@ -96,7 +96,7 @@ fn copy_of_schema() -> Option<String> {
         }
         Ok(address(&file))
     };
-    match cache_folder().map(kept) {
+    match cache::folder().map(kept) {
         Some(Ok(place)) => Some(place),
         Some(Err(cause)) => {
             show::note(&format!("no copy of the schema for editors could be kept: {cause}"));

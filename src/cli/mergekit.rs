@@ -154,4 +154,14 @@ mod tests {
         }
         assert_eq!(notes(&["-vv", "--clone-tensors", "--safe-serialization"]), [""; 0]);
     }
+
+    #[test]
+    fn the_page_for_those_who_come_from_mergekit_has_every_flag() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/coming-from-mergekit.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let names =
+            SWITCHES.iter().map(|switch| switch.on).chain(SETTINGS.iter().map(|setting| setting.name));
+        let missing: Vec<&str> = names.filter(|name| !page.contains(&format!("`--{name}`"))).collect();
+        assert_eq!(missing, [""; 0]);
+    }
 }

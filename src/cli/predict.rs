@@ -14,6 +14,7 @@ use super::show;
 use super::values::{WorkArgs, count, size};
 use crate::error::{Error, Result};
 use crate::eval::{Texts, Windows};
+use crate::hub::Remote;
 use crate::plan::{Choices, PlannedModel};
 use crate::predict::{Blend, Coefficients, Estimate, Options, Parents, Reading};
 use crate::text::{bytes, cut_to, escaped};
@@ -57,11 +58,11 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn of(config: &Path) -> Result<Self> {
+    fn of(config: &Path, remote: Remote) -> Result<Self> {
         let file = config.display().to_string();
         let config = read_config(config)?;
         config.warnings.iter().for_each(|warning| show::warning(&Error::config(warning.message.as_str())));
-        let Prepared { plan, sources, .. } = prepare_config(config, &Choices::USUAL)?;
+        let Prepared { plan, sources, .. } = prepare_config(config, &Choices { remote, ..Choices::USUAL })?;
         plan.warnings.iter().for_each(show::warning);
         let blend = Blend::of(&plan, &sources).map_err(|mut error| {
             error.message = format!("{}: {}", escaped(&file), error.message);
@@ -96,10 +97,15 @@ fn models_of(candidates: &mut [Candidate]) -> Vec<String> {
 pub(super) fn run(args: &PredictArgs) -> Result<()> {
     let progress = Progress::new(args.work.quiet)?;
     let texts = args.texts.read()?;
-    let mut candidates =
-        args.configs.iter().map(|config| Candidate::of(config)).collect::<Result<Vec<_>>>()?;
+    let mut candidates = args
+        .configs
+        .iter()
+        .map(|config| Candidate::of(config, args.work.hub.remote()))
+        .collect::<Result<Vec<_>>>()?;
     let names = models_of(&mut candidates);
-    let models = names.iter().map(|name| open(name, &texts, &args.texts)).collect::<Result<Vec<_>>>()?;
+    let open = |name: &String| open(name, &texts, &args.texts, args.work.hub.remote());
+    let models = names.iter().map(open).collect::<Result<Vec<_>>>()?;
+    args.work.hub.bring_all(models.iter().flat_map(|(model, ..)| &model.sources), &progress)?;
     models.iter().flat_map(|(model, ..)| &model.notes).for_each(|note| show::note(note));
     let readings: Vec<Reading<'_>> = models.iter().map(|(model, _, sets)| Reading { model, sets }).collect();
     let options = Options {

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::{show, signals};
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::stream::Watch;
 use crate::text::bytes;
 
@@ -32,12 +33,34 @@ impl Progress {
         let stop = Arc::default();
         signals::listen(&stop)
             .map_err(|cause| Error::output(format!("cannot listen for Ctrl-C: {cause}")))?;
+        hub::stop_with(&stop);
         let terminal = std::io::stderr().is_terminal();
         let drawn = terminal && !quiet;
         let target = if drawn { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
         let lines = (!terminal && !quiet).then(Lines::default);
         Ok(Self { bar, lines, read: Arc::default(), written: Arc::default(), stop, quiet })
+    }
+
+    /// Progress of something else beside it, of so many bytes, that ends when this one is to stop.
+    pub(super) fn another(&self, expected: u64, done: &'static str) -> Self {
+        let target =
+            if self.bar.is_hidden() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let another = Self {
+            bar: ProgressBar::with_draw_target(None, target),
+            lines: self.lines.as_ref().map(|_| Lines::default()),
+            read: Arc::default(),
+            written: Arc::default(),
+            stop: Arc::clone(&self.stop),
+            quiet: self.quiet,
+        };
+        another.expect(expected, done);
+        another
+    }
+
+    /// Whether it says nothing.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// How many steps there are, of which only shares are shown.

@@ -1,20 +1,6 @@
-//! What the machine has: cores, memory, and a folder for what merges remember.
-
-use std::path::PathBuf;
+//! What the machine has: cores and memory.
 
 use crate::backend::device::Device;
-
-/// Where merges keep what helps the next one: `$MERGEFORGE_CACHE` (nowhere if that is empty), else a folder of our own
-/// where programs keep such things.
-pub(super) fn cache_folder() -> Option<PathBuf> {
-    let folder = |name| std::env::var_os(name).map(PathBuf::from);
-    let in_caches = |caches: PathBuf| caches.join("mergeforge");
-    folder("MERGEFORGE_CACHE")
-        // One that is empty or relative is to be ignored, by its specification.
-        .or_else(|| folder("XDG_CACHE_HOME").filter(|caches| caches.is_absolute()).map(in_caches))
-        .or_else(|| std::env::home_dir().map(|home| in_caches(home.join(".cache"))))
-        .filter(|folder| folder.is_absolute() || folder.components().next().is_some())
-}
 
 pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

@@ -11,12 +11,13 @@ use super::{CommonArgs, MergeFlags, PlanArgs, Warnings, merge_into, merge_on, sh
 use crate::backend::device::Device;
 use crate::checkpoint::{Destination, MANIFEST, WorkFolder, check_destinations};
 use crate::error::{Error, Kind, Result};
+use crate::hub::{Remote, Wanted};
 use crate::report::{differences, manifest_in, output_files};
 use crate::stages::{Stages, Visit, Way, outline};
 use crate::stream::Budget;
 use crate::text::bytes;
 use crate::timeline::Timeline;
-use crate::{Prepared, output_bytes, places_of_inputs, read_stages};
+use crate::{Prepared, free_for, output_bytes, places_of_inputs, read_stages};
 
 #[derive(Debug, Args)]
 pub(super) struct MultiArgs {
@@ -177,6 +178,8 @@ struct Survey<'a> {
     warnings: Warnings,
     /// Where what is read lies.
     inputs: BTreeSet<PathBuf>,
+    /// What of them has to be fetched from the Hub.
+    absent: Vec<Wanted>,
     /// The folders that are to be made, but for those that are removed.
     destinations: Vec<Destination>,
     /// What goes into those that are removed.
@@ -197,6 +200,7 @@ impl<'a> Survey<'a> {
             stages: Vec::new(),
             warnings: Warnings::default(),
             inputs: BTreeSet::new(),
+            absent: Vec::new(),
             destinations: Vec::new(),
             on_the_way_bytes: 0,
             folders: 0,
@@ -228,6 +232,14 @@ impl<'a> Survey<'a> {
             }
             let inputs: Vec<PathBuf> = self.inputs.iter().cloned().collect();
             check_destinations(&self.destinations, &inputs)?;
+            if common.run.hub.remote() != Remote::Streamed {
+                let beside: Vec<(&Path, u64)> = self
+                    .destinations
+                    .iter()
+                    .map(|of| (of.out.as_path(), of.bytes.saturating_add(of.on_the_way_bytes)))
+                    .collect();
+                free_for(&self.absent, &beside)?;
+            }
         }
         Ok(result)
     }
@@ -236,6 +248,7 @@ impl<'a> Survey<'a> {
     fn planned(&mut self, prepared: &Prepared) {
         self.warnings.of_plan(prepared);
         self.inputs.extend(places_of_inputs(prepared));
+        self.absent.extend(prepared.absent());
     }
 
     /// Checks all that a merge into a folder needs, but for the folder.

@@ -22,6 +22,7 @@ use crate::checkpoint::{InputFile, OTHER_VOCABULARIES, Source, TOKENIZER};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::eval::{Chat, Model, Texts, Windows};
+use crate::hub::Remote;
 use crate::plan::{Choices, PartlyHeldPolicy};
 use crate::predict::{self, Parents, Reading};
 use crate::stream::{Budget, Watch};
@@ -35,6 +36,10 @@ use crate::{Options, Prepared, output_bytes, prepare_config, prepare_model, read
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+#[command(
+    mut_arg("host_memory", |arg| arg.help("Memory for states, logits and merges [default: 2GiB, at most half of the machine's]")),
+    mut_arg("out_shard_size", |arg| arg.hide(true))
+)]
 pub(super) struct SweepArgs {
     /// The config: a mergekit YAML with `{range: [0, 1.5]}` or `{choice: [0.2, 0.5]}` in the places of numbers, or a list as
     /// `merge_method`
@@ -255,6 +260,7 @@ fn by_texts(
     let machine = machine::beside_merges(&run.device, (run.device_memory, left), threads)?;
     let engine = Engine::new(device, budget, memory, machine);
     let first = Candidate::open(middle(request)?, &choices, &engine, progress)?;
+    run.hub.bring(&first.prepared, progress)?;
     first.prepared.plan.notes.iter().for_each(|note| show::note(note));
     let sets = sets(&args.texts, &first)?;
     request.weights = args.weights(sets.iter().map(|set| set.name.clone()))?;
@@ -267,7 +273,8 @@ fn by_texts(
     let mut search = Search::new(&request.space.knobs);
     let merges = Merges::of(request, search.pool(), &first.prepared, threads, progress)?;
     search.keep(merges.points.clone());
-    let models = if args.no_predict { None } else { Opened::new(&merges, &sets, &objective)? };
+    let models =
+        if args.no_predict { None } else { Opened::new(&merges, &sets, &objective, choices.remote)? };
     let options = predict::Options { groups: 1, top: TOP, memory: shared, threads };
     let readings = models.as_ref().map(Opened::readings);
     let tokens = objective.tokens();
@@ -310,6 +317,7 @@ fn by_command(
 ) -> Result<Found> {
     let choices = args.common.choices();
     let first = prepare_config(middle(request)?, &choices)?;
+    args.common.run.hub.bring(&first, progress)?;
     first.plan.notes.iter().for_each(|note| show::note(note));
     let metrics = if args.metrics.is_empty() { vec![ANY.to_owned()] } else { args.metrics.clone() };
     request.weights = args.weights(metrics.iter().cloned())?;
@@ -402,7 +410,7 @@ struct Opened {
 
 impl Opened {
     /// Nothing where no merge is a sum of models; some note says why.
-    fn new(merges: &Merges, sets: &[Set], objective: &ByTexts<'_>) -> Result<Option<Self>> {
+    fn new(merges: &Merges, sets: &[Set], objective: &ByTexts<'_>, remote: Remote) -> Result<Option<Self>> {
         let all = merges.sums.len();
         match merges.why_no_sum() {
             Some((why, count)) if count == all => {
@@ -418,7 +426,8 @@ impl Opened {
             None => {}
         }
         let names = merges.models();
-        let models = names.iter().map(|name| Model::new(prepare_model(name)?)).collect::<Result<_>>()?;
+        let models =
+            names.iter().map(|name| Model::new(prepare_model(name, remote)?)).collect::<Result<_>>()?;
         let of = |(set, windows): (&Set, Vec<_>)| Windows { windows, ..set.windows.clone() };
         let sets = sets.iter().zip(objective.windows_of_tries()).map(of).collect();
         Ok(Some(Self { names, models, sets }))

@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::Args;
 
 use super::cores;
+use super::hub::HubArgs;
 use crate::error::{Error, Result};
 
 /// How what makes no model of its own works, and what it prints.
@@ -13,6 +14,8 @@ pub(super) struct WorkArgs {
     /// Worker threads [default: one per core]
     #[arg(long, short = 'j', visible_alias = "num-threads", value_name = "N", value_parser = count)]
     threads: Option<usize>,
+    #[command(flatten)]
+    pub(super) hub: HubArgs,
     /// Show no progress
     #[arg(long, short)]
     pub(super) quiet: bool,

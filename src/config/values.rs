@@ -5,7 +5,7 @@ use super::keys::{self, DTYPES, OPEN};
 use super::walk::{Fields, Walk};
 use super::yaml::{Key, Node, Yaml};
 use super::{Conditional, ConfiguredParameter, Located, Parameters, Scalar, WrittenValue, quoted};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, float_named};
 
 const PARAMETER_FORMS: &str =
     "expected a number, a list of numbers (a gradient over the layers) or a list of {filter, value}";
@@ -16,15 +16,10 @@ impl Walk<'_> {
             let hint = format!("one of {}", DTYPES.join(", "));
             return self.refuse(self.error(node.at, "expected a type").hint(hint));
         };
-        let value = match text.strip_prefix("torch.").unwrap_or(text) {
-            "bfloat16" => Dtype::BF16,
-            "float16" => Dtype::F16,
-            "float32" => Dtype::F32,
-            "float64" => Dtype::F64,
-            other => {
-                let problem = self.error(node.at, format_args!("{} is not a type to merge in", quoted(text)));
-                return self.refuse(problem.hint(near_dtype(other)));
-            }
+        let name = text.strip_prefix("torch.").unwrap_or(text);
+        let Some(value) = float_named(name) else {
+            let problem = self.error(node.at, format_args!("{} is not a type to merge in", quoted(text)));
+            return self.refuse(problem.hint(near_dtype(name)));
         };
         Some(Located { value, at: node.at })
     }

@@ -26,6 +26,11 @@ pub fn float_name(dtype: Dtype) -> &'static str {
     Float::of(dtype).map_or("float64", Float::name)
 }
 
+/// The type of floats that has this name there.
+pub fn float_named(name: &str) -> Option<Dtype> {
+    [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64].into_iter().find(|dtype| float_name(*dtype) == name)
+}
+
 /// Bytes of an element of a type of floats.
 pub fn float_bytes(dtype: Dtype) -> usize {
     Float::of(dtype).map_or(F64_BYTES, Float::bytes)

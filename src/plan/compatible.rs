@@ -7,12 +7,13 @@
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
-use super::Planner;
 use super::parts::Anatomy;
 use super::views::{Held, Model};
 use super::warnings::few;
+use super::{Plan, Planner};
+use crate::checkpoint::Source;
 use crate::dtype::{Dtype, is_float};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::text::{cut_to, quoted};
 
 /// What a config says under a name: nothing, or a value in one form, however it is written.
@@ -147,6 +148,25 @@ pub(super) fn quantised(model: &Model<'_>) -> Error {
     let how = quantisation(&model.config).map_or(String::new(), |how| format!(" ({how})"));
     Error::config(format!("{} is quantised{how}, and quantised weights cannot be merged", model.name))
         .hint("give the model that it was made from, or convert it to bfloat16 first")
+}
+
+/// Refuses a plan whose output would still have codes of quantised weights, though floats of some type were asked for.
+///
+/// # Errors
+/// Kind `Config`: the model that has them.
+pub fn check_without_codes(plan: &Plan, sources: &[Source]) -> Result<()> {
+    // What became floats has nothing in its config any more that speaks of codes.
+    let became_floats = plan.config_edits.keys.values().any(Option::is_none);
+    let has_codes = !became_floats && plan.tensors.iter().any(|tensor| may_be_packed(tensor.dtype));
+    for model in plan.models.iter().filter(|_| has_codes) {
+        if let Some(how) = quantisation(&sources[model.source].config) {
+            let refusal =
+                format!("{} is quantised ({how}), and floats cannot be made of its codes", model.name);
+            return Err(Error::config(refusal)
+                .hint("give the model that it was made from; without --dtype it is copied as it is"));
+        }
+    }
+    Ok(())
 }
 
 /// How a config says that its weights are quantised: `gptq, 4 bits`.

@@ -1,5 +1,6 @@
 //! The plan as data: what a merge reads, and what happens to every tensor. It prints, it counts bytes, and the stream obeys it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -255,6 +256,21 @@ impl Plan {
             }
         };
         sum(self.tensors.iter().map(of))
+    }
+
+    /// The tensors of sources that are read, whatever is made of them.
+    pub fn stored(&self) -> HashSet<At> {
+        let of = |tensor: &Tensor| -> Vec<At> {
+            let stored = |input: &usize| input::stored(&self.inputs, *input);
+            match &tensor.action {
+                Action::Copy(copy) => copy.holders.iter().flat_map(stored).collect(),
+                Action::Merge(merge) => {
+                    let read = merge.recipe.reads();
+                    read.iter().filter_map(|place| merge.inputs.get(*place)).flat_map(stored).collect()
+                }
+            }
+        };
+        self.tensors.iter().flat_map(of).collect()
     }
 
     /// How many merged tensors each input is read for.

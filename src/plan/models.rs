@@ -250,13 +250,17 @@ fn too_many(config: &Config) -> Option<Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::Remote;
     use crate::plan::Choices;
 
     /// What a config whose models are nowhere is refused for.
     fn refusal(config: &str) -> Error {
         let config = Config::parse("c.yaml", config).unwrap();
-        crate::prepare_config(config, &Choices { seed: 0, shard_bytes: Some(1), ..Choices::USUAL })
-            .unwrap_err()
+        crate::prepare_config(
+            config,
+            &Choices { seed: 0, shard_bytes: Some(1), remote: Remote::Offline, ..Choices::USUAL },
+        )
+        .unwrap_err()
     }
 
     fn refused(config: &str) -> String {

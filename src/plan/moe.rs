@@ -20,7 +20,7 @@ use super::{Action, Choices, Copied, PartlyHeldPolicy, Plan, Tensor, check_total
 use crate::checkpoint::{ConfigEdits, Source, layout};
 use crate::config::moe::{Expert, MoeConfig};
 use crate::config::{Config, Located};
-use crate::dtype::{Dtype, Float, computed_as, float_name, is_float};
+use crate::dtype::{Dtype, Float, computed_as, float_named, is_float};
 use crate::error::{Error, Result};
 use crate::input::{Floats, Noisy, Row, Rows, draw_key};
 use crate::method::MIXTURE;
@@ -178,8 +178,7 @@ fn model_type<'m>(model: &'m Model<'_>) -> &'m str {
 /// The type that a model's config.json states.
 fn stated_dtype(model: &Model<'_>) -> Option<Dtype> {
     let stated = ["dtype", "torch_dtype"].iter().find_map(|key| model.config.get(*key)?.as_str())?;
-    let known = [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64];
-    known.into_iter().find(|dtype| float_name(*dtype) == stated.trim_start_matches("torch."))
+    float_named(stated.trim_start_matches("torch."))
 }
 
 fn notes_of(moe: &MoeConfig, architecture: &Architecture, base: &Model<'_>) -> Vec<String> {

@@ -11,7 +11,8 @@ use super::*;
 use crate::checkpoint::OutTensor;
 use crate::input::{At, Input};
 
-const CHOICES: Choices = Choices { seed: 0, shard_bytes: Some(5_000_000_000), ..Choices::USUAL };
+const CHOICES: Choices =
+    Choices { seed: 0, shard_bytes: Some(5_000_000_000), remote: Remote::Offline, ..Choices::USUAL };
 
 /// A folder of checkpoints without data.
 struct Models(TempDir);

@@ -1,10 +1,12 @@
 //! Tensors that are copied: bytes that need no arithmetic, and so no device. Whoever holds them has to agree.
 
 use crate::backend::{OddValues, Output, ReadInputs, SpanResult, Tally};
+use crate::checkpoint::Source;
 use crate::dtype::{Dtype, Float, decode, encode, encode_narrowed, float_bytes, narrow_to_odd, widen};
 use crate::error::{Error, Result};
+use crate::input::{At, Input};
 use crate::kernel::TILE;
-use crate::plan::{Copied, Tensor};
+use crate::plan::{Action, Copied, Plan, Tensor};
 use crate::timeline::{By, Stage, Timeline};
 
 /// What a worker copies through.
@@ -87,6 +89,44 @@ fn convert<'a>(copied: &Copied, bytes: &'a [u8], encoded: &'a mut Vec<u8>, odd: 
         }
     }
     if changes { encoded } else { bytes }
+}
+
+/// Compares the beginnings of tensors that can only be copied where a holder is on the Hub, before all of it is fetched. A merge compares
+/// them whole.
+///
+/// # Errors
+/// Holders differ; one cannot be read.
+pub fn check_beginnings(plan: &Plan, sources: &[Source]) -> Result<()> {
+    /// What is compared of a tensor, and of how many.
+    const BYTES: u64 = 4096;
+    const TENSORS_MAX: usize = 64;
+    let beginning = |input: &usize| -> Result<Option<Vec<u8>>> {
+        let Input::Stored(At { source, tensor }) = &plan.inputs[*input] else { return Ok(None) };
+        let tensor = sources[*source].tensor_at(*tensor);
+        let mut bytes = vec![0; tensor.bytes.min(BYTES) as usize];
+        sources[*source].peek(tensor, &mut bytes)?;
+        Ok(Some(bytes))
+    };
+    let is_on_hub = |input: &usize| match &plan.inputs[*input] {
+        Input::Stored(At { source, tensor }) => {
+            sources[*source].is_on_hub(sources[*source].tensor_at(*tensor))
+        }
+        Input::Made(_) => false,
+    };
+    let copied = plan.tensors.iter().filter_map(|tensor| match &tensor.action {
+        Action::Copy(copied) if copied.holders.len() > 1 && copied.holders.iter().any(is_on_hub) => {
+            Some((tensor, copied))
+        }
+        _ => None,
+    });
+    for (tensor, copied) in copied.take(TENSORS_MAX) {
+        let beginnings = copied.holders.iter().map(beginning).collect::<Result<Vec<_>>>()?;
+        if let Some(other) = beginnings.iter().position(|bytes| *bytes != beginnings[0]) {
+            let name = |holder: usize| plan.models[copied.models[holder]].name.as_str();
+            return Err(differ(tensor, name(0), name(other)));
+        }
+    }
+    Ok(())
 }
 
 fn differ(tensor: &Tensor, first: &str, other: &str) -> Error {

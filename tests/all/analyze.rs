@@ -8,6 +8,7 @@ use mergeforge::analyze::{Analysis, Request, analyze};
 use mergeforge::decoder::{Processor, Sums};
 use mergeforge::error::{Error, Kind};
 use mergeforge::eval::{Cut, Form, Model, Prompt, Texts, Windows};
+use mergeforge::hub::Remote;
 use mergeforge::plan::Choices;
 use mergeforge::predict::{Agreement, Options, Parents, Reading};
 use mergeforge::stream::Watch;
@@ -670,7 +671,9 @@ fn agreements(models: &[&str]) -> HashMap<(usize, usize), Agreement> {
     let file = Path::new(ROOT).join("examples/models/texts/medical_valid.txt");
     let texts = Texts::read(&file, form, &Prompt::usual(form, false)).unwrap();
     let opened = |name: &&str| {
-        let model = Model::new(prepare_model(Path::new(ROOT).join(name).to_str().unwrap()).unwrap()).unwrap();
+        let model =
+            Model::new(prepare_model(Path::new(ROOT).join(name).to_str().unwrap(), Remote::Offline).unwrap())
+                .unwrap();
         let runner = Runner::open(model.folder()).unwrap();
         let windows = Windows::of(&texts, &runner, None, cut, model.decoder.vocabulary).unwrap();
         (model, vec![windows])

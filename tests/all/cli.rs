@@ -516,10 +516,10 @@ fn what_is_wrong_with_a_config_is_reported_with_the_way_out() {
     hint: the folder DIR is there, and has no "nothing" in it
     -- not in the cache
     error: DIR/config.yml:3:46: model "some/model" not found: there is no folder of that name here, and the cache has no /nowhere/models--some--model
-    hint: downloads come in a later version; run `hf download some/model` first, or give a folder
+    hint: run it where the Hub can be reached, without --offline and HF_HUB_OFFLINE, or give a folder
     -- several not there
     error: DIR/config.yml:4:12: model "some/model" not found: there is no folder of that name here, and the cache has no /nowhere/models--some--model
-    hint: downloads come in a later version; run `hf download some/model` first, or give a folder
+    hint: run it where the Hub can be reached, without --offline and HF_HUB_OFFLINE, or give a folder
     error: DIR/config.yml:5:12: there is no model folder "DIR/nothing"
     hint: the folder DIR is there, and has no "nothing" in it
     error: DIR/config.yml:7:12: there is no model folder "DIR/neither"
@@ -1049,7 +1049,7 @@ fn models_are_found_in_the_cache_of_the_hub() {
         fs::remove_dir_all(models.out()).unwrap();
     }
     merged("some/model@v2")
-        .failed(2, &["config.yml:3:", "not revision \"v2\"", "hint: run `hf download some/model"]);
+        .failed(2, &["config.yml:3:", "not revision \"v2\"", "hint: run it where the Hub can be reached"]);
     merged("some/other").failed(2, &["\"some/other\" not found", "hint: "]);
     assert_nothing_left(models.path());
 }

@@ -6,11 +6,29 @@ use std::process::{Command, Output, Stdio};
 /// The repository: examples name their models from here.
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The program, started in the repository. Nothing of the machine's own settings or caches reaches it.
+/// The program, started in the repository. Nothing of the machine's own settings or caches reaches it, and it reaches no network.
 pub fn mergeforge() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mergeforge"));
-    command.current_dir(ROOT).env("HF_HUB_CACHE", "/nowhere").env("MERGEFORGE_CACHE", "");
-    for key in ["NO_COLOR", "COLUMNS", "HF_HOME"] {
+    command
+        .current_dir(ROOT)
+        .env("HF_HUB_CACHE", "/nowhere")
+        .env("MERGEFORGE_CACHE", "")
+        .env("HF_HUB_OFFLINE", "1");
+    for key in [
+        "NO_COLOR",
+        "COLUMNS",
+        "HF_HOME",
+        "HF_TOKEN",
+        "HF_TOKEN_PATH",
+        "HF_ENDPOINT",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
         command.env_remove(key);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -89,6 +107,13 @@ pub fn run_watched<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item 
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     (child.wait_with_output().expect("it has ended").into(), peak_bytes)
+}
+
+/// Does the same with each of many, on as many threads as there are cores: what takes long keeps all of them busy, also where it is
+/// the last test that runs.
+pub fn each<T: Sync>(many: &[T], of: impl Fn(&T) + Sync) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    mergeforge::threads::each(cores, many.len(), |place| of(&many[place]));
 }
 
 /// Writes a config into a folder.

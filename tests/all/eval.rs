@@ -6,6 +6,7 @@ use std::path::Path;
 
 use mergeforge::decoder::{Processor, Sums};
 use mergeforge::eval::{Chat, Cut, Form, Listen, Losses, Model, Plan, Prompt, Score, Texts, Windows, losses};
+use mergeforge::hub::Remote;
 use mergeforge::prepare_model;
 use mergeforge::tokenizer::Runner;
 
@@ -22,7 +23,7 @@ impl Listen for Quiet {
 
 /// The windows of a set, and the losses of what counts in it.
 fn read(model_dir: &Path, texts: &Texts, cut: Cut, chat: bool, memory: u64) -> (Windows, Losses) {
-    let model = Model::new(prepare_model(model_dir.to_str().unwrap()).unwrap()).unwrap();
+    let model = Model::new(prepare_model(model_dir.to_str().unwrap(), Remote::Offline).unwrap()).unwrap();
     let runner = Runner::open(model.folder()).unwrap();
     let chat = chat.then(|| Chat::of(model.folder(), &runner).unwrap());
     let windows = Windows::of(texts, &runner, chat.as_ref(), cut, model.decoder.vocabulary).unwrap();
@@ -190,7 +191,7 @@ mod tests {
         assert_eq!(untied, perplexity(dir.path(), &text));
         write_variant(dir.path(), Dtype::F32, true, 1);
         fs::write(&config, untied_config).unwrap();
-        let opened = prepare_model(dir.path().to_str().unwrap()).unwrap();
+        let opened = prepare_model(dir.path().to_str().unwrap(), Remote::Offline).unwrap();
         assert!(Model::new(opened).unwrap_err().message.contains("has no lm_head.weight"));
         // bf16 values below 2^-14 lose bits in f16, too few to matter.
         assert!((written(Dtype::F16, true, 1) / untied - 1.0).abs() < 1e-4);

@@ -105,7 +105,7 @@ fn a_folder_whose_name_reads_as_a_model_and_an_adapter_is_named_in_the_long_form
         Ended::from(mergeforge().current_dir(&folder).args(["plan", "c.yml"]).output().unwrap()).stderr
     };
     let config = "merge_method: passthrough\nmodels: [{model: x+y}]\n";
-    assert!(said(config).contains("hint: downloads come"), "{}", said(config));
+    assert!(said(config).contains("hint: run it where the Hub can be reached"), "{}", said(config));
     fs::create_dir(folder.path().join("x+y")).unwrap();
     let hint = "hint: there is x+y: a path that contains `+` or `@` is written {model: {path: x+y}}";
     assert!(said(config).contains(hint), "{}", said(config));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use mergeforge::decoder::{Processor, Sums, Weights};
 use mergeforge::error::Result;
 use mergeforge::eval::{Cut, Form, Model, Plan, Prompt, Reader, Score, Texts, Windows, losses};
+use mergeforge::hub::Remote;
 use mergeforge::predict::{Groups, Options, Parents, Reading};
 use mergeforge::prepare_model;
 use mergeforge::tokenizer::Runner;
@@ -40,7 +41,7 @@ fn texts(set: &str, count: usize) -> Texts {
 
 /// A model, and the sets as it reads them.
 fn opened(folder: &Path, sets: &[Texts]) -> (Model, Vec<Windows>) {
-    let model = Model::new(prepare_model(folder.to_str().unwrap()).unwrap()).unwrap();
+    let model = Model::new(prepare_model(folder.to_str().unwrap(), Remote::Offline).unwrap()).unwrap();
     let runner = Runner::open(model.folder()).unwrap();
     let of = |texts: &Texts| Windows::of(texts, &runner, None, CUT, model.decoder.vocabulary).unwrap();
     let windows = sets.iter().map(of).collect();

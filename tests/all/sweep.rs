@@ -10,6 +10,7 @@ use mergeforge::backend::devices::processor;
 use mergeforge::config::{Config, Space};
 use mergeforge::decoder::{Processor, Sums};
 use mergeforge::eval::{Cut, Form, Listen, Losses, Model, Plan, Prompt, Texts, Windows, losses};
+use mergeforge::hub::Remote;
 use mergeforge::plan::Choices;
 use mergeforge::prepare_model;
 use mergeforge::stream::Budget;
@@ -67,7 +68,8 @@ fn windows(file: &str, lines: usize) -> Windows {
     let mut texts =
         Texts::read(&models().join("texts").join(file), form, &Prompt::usual(form, false)).unwrap();
     texts.rows.truncate(lines);
-    let model = Model::new(prepare_model(models().join("base").to_str().unwrap()).unwrap()).unwrap();
+    let model =
+        Model::new(prepare_model(models().join("base").to_str().unwrap(), Remote::Offline).unwrap()).unwrap();
     let runner = Runner::open(model.folder()).unwrap();
     let cut = Cut { window: 96, stride: 96, packed: true, framed: true };
     Windows::of(&texts, &runner, None, cut, model.decoder.vocabulary).unwrap()
@@ -116,7 +118,7 @@ fn candidates_have_the_bytes_and_the_losses_of_their_merges() {
 
 /// What a folder's model makes of windows.
 fn read(model: &Path, windows: &[mergeforge::eval::Window]) -> Losses {
-    let model = Model::new(prepare_model(model.to_str().unwrap()).unwrap()).unwrap();
+    let model = Model::new(prepare_model(model.to_str().unwrap(), Remote::Offline).unwrap()).unwrap();
     let mut processor = Processor::new(Sums::Fastest, 2);
     let plan = Plan::of(&model.decoder, windows, &processor, MEMORY).unwrap();
     losses("model", &model.decoder, windows, &plan, &mut model.reader(2, &Deaf), &mut processor, &Deaf)

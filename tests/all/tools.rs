@@ -32,3 +32,11 @@ fn compare_measures_every_merge_beside_the_floor() {
 fn instructions_of_planted_code_are_counted() {
     assert_eq!(printed("kernel_cost.py", &["--self-test"]), "planted changes found\n");
 }
+
+#[test]
+fn the_pictures_of_methods_are_what_merges_give() {
+    assert_eq!(
+        printed("method_pictures.py", &["--mergeforge", env!("CARGO_BIN_EXE_mergeforge"), "--check"]),
+        ""
+    );
+}

@@ -162,19 +162,15 @@ fn mistakes_in_shaders_are_caught() {
         ("keys/prelude.wgsl", "(thread & 3u) * 8u", "(thread & 3u) * 4u"),
         ("keys/prelude.wgsl", "raw.high >> HIGH_LANES", "raw.high >> LOW_LANES"),
     ];
-    // What users rely on is the check before the first use. It does more than a quick one where kernels are compiled for
-    // numbers of models.
+    // What users rely on is the check before the first use, of which this is the part that is about the kernel. It does more than a
+    // quick one where kernels are compiled for numbers of models.
     let compiled_apart = ["consensus", "magnitudes"];
-    let folder = one_tensor(Dtype::BF16, 10, "linear", "weight: 0.5", &|_| {});
-    for (file, right, wrong) in cases {
+    command::each(&cases, |(file, right, wrong)| {
         let shaders = mistaken(file, right, wrong);
         let ways = format!("shaders={}", shaders.path().display());
         let kernel = file.trim_end_matches("/prelude.wgsl").trim_end_matches(".wgsl");
-        let ended = if compiled_apart.contains(&kernel) {
-            merge_on_device(&ways, folder.path(), &[])
-        } else {
-            on(&ways, &["check", "--quick", "--kernel", kernel, "--device", DEVICE])
-        };
+        let depth = if compiled_apart.contains(&kernel) { "--first" } else { "--quick" };
+        let ended = on(&ways, &["check", depth, "--kernel", kernel, "--device", DEVICE]);
         assert_eq!(ended.code, Some(5), "{file}: {wrong}: {}", ended.stderr);
         let reported = ["checks differ from the CPU".to_string(), format!("{kernel} of ")];
         assert!(
@@ -182,8 +178,7 @@ fn mistakes_in_shaders_are_caught() {
             "{file}: {wrong}: {}",
             ended.stderr
         );
-        assert_nothing_left(folder.path());
-    }
+    });
 }
 
 /// Checkpoints of all types, forms and sizes, and a method's config over them.
@@ -237,7 +232,12 @@ fn averages_of_many_checkpoints_give_the_bytes_of_the_cpu() {
 
 #[test]
 fn every_method_gives_the_bytes_of_the_cpu() {
-    for way in same_bytes::all_ways() {
+    // A device is checked when it is first used in some way: here, and not by each of those that begin together.
+    command::each(&["", "default-limits", "no-subgroups"], |ways| {
+        let folder = one_tensor(Dtype::BF16, 10, "linear", "weight: 0.5", &|_| {});
+        merged(merge_on_device(ways, folder.path(), &[]), folder.path());
+    });
+    command::each(&same_bytes::all_ways(), |way| {
         let folder = case(way, 40);
         let expected = of_cpu(folder.path());
         let ways: [(&str, &[&str]); 5] = [
@@ -250,7 +250,7 @@ fn every_method_gives_the_bytes_of_the_cpu() {
             ("binding=65536", &["--threads", "2"]),
         ];
         for (ways, more) in ways {
-            if (way, ways) == ("breadcrumbs/many", "binding=65536") {
+            if (*way, ways) == ("breadcrumbs/many", "binding=65536") {
                 // The counters of twelve searches need larger windows.
                 merge_on_device(ways, folder.path(), more).failed(5, &["can use 65536 bytes at once"]);
                 continue;
@@ -258,7 +258,7 @@ fn every_method_gives_the_bytes_of_the_cpu() {
             let found = merged(merge_on_device(ways, folder.path(), more), folder.path());
             assert_same(&expected, &found, &format!("{way}, {ways}, {more:?}"));
         }
-    }
+    });
 }
 
 /// What one worker has read is used by another as soon as it is known to be held.

@@ -5,11 +5,10 @@
 //! into 32 and 16 bits stand in further records (ZIP64).
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 
 use super::Refusal;
-use crate::checkpoint::file::read_exact_at;
+use crate::checkpoint::file::ReadAt;
 use crate::checkpoint::limits::{ENTRIES_MAX, ENTRY_DIRECTORY_BYTES_MAX, NAME_BYTES_MAX};
 use crate::text::quoted;
 
@@ -33,7 +32,7 @@ const ENCRYPTED: u16 = 1;
 /// A zip archive whose directory was read.
 #[derive(Debug)]
 pub struct Archive<'a> {
-    file: &'a File,
+    file: &'a dyn ReadAt,
     entries: HashMap<String, Entry>,
     /// Where the entries end.
     directory_start: u64,
@@ -56,7 +55,7 @@ impl<'a> Archive<'a> {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn open(file: &'a File, file_bytes: u64) -> Result<Self> {
+    pub fn open(file: &'a dyn ReadAt, file_bytes: u64) -> Result<Self> {
         let Directory { place, entries: count } = find_directory(file, file_bytes)?;
         if count > ENTRIES_MAX as u64 || place.end - place.start > ENTRY_DIRECTORY_BYTES_MAX {
             return Err(Refusal::damaged(format!(
@@ -136,7 +135,7 @@ struct Directory {
     entries: u64,
 }
 
-fn find_directory(file: &File, file_bytes: u64) -> Result<Directory> {
+fn find_directory(file: &dyn ReadAt, file_bytes: u64) -> Result<Directory> {
     let tail_start = file_bytes.saturating_sub((END_BYTES + COMMENT_BYTES_MAX) as u64);
     let tail = read(file, tail_start..file_bytes)?;
     // A comment ends with the file; what looks like an end and does not is part of a comment.
@@ -237,10 +236,9 @@ fn entry(record: &[u8], mut extra: &[u8]) -> Option<Entry> {
     (method != 0 || packed == bytes).then_some(Entry { header, bytes, method })
 }
 
-fn read(file: &File, place: Range<u64>) -> Result<Vec<u8>> {
+fn read(file: &dyn ReadAt, place: Range<u64>) -> Result<Vec<u8>> {
     let mut into = vec![0; (place.end - place.start) as usize];
-    read_exact_at(file, &mut into, place.start)
-        .map_err(|e| Refusal::damaged(format!("it cannot be read: {e}")))?;
+    file.fill(&mut into, place.start).map_err(|e| Refusal::damaged(format!("it cannot be read: {e}")))?;
     Ok(into)
 }
 

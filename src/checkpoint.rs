@@ -36,7 +36,7 @@ pub use adapter::{Adapter, CAUSAL_LM, LowRank, Part as AdapterPart, Tokens, peft
 pub use card::{CardModel, ModelCard, model_card};
 pub use companions::{Companion, Companions, LeftFile, OTHER_VOCABULARIES, Revision, TOKENIZER, companions};
 pub use file::{Access, Reads};
-pub(crate) use file::{read_exact_at, read_small, write_all_at};
+pub(crate) use file::{read_exact_at, write_all_at};
 pub use folder::{InputFile, ModelFolder};
 pub use header::TensorInfo;
 pub use layout::{Layout, OutTensor, Place, Shard, layout};

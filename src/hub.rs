@@ -13,6 +13,7 @@ mod client;
 mod download;
 mod environment;
 mod file;
+mod hashes;
 mod refusals;
 mod snapshot;
 

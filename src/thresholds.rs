@@ -13,8 +13,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::make_private;
-use crate::checkpoint::{Source, read_small};
+use crate::cache::{make_private, read_small};
+use crate::checkpoint::Source;
 use crate::input::{At, Input};
 use crate::kernel::thinning::Trim;
 use crate::plan::{Action, Plan};

@@ -360,16 +360,21 @@ def what_mergeforge_downloads_is_found(bench: Bench) -> None:
     check(not again, f"the client fetches {sorted(again)} again")
 
 
-def what_the_client_downloads_is_merged(bench: Bench) -> None:
-    cache = bench.folder("theirs")
-    for repository in SMALL:
-        bench.snapshot(repository, cache_dir=cache)
+def merged_from_the_cache(bench: Bench, cache: pathlib.Path) -> None:
+    """What is in the cache is merged, offline and online, and nothing of it is fetched."""
     with quiet(bench.server, "mergeforge --offline"):
         check(bench.merge(list(SMALL), cache, "--offline") == bench.expected(*SMALL), "other bytes")
     bench.server.ask("forget")
     check(bench.merge(list(SMALL), cache) == bench.expected(*SMALL), "other bytes online")
     check(not bench.server.sent(), f"fetched though it is there: {bench.server.sent()}")
     clean(cache)
+
+
+def what_the_client_downloads_is_merged(bench: Bench) -> None:
+    cache = bench.folder("theirs")
+    for repository in SMALL:
+        bench.snapshot(repository, cache_dir=cache)
+    merged_from_the_cache(bench, cache)
 
 
 def revisions_and_tokens_are_minded(bench: Bench) -> None:
@@ -479,12 +484,7 @@ def shared_blobs_are_read(bench: Bench) -> None:
         size, xet_hash = blob.stat().st_size, hashlib.sha256(b"%d" % number).hexdigest()
         shared = publish_blob_to_shared_store(blob_path=str(blob), xet_hash=xet_hash, cache_dir=cache, expected_size=size)
         check(shared and blob.is_symlink() and is_shared_blobs_dir(cache / "blobs"), "the client has not shared it")
-    with quiet(bench.server, "mergeforge --offline"):
-        check(bench.merge(list(SMALL), cache, "--offline") == bench.expected(*SMALL), "other bytes")
-    bench.server.ask("forget")
-    check(bench.merge(list(SMALL), cache) == bench.expected(*SMALL), "other bytes online")
-    check(not bench.server.sent(), f"fetched though it is shared: {bench.server.sent()}")
-    clean(cache)
+    merged_from_the_cache(bench, cache)
 
 
 def a_stream_keeps_nothing_large(bench: Bench) -> None:

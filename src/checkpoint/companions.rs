@@ -34,7 +34,7 @@ pub const OTHER_VOCABULARIES: &[&str] = &[
 /// How a tokenizer rewrites texts, of some.
 const NORMALIZER: &str = "normalizer.json";
 /// Small files that loading needs where they are: settings of the tokenizer, the processor, generation, and of sentence-transformers.
-const SETTINGS: &[&str] = &[
+pub(super) const SETTINGS: &[&str] = &[
     "chat_template.jinja",
     "chat_template.json",
     "config_sentence_transformers.json",
@@ -401,11 +401,11 @@ pub(super) fn is_vocabulary(name: &str) -> bool {
 }
 
 /// Whether a file belongs to the tokenizer, with its templates.
-fn is_of_tokenizer(file: &str) -> bool {
+pub(super) fn is_of_tokenizer(file: &str) -> bool {
     const SETTINGS: [&str; 4] =
         ["chat_template.jinja", "chat_template.json", "special_tokens_map.json", "tokenizer_config.json"];
     let in_templates = file.strip_prefix(TEMPLATES).is_some_and(|rest| rest.starts_with('/'));
-    is_tokenizer(file) || SETTINGS.contains(&file) || has_ending(file, VOCABULARY) || in_templates
+    is_vocabulary(file) || SETTINGS.contains(&file) || in_templates
 }
 
 /// The fate of a file, or a folder, by its path in the donor's folder and the names beside it.

@@ -8,29 +8,9 @@
 
 use std::fmt;
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
-use std::path::Path;
+use std::io;
 
 use crate::error::Error;
-
-/// All of a small file that is not a model's: a reference or something that we remembered ourselves. Not read where it is no regular
-/// file, which could have no end or be waited for, or has more than `bytes_max`.
-pub fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut options = File::options();
-    options.read(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
-    }
-    let file = options.open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let mut content = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > bytes_max { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(content) }
-}
 
 /// Who may use the files of a merge besides the user, as bits of a mode: never more than may use all of its inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

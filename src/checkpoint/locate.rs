@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::companions::is_vocabulary;
+use super::companions::{SETTINGS, is_of_tokenizer, is_vocabulary};
 use super::folder::ModelFolder;
+use super::layout::INDEX;
 use super::located::Located;
 use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use super::sidecars::MODEL_CONFIG;
+use super::sidecars::{CARD, MODEL_CONFIG};
 use super::weight_files::WeightFiles;
 use crate::error::{Error, Kind, Result};
-use crate::hub::{self, Environment, Remote, is_hub_name};
+use crate::hub::{self, Environment, Remote, Snapshot, is_hub_name};
 use crate::text::quoted;
+use crate::threads;
 
 /// The folder that a model reference names.
 ///
@@ -89,6 +92,7 @@ fn in_cache_or_on_hub(
         Err(Missing::Absent(error)) if is_offline => Err(error),
         cached => match (hub::snapshot(environment, name, revision, is_offline), cached) {
             (Ok(snapshot), _) => {
+                bring_small(&snapshot);
                 Ok(Located { place: snapshot.folder(), snapshot: Some(snapshot), unreachable: None })
             }
             (Err(_), Ok(folder)) if is_offline => Ok(folder.into()),
@@ -104,6 +108,21 @@ fn in_cache_or_on_hub(
             (Err(failure), Err(_)) => Err(failure),
         },
     }
+}
+
+/// Fetches, side by side, the small files that a plan looks at in nearly every model. What cannot be had will say so when it is opened,
+/// if it is.
+fn bring_small(snapshot: &Arc<Snapshot>) {
+    /// Files at once.
+    const FETCHERS_MAX: usize = 4;
+    let is_looked_at = |name: &String| {
+        let name = name.as_str();
+        [MODEL_CONFIG, ADAPTER_CONFIG, INDEX, CARD].contains(&name)
+            || SETTINGS.contains(&name)
+            || is_of_tokenizer(name)
+    };
+    let small: Vec<String> = snapshot.names("").into_iter().filter(is_looked_at).collect();
+    threads::each(FETCHERS_MAX, small.len(), |file| drop(hub::bring(snapshot, &small[file])));
 }
 
 /// Whether a folder of the cache has what makes a model or an adapter, and a tokenizer: transformers fetches only what it is asked for.

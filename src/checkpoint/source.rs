@@ -16,7 +16,6 @@ pub use super::header::TensorInfo;
 use super::file::{Access, ReadAt, Reads, raise_open_file_limit};
 use super::folder::{InputFile, ModelFolder};
 use super::header::{Header, read_header};
-use super::layout::INDEX;
 use super::limits::{CONFIG_BYTES_MAX, TENSORS_MAX};
 use super::located::Located;
 use super::names::{ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS};
@@ -26,9 +25,8 @@ use super::sidecars::MODEL_CONFIG as CONFIG;
 use super::source_file::{Elsewhere, SourceFile, Stamp};
 use super::weight_files::{TensorIndex, WeightFiles, contradiction};
 use crate::error::{Error, Kind, Result};
-use crate::hub::{self, RemoteFile, Snapshot, Wanted, is_hex};
+use crate::hub::{RemoteFile, Snapshot, Wanted, is_hex};
 use crate::text::{cut_to, one_line, quoted};
-use crate::threads;
 
 /// An input checkpoint, opened: headers read and checked, no tensor data.
 #[derive(Debug)]
@@ -478,36 +476,10 @@ fn header_of_file(
     }
 }
 
-/// What a plan looks at in nearly every model: fetched side by side, where it has to be fetched.
-const SMALL: &[&str] = &[
-    CONFIG,
-    INDEX,
-    ADAPTER_CONFIG,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "README.md",
-];
-
-/// Small files of a model that are fetched at once.
-const FETCHERS_MAX: usize = 4;
-
 /// A folder, with what the Hub has of it.
 fn opened(place: &Path, snapshot: Option<Arc<Snapshot>>) -> Result<Arc<ModelFolder>> {
     match snapshot {
-        Some(snapshot) => {
-            let small = SMALL.iter().filter(|file| snapshot.has(file)).collect::<Vec<_>>();
-            // What cannot be had will say so when it is opened, if it is.
-            let bring = |file: usize| drop(hub::bring(&snapshot, small[file]));
-            threads::each(FETCHERS_MAX.min(small.len()), small.len(), bring);
-            ModelFolder::of_snapshot(snapshot)
-        }
+        Some(snapshot) => ModelFolder::of_snapshot(snapshot),
         None => ModelFolder::open(place),
     }
 }

@@ -9,10 +9,11 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::cache::read_small;
 use crate::error::{Error, Result};
 use crate::text::quoted;
 
@@ -82,7 +83,7 @@ impl Repository {
         if !is_plain_revision(revision) {
             return Err(Error::config(format!("model {name:?}: {revision:?} is not a revision")));
         }
-        if let Ok(commit) = read_short(&self.folder.join("refs").join(revision), REFERENCE_BYTES_MAX) {
+        if let Ok(commit) = read_small(&self.folder.join("refs").join(revision), REFERENCE_BYTES_MAX) {
             let commit = String::from_utf8_lossy(&commit).trim().to_owned();
             if is_hex(&commit) {
                 return Ok(Some(commit));
@@ -113,7 +114,7 @@ impl Repository {
             return Ok(());
         }
         let file = self.folder.join("refs").join(revision);
-        let is_kept = read_short(&file, REFERENCE_BYTES_MAX).is_ok_and(|kept| kept == commit.as_bytes());
+        let is_kept = read_small(&file, REFERENCE_BYTES_MAX).is_ok_and(|kept| kept == commit.as_bytes());
         if is_kept { Ok(()) } else { replace(&file, commit.as_bytes()) }
     }
 
@@ -196,16 +197,6 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
 #[cfg(windows)]
 fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_file(target, link)
-}
-
-/// All of a file that has no more than so many bytes.
-pub(super) fn read_short(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    File::open(path)?.take(bytes_max + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > bytes_max { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(content) }
 }
 
 /// Whether a text is a number in base 16.

@@ -11,13 +11,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
-
 use super::Watch;
 use super::cache::{make_parent, unwritable};
 use super::file::{Entry, RemoteFile};
-use super::refusals::{damaged, hex};
+use super::hashes::Hasher;
+use super::refusals::damaged;
 use super::snapshot::Snapshot;
 use crate::error::{Error, Kind, Result};
 use crate::threads;
@@ -148,36 +146,6 @@ struct Sink {
     _lock: Option<File>,
 }
 
-/// The hash that a file's name in the cache is.
-enum Hasher {
-    Sha256(Sha256),
-    Git(Sha1),
-}
-
-impl Hasher {
-    fn of(entry: &Entry) -> Self {
-        if entry.is_large() {
-            Self::Sha256(Sha256::new())
-        } else {
-            Self::Git(Sha1::new().chain_update(format!("blob {}\0", entry.bytes)))
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(hasher) => hasher.update(bytes),
-            Self::Git(hasher) => hasher.update(bytes),
-        }
-    }
-
-    fn finish(self) -> String {
-        match self {
-            Self::Sha256(hasher) => hex(&hasher.finalize()),
-            Self::Git(hasher) => hex(&hasher.finalize()),
-        }
-    }
-}
-
 /// What a thread does next.
 enum Job {
     Begin(usize),
@@ -278,7 +246,7 @@ impl Fetching<'_> {
             begun.set_len(0).map_err(failed)?;
             written = 0;
         }
-        let mut hasher = Hasher::of(entry);
+        let mut hasher = entry.hasher();
         let mut room = vec![0; HASHED_BYTES];
         let mut left = written;
         while left > 0 {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::cache::{Repository, read_short};
+use super::cache::Repository;
+use crate::cache::{self, read_small};
 
 /// The variables that are read.
 const NAMES: &[&str] = &[
@@ -44,7 +45,7 @@ impl Environment {
         Self {
             home: std::env::home_dir(),
             values: NAMES.iter().filter_map(value).collect(),
-            known: crate::cache::folder().map(|folder| folder.join("hub")),
+            known: cache::folder().map(|folder| folder.join("hub")),
         }
     }
 
@@ -129,7 +130,7 @@ impl Environment {
         let named = self.text("HF_TOKEN").and_then(clean);
         named.or_else(|| self.text("HUGGING_FACE_HUB_TOKEN").and_then(clean)).or_else(|| {
             let file = self.path("HF_TOKEN_PATH").or_else(|| Some(self.hf_home()?.join("token")))?;
-            clean(&String::from_utf8(read_short(&file, TOKEN_BYTES_MAX).ok()?).ok()?)
+            clean(&String::from_utf8(read_small(&file, TOKEN_BYTES_MAX).ok()?).ok()?)
         })
     }
 

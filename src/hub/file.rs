@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::client::{Client, Failure, Refusal, Tries, broken, host, network};
+use super::hashes::Hasher;
 use super::refusals::explained;
 use super::stopped;
 use crate::error::{Error, Result};
@@ -44,6 +45,11 @@ impl Entry {
     /// Whether it is one of those whose SHA-256 is known.
     pub(super) fn is_large(&self) -> bool {
         self.hash.len() == 64
+    }
+
+    /// What computes the hash of its content.
+    pub(super) fn hasher(&self) -> Hasher {
+        if self.is_large() { Hasher::sha256() } else { Hasher::git(self.bytes) }
     }
 }
 

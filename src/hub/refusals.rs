@@ -4,15 +4,6 @@ use super::cache::shown;
 use super::client::{Client, Refusal, network};
 use crate::error::Error;
 
-/// A hash in hexadecimal.
-pub(super) fn hex(digest: &[u8]) -> String {
-    use std::fmt::Write;
-    digest.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a string takes all");
-        text
-    })
-}
-
 /// What has come is not what the Hub lists.
 pub(super) fn damaged(name: &str, file: &str, found: &str, expected: &str) -> Error {
     network(format!("{name}/{} arrived damaged: its hash is {found}, and should be {expected}", shown(file)))

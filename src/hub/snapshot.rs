@@ -7,15 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
 
-use super::cache::{Repository, is_hex, is_plain_file, make_parent, read_short, replace};
+use super::cache::{Repository, is_hex, is_plain_file, make_parent, replace};
 use super::client::{Client, Refusal, encoded, network};
 use super::environment::Environment;
 use super::file::{Entry, RemoteFile};
-use super::refusals::{damaged, explained, hex};
+use super::refusals::{damaged, explained};
 use super::stopped;
+use crate::cache::{make_private, read_small};
 use crate::error::{Error, Result};
 
 /// The files of a repository, and the pages of their list.
@@ -193,7 +192,9 @@ impl Snapshot {
                 content.extend_from_slice(more);
                 Ok(())
             })?;
-            let found = if entry.is_large() { sha256(&content) } else { git_hash(&content) };
+            let mut hasher = entry.hasher();
+            hasher.update(&content);
+            let found = hasher.finish();
             if found != entry.hash {
                 return Err(damaged(self.name(), file, &found, &entry.hash));
             }
@@ -213,7 +214,7 @@ impl Snapshot {
 
     /// Pieces of a file that were kept, by their places: what its header was read from.
     pub fn kept_pieces(&self, file: &str) -> Pieces {
-        let kept = self.head_file(file).and_then(|place| read_short(&place, KEPT_BYTES_MAX).ok());
+        let kept = self.head_file(file).and_then(|place| read_small(&place, KEPT_BYTES_MAX).ok());
         kept.and_then(|kept| pieces(&kept)).unwrap_or_default()
     }
 
@@ -252,7 +253,7 @@ impl Snapshot {
 pub fn is_verified(hash: &str, file: &Path) -> bool {
     let kept = Environment::of_this_process()
         .known()
-        .and_then(|known| read_short(&verified_file(known, hash), 1024).ok());
+        .and_then(|known| read_small(&verified_file(known, hash), 1024).ok());
     kept.is_some_and(|kept| stamp(file).is_some_and(|stamp| stamp.as_bytes() == kept))
 }
 
@@ -270,7 +271,7 @@ fn stamp(path: &Path) -> Option<String> {
 /// As [`replace`], in a folder for the user alone.
 fn keep(file: &Path, content: &[u8]) -> Result<()> {
     let folder = file.parent().expect("a file lies in a folder");
-    crate::cache::make_private(folder).map_err(|cause| Error::writing(folder, &cause))?;
+    make_private(folder).map_err(|cause| Error::writing(folder, &cause))?;
     replace(file, content)
 }
 
@@ -306,7 +307,7 @@ fn list_json(files: &BTreeMap<String, Entry>) -> Value {
 
 fn kept_list(file: &Path) -> Option<BTreeMap<String, Entry>> {
     let kept: BTreeMap<String, (u64, String)> =
-        serde_json::from_slice(&read_short(file, KEPT_BYTES_MAX).ok()?).ok()?;
+        serde_json::from_slice(&read_small(file, KEPT_BYTES_MAX).ok()?).ok()?;
     let entry = |(file, (bytes, hash)): (String, (u64, String))| {
         (is_plain_file(&file) && is_hex(&hash)).then_some((file, Entry { bytes, hash }))
     };
@@ -330,26 +331,9 @@ fn pieces(kept: &[u8]) -> Option<Pieces> {
     Some(pieces)
 }
 
-/// The hash that git gives to content.
-fn git_hash(content: &[u8]) -> String {
-    let digest =
-        Sha1::new().chain_update(format!("blob {}\0", content.len())).chain_update(content).finalize();
-    hex(&digest)
-}
-
-fn sha256(content: &[u8]) -> String {
-    hex(&Sha256::digest(content))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hashes_are_those_of_git_and_lfs() {
-        assert_eq!(git_hash(b"hello\n"), "ce013625030ba8dba906f756967f9e9ca394464a");
-        assert_eq!(sha256(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-    }
 
     #[test]
     fn a_list_that_was_kept_is_the_same() {

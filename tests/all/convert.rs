@@ -8,25 +8,9 @@ use serde_json::{Value as Json, json};
 
 use crate::adapters::write_adapter;
 use crate::command::{assert_nothing_left, config, run};
-use crate::models::{self, Form, PLAIN, Stored, Tensors, stored, values, weights};
+use crate::everyday::{EMBED, UP, base as model, path};
+use crate::models::{self, Form, PLAIN, Stored, Tensors, stored, values};
 use crate::torch_files::torch_file;
-
-const EMBED: &str = "model.embed_tokens.weight";
-const UP: &str = "model.layers.0.mlp.up_proj.weight";
-const DOWN: &str = "model.layers.1.mlp.down_proj.weight";
-const STEPS: &str = "model.steps";
-
-/// Floats of three types, and integers.
-fn model() -> Tensors {
-    let float = |dtype, shape: &[usize], seed| stored(dtype, shape, &weights(shape.iter().product(), seed));
-    let steps = [3_i64, 1, 4].iter().flat_map(|step| step.to_le_bytes()).collect();
-    Tensors::from([
-        (EMBED.into(), float(Dtype::BF16, &[40, 6], 1)),
-        (UP.into(), float(Dtype::F32, &[9, 6], 2)),
-        (DOWN.into(), float(Dtype::F16, &[6, 9], 3)),
-        (STEPS.into(), Stored { dtype: Dtype::I64, shape: vec![3], bytes: steps }),
-    ])
-}
 
 /// A folder with the model in `model`, and the paths of that and of `out`.
 fn case(form: Form) -> (tempfile::TempDir, String, String) {
@@ -34,10 +18,6 @@ fn case(form: Form) -> (tempfile::TempDir, String, String) {
     models::write(&folder.path().join("model"), &model(), form);
     let [model, out] = ["model", "out"].map(|name| path(folder.path(), name));
     (folder, model, out)
-}
-
-fn path(folder: &Path, name: &str) -> String {
-    folder.join(name).to_str().unwrap().to_owned()
 }
 
 /// The file names of a folder.
@@ -57,7 +37,7 @@ fn floats_get_the_type_that_is_asked_for() {
         let out = path(folder.path(), name);
         run(["convert", &model_path, &out, "--dtype", name]).succeeded();
         let found = models::read(Path::new(&out));
-        assert_eq!(found.len(), 4);
+        assert_eq!(found.len(), model().len());
         for (tensor, original) in model() {
             let expected = match original.dtype {
                 Dtype::I64 => original,

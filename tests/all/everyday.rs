@@ -11,13 +11,14 @@ use crate::adapters::write_adapter;
 use crate::command::{Ended, ROOT, mergeforge, run};
 use crate::models::{self, Form, PLAIN, Stored, Tensors, stored, tuned, values, weights};
 
-const EMBED: &str = "model.embed_tokens.weight";
-const UP: &str = "model.layers.0.mlp.up_proj.weight";
+pub const EMBED: &str = "model.embed_tokens.weight";
+pub const UP: &str = "model.layers.0.mlp.up_proj.weight";
 const DOWN: &str = "model.layers.1.mlp.down_proj.weight";
 const NORM: &str = "model.norm.weight";
 const STEPS: &str = "model.steps";
 
-fn base() -> Tensors {
+/// A model with floats of three types, and integers.
+pub fn base() -> Tensors {
     let float = |dtype, shape: &[usize], seed| stored(dtype, shape, &weights(shape.iter().product(), seed));
     Tensors::from([
         (EMBED.into(), float(Dtype::BF16, &[40, 6], 1)),
@@ -37,7 +38,7 @@ fn data_of(ended: &Ended) -> Json {
     serde_json::from_str(&ended.stdout).unwrap()
 }
 
-fn path(folder: &Path, name: &str) -> String {
+pub fn path(folder: &Path, name: &str) -> String {
     folder.join(name).to_str().unwrap().to_owned()
 }
 

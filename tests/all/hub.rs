@@ -540,8 +540,11 @@ fn streamed_models_leave_no_weights_behind() {
 fn names_pages_and_old_names_lead_to_the_same() {
     let net = three_models(PLAIN);
     net.hub.page_entries(2);
-    net.hub.publish("gpt2", "main", model(&net.path("gpt2"), 500, PLAIN));
-    net.run(&["diff", "gpt2", "./gpt2"]).succeeded();
+    // A folder of the name would be taken instead.
+    net.hub.publish("gpt2", "main", model(&net.path("gpt2-here"), 500, PLAIN));
+    net.run(&["diff", "gpt2", "./gpt2-here"]).succeeded();
+    let pages = net.hub.requests().into_iter().filter(|request| request.target.contains("/tree/"));
+    assert!(pages.count() > 2, "the list has pages");
     let commit = net.hub.publish("org/a", "refs/pr/7", model(&net.path("seventh"), 700, PLAIN));
     net.run(&["diff", "org/a@refs/pr/7", "./seventh"]).succeeded();
     net.run(&["diff", &format!("org/a@{commit}"), "./seventh"]).succeeded();
@@ -558,6 +561,13 @@ fn weights_of_torch_are_planned_by_ranges_too() {
     fs::remove_file(folder.join("model.safetensors")).unwrap();
     fs::write(folder.join("pytorch_model.bin"), torch_file(&tensors(1))).unwrap();
     net.hub.publish("org/torch", "main", Files::of(&folder).unwrap());
+    net.run(&["info", "org/torch"]).succeeded();
+    let (sent, all) = (net.sent(".bin"), fs::metadata(folder.join("pytorch_model.bin")).unwrap().len());
+    assert!(sent > 0 && sent * 10 < all, "{sent} of {all}");
+    // What was read of it is kept.
+    net.hub.forget();
+    net.run(&["info", "org/torch", "--offline"]).succeeded();
+    assert_eq!(net.hub.requests().len(), 0);
     net.run(&["diff", "org/torch", "./torch"]).succeeded();
 }
 

@@ -12,7 +12,7 @@ import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -239,17 +239,34 @@ def some(one: Set, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, folder:
     path = folder / one.path.name
     if one.kind == "text":
         text = one.path.read_text(encoding="utf-8")
-        ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        whole = len(ends) // limits.window
-        path.write_text(text[: ends[min(whole, windows or whole) * limits.window - 1][1]], encoding="utf-8")
+        whole = len(tokens_of(text, tokenizer)) // limits.window
+        path.write_text(beginning(text, tokenizer, [limits.window * n for n in range(min(whole, windows or whole), 0, -1)]), encoding="utf-8")
     else:
         keys, lines = KEYS[one.kind], []
         for pair in pairs_of(one)[:pairs]:
-            ids = [tokenizer(text, add_special_tokens=False).input_ids for text in pair]
-            cut = [tokenizer.decode(tokens[:most]) for tokens, most in zip(ids, (limits.question, limits.answer), strict=True)]
+            cut = [beginning(text, tokenizer, range(most, 0, -1)) for text, most in zip(pair, (limits.question, limits.answer), strict=True)]
             lines.append(json.dumps(dict(zip(keys, cut, strict=True)), ensure_ascii=False) + "\n")
         path.write_text("".join(lines), encoding="utf-8")
     return dataclasses.replace(one, path=path)
+
+
+def tokens_of(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def beginning(text: str, tokenizer: PreTrainedTokenizerBase, lengths: Iterable[int]) -> str:
+    """The beginning of a text that has the first of these lengths in tokens that a beginning of it has; all of a shorter text.
+
+    A character may be several tokens, and a text that ends with it has all of them: not every number of tokens can be had.
+    """
+    ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    for length in lengths:
+        if len(ends) <= length:
+            return text
+        cut = text[: ends[length - 1][1]]
+        if len(tokens_of(cut, tokenizer)) == length:
+            return cut
+    raise Failed(f"no beginning of {text[:40]!r} is a number of tokens that is asked for")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

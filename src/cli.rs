@@ -6,12 +6,14 @@
 
 mod analyze;
 mod bench;
+pub mod call;
 mod convert;
 mod devices;
 mod diff;
 mod eval;
 mod extract;
 mod files;
+mod host;
 mod hub;
 mod info;
 mod init;
@@ -32,8 +34,10 @@ mod values;
 mod warnings;
 mod writes;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -51,9 +55,9 @@ use crate::report::Report;
 use crate::stream::Budget;
 use crate::timeline::Timeline;
 use crate::{
-    AnyConfig, Options, Prepared, check_absent, check_room, floor, merge_recording, prepare_config,
-    read_any_or_space, read_config, read_stages, report,
+    AnyConfig, Options, Prepared, Written, check_absent, check_room, merge_recording, prepare_config, report,
 };
+pub use host::Host;
 use hub::HubArgs;
 use mergekit::MergekitArgs;
 use progress::Progress;
@@ -130,42 +134,7 @@ enum Command {
     Check(devices::CheckArgs),
     /// Measure how fast this machine is
     #[command(subcommand)]
-    Bench(BenchCommand),
-}
-
-#[derive(Debug, Subcommand)]
-enum BenchCommand {
-    /// Time whole merges of synthetic checkpoints beside the floor of the machine; no model is needed
-    Merge(Box<bench::BenchMergeArgs>),
-    /// Time what a merge takes at the least: all of its reads, copies and writes, and no kernels
-    Floor {
-        /// The config: a mergekit YAML
-        config: PathBuf,
-        /// The folder that a merge would make; nothing is left there
-        out: PathBuf,
-        #[command(flatten)]
-        common: CommonArgs,
-        /// Print as JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Time writing to files: by one thread and by many, into one file and into several, in every way that the system has
-    Writes(writes::BenchWritesArgs),
-    /// Time every kernel against a copy and a plain stream of the same bytes, measured in the same run
-    Kernels {
-        /// The device
-        #[arg(long, value_name = "DEVICE", default_value = "auto")]
-        device: String,
-        /// Elements of each tensor, in millions of 1,048,576
-        #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1024))]
-        mebi_elements: u64,
-        /// Times that each kernel is run; the median counts
-        #[arg(long, value_name = "N", default_value_t = 9, value_parser = count)]
-        repeat: usize,
-        /// Print as JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Bench(bench::BenchCommand),
 }
 
 #[derive(Debug, Args)]
@@ -174,6 +143,12 @@ struct MergeArgs {
     config: PathBuf,
     /// The folder to make; it must not exist, or be empty
     out: PathBuf,
+    #[command(flatten)]
+    options: MergeOptions,
+}
+
+#[derive(Debug, Args)]
+struct MergeOptions {
     /// Of a config with several documents: keep the results of those with a name, each in a folder of its name in this one
     #[arg(long, short = 'I', value_name = "DIR")]
     intermediate_dir: Option<PathBuf>,
@@ -222,6 +197,12 @@ struct MergeFlags {
 struct PlanArgs {
     /// The config: a mergekit YAML, or one of mergekit-moe
     config: PathBuf,
+    #[command(flatten)]
+    options: PlanOptions,
+}
+
+#[derive(Debug, Args)]
+struct PlanOptions {
     /// The folder that the merge would make: checks that it is free and its disk large enough
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -426,25 +407,48 @@ impl RunArgs {
     }
 }
 
-/// Runs the command line.
+/// How this program was started.
+#[derive(Debug)]
+struct Started {
+    /// What starts it again.
+    program: Vec<OsString>,
+    /// What followed.
+    arguments: Vec<OsString>,
+}
+
+static STARTED: OnceLock<Started> = OnceLock::new();
+
+/// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    let program = std::env::current_exe().into_iter().map(OsString::from).collect();
+    ExitCode::from(run(std::env::args_os().collect(), program))
+}
+
+/// Runs a command line, whose first word is the program's name, and returns the exit code. Signals, standard output and standard error
+/// are the process's. `program` is what starts this program again, when arguments follow; nothing where that is not known.
+pub fn run(words: Vec<OsString>, program: Vec<OsString>) -> u8 {
     crate::backend::libraries::prepare();
     signals::survive_file_limits();
     // By the words alone, since what is wrong with them is said in JSON too. The process that measures reads a round's text.
-    let given = |flag: &str| std::env::args_os().any(|word| word == flag);
+    let given = |flag: &str| words.iter().any(|word| word == flag);
     if given("--json") && !given("--round") {
         show::talk_json();
     }
-    let command = match Cli::try_parse() {
+    let command = match Cli::try_parse_from(&words) {
         Ok(cli) => cli.command,
         Err(answer) => return usage(&answer),
     };
+    let _ = STARTED.set(Started { program, arguments: words.into_iter().skip(1).collect() });
     let outcome = match command {
-        Command::Merge(args) => run_merge(&args),
+        Command::Merge(MergeArgs { config, out, options }) => {
+            run_merge(|| Written::in_file(&config), &out, &options)
+        }
         Command::Multi(args) => staged::multi(&args),
         Command::Moe(args) => moe::run(&args),
         Command::Convert(args) => convert::run(*args),
-        Command::Plan(args) => run_plan(&args),
+        Command::Plan(PlanArgs { config, options }) => {
+            Written::in_file(&config).and_then(|config| run_plan(&config, &options))
+        }
         Command::Info(args) => info::run(&args),
         Command::Diff(args) => return diff::ended(&args),
         Command::Analyze(args) => analyze::run(&args),
@@ -462,42 +466,36 @@ pub fn main() -> ExitCode {
         }
         Command::Devices { json } => devices::list(json),
         Command::Check(args) => devices::check(&args),
-        Command::Bench(BenchCommand::Merge(args)) => bench::merge(&args),
-        Command::Bench(BenchCommand::Writes(args)) => writes::measure(&args),
-        Command::Bench(BenchCommand::Floor { config, out, common, json }) => {
-            run_floor(&config, out, &common, json)
-        }
-        Command::Bench(BenchCommand::Kernels { device, mebi_elements, repeat, json }) => {
-            devices::bench(&device, mebi_elements << 20, repeat, json)
-        }
+        Command::Bench(command) => bench::run(command),
     };
     end(outcome.and_then(|()| show::delivered()))
 }
 
-fn end(outcome: Result<()>) -> ExitCode {
+fn end(outcome: Result<()>) -> u8 {
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             show::error(&error);
-            ExitCode::from(error.exit_code())
+            error.exit_code()
         }
     }
 }
 
 /// The help that was asked for, or what is wrong with the command.
-fn usage(answer: &clap::Error) -> ExitCode {
+fn usage(answer: &clap::Error) -> u8 {
     show::usage(answer);
     match u8::try_from(answer.exit_code()) {
         Ok(0) => end(show::delivered()),
-        code => ExitCode::from(code.unwrap_or(2)),
+        code => code.unwrap_or(2),
     }
 }
 
-fn run_merge(args: &MergeArgs) -> Result<()> {
-    let MergeArgs { config, out, intermediate_dir, flags } = args;
+/// Merges what `config` says, once it was asked for.
+fn run_merge(config: impl FnOnce() -> Result<Written>, out: &Path, options: &MergeOptions) -> Result<()> {
+    let MergeOptions { intermediate_dir, flags } = options;
     let progress = Progress::new(flags.quiet)?;
     flags.mergekit.notes.iter().for_each(|note| show::note(note));
-    match (read_stages(config)?.single(), intermediate_dir) {
+    match (config()?.stages()?.single(), intermediate_dir) {
         (Ok(config), None) => merge_one(&prepared(config, &flags.common)?, out, flags, &progress),
         (Ok(config), Some(_)) => {
             show::note("--intermediate-dir: the config has one document, and so no other results to keep");
@@ -576,7 +574,7 @@ fn merge_into(
     let outcome = merge_recording(prepared, &options, progress, timeline);
     progress.finish();
     let report = outcome?;
-    show::odd_values(&prepared.plan, &report);
+    show::odd_values(&prepared.plan, &report.merged);
     show::remarks(&report);
     if !flags.quiet {
         let (read, written) = progress.moved_bytes();
@@ -586,31 +584,8 @@ fn merge_into(
     Ok(report)
 }
 
-fn run_floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Result<()> {
-    let (device, budget) = common.run.device(true, &|_| Ok(()))?;
-    let progress = Progress::new(true)?;
-    let prepared = prepared(read_config(config)?, common)?;
-    let reads = common.run.reads(&prepared);
-    let options = Options {
-        out,
-        device,
-        budget,
-        copy_tokenizer: false,
-        model_card: false,
-        reads,
-        cache: None,
-        recall: false,
-    };
-    check_room(&prepared, &options)?;
-    common.run.hub.bring(&prepared, &progress)?;
-    let (wall, shares) = floor(&prepared, &options, &progress)?;
-    let (read, written) = progress.moved_bytes();
-    show::floor(&options.device, wall, &shares, (read, written), json);
-    Ok(())
-}
-
-fn run_plan(args: &PlanArgs) -> Result<()> {
-    let (space, config) = read_any_or_space(&args.config)?;
+fn run_plan(config: &Written, args: &PlanOptions) -> Result<()> {
+    let (space, config) = config.any_or_space()?;
     match config {
         AnyConfig::Mixture(config) => {
             show_plan(&moe::prepared(&config, &args.common, &args.untrained)?, None, &[], args)
@@ -627,7 +602,7 @@ fn show_plan(
     prepared: &Prepared,
     space: Option<&Space>,
     stages: &[staged::Stage],
-    args: &PlanArgs,
+    args: &PlanOptions,
 ) -> Result<()> {
     let (device, budget) = args.common.run.device(false, &|_| Ok(()))?;
     let limits = budget.limits(&prepared.plan, &device)?;

@@ -33,6 +33,7 @@ use crate::text::escaped;
 use indexmap::IndexMap;
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 pub(crate) use yaml::SOURCE_BYTES_MAX;
 
@@ -471,8 +472,11 @@ pub fn decoded(file: &str, bytes: Vec<u8>) -> Result<String> {
 
 fn error_at(file: &str, at: Position, message: impl fmt::Display) -> Error {
     // What a command line says has no place that could be named.
-    let place = if file.is_empty() { String::new() } else { format!("{file}:{at}: ") };
-    Error::config(format!("{place}{message}")).about(About::Place(at.line, at.column))
+    if file.is_empty() {
+        return Error::config(message.to_string()).about(About::Place(at.line, at.column));
+    }
+    let error = Error::config(format!("{file}:{at}: {message}")).in_file(Path::new(file));
+    error.about(About::Place(at.line, at.column))
 }
 
 impl fmt::Display for Position {

@@ -49,6 +49,8 @@ pub struct Error {
     pub hint: Option<String>,
     /// What it is about, where that is known apart from the message.
     pub about: About,
+    /// The file that is wrong, as the user reaches it, where it is one: the config, whose place `about` is, or a file of a checkpoint.
+    pub file: Option<Box<str>>,
     /// What else is wrong, where several things are, each with its own hint. These have no others.
     pub others: Vec<Self>,
 }
@@ -70,7 +72,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Whatever the message quotes, it is one line.
     fn new(kind: Kind, message: &str) -> Self {
-        Self { kind, message: one_line(message), hint: None, about: About::All, others: Vec::new() }
+        let (hint, about, file, others) = (None, About::All, None, Vec::new());
+        Self { kind, message: one_line(message), hint, about, file, others }
     }
 
     /// The config, the command or the plan is wrong.
@@ -100,12 +103,12 @@ impl Error {
 
     /// An input file that the system would not let us read.
     pub fn reading(path: &Path, cause: &std::io::Error) -> Self {
-        Self::input(format!("cannot read {}: {cause}", path.display()))
+        Self::input(format!("cannot read {}: {cause}", path.display())).in_file(path)
     }
 
     /// An output file that the system would not let us write.
     pub fn writing(path: &Path, cause: &std::io::Error) -> Self {
-        Self::output(format!("cannot write {}: {cause}", path.display()))
+        Self::output(format!("cannot write {}: {cause}", path.display())).in_file(path)
     }
 
     /// The user asked to stop.
@@ -124,6 +127,13 @@ impl Error {
     #[must_use]
     pub fn about(mut self, about: About) -> Self {
         self.about = about;
+        self
+    }
+
+    /// Says which file is wrong.
+    #[must_use]
+    pub fn in_file(mut self, file: &Path) -> Self {
+        self.file = Some(file.display().to_string().into());
         self
     }
 

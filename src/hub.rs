@@ -23,10 +23,10 @@ pub use environment::Environment;
 pub use file::RemoteFile;
 pub use snapshot::{Pieces, Snapshot, is_verified};
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::threads;
 use client::Client;
 
 /// What is done about models that are not on this machine.
@@ -39,19 +39,6 @@ pub enum Remote {
     Streamed,
     /// They are refused: no connection is made.
     Offline,
-}
-
-/// What says that the user wants to stop, while a plan asks the Hub.
-static STOP: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
-
-/// From now on what is asked for small things ends when this is set: commands have one such sign.
-pub fn stop_with(sign: &Arc<AtomicBool>) {
-    *STOP.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(sign));
-}
-
-fn stopped() -> bool {
-    let sign = STOP.lock().unwrap_or_else(PoisonError::into_inner);
-    sign.as_ref().is_some_and(|sign| sign.load(Ordering::Relaxed))
 }
 
 /// Who waits for what is fetched.
@@ -78,7 +65,8 @@ pub fn snapshot(
             .hint("set HF_HUB_CACHE to a folder")
     })?;
     let client = client(environment, is_offline)?;
-    Snapshot::open(&client, repository, revision.unwrap_or("main"), environment.known()).map(Arc::new)
+    let stop = threads::stop_sign();
+    Snapshot::open(&client, repository, revision.unwrap_or("main"), environment.known(), stop).map(Arc::new)
 }
 
 /// Fetches a file of a repository into the cache, if it is not there.
@@ -91,16 +79,16 @@ pub fn bring(snapshot: &Arc<Snapshot>, file: &str) -> Result<()> {
     if snapshot.is_here(file) || snapshot.bytes(file).is_none_or(|bytes| bytes <= HELD_BYTES_MAX) {
         return snapshot.bring_small(file);
     }
-    fetch(&[Wanted { snapshot: Arc::clone(snapshot), file: file.to_owned() }], &Unwatched)
+    fetch(&[Wanted { snapshot: Arc::clone(snapshot), file: file.to_owned() }], &Unseen(snapshot))
 }
 
-/// Nobody waits.
-struct Unwatched;
+/// Nobody sees what arrives.
+struct Unseen<'a>(&'a Snapshot);
 
-impl Watch for Unwatched {
+impl Watch for Unseen<'_> {
     fn arrived(&self, _bytes: u64) {}
     fn stop(&self) -> bool {
-        stopped()
+        self.0.is_stopped()
     }
 }
 

@@ -41,10 +41,9 @@ pub mod threads;
 pub mod thresholds;
 pub mod timeline;
 pub mod tokenizer;
+mod written;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,8 +51,8 @@ use std::time::{Duration, Instant};
 use backend::device::Device;
 use backend::{Backend, Limits};
 use checkpoint::{ADAPTER_CONFIG, Access, Companions, Destination, MODEL_CONFIG, Reads, Sink, Source};
-use config::moe::{self, MoeConfig};
-use config::{Config, Position, Space};
+use config::moe::MoeConfig;
+use config::{Config, Position};
 use dtype::{Dtype, float_name};
 use error::{Error, Result};
 use hub::{Remote, Wanted};
@@ -62,9 +61,12 @@ use input::At;
 use plan::{Choices, Compared, Place, Plan, Readable};
 use report::{Intermediate, Report};
 use serde_json::{Value as Json, json};
-use stages::{FusedStage, Made, Stages, Way};
-use stream::{Budget, Streamed, Watch, Work};
+use stages::{FusedStage, Made, Way};
+use stream::{Budget, Deposit, Merged, Streamed, Watch, Work};
 use timeline::{Shares, Timeline};
+pub use written::{
+    AnyConfig, Written, read_any, read_any_or_space, read_config, read_moe, read_space, read_stages,
+};
 
 /// A config with its models' headers and the plan made from them.
 #[derive(Debug)]
@@ -130,103 +132,21 @@ impl Prepared {
     }
 }
 
-/// Reads a config. What is wrong with its values is reported by [`prepare_config`], together with what is wrong beyond them.
-///
-/// # Errors
-/// It cannot be read, or is no config.
-pub fn read_config(file: &Path) -> Result<Config> {
-    config::read(&called(file), &read_text(file)?)
-}
-
-/// Reads a config of one document or of several.
-///
-/// # Errors
-/// It cannot be read, or is no config.
-pub fn read_stages(file: &Path) -> Result<Stages> {
-    let text = read_text(file)?;
-    Stages::of(config::read_all(&called(file), &text)?, &text)
-}
-
-/// Reads a config with open values, for a sweep.
-///
-/// # Errors
-/// It cannot be read, or leaves nothing open.
-pub fn read_space(file: &Path) -> Result<Space> {
-    Space::read(&called(file), &read_text(file)?)
-}
-
-/// Reads a config of experts, as [`read_config`] does.
-///
-/// # Errors
-/// It cannot be read, or is no such config.
-pub fn read_moe(file: &Path) -> Result<MoeConfig> {
-    moe::read(&called(file), &read_text(file)?)
-}
-
-/// A config of either kind.
-#[derive(Debug)]
-pub enum AnyConfig {
-    /// Of one merge or of several.
-    Merges(Stages),
-    /// Of experts.
-    Mixture(Box<MoeConfig>),
-}
-
-/// Reads a config of either kind, once: it may come through a pipe.
-///
-/// # Errors
-/// It cannot be read, or is no config.
-pub fn read_any(file: &Path) -> Result<AnyConfig> {
-    any(&called(file), &read_text(file)?)
-}
-
-/// The same where values may be left open: then the config is the one in the middle of them.
-///
-/// # Errors
-/// It cannot be read, or is no config.
-pub fn read_any_or_space(file: &Path) -> Result<(Option<Space>, AnyConfig)> {
-    let (name, text) = (called(file), read_text(file)?);
-    let space = if moe::is_moe(&text) { None } else { Space::find(&name, &text)? };
-    let filled = space.as_ref().map_or(text, |space| space.fill(&space.middle()));
-    Ok((space, any(&name, &filled)?))
-}
-
-fn any(name: &str, text: &str) -> Result<AnyConfig> {
-    Ok(if moe::is_moe(text) {
-        AnyConfig::Mixture(Box::new(moe::read(name, text)?))
-    } else {
-        AnyConfig::Merges(Stages::of(config::read_all(name, text)?, text)?)
-    })
-}
-
-/// What a config is called in messages: its file, or standard input for `-`.
-fn called(file: &Path) -> String {
-    if file == Path::new("-") { "<stdin>".into() } else { file.display().to_string() }
-}
-
-/// The text of a config.
-fn read_text(file: &Path) -> Result<String> {
-    let failed = |cause| {
-        Error::config(format!("cannot read {}: {cause}", called(file)))
-            .hint("the first argument is a merge config in YAML, as mergekit takes it")
-    };
-    let mut source = Vec::new();
-    // One byte more than a config may have is enough to refuse it.
-    let limit = config::SOURCE_BYTES_MAX as u64 + 1;
-    let from: Box<dyn Read> = match File::open(file) {
-        _ if file == Path::new("-") => Box::new(io::stdin()),
-        opened => Box::new(opened.map_err(failed)?),
-    };
-    from.take(limit).read_to_end(&mut source).map_err(failed)?;
-    config::decoded(&called(file), source)
-}
-
 /// Reads the headers of a config's models, and plans the merge. No tensor data is read.
 ///
 /// # Errors
 /// Everything that is wrong with the config or the headers.
 pub fn prepare_config(config: Config, choices: &Choices) -> Result<Prepared> {
     prepare_among(config, &Made::new(), choices)
+}
+
+/// The same where some models are there already: checkpoints in memory, which the config means by their names.
+///
+/// # Errors
+/// Those of [`prepare_config`], and a checkpoint that the config does not name.
+pub fn prepare_given(config: Config, given: Vec<Source>, choices: &Choices) -> Result<Prepared> {
+    plan::check_given(&config, given.iter().map(|source| source.name.as_str()))?;
+    prepare_among(config, &stages::given(given), choices)
 }
 
 /// The same of a document that may name the results of others.
@@ -462,6 +382,10 @@ fn open(
         opened.map_err(|error| {
             let meant = config.meant_tokenizer_source(*at).or_else(|| meant_path(config, *at));
             let hint = meant.or(error.hint);
+            if config.file.is_empty() && error.file.is_some() {
+                // Where the config's places mean nothing, what is known is the file that is wrong.
+                return Error { hint, ..error };
+            }
             Error { kind: error.kind, hint, ..config.error_at(*at, error.message) }
         })
     };
@@ -577,11 +501,7 @@ pub fn merge_recording(
     // Opening a device and compiling kernels take a moment, in which no stage could be busy.
     let timeline = timeline.begun_now();
     let merged = stream::run(work, &*backend, &sink, &limits, watch, &timeline);
-    // Inputs that change can look like a device that contradicts itself: they are then the error.
-    if merged.as_ref().map_or_else(|failure| failure.kind == error::Kind::Device, |_| true) {
-        sources.iter().try_for_each(Source::verify_unchanged)?;
-    }
-    let Streamed { merged, workers } = merged?;
+    let Streamed { merged, workers } = verified(sources, merged)?;
     let shares = timeline.shares(timeline.origin().elapsed(), workers);
     let mut report = Report::new(prepared, &*backend, merged, timeline, shares);
     report.threads_missing = limits.threads - workers;
@@ -592,6 +512,35 @@ pub fn merge_recording(
         thresholds::remember(cache, plan, sources, &report.merged);
     }
     Ok(report)
+}
+
+/// Carries out a plan into `deposit`, and writes nothing else.
+///
+/// # Errors
+/// An input that cannot be read or changes, a device that fails, or the user's wish to stop.
+pub fn merge_tensors(
+    prepared: &Prepared,
+    (device, budget): (&Device, &Budget),
+    reads: Reads,
+    deposit: &dyn Deposit,
+    watch: &dyn Watch,
+) -> Result<Vec<Merged>> {
+    let Prepared { sources, plan, .. } = prepared;
+    let (backend, limits) = open_device(plan, device, budget, watch)?;
+    let guess = device.family.reads_again;
+    let work = Work { plan, chosen: None, sources, recalled: &[], reads, idle: false, guess };
+    stream::prepare(&work, &*backend, watch)?;
+    let merged = stream::run(work, &*backend, deposit, &limits, watch, &Timeline::timing());
+    verified(sources, merged).map(|streamed| streamed.merged)
+}
+
+/// What came of a merge, if no input changed meanwhile. Those that change can look like a device that contradicts itself: they are
+/// then the error.
+fn verified(sources: &[Source], merged: Result<Streamed>) -> Result<Streamed> {
+    if merged.as_ref().map_or_else(|failure| failure.kind == error::Kind::Device, |_| true) {
+        sources.iter().try_for_each(Source::verify_unchanged)?;
+    }
+    merged
 }
 
 /// Opens the device with the memory that a merge may use; where it has not so much, with half of that, and so on, as far as the

@@ -37,7 +37,7 @@ pub struct Stages {
 pub enum Way {
     /// A checkpoint in this folder.
     Folder(PathBuf),
-    /// One that will be in a folder, as [`outline`] makes it.
+    /// One that will be in a folder, as [`outline`] makes it, or that lies in memory.
     Planned(Arc<Source>),
     /// Nothing that is written: it is merged while it is read.
     Fused(Arc<FusedStage>),
@@ -54,6 +54,16 @@ pub struct Outcome {
 
 /// The results of documents by name, as far as they are known and still needed.
 pub type Made = HashMap<String, Outcome>;
+
+/// Checkpoints that are there already, as if they were results of documents: whoever names them as models means them.
+pub(crate) fn given(sources: Vec<Source>) -> Made {
+    let known = Arc::new(Intermediate::new(Vec::new(), None));
+    let outcome = |source: Source| {
+        let name = source.name.clone();
+        (name, Outcome { way: Way::Planned(Arc::new(source)), known: Arc::clone(&known) })
+    };
+    sources.into_iter().map(outcome).collect()
+}
 
 /// Who goes through the documents, and hears of each as soon as it is planned.
 pub trait Visit {

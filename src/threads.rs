@@ -1,11 +1,26 @@
 //! Work shared by as many threads as the system gives, each of which stays near its memory.
 
+use std::cell::RefCell;
 use std::path::Path;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::Builder;
 
 pub use nodes::{Nodes, Stay};
+
+thread_local! {
+    static STOP: RefCell<Arc<AtomicBool>> = RefCell::default();
+}
+
+/// From now on this thread works for somebody who sets this to stop it, and so do those that it [shares](share) its work with.
+pub fn stop_with(sign: &Arc<AtomicBool>) {
+    STOP.set(Arc::clone(sign));
+}
+
+/// What is set when this thread should stop: whoever may wait for long, like for a server, looks at it.
+pub fn stop_sign() -> Arc<AtomicBool> {
+    STOP.with_borrow(Arc::clone)
+}
 
 /// Runs `work(0)` on the calling thread, and `work(1)` to `work(workers - 1)` on threads of their own. Where a thread cannot be
 /// started (a limit on processes or on memory), those that there are do the work. Returns how many there were, at least 1.
@@ -13,12 +28,17 @@ pub use nodes::{Nodes, Stay};
 /// # Panics
 /// When `work` does.
 pub fn share(workers: usize, work: impl Fn(usize) + Sync) -> usize {
+    let sign = &stop_sign();
     std::thread::scope(|scope| {
         let work = &work;
         let started = (1..workers)
             .take_while(|worker| {
                 let worker = *worker;
-                Builder::new().spawn_scoped(scope, move || work(worker)).is_ok()
+                let own = move || {
+                    stop_with(sign);
+                    work(worker);
+                };
+                Builder::new().spawn_scoped(scope, own).is_ok()
             })
             .count();
         work(0);
@@ -198,6 +218,15 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen, [0, 1, 2, 3]);
         assert_eq!(share(0, |worker| assert_eq!(worker, 0)), 1);
+    }
+
+    #[test]
+    fn who_shares_work_is_stopped_with_who_began_it() {
+        let sign = Arc::default();
+        stop_with(&sign);
+        let others = each(3, 3, |_| stop_sign());
+        assert!(others.iter().all(|other| Arc::ptr_eq(other, &sign)));
+        std::thread::spawn(move || assert!(!Arc::ptr_eq(&sign, &stop_sign()))).join().unwrap();
     }
 
     #[test]

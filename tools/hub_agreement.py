@@ -340,6 +340,10 @@ def what_mergeforge_downloads_is_found(bench: Bench) -> None:
             found = pathlib.Path(bench.snapshot(repository, cache_dir=cache, local_files_only=True))
             check((found / WEIGHTS).is_file(), f"{repository}: no {WEIGHTS} in {found}")
             bench.file(repository, "config.json", cache_dir=cache, local_files_only=True)
+        command, out = bench.command(list(SMALL), "--offline")
+        succeed(command, limit_s=120, environment=bench.environment(cache))
+        check(files_of(out)[WEIGHTS].read_bytes() == merged[WEIGHTS], "other bytes offline")
+        check(bench.merge(list(SMALL), cache, HF_HUB_OFFLINE="1") == merged, "other bytes with HF_HUB_OFFLINE")
         load = (
             "import sys, transformers\n"
             "for name in sys.argv[1:]:\n"
@@ -348,10 +352,8 @@ def what_mergeforge_downloads_is_found(bench: Bench) -> None:
             "    print(model.num_parameters())"
         )
         environment = {"HF_ENDPOINT": bench.server.endpoint, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-        loaded = succeed([sys.executable, "-c", load, *SMALL], environment=environment).out.split()
-        check(loaded == ["602976"] * 2, f"transformers finds {loaded} parameters")
-        check(bench.merge(list(SMALL), cache, "--offline") == merged, "other bytes offline")
-        check(bench.merge(list(SMALL), cache, HF_HUB_OFFLINE="1") == merged, "other bytes with HF_HUB_OFFLINE")
+        loaded = succeed([sys.executable, "-c", load, *SMALL, str(out)], environment=environment).out.split()
+        check(loaded == ["602976"] * 3, f"transformers finds {loaded} parameters")
     # The client fetches no file a second time.
     bench.server.ask("forget")
     for repository in SMALL:

@@ -8,7 +8,10 @@ pub fn prepare() {
     #[cfg(windows)]
     search_trusted_folders_only();
     #[cfg(target_os = "linux")]
-    keep_mesa_quiet();
+    if let Some((name, value)) = quiet_mesa().filter(|_| is_only_thread()) {
+        // SAFETY: there is no other thread that could read the environment at the same time, and this one starts none here.
+        unsafe { std::env::set_var(name, value) };
+    }
 }
 
 /// By default Windows looks for a library in the current folder as well, where a downloaded model may have brought a
@@ -24,15 +27,12 @@ fn search_trusted_folders_only() {
     assert_ne!(SetDefaultDllDirectories(LOAD_LIBRARY_SEARCH_DEFAULT_DIRS), 0, "Windows knows this flag");
 }
 
-/// Without a desktop, a layer that sorts Mesa's adapters says that there is none, on the standard error output.
-#[cfg(target_os = "linux")]
-fn keep_mesa_quiet() {
+/// Without a desktop, a layer that sorts Mesa's adapters says that there is none, on the standard error output: the variable, with its
+/// value, that keeps it from that, unless the user has decided something about it.
+pub fn quiet_mesa() -> Option<(&'static str, &'static str)> {
     let is_set = |name: &str| std::env::var_os(name).is_some();
     let decided = ["XDG_RUNTIME_DIR", "NODEVICE_SELECT", "MESA_VK_DEVICE_SELECT", "DRI_PRIME"];
-    if is_only_thread() && !decided.into_iter().any(is_set) {
-        // SAFETY: there is no other thread that could read the environment at the same time, and this one starts none here.
-        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
-    }
+    (cfg!(target_os = "linux") && !decided.into_iter().any(is_set)).then_some(("NODEVICE_SELECT", "1"))
 }
 
 /// Whether this thread is the only one of the process; false where the system does not say.

@@ -194,11 +194,12 @@ pub(super) fn is_lfs_pointer(start: &[u8]) -> bool {
 
 pub(super) fn lfs_pointer(path: &Path) -> Error {
     Error::input(format!("{} is a Git LFS pointer, not the file itself", path.display()))
+        .in_file(path)
         .hint("run `git lfs pull` in its folder")
 }
 
 fn damaged(path: &Path, what: fmt::Arguments<'_>) -> Error {
-    Error::input(format!("{}: {what}", path.display())).hint("download the file again")
+    Error::input(format!("{}: {what}", path.display())).in_file(path).hint("download the file again")
 }
 
 fn read_error(path: &Path, cause: &io::Error) -> Error {

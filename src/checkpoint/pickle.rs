@@ -113,7 +113,7 @@ pub fn read_torch(
 }
 
 fn refused(path: &Path, Refusal { what, way_out }: &Refusal) -> Error {
-    Error::input(format!("{}: {what}", path.display())).hint(*way_out)
+    Error::input(format!("{}: {what}", path.display())).in_file(path).hint(*way_out)
 }
 
 /// The folder of the archive that everything is in, with its slash.

@@ -513,7 +513,8 @@ fn read_config(
     }
     let file = folder.file(name);
     let broken = |what: &dyn std::fmt::Display| {
-        Error::input(format!("{}: not a JSON object: {what}", file.path().display()))
+        let path = file.path();
+        Error::input(format!("{}: not a JSON object: {what}", path.display())).in_file(&path)
     };
     let text = String::from_utf8(file.read(CONFIG_BYTES_MAX)?).map_err(|e| broken(&e))?;
     let config = serde_json::from_str(&text).map_err(|e| {

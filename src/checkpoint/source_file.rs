@@ -167,7 +167,9 @@ impl SourceFile {
     }
 
     fn changed(&self) -> Error {
-        Error::input(format!("{} changed while it was read", self.file.path().display()))
+        let path = self.file.path();
+        Error::input(format!("{} changed while it was read", path.display()))
+            .in_file(&path)
             .hint("merge again when nothing writes to it any more")
     }
 
@@ -248,19 +250,21 @@ impl SourceFile {
         let path = &self.file.path();
         if matches!(self.mapped.get(), Some(Some(mapped)) if mapped.broken()) {
             let what = format!("{} was truncated while it was read, or its disk fails", path.display());
-            return Err(Error::input(what).hint("merge again when nothing writes to it any more"));
+            let error = Error::input(what).in_file(path);
+            return Err(error.hint("merge again when nothing writes to it any more"));
         }
         self.verify(&fs::metadata(path).map_err(|e| Error::reading(path, &e))?)
     }
 
     fn read_error(&self, tensor: &TensorInfo, cause: &io::Error) -> Error {
         let (path, name) = (self.file.path(), quoted(&tensor.name));
-        let path = path.display();
+        let shown = path.display();
         if cause.kind() == io::ErrorKind::UnexpectedEof {
-            return Error::input(format!("{path} was truncated while it was read (tensor {name})"))
-                .hint("merge again when nothing writes to it any more");
+            let what = format!("{shown} was truncated while it was read (tensor {name})");
+            let error = Error::input(what).in_file(&path);
+            return error.hint("merge again when nothing writes to it any more");
         }
-        Error::input(format!("cannot read tensor {name} from {path}: {cause}"))
+        Error::input(format!("cannot read tensor {name} from {shown}: {cause}")).in_file(&path)
     }
 }
 

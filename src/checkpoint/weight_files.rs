@@ -136,7 +136,8 @@ fn read_index(file: &InputFile, is_shard: fn(&str) -> bool) -> Result<TensorInde
 
 /// A checkpoint that says two things at once.
 pub fn contradiction(path: &Path, what: &str) -> Error {
-    Error::input(format!("{}: {what}", path.display())).hint("download the model again, whole")
+    let error = Error::input(format!("{}: {what}", path.display())).in_file(path);
+    error.hint("download the model again, whole")
 }
 
 /// Whether a name is that of a file in the same folder, on any system: no separators of any kind, no drive letters, no control

@@ -1,15 +1,15 @@
-//! `mergeforge bench merge`: its flags, and what it prints.
+//! `mergeforge bench`: its commands; of `bench merge` the flags, and what it prints; the floor of a merge.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
 use super::values::check_page;
-use super::{RunArgs, cores, count, show};
+use super::{CommonArgs, RunArgs, STARTED, Started, cores, count, devices, prepared, show, writes};
 use crate::bench::merge::{self, Child, MergeTimes, Setup};
 use crate::bench::page;
 use crate::bench::shapes::{SHAPES, Shape};
@@ -19,7 +19,54 @@ use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::method;
 use crate::text::bytes;
-use crate::{Options, prepare_config, read_config};
+use crate::{Options, check_room, prepare_config, read_config};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// Time whole merges of synthetic checkpoints beside the floor of the machine; no model is needed
+    Merge(Box<BenchMergeArgs>),
+    /// Time what a merge takes at the least: all of its reads, copies and writes, and no kernels
+    Floor {
+        /// The config: a mergekit YAML
+        config: PathBuf,
+        /// The folder that a merge would make; nothing is left there
+        out: PathBuf,
+        #[command(flatten)]
+        common: CommonArgs,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Time writing to files: by one thread and by many, into one file and into several, in every way that the system has
+    Writes(writes::BenchWritesArgs),
+    /// Time every kernel against a copy and a plain stream of the same bytes, measured in the same run
+    Kernels {
+        /// The device
+        #[arg(long, value_name = "DEVICE", default_value = "auto")]
+        device: String,
+        /// Elements of each tensor, in millions of 1,048,576
+        #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1024))]
+        mebi_elements: u64,
+        /// Times that each kernel is run; the median counts
+        #[arg(long, value_name = "N", default_value_t = 9, value_parser = count)]
+        repeat: usize,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `mergeforge bench`.
+pub(super) fn run(command: BenchCommand) -> Result<()> {
+    match command {
+        BenchCommand::Merge(args) => merge(&args),
+        BenchCommand::Writes(args) => writes::measure(&args),
+        BenchCommand::Floor { config, out, common, json } => floor(&config, out, &common, json),
+        BenchCommand::Kernels { device, mebi_elements, repeat, json } => {
+            devices::bench(&device, mebi_elements << 20, repeat, json)
+        }
+    }
+}
 
 /// The folder that is read and written is chosen by `--dir`; `--seed` gives the checkpoints' values too.
 #[derive(Debug, Args)]
@@ -91,7 +138,7 @@ fn share(text: &str) -> std::result::Result<f64, String> {
 }
 
 /// Measures and reports, or is one of the merges that are measured.
-pub(super) fn merge(args: &BenchMergeArgs) -> Result<()> {
+fn merge(args: &BenchMergeArgs) -> Result<()> {
     let progress = Progress::new(true)?;
     if args.round {
         return round(args, &progress);
@@ -154,12 +201,13 @@ impl BenchMergeArgs {
 
 /// This program with these arguments, as one merge.
 fn child() -> Result<Child> {
-    let program = std::env::current_exe()
-        .map_err(|cause| Error::config(format!("this program cannot find itself: {cause}")))?;
+    let lost = || Error::config("this program cannot find itself");
+    let Started { program, arguments } = STARTED.get().ok_or_else(lost)?;
+    let (program, before) = program.split_first().ok_or_else(lost)?;
     // Behind `bench merge`.
-    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    arguments.insert(2, "--round".into());
-    Ok(Child { program, arguments })
+    let (command, rest) = arguments.split_at(2);
+    let round = [OsString::from("--round")];
+    Ok(Child { program: program.into(), arguments: [before, command, &round, rest].concat() })
 }
 
 /// One merge, in the folder where the process was started.
@@ -181,6 +229,30 @@ fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
     };
     let round = merge::round(&prepared, &options, progress, args.records)?;
     show::json(&serde_json::to_value(round).expect("numbers and text are JSON"));
+    Ok(())
+}
+
+/// `mergeforge bench floor`.
+fn floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Result<()> {
+    let (device, budget) = common.run.device(true, &|_| Ok(()))?;
+    let progress = Progress::new(true)?;
+    let prepared = prepared(read_config(config)?, common)?;
+    let reads = common.run.reads(&prepared);
+    let options = Options {
+        out,
+        device,
+        budget,
+        copy_tokenizer: false,
+        model_card: false,
+        reads,
+        cache: None,
+        recall: false,
+    };
+    check_room(&prepared, &options)?;
+    common.run.hub.bring(&prepared, &progress)?;
+    let (wall, shares) = crate::floor(&prepared, &options, &progress)?;
+    let (read, written) = progress.moved_bytes();
+    show::floor(&options.device, wall, &shares, (read, written), json);
     Ok(())
 }
 

@@ -7,18 +7,21 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+use super::host::{self, Host};
 use super::{show, signals};
 use crate::error::{Error, Result};
-use crate::hub;
 use crate::stream::Watch;
 use crate::text::bytes;
+use crate::threads;
 
 /// Time from one line to the next, off a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(30);
 
-/// Counts the bytes that move, draws a bar on a terminal or prints lines elsewhere, and hears Ctrl-C and SIGTERM.
-#[derive(Debug)]
+/// Counts the bytes that move, draws a bar on a terminal or prints lines elsewhere, and hears Ctrl-C and SIGTERM. Where a host called
+/// the command, it hears of the bytes, and is asked whether to stop.
 pub(super) struct Progress {
+    /// Shared with whatever is beside this one.
+    hosted: Option<Arc<Hosted>>,
     bar: ProgressBar,
     lines: Option<Lines>,
     read: Arc<AtomicU64>,
@@ -27,19 +30,46 @@ pub(super) struct Progress {
     quiet: bool,
 }
 
+/// What a host hears of: all that is done for it, one after the other.
+struct Hosted {
+    host: Arc<dyn Host>,
+    done: AtomicU64,
+    /// As far as it is known.
+    total: AtomicU64,
+}
+
+impl Hosted {
+    /// So much more is to be done, when all before it is done.
+    fn expect(&self, expected: u64) {
+        // What was written twice counts once.
+        self.done.store(self.total.fetch_add(expected, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    fn advance(&self, by: u64) {
+        let (done, total) =
+            (self.done.fetch_add(by, Ordering::Relaxed) + by, self.total.load(Ordering::Relaxed));
+        self.host.advanced(done.min(total), total);
+    }
+}
+
 impl Progress {
     /// Progress of one merge.
     pub(super) fn new(quiet: bool) -> Result<Self> {
-        let stop = Arc::default();
-        signals::listen(&stop)
-            .map_err(|cause| Error::output(format!("cannot listen for Ctrl-C: {cause}")))?;
-        hub::stop_with(&stop);
+        let hosted = host::current()
+            .map(|host| Arc::new(Hosted { host, done: AtomicU64::new(0), total: AtomicU64::new(0) }));
+        let stop = hosted.as_ref().map_or_else(Arc::default, |hosted| hosted.host.stop_sign());
+        if hosted.is_none() {
+            signals::listen(&stop)
+                .map_err(|cause| Error::output(format!("cannot listen for Ctrl-C: {cause}")))?;
+        }
+        threads::stop_with(&stop);
         let terminal = std::io::stderr().is_terminal();
-        let drawn = terminal && !quiet;
+        let shown = hosted.is_none() && !quiet;
+        let drawn = terminal && shown;
         let target = if drawn { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
-        let lines = (!terminal && !quiet).then(Lines::default);
-        Ok(Self { bar, lines, read: Arc::default(), written: Arc::default(), stop, quiet })
+        let lines = (!terminal && shown).then(Lines::default);
+        Ok(Self { hosted, bar, lines, read: Arc::default(), written: Arc::default(), stop, quiet })
     }
 
     /// Progress of something else beside it, of so many bytes, that ends when this one is to stop.
@@ -47,6 +77,7 @@ impl Progress {
         let target =
             if self.bar.is_hidden() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let another = Self {
+            hosted: self.hosted.clone(),
             bar: ProgressBar::with_draw_target(None, target),
             lines: self.lines.as_ref().map(|_| Lines::default()),
             read: Arc::default(),
@@ -76,6 +107,7 @@ impl Progress {
 
     /// How many bytes will be written, or what else is done with them.
     pub(super) fn expect(&self, expected: u64, done: &'static str) {
+        self.hosted.iter().for_each(|hosted| hosted.expect(expected));
         let (read, written) = (Arc::clone(&self.read), Arc::clone(&self.written));
         let rate = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             let moved = read.load(Ordering::Relaxed) + written.load(Ordering::Relaxed);
@@ -101,6 +133,14 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 
+    /// Says something while the bar is there. It may come from any thread, of which only one has the host.
+    fn note(&self, note: &str) {
+        match &self.hosted {
+            Some(hosted) => hosted.host.said("note", &Error::config(note)),
+            None => self.bar.suspend(|| show::note(note)),
+        }
+    }
+
     /// Bytes read and written so far.
     pub(super) fn moved_bytes(&self) -> (u64, u64) {
         (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
@@ -111,6 +151,9 @@ impl Watch for Progress {
     fn moved(&self, read: u64, written: u64) {
         self.read.fetch_add(read, Ordering::Relaxed);
         self.written.fetch_add(written, Ordering::Relaxed);
+        if let Some(hosted) = &self.hosted {
+            return hosted.advance(written);
+        }
         // A pass that is taken back writes twice. Without progress the bar is drawn anew all the same, as often as it may be.
         let left = self.bar.length().unwrap_or(u64::MAX).saturating_sub(self.bar.position());
         self.bar.inc(written.min(left));
@@ -130,15 +173,15 @@ impl Watch for Progress {
         if !self.quiet {
             let (asked, used) = (bytes(asked), bytes(used));
             let note = format!("{why}: merging with {used} of its memory at most, in place of {asked}");
-            self.bar.suspend(|| show::note(&note));
+            self.note(&note);
         }
     }
 
     fn compiling(&self) {
         if !self.quiet {
-            let note =
-                "the GPU's driver compiles the kernels of this merge, and remembers them for the next one";
-            self.bar.suspend(|| show::note(note));
+            self.note(
+                "the GPU's driver compiles the kernels of this merge, and remembers them for the next one",
+            );
         }
     }
 }

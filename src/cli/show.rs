@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::{files, kinds};
+use super::{files, host, kinds};
 use crate::Prepared;
 use crate::backend::Limits;
 use crate::backend::device::Device;
@@ -17,7 +17,7 @@ use crate::input::Input;
 use crate::method::{self, Base, METHODS, Method, Parameter, Scope, Settings, Value, ValueKind, Values};
 use crate::plan::{Action, LeftOut, Plan, RowCounts, Tensor, Vocabulary};
 use crate::report::Report;
-use crate::stream::Budget;
+use crate::stream::{Budget, Merged};
 use crate::text::{bytes, escaped, is_escaped, one_line};
 use crate::timeline::Shares;
 use crate::tokenizer::Counts;
@@ -30,8 +30,12 @@ macro_rules! out {
     ($($arg:tt)*) => { put(&escaped(&format!($($arg)*))) };
 }
 
-/// Prints to standard output. A reader that went away wanted no more; any other failure is reported by [`delivered`].
+/// Prints to standard output, or gives it to the host. A reader that went away wanted no more; any other failure is reported by
+/// [`delivered`].
 fn put(text: &str) {
+    if let Some(host) = host::current() {
+        return host.found(text);
+    }
     if let Err(cause) = writeln!(io::stdout(), "{text}") {
         undelivered(cause);
     }
@@ -43,13 +47,18 @@ fn undelivered(cause: io::Error) {
     }
 }
 
+/// What is wrong with a command, as clap words it, in a line.
+pub(super) fn wrong_usage(answer: &clap::Error) -> Error {
+    // The usage and where to find help come in paragraphs of their own.
+    let words = answer.to_string();
+    let words = words.strip_prefix("error: ").unwrap_or(&words).split("\n\n").next().unwrap_or_default();
+    Error::config(words.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
 /// The help, or what is wrong with the command, as clap words it.
 pub(super) fn usage(answer: &clap::Error) {
     if AS_JSON.load(Ordering::Relaxed) && answer.use_stderr() {
-        // The usage and where to find help come in paragraphs of their own.
-        let words = answer.to_string();
-        let words = words.strip_prefix("error: ").unwrap_or(&words).split("\n\n").next().unwrap_or_default();
-        return error(&Error::config(words.split_whitespace().collect::<Vec<_>>().join(" ")));
+        return error(&wrong_usage(answer));
     }
     if let Err(cause) = answer.print()
         && !answer.use_stderr()
@@ -83,8 +92,11 @@ fn put_message(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// A line that is no warning.
+/// A line that is no warning, for people alone.
 fn talk(text: &str) {
+    if host::current().is_some() {
+        return;
+    }
     if AS_JSON.load(Ordering::Relaxed) {
         put_message(&plain_json(&json!({ "level": "info", "message": text }).to_string()));
     } else {
@@ -101,6 +113,9 @@ fn coloured(code: &str, word: &str) -> String {
 
 /// The line of an error is escaped already.
 fn report(code: &str, word: &str, error: &Error) {
+    if let Some(host) = host::current() {
+        return host.said(word, error);
+    }
     if AS_JSON.load(Ordering::Relaxed) {
         let mut object = json!({ "level": word, "message": error.message });
         if let Some(hint) = &error.hint {
@@ -303,11 +318,11 @@ pub(super) fn floor(device: &Device, wall: Duration, shares: &Shares, moved: (u6
 }
 
 /// Odd values by tensor; the manifest has them all.
-pub(super) fn odd_values(plan: &Plan, report: &Report) {
-    const TOLD_MAX: usize = 8;
-    let (_, tensors) = report.odd();
-    let odd = plan.tensors.iter().zip(&report.merged).filter(|(_, merged)| merged.odd.any());
-    for (tensor, merged) in odd.take(TOLD_MAX) {
+pub(super) fn odd_values(plan: &Plan, merged: &[Merged]) {
+    const SHOWN_MAX: usize = 8;
+    let odd = plan.tensors.iter().zip(merged).filter(|(_, merged)| merged.odd.any());
+    let tensors = odd.clone().count();
+    for (tensor, merged) in odd.take(SHOWN_MAX) {
         let odd = merged.odd;
         let parts = [
             (odd.nan, "NaN read"),
@@ -318,10 +333,10 @@ pub(super) fn odd_values(plan: &Plan, report: &Report) {
             parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
         warning(&Error::input(format!("tensor {}: {}", tensor.name, parts.join(", "))));
     }
-    if tensors > TOLD_MAX {
+    if tensors > SHOWN_MAX {
         warning(&Error::input(format!(
             "… and {} more tensors with odd values: see mergeforge.json",
-            tensors - TOLD_MAX
+            tensors - SHOWN_MAX
         )));
     }
 }

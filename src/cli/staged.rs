@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
-use super::{CommonArgs, MergeFlags, PlanArgs, Warnings, merge_into, merge_on, show, show_plan};
+use super::{CommonArgs, MergeFlags, PlanOptions, Warnings, merge_into, merge_on, show, show_plan};
 use crate::backend::device::Device;
 use crate::checkpoint::{Destination, MANIFEST, WorkFolder, check_destinations};
 use crate::error::{Error, Kind, Result};
@@ -157,7 +157,7 @@ fn work_folder(places: &Places<'_>) -> Result<WorkFolder> {
 }
 
 /// Shows the plans of all documents.
-pub(super) fn plan(stages: &Stages, args: &PlanArgs) -> Result<()> {
+pub(super) fn plan(stages: &Stages, args: &PlanOptions) -> Result<()> {
     stages.check_result()?;
     let on = args.common.run.device(false, &|_| Ok(()))?;
     let places = Places { out: args.out.as_deref(), kept: None, again: false, out_stays: false };

@@ -3,13 +3,12 @@
 use std::collections::VecDeque;
 use std::io::Read;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::client::{Client, Failure, Refusal, Tries, broken, host, network};
 use super::hashes::Hasher;
 use super::refusals::explained;
-use super::stopped;
 use crate::error::{Error, Result};
 
 /// What is read at once from a connection.
@@ -57,6 +56,8 @@ impl Entry {
 #[derive(Debug)]
 pub struct RemoteFile {
     client: Arc<Client>,
+    /// Set when whoever reads should stop.
+    stop: Arc<AtomicBool>,
     repository: String,
     commit: String,
     name: String,
@@ -75,9 +76,17 @@ struct Direct {
 }
 
 impl RemoteFile {
-    pub(super) fn new(client: Arc<Client>, repository: &str, commit: &str, name: &str, entry: Entry) -> Self {
+    pub(super) fn new(
+        client: Arc<Client>,
+        stop: Arc<AtomicBool>,
+        repository: &str,
+        commit: &str,
+        name: &str,
+        entry: Entry,
+    ) -> Self {
         Self {
             client,
+            stop,
             repository: repository.to_owned(),
             commit: commit.to_owned(),
             name: name.to_owned(),
@@ -129,6 +138,7 @@ impl RemoteFile {
     fn read_windows(&self, into: &mut [u8], offset: u64, window: u64) -> Result<()> {
         let end = offset + into.len() as u64;
         assert!(end <= self.entry.bytes, "read inside of {}", self.name);
+        let stopped = || self.stop.load(Ordering::Relaxed);
         if into.len() as u64 >= window {
             let mut filled = 0;
             return self.read(offset..end, &stopped, &mut |bytes| {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
@@ -13,7 +14,6 @@ use super::client::{Client, Refusal, encoded, network};
 use super::environment::Environment;
 use super::file::{Entry, RemoteFile};
 use super::refusals::{damaged, explained};
-use super::stopped;
 use crate::cache::{make_private, read_small};
 use crate::error::{Error, Result};
 
@@ -40,6 +40,8 @@ pub struct Snapshot {
     files: BTreeMap<String, Entry>,
     /// Where lists of files and headers are kept, of all repositories.
     known: Option<PathBuf>,
+    /// Set when whoever wanted it wants to stop.
+    stop: Arc<AtomicBool>,
     /// The large files that were asked for, so that all who read one share its connections.
     remote: Mutex<BTreeMap<String, Arc<RemoteFile>>>,
 }
@@ -79,7 +81,9 @@ impl Snapshot {
         repository: Repository,
         revision: &str,
         known: Option<&Path>,
+        stop: Arc<AtomicBool>,
     ) -> Result<Self> {
+        let stopped = || stop.load(Ordering::Relaxed);
         let name = repository.name.clone();
         let refusal = |refused: &Refusal| explained(client, &name, revision, refused);
         let path: String = name.split('/').map(encoded).collect::<Vec<_>>().join("/");
@@ -101,7 +105,7 @@ impl Snapshot {
             files
         } else {
             let url = client.url(&format!("api/models/{path}/tree/{commit}?recursive=true"));
-            let files = listed(client, &name, url, &refusal)?;
+            let files = listed(client, &name, url, &stopped, &refusal)?;
             if let Some(list) = &list {
                 // It only spares the next question.
                 let _ = keep(list, list_json(&files).to_string().as_bytes());
@@ -115,7 +119,7 @@ impl Snapshot {
             .or_else(|failure| if repository.snapshot(&commit).is_dir() { Ok(()) } else { Err(failure) })?;
         let is_offline = client.is_offline();
         let (client, known) = (Arc::clone(client), known.map(Path::to_path_buf));
-        let mut snapshot = Self { commit, repository, client, files, known, remote: Mutex::default() };
+        let mut snapshot = Self { commit, repository, client, files, known, stop, remote: Mutex::default() };
         if is_offline {
             // What can be had: that is here, or known by its header.
             let is_known = |file: &str| {
@@ -173,6 +177,11 @@ impl Snapshot {
         Some(self.files.get(file)?.bytes)
     }
 
+    /// Whether whoever wanted it wants to stop.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     /// Whether a file of it lies in the cache.
     pub fn is_here(&self, file: &str) -> bool {
         let here = fs::metadata(self.folder().join(file));
@@ -188,6 +197,7 @@ impl Snapshot {
         let blob = self.repository.blob(&entry.hash);
         if !self.repository.has_blob(&entry.hash, entry.bytes) {
             let mut content = Vec::with_capacity(entry.bytes as usize);
+            let stopped = || self.is_stopped();
             self.remote(file).expect("it is listed").read(0..entry.bytes, &stopped, &mut |more| {
                 content.extend_from_slice(more);
                 Ok(())
@@ -207,8 +217,10 @@ impl Snapshot {
     pub fn remote(&self, file: &str) -> Option<Arc<RemoteFile>> {
         let entry = self.files.get(file)?;
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
-        let open =
-            || RemoteFile::new(Arc::clone(&self.client), self.name(), &self.commit, file, entry.clone());
+        let open = || {
+            let (client, stop) = (Arc::clone(&self.client), Arc::clone(&self.stop));
+            RemoteFile::new(client, stop, self.name(), &self.commit, file, entry.clone())
+        };
         Some(Arc::clone(remote.entry(file.to_owned()).or_insert_with(|| Arc::new(open()))))
     }
 
@@ -280,13 +292,14 @@ fn listed(
     client: &Client,
     name: &str,
     url: String,
+    stopped: &dyn Fn() -> bool,
     refusal: &dyn Fn(&Refusal) -> Error,
 ) -> Result<BTreeMap<String, Entry>> {
     let (mut files, mut next, mut pages) = (BTreeMap::new(), Some(url), 0);
     while let Some(url) = next {
         pages += 1;
         let page: Vec<TreeEntry>;
-        (page, next) = client.json(&url, &stopped, refusal)?;
+        (page, next) = client.json(&url, stopped, refusal)?;
         for TreeEntry { kind, path, size, oid, lfs } in page {
             let (hash, bytes) = lfs.map_or((oid, size), |lfs| (lfs.oid, lfs.size));
             // Names that would lead out of the folder, and hashes that are none, are nothing that a client makes.

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use super::problems::Problems;
 use super::{Base, Method, chat_template, elements, method_of, parameters};
 use crate::config::{AdapterRef, Config, Inputs, Located, ModelRef, Position, Tokenizer, TokenizerSource};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 use crate::method;
 
 /// The models of a merge. The largest averages of checkpoints have some hundred; the headers of all stay in memory.
@@ -65,6 +65,25 @@ pub fn places(config: &Config) -> IndexMap<Place, Position> {
 /// There are too many, at line and column.
 pub fn check_counts(config: &Config) -> Result<()> {
     too_many(config).or_else(|| elements::too_many(config)).map_or(Ok(()), Err)
+}
+
+/// Refuses models that somebody has in memory, by these names, for a config that does not name one of them. What a config names that
+/// could not be read whole is not known.
+///
+/// # Errors
+/// Kind `Config`: one is named nowhere.
+pub fn check_given<'a>(config: &Config, mut given: impl Iterator<Item = &'a str>) -> Result<()> {
+    if !config.is_whole {
+        return Ok(());
+    }
+    let named: Vec<String> =
+        references(config).into_iter().map(|model| model.value.base().to_string()).collect();
+    let Some(unnamed) = given.find(|given| !named.iter().any(|named| named == given)) else { return Ok(()) };
+    let refusal = format!("tensors are given of a model {unnamed:?}, which the config does not name");
+    Err(Error::config(refusal).hint(match did_you_mean(unnamed, named.iter().map(String::as_str)) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("the config names {}", named.join(", ")),
+    }))
 }
 
 /// All that is wrong with a config and can be known without opening any model: what could not be read of it, a method that there is

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 /// root: what `lib.rs` makes of all layers together.
 const LAYERS: &[(&str, &[&str])] = &[
     ("main", ALL),
+    // A crate of its own, which sees the program from outside.
+    ("python", &["lib", "cli", "plan", "stream", "checkpoint", "dtype"]),
     ("cli", ALL),
     ("lib", ALL),
     (
@@ -46,6 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "page",
         ],
     ),
+    ("written", &["stages", "config"]),
     ("diff", &["stream", "plan", "input", "checkpoint", "dtype", "threads", "instructions"]),
     ("schema", &["config", "method"]),
     ("check", &["backend", "kernel", "dtype", "timeline", "cache"]),
@@ -123,6 +126,7 @@ const ALL: &[&str] = &[
     "stages",
     "bench",
     "analyze",
+    "written",
     "diff",
     "schema",
     "check",
@@ -181,6 +185,7 @@ const UNSAFE: &[&str] = &[
     "backend/wgpu/driver.rs",
     "checkpoint/mapped.rs",
     "cli/signals.rs",
+    "python/src/tensors.rs",
 ];
 
 pub const LINES_MAX: usize = 700;
@@ -195,6 +200,16 @@ impl File {
     /// The layer is the first part of the path: `plan/wanted.rs` belongs to `plan`.
     fn layer(&self) -> &str {
         self.path.split(['/', '.']).next().expect("a path has a first part")
+    }
+
+    /// Whether it is of the crate that makes the program a Python module.
+    fn is_python(&self) -> bool {
+        self.path.starts_with("python/src/")
+    }
+
+    /// The module that is its crate's root.
+    fn root(&self) -> Vec<String> {
+        if self.is_python() { vec!["python".into(), "src".into()] } else { Vec::new() }
     }
 
     /// How many modules the file lies below the crate's root.
@@ -289,8 +304,12 @@ fn heads(after: &str) -> Vec<String> {
 fn uses(file: &File) -> Vec<(usize, String)> {
     let code = file.code();
     let mut found = Vec::new();
-    for at in words(&code, "crate::") {
-        found.extend(heads(&code[at + "crate::".len()..]).into_iter().map(|head| (at, head)));
+    let program = if file.is_python() { "mergeforge::" } else { "crate::" };
+    for at in words(&code, program) {
+        found.extend(heads(&code[at + program.len()..]).into_iter().map(|head| (at, head)));
+    }
+    if file.is_python() {
+        return found;
     }
     for at in words(&code, "super::").filter(|at| !code[..*at].ends_with("super::")) {
         let path = &code[at..];
@@ -437,6 +456,13 @@ fn planted_violations_are_found() {
         // In two parts: whoever looks for unfinished code looks here too.
         ("cli.rs", concat!("todo", "!()"), "src/cli.rs:1: cli says todo!"),
         ("extra.rs", "", "src/extra.rs: the layer extra is not in the table"),
+        (
+            "python/src/a.rs",
+            "use mergeforge::{cli::call, kernel::Kernel};",
+            "src/python/src/a.rs:1: python uses kernel",
+        ),
+        ("python/src/a.rs", "println!(\"x\");", "src/python/src/a.rs:1: python says println!"),
+        ("cli/call.rs", "use crate::python::a;", "src/cli/call.rs:1: cli uses python"),
     ];
     for (path, text, expected) in cases {
         assert_eq!(reported(path, text), [expected], "{path}: {text}");
@@ -457,6 +483,7 @@ fn what_is_allowed_is_not_reported() {
         ),
         ("kernel.rs", "fn f() {}\n\n#[cfg(test)]\nmod tests {\n    use crate::plan::Plan;\n    dbg!(1);\n}"),
         ("error.rs", "pub fn eprintln_less() { mycrate::plan(); }"),
+        ("python/src/a.rs", "use mergeforge::{Written, cli::call};\nuse crate::kernel::{_mergeforge::x};"),
     ];
     for (path, text) in cases {
         assert_eq!(reported(path, text), [""; 0], "{path}: {text}");
@@ -469,6 +496,7 @@ const FAMILIES: &[&str] = &["backend/cuda/", "backend/wgpu/"];
 /// A file's module: `plan/wanted.rs` is `plan`, `wanted`.
 fn module(path: &str) -> Vec<String> {
     let path = path.strip_suffix(".rs").expect("a source file");
+    let path = path.strip_suffix("/lib").unwrap_or(path);
     if path == "lib" || path == "main" { Vec::new() } else { path.split('/').map(str::to_string).collect() }
 }
 
@@ -534,9 +562,9 @@ fn imports(files: &[File]) -> Vec<Vec<usize>> {
         Some(from.unwrap_or(found))
     };
     let of_file = |file: &File| {
-        let (code, own) = (file.code(), module(&file.path));
-        let mut paths: Vec<Vec<String>> =
-            words(&code, "crate::").flat_map(|at| tree(&code[at + "crate::".len()..])).collect();
+        let (code, own, root) = (file.code(), module(&file.path), file.root());
+        let crates = words(&code, "crate::").flat_map(|at| tree(&code[at + "crate::".len()..]));
+        let mut paths: Vec<Vec<String>> = crates.map(|path| [&root[..], &path].concat()).collect();
         for at in words(&code, "super::").filter(|at| !code[..*at].ends_with("super::")) {
             let rest = code[at..].trim_start_matches("super::");
             let levels = (code[at..].len() - rest.len()) / "super::".len();
@@ -599,6 +627,14 @@ fn planted_circles_are_found() {
     assert_eq!(
         reported(&[("a/b.rs", "use super::c::C;"), ("a/c.rs", "use crate::a::{b::{B, D}, x};")]),
         [both]
+    );
+    let both = "src/python/src/a.rs and src/python/src/b.rs import each other";
+    let python = ("python/src/a.rs", "use crate::b::B;");
+    assert_eq!(reported(&[python, ("python/src/b.rs", "use crate::a::A;")]), [both]);
+    assert_eq!(
+        reported(&[python, ("b.rs", "use crate::python::src::a::A;")]),
+        [""; 0],
+        "b is another crate's"
     );
     // Around a corner, and by a name that the folder's file gives out.
     let corner = [

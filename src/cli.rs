@@ -47,7 +47,7 @@ use crate::backend::device::Device;
 use crate::backend::devices::{self as known_devices, Candidate, processor};
 use crate::cache;
 use crate::check;
-use crate::checkpoint::Reads;
+use crate::checkpoint::{MANIFEST, Reads};
 use crate::config::{Config, Space};
 use crate::error::{Error, Result};
 use crate::plan::{Choices, PartlyHeldPolicy};
@@ -574,7 +574,7 @@ fn merge_into(
     let outcome = merge_recording(prepared, &options, progress, timeline);
     progress.finish();
     let report = outcome?;
-    show::odd_values(&prepared.plan, &report.merged);
+    show::odd_values(&prepared.plan, &report.merged, Some(MANIFEST));
     show::remarks(&report);
     if !flags.quiet {
         let (read, written) = progress.moved_bytes();

@@ -100,7 +100,7 @@ impl PlannedTensors {
             progress.expect(prepared.plan.layout.total_bytes, "written");
             let reads = common.run.reads(prepared);
             let merged = merge_tensors(prepared, (device, budget), reads, deposit, &progress)?;
-            show::odd_values(&prepared.plan, &merged);
+            show::odd_values(&prepared.plan, &merged, None);
             Ok(())
         })
     }

@@ -317,8 +317,8 @@ pub(super) fn floor(device: &Device, wall: Duration, shares: &Shares, moved: (u6
     line(&shares.to_string());
 }
 
-/// Odd values by tensor; the manifest has them all.
-pub(super) fn odd_values(plan: &Plan, merged: &[Merged]) {
+/// Odd values by tensor, of the first few; `others` says where those of all are, if anywhere.
+pub(super) fn odd_values(plan: &Plan, merged: &[Merged], others: Option<&str>) {
     const SHOWN_MAX: usize = 8;
     let odd = plan.tensors.iter().zip(merged).filter(|(_, merged)| merged.odd.any());
     let tensors = odd.clone().count();
@@ -335,8 +335,9 @@ pub(super) fn odd_values(plan: &Plan, merged: &[Merged]) {
     }
     if tensors > SHOWN_MAX {
         warning(&Error::input(format!(
-            "… and {} more tensors with odd values: see mergeforge.json",
-            tensors - SHOWN_MAX
+            "… and {} more tensors with odd values{}",
+            tensors - SHOWN_MAX,
+            others.map_or_else(String::new, |file| format!(": see {file}"))
         )));
     }
 }

@@ -43,6 +43,12 @@ def test_a_config_that_is_not_there(tmp_path: Path) -> None:
     assert error.hint is not None
 
 
+@pytest.mark.parametrize("config", ["-", Path("-")], ids=["text", "path"])
+def test_the_standard_input_is_not_waited_for(config: mergeforge.Config, tmp_path: Path) -> None:
+    error = failing(config, tmp_path / "out")
+    assert type(error) is mergeforge.ConfigError and "sys.stdin.read()" in str(error.hint)
+
+
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     models = [{"model": "./nowhere", "parameters": {"weight": 1}}]
     error = failing({"merge_method": "linear", "models": models}, tmp_path / "out")

@@ -221,6 +221,11 @@ def test_odd_values_are_warned_of() -> None:
     given["a"]["norm"][3] = torch.nan
     with pytest.warns(mergeforge.MergeforgeWarning, match="tensor norm: 1 NaN read"):
         mergeforge.merge_state_dicts(CONFIG, given)
+    odd = {f"odd.{number}": torch.full((2,), torch.nan) for number in range(9)}
+    with pytest.warns(mergeforge.MergeforgeWarning) as caught:
+        mergeforge.merge_state_dicts(CONFIG, {name: {**model, **odd} for name, model in models().items()})
+    # There is no manifest to look into.
+    assert str(caught[-1].message) == "… and 1 more tensors with odd values"
 
 
 def test_tensors_may_lie_in_any_way() -> None:

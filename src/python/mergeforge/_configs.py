@@ -28,7 +28,7 @@ def written(config: Config) -> tuple[str, str]:
     if isinstance(config, Mapping):
         # A line of a text that nobody wrote would say nothing.
         return "", "\n".join([*_mapping(config, ""), ""])
-    if config == "-":
+    if isinstance(config, (str, os.PathLike)) and os.fspath(config) == "-":
         raise ConfigError("the standard input is read by the command line alone", "give its text: sys.stdin.read()")
     if isinstance(config, str):
         is_text = "\n" in config or config.lstrip().startswith("{")

@@ -1,7 +1,7 @@
 //! The folder of what merges remember for later ones.
 
-use std::fs::{DirBuilder, File};
-use std::io::{self, Read};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Makes a folder, and those that it lies in, for the user alone. What is there stays as it is.
@@ -47,4 +47,57 @@ pub fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut content)?;
     if content.len() as u64 > bytes_max { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(content) }
+}
+
+/// The ending of a file that is being written.
+pub const UNFINISHED: &str = "partial";
+
+/// Replaces a small file in one step, by way of one beside it: who reads it at the same time sees the old or the new one, and what is
+/// in its place, a link or a pipe, is neither followed nor waited for.
+///
+/// # Errors
+/// Those of the system.
+pub fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
+    let unfinished = file.with_extension(format!("{}.{UNFINISHED}", std::process::id()));
+    // One that is there is a killed process's or somebody's trap: it is left alone.
+    let mut made = File::create_new(&unfinished)?;
+    made.write_all(content).and_then(|()| fs::rename(&unfinished, file)).inspect_err(|_| {
+        let _ = fs::remove_file(&unfinished);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_files_are_read_up_to_their_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.json");
+        replace(&file, b"1234").unwrap();
+        assert_eq!(read_small(&file, 4).unwrap(), b"1234");
+        assert_eq!(read_small(&file, 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        replace(&file, b"5").unwrap();
+        assert_eq!(read_small(&file, 4).unwrap(), b"5");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_not_waited_for_and_makes_room() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, precious) = (folder.path().join("pipe.json"), folder.path().join("precious"));
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        fs::write(&precious, "mine").unwrap();
+        let link = folder.path().join("link.json");
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+        assert_eq!(read_small(&pipe, 4).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert!(read_small(Path::new("/dev/zero"), 4).is_err() && read_small(folder.path(), 4).is_err());
+        for file in [&pipe, &link] {
+            replace(file, b"new").unwrap();
+            assert_eq!(read_small(file, 4).unwrap(), b"new");
+        }
+        assert_eq!(fs::read(&precious).unwrap(), b"mine");
+    }
 }

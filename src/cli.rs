@@ -1,7 +1,8 @@
 //! The command line: flags, progress, reports and hints. The only place that prints.
 //!
 //! Data goes to standard output, talk to standard error, under `--json` as an object a line. Exit codes: 0 done, 1 the compared models
-//! differ, 2 the command, the config or the plan is wrong, or a model is not there, 3 a file of an input is missing or damaged, 4 the
+//! differ, 2 the command, the config or the plan is wrong, or a model is not there, 3 a file of an input is missing or damaged (or
+//! `verify` found one of an output), 4 the
 //! output cannot be written, 5 the device is missing or failed, 6 the Hub cannot be reached, 130 interrupted.
 
 mod analyze;
@@ -31,6 +32,7 @@ mod signals;
 mod staged;
 mod sweep;
 mod values;
+mod verify;
 mod warnings;
 mod writes;
 
@@ -55,7 +57,8 @@ use crate::report::Report;
 use crate::stream::Budget;
 use crate::timeline::Timeline;
 use crate::{
-    AnyConfig, Options, Prepared, Written, check_absent, check_room, merge_recording, prepare_config, report,
+    AnyConfig, Options, Prepared, Stopped, Written, check_absent, check_room, hash_inputs, merge_recording,
+    prepare_config, report, unhashed_bytes,
 };
 pub use host::Host;
 use hub::HubArgs;
@@ -74,7 +77,7 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 `diff` found differences; 2 the command, the config or the plan is wrong, or a model is not there; 3 a file of an \
-                          input is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 6 the Hub cannot be reached; 130 interrupted. \
+                          input, or of an output that `verify` reads, is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 6 the Hub cannot be reached; 130 interrupted. \
                           NO_COLOR is respected. MERGEFORGE_CACHE names the folder \
                           of what merges remember (by default mergeforge/ in ~/.cache; empty: nowhere).";
 
@@ -97,6 +100,8 @@ enum Command {
     Info(info::InfoArgs),
     /// Compare two models tensor by tensor; the exit code is 0 where all are equal, and 1 where some differ
     Diff(diff::DiffArgs),
+    /// Read a merged folder again, and compare it with its manifest: every file, every tensor; perhaps make tensors again
+    Verify(verify::VerifyArgs),
     /// Measure, before a merge is made, how its models differ and what the method can do with that
     Analyze(Box<analyze::AnalyzeArgs>),
     /// Make a low-rank adapter, as PEFT reads it, of a fine-tuned model and its base
@@ -178,14 +183,20 @@ struct MergeFlags {
     /// Neither use nor keep thresholds that merges of the same models found
     #[arg(long)]
     no_cache: bool,
+    /// Remove what a merge into the same folder that was stopped has left, in place of going on with it
+    #[arg(long)]
+    restart: bool,
     /// Show no progress and no summary
     #[arg(long, short, overrides_with = "no_quiet")]
     quiet: bool,
     #[arg(long, hide = true)]
     no_quiet: bool,
-    /// Print the manifest as JSON when done
+    /// Print the manifest as JSON when done, and with it, as `run`, how the merge went
     #[arg(long)]
     json: bool,
+    /// Read every input file whole before the merge, so that the manifest says its SHA-256
+    #[arg(long, conflicts_with = "stream")]
+    hash_inputs: bool,
     /// Write what each thread and the device did when, as a trace that Perfetto and Chrome show
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -297,6 +308,11 @@ enum How {
 }
 
 impl MergeFlags {
+    /// What a merge that is stopped leaves.
+    fn stopped(&self) -> Stopped {
+        if self.restart { Stopped::Restarts } else { Stopped::GoesOn }
+    }
+
     /// The device that computes, and what may be used of it.
     fn device(&self) -> Result<(Device, Budget)> {
         let cache = cache::folder();
@@ -451,6 +467,7 @@ pub fn run(words: Vec<OsString>, program: Vec<OsString>) -> u8 {
         }
         Command::Info(args) => info::run(&args),
         Command::Diff(args) => return diff::ended(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Analyze(args) => analyze::run(&args),
         Command::ExtractLora(args) => extract::run(&args),
         Command::Eval(args) => eval::run(&args),
@@ -528,7 +545,8 @@ fn merge_on(
     if !flags.quiet {
         show::folders_to_make(out);
     }
-    let report = merge_into(prepared, out, !flags.no_copy_tokenizer, flags, on, progress, timeline)?;
+    let ends = (!flags.no_copy_tokenizer, flags.stopped());
+    let report = merge_into(prepared, out, ends, flags, on, progress, timeline)?;
     if let Some(file) = &flags.trace {
         report.write_trace(file, prepared)?;
         if !flags.quiet {
@@ -536,16 +554,16 @@ fn merge_on(
         }
     }
     if flags.json {
-        show::json(report.manifest());
+        show::json(&report.json());
     }
     Ok(())
 }
 
-/// Carries out a plan, and says what it did; `copies` says whether the donor's files are copied.
+/// Carries out a plan, and says what it did. Said are whether the donor's files are copied, and what a merge that is stopped leaves.
 fn merge_into(
     prepared: &Prepared,
     out: &Path,
-    copies: bool,
+    (copies, stopped): (bool, Stopped),
     flags: &MergeFlags,
     (device, budget): &(Device, Budget),
     progress: &Progress,
@@ -566,9 +584,16 @@ fn merge_into(
         reads: flags.common.run.reads(prepared),
         cache,
         recall: !flags.no_cache,
+        stopped,
     };
     check_room(prepared, &options)?;
     flags.common.run.hub.bring(prepared, progress)?;
+    if flags.hash_inputs {
+        let hashing = progress.another(unhashed_bytes(&prepared.sources), "hashed");
+        let hashed = hash_inputs(&prepared.sources, budget.threads, &hashing);
+        hashing.finish();
+        hashed?;
+    }
     progress.expect(prepared.plan.layout.total_bytes, "written");
     let before = progress.moved_bytes();
     let outcome = merge_recording(prepared, &options, progress, timeline);
@@ -610,10 +635,10 @@ fn show_plan(
         let (reads, cache) = (args.common.run.reads(prepared), None);
         let (copy_tokenizer, model_card) = (true, true);
         let out = out.clone();
-        let recall = false;
+        let (recall, stopped) = (false, Stopped::GoesOn);
         check_room(
             prepared,
-            &Options { out, device, budget, copy_tokenizer, model_card, reads, cache, recall },
+            &Options { out, device, budget, copy_tokenizer, model_card, reads, cache, recall, stopped },
         )?;
     }
     check_absent(prepared)?;

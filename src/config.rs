@@ -35,7 +35,6 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-pub(crate) use yaml::SOURCE_BYTES_MAX;
 
 /// So many warnings of one kind have a line each; more of them are one warning.
 pub(crate) const FEW_MAX: usize = 4;

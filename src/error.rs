@@ -1,7 +1,10 @@
 //! One error for everything: what failed, on which file, tensor or key, and the way out.
 
+use std::cell::Cell;
 use std::fmt;
+use std::panic;
 use std::path::Path;
+use std::sync::Once;
 
 use crate::text::one_line;
 
@@ -113,7 +116,7 @@ impl Error {
 
     /// The user asked to stop.
     pub fn interrupted() -> Self {
-        Self::new(Kind::Interrupted, "interrupted: nothing was written")
+        Self::new(Kind::Interrupted, "interrupted: no output was made")
     }
 
     /// Adds the way out.
@@ -268,6 +271,25 @@ fn sorted_words(name: &str) -> Vec<String> {
 
 fn is_separator(c: char) -> bool {
     matches!(c, '_' | '-' | ' ' | '.')
+}
+
+/// The result of code that others wrote, or nothing if it panics, which stays silent: they may take for granted what a file or a device
+/// does not keep to.
+pub fn without_panic<T>(run: impl FnOnce() -> T) -> Option<T> {
+    thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !SILENT.get() {
+                report(panic);
+            }
+        }));
+    });
+    let before = SILENT.replace(true);
+    let result = panic::catch_unwind(panic::AssertUnwindSafe(run));
+    SILENT.set(before);
+    result.ok()
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub use cache::{Repository, is_hex, is_hub_name};
 pub use download::{Wanted, fetch, missing_bytes};
 pub use environment::Environment;
 pub use file::RemoteFile;
+pub(crate) use hashes::Hasher;
 pub use snapshot::{Pieces, Snapshot, is_verified};
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -2,7 +2,7 @@
 //!
 //! The way of the data is one way: [`config`] (what was written) and [`checkpoint`] headers make a [`plan`]
 //! (what it means), which the [`stream`] carries out: chunks of tensors through a [`backend`] that knows
-//! [`kernel`]s, as the [`recipe`]s of a [`method`] ask for them. `prepare` and `merge` below are the whole story.
+//! [`kernel`]s, as the [`recipe`]s of a [`method`] ask for them. [`prepare`] and [`merge`] are the whole story.
 //!
 //! The same config, seed and inputs give the same bytes on every device, whatever the chunk size, the number
 //! of threads and the memory.
@@ -25,6 +25,8 @@ pub mod hub;
 pub mod input;
 mod instructions;
 pub mod kernel;
+mod limits;
+mod merging;
 pub mod method;
 pub mod page;
 pub mod plan;
@@ -41,16 +43,15 @@ pub mod threads;
 pub mod thresholds;
 pub mod timeline;
 pub mod tokenizer;
+pub mod verify;
 mod written;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use backend::device::Device;
-use backend::{Backend, Limits};
-use checkpoint::{ADAPTER_CONFIG, Access, Companions, Destination, MODEL_CONFIG, Reads, Sink, Source};
+use checkpoint::{ADAPTER_CONFIG, Companions, Destination, MODEL_CONFIG, Making, Reads, Source};
 use config::moe::MoeConfig;
 use config::{Config, Position};
 use dtype::{Dtype, float_name};
@@ -58,12 +59,13 @@ use error::{Error, Result};
 use hub::{Remote, Wanted};
 use indexmap::IndexMap;
 use input::At;
+pub use merging::{floor, merge, merge_recording, merge_tensors};
+pub(crate) use merging::{open_device, verified};
 use plan::{Choices, Compared, Place, Plan, Readable};
-use report::{Intermediate, Report};
+use report::Intermediate;
 use serde_json::{Value as Json, json};
 use stages::{FusedStage, Made, Way};
-use stream::{Budget, Deposit, Merged, Streamed, Watch, Work};
-use timeline::{Shares, Timeline};
+use stream::{Budget, Watch};
 pub use written::{
     AnyConfig, Written, read_any, read_any_or_space, read_config, read_moe, read_space, read_stages,
 };
@@ -448,6 +450,32 @@ pub fn fetch(sources: &[&Source], wanted: &[Wanted], watch: &dyn hub::Watch) -> 
     sources.iter().try_for_each(|source| source.arrive())
 }
 
+/// The bytes that [`hash_inputs`] reads: files whose SHA-256 is known for certain are not among them.
+pub fn unhashed_bytes(sources: &[Source]) -> u64 {
+    sources.iter().flat_map(Source::unhashed_bytes).sum()
+}
+
+/// Reads every file of weights whole, several at a time, so that the manifest can say their SHA-256.
+///
+/// # Errors
+/// One cannot be read, changed, or is not what the Hugging Face cache calls it; or the user wants to stop.
+pub fn hash_inputs(sources: &[Source], threads: usize, watch: &dyn Watch) -> Result<()> {
+    let unhashed = |(place, bytes): (usize, u64)| (bytes > 0).then_some(place);
+    let files: Vec<(&Source, usize)> = sources
+        .iter()
+        .flat_map(|source| {
+            let places = source.unhashed_bytes().into_iter().enumerate().filter_map(unhashed);
+            places.map(move |place| (source, place)).collect::<Vec<_>>()
+        })
+        .collect();
+    let go_on = |bytes: u64| {
+        watch.moved(0, bytes);
+        if watch.stop() { Err(Error::interrupted()) } else { Ok(()) }
+    };
+    let hash = |file: usize| files[file].0.hash_file(files[file].1, &go_on);
+    threads::each(threads, files.len(), hash).into_iter().collect()
+}
+
 /// What a merge may use and what it leaves beside the tensors.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -467,138 +495,34 @@ pub struct Options {
     pub cache: Option<PathBuf>,
     /// Whether thresholds of earlier merges are used, and those of this one kept, in that folder.
     pub recall: bool,
+    /// What a merge that is stopped leaves, and what is done with what such a one has left.
+    pub stopped: Stopped,
 }
 
-/// Carries out a plan. The output folder appears whole, under its final name, or not at all.
-///
-/// # Errors
-/// An input that cannot be read or changes, an output that cannot be written, or the user's wish to stop.
-pub fn merge(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Result<Report> {
-    merge_recording(prepared, options, watch, Timeline::new())
+/// What becomes of what is finished of an output when its merge is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// It stays, and the next merge goes on with it.
+    GoesOn,
+    /// It stays, and this merge begins anew nevertheless.
+    Restarts,
+    /// It is removed.
+    LeavesNothing,
 }
 
-/// As [`merge`], with the timeline that is to be in the report: one that keeps single records, for a trace.
-///
-/// # Errors
-/// Those of [`merge`].
-pub fn merge_recording(
-    prepared: &Prepared,
-    options: &Options,
-    watch: &dyn Watch,
-    timeline: Timeline,
-) -> Result<Report> {
-    let Prepared { sources, plan, .. } = prepared;
-    check_room(prepared, options)?;
-    check::before_first_use(&options.device, options.cache.as_deref())?;
-    let (backend, limits) = open_device(plan, &options.device, &options.budget, watch)?;
-    let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
-    let cache = options.cache.as_deref().filter(|_| options.recall);
-    let recalled = cache.map_or_else(Vec::new, |cache| thresholds::recall(cache, plan, sources));
-    let guess = options.device.family.reads_again;
-    let work =
-        Work { plan, chosen: None, sources, recalled: &recalled, reads: options.reads, idle: false, guess };
-    stream::prepare(&work, &*backend, watch)?;
-    // Opening a device and compiling kernels take a moment, in which no stage could be busy.
-    let timeline = timeline.begun_now();
-    let merged = stream::run(work, &*backend, &sink, &limits, watch, &timeline);
-    let Streamed { merged, workers } = verified(sources, merged)?;
-    let shares = timeline.shares(timeline.origin().elapsed(), workers);
-    let mut report = Report::new(prepared, &*backend, merged, timeline, shares);
-    report.threads_missing = limits.threads - workers;
-    let streamed = Instant::now();
-    sink.finish(&report.sidecars(prepared, options)?, &|| watch.stop())?;
-    report.finishing = streamed.elapsed();
-    if let Some(cache) = cache {
-        thresholds::remember(cache, plan, sources, &report.merged);
-    }
-    Ok(report)
-}
-
-/// Carries out a plan into `deposit`, and writes nothing else.
-///
-/// # Errors
-/// An input that cannot be read or changes, a device that fails, or the user's wish to stop.
-pub fn merge_tensors(
-    prepared: &Prepared,
-    (device, budget): (&Device, &Budget),
-    reads: Reads,
-    deposit: &dyn Deposit,
-    watch: &dyn Watch,
-) -> Result<Vec<Merged>> {
-    let Prepared { sources, plan, .. } = prepared;
-    let (backend, limits) = open_device(plan, device, budget, watch)?;
-    let guess = device.family.reads_again;
-    let work = Work { plan, chosen: None, sources, recalled: &[], reads, idle: false, guess };
-    stream::prepare(&work, &*backend, watch)?;
-    let merged = stream::run(work, &*backend, deposit, &limits, watch, &Timeline::timing());
-    verified(sources, merged).map(|streamed| streamed.merged)
-}
-
-/// What came of a merge, if no input changed meanwhile. Those that change can look like a device that contradicts itself: they are
-/// then the error.
-fn verified(sources: &[Source], merged: Result<Streamed>) -> Result<Streamed> {
-    if merged.as_ref().map_or_else(|failure| failure.kind == error::Kind::Device, |_| true) {
-        sources.iter().try_for_each(Source::verify_unchanged)?;
-    }
-    merged
-}
-
-/// Opens the device with the memory that a merge may use; where it has not so much, with half of that, and so on, as far as the
-/// merge gets by with it.
-///
-/// # Errors
-/// Not even one chunk of the smallest size fits into the budget; or what the device reports, of the smallest that was tried.
-fn open_device(
-    plan: &Plan,
-    device: &Device,
-    asked: &Budget,
-    watch: &dyn Watch,
-) -> Result<(Box<dyn Backend>, Limits)> {
-    let (mut budget, mut limits) = (*asked, asked.limits(plan, device)?);
-    let mut refusal = None;
-    loop {
-        let failure = match device.open(&limits) {
-            Ok(backend) => {
-                if let Some(refusal) = refusal {
-                    watch.less_memory(&refusal, asked.device_bytes, budget.device_bytes);
-                }
-                return Ok((backend, limits));
-            }
-            Err(failure) => failure,
-        };
-        budget.device_bytes /= 2;
-        match budget.limits(plan, device) {
-            Ok(less) if failure.kind == error::Kind::DeviceMemory => limits = less,
-            _ => return Err(failure),
-        }
-        // What was asked for at first.
-        refusal.get_or_insert(failure);
+impl Stopped {
+    /// How a sink is to be made, of what [`report::making`] says.
+    fn making(self, what: &Json) -> Option<Making<'_>> {
+        (self != Self::LeavesNothing).then_some(Making { what, anew: self == Self::Restarts })
     }
 }
 
-/// What a merge takes at the least on this device: the same reads, copies, digests and writes through the same scheduler,
-/// every input once and no arithmetic. What is written means nothing and is taken away. Returns the time, and what the stages
-/// did in it.
+/// Refuses an output folder beside which a stopped merge has left part of another output, as far as that can be known by now.
 ///
 /// # Errors
-/// Those of [`merge`].
-pub fn floor(prepared: &Prepared, options: &Options, watch: &dyn Watch) -> Result<(Duration, Shares)> {
-    let Prepared { sources, plan, .. } = prepared;
-    check_room(prepared, options)?;
-    let (backend, limits) = open_device(plan, &options.device, &options.budget, watch)?;
-    let sink = Sink::create(&options.out, &plan.layout, access(sources))?;
-    let work =
-        Work { plan, chosen: None, sources, recalled: &[], reads: options.reads, idle: true, guess: false };
-    stream::prepare(&work, &*backend, watch)?;
-    let timeline = Timeline::timing();
-    let Streamed { workers, .. } = stream::run(work, &*backend, &sink, &limits, watch, &timeline)?;
-    let wall = timeline.origin().elapsed();
-    Ok((wall, timeline.shares(wall, workers)))
-}
-
-/// Who may read all inputs.
-fn access(sources: &[Source]) -> Access {
-    sources.iter().fold(Access::ANY, |access, source| access.and(source.access))
+/// Kind `Config`, with what differs.
+pub fn check_left(prepared: &Prepared, out: &Path) -> Result<()> {
+    checkpoint::check_left(out, || report::making(prepared))
 }
 
 /// Refuses an output folder that is not free, or a disk that is too small, before anything is read.
@@ -613,6 +537,9 @@ pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
     };
     let beside = (options.out.as_path(), destination.bytes);
     checkpoint::check_destinations(&[destination], &places_of_inputs(prepared).collect::<Vec<_>>())?;
+    if options.stopped == Stopped::GoesOn {
+        check_left(prepared, &options.out)?;
+    }
     if prepared.choices.remote != Remote::Streamed {
         free_for(&prepared.absent(), &[beside])?;
     }

@@ -44,9 +44,7 @@ pub use data::{
 };
 pub use elements::element_files;
 pub use globs::with_found_models;
-pub use models::{
-    MODELS_MAX, Place, check, check_counts, check_given, places, problems_of, references, written_at,
-};
+pub use models::{Place, check, check_counts, check_given, places, problems_of, references, written_at};
 pub use moe::check_moe;
 pub use names::{Layered, layered};
 pub use partly_held::PartlyHeldPolicy;

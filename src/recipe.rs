@@ -4,6 +4,7 @@
 //! answers with, until the output is right. The solving between passes is host arithmetic in f64, shared by
 //! every backend: given the same measurements they all go on with the same numbers.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
@@ -158,7 +159,7 @@ pub trait Machine: Send + Sync {
 }
 
 /// What a merge found out about a tensor, in words that are the same for all tensors of which it is true.
-pub type Remark = &'static str;
+pub type Remark = Cow<'static, str>;
 
 /// A pass that a recipe is likely to ask for. It says which kernel will run on what; its numbers are not known yet.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,26 +1,36 @@
 //! What a merge did: the manifest `mergeforge.json`, the other files beside the tensors, and words for people.
 
+mod canonical;
+pub(crate) mod inputs;
 mod linear;
 mod made;
+mod making;
+mod manifest;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use made::{differences, manifest_in};
+pub(crate) use making::making;
+pub use manifest::{
+    AdapterRecord, ConfigRecord, CoverageRecord, FORMAT, FileRecord, InputFileRecord, InputRecord,
+    LeftOutRecord, Manifest, OddRecord, OptionsRecord, RemarkRecord, TensorRecord,
+};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::backend::{Backend, OddValues};
 use crate::checkpoint::layout::INDEX;
 use crate::checkpoint::{
     CARD, CardModel, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, MOE_CONFIG, ModelCard,
-    Sidecar, Source, TOKENIZER, TOKENIZER_BYTES_MAX, config_json, licence, model_card,
+    Shard, Sidecar, Source, config_json, licence, model_card, sha256_of,
 };
 use crate::error::{Error, Result};
 use crate::method::{MIXTURE, Scope};
-use crate::plan::PlannedModel;
+use crate::plan::{LeftOut, PlannedModel};
 use crate::stream::Merged;
 use crate::timeline::{Shares, Stage, StageShare, StageTimes, Timeline, Who};
 use crate::{Options, Prepared};
@@ -40,7 +50,9 @@ pub struct Report {
     pub finishing: Duration,
     /// Worker threads that were asked for and that the system did not start.
     pub threads_missing: usize,
-    manifest: Value,
+    manifest: Manifest,
+    /// What it is not in the manifest for: it differs from run to run.
+    run: Value,
 }
 
 /// What is said of the result of another document, which a merge reads.
@@ -58,11 +70,11 @@ impl Intermediate {
     /// One of these models, in this folder if it is in one.
     pub(crate) fn new(models: Vec<CardModel>, folder: Option<&Path>) -> Self {
         #[derive(Deserialize)]
-        struct Manifest {
+        struct Recorded {
             inputs: Vec<Value>,
         }
         // What somebody else put there has none.
-        let manifest = folder.and_then(manifest_in::<Manifest>);
+        let manifest = folder.and_then(manifest_in::<Recorded>);
         let inputs = manifest.map(|manifest| manifest.inputs).unwrap_or_default();
         Self { models, is_in_folder: folder.is_some(), inputs }
     }
@@ -77,45 +89,77 @@ impl Report {
         shares: Shares,
     ) -> Self {
         let plan = &prepared.plan;
-        let tensors: Map<String, Value> = plan
+        let tensors: BTreeMap<String, TensorRecord> = plan
             .tensors
             .iter()
+            .zip(&plan.layout.places)
             .zip(&merged)
-            .map(|(tensor, merged)| {
-                (tensor.name.to_string(), json!({ "blake3": merged.digest.to_hex().as_str() }))
+            .map(|((tensor, place), merged)| {
+                let record = TensorRecord {
+                    blake3: merged.digest.to_hex().as_str().into(),
+                    dtype: tensor.dtype,
+                    shape: tensor.shape.to_vec(),
+                    file: plan.layout.shards[place.shard].file.clone(),
+                };
+                (tensor.name.to_string(), record)
             })
             .collect();
-        let odd: Map<String, Value> = plan
+        let odd = plan
             .tensors
             .iter()
             .zip(&merged)
             .filter(|(_, merged)| merged.odd.any())
-            .map(|(tensor, merged)| (tensor.name.to_string(), odd_json(merged.odd)))
+            .map(|(tensor, merged)| (tensor.name.to_string(), odd_record(merged.odd)))
             .collect();
-        let mut manifest = json!({
-            "mergeforge": env!("CARGO_PKG_VERSION"),
-            "method": plan.method.name,
-            "seed": plan.seed,
-            "options": made::options(prepared),
+        let remark = |(remark, tensors): (&str, usize)| RemarkRecord { remark: remark.into(), tensors };
+        let left_out = |left: &LeftOut| LeftOutRecord {
+            model: left.model.clone(),
+            what: left.what.clone(),
+            tensors: left.tensors,
+        };
+        let config = ConfigRecord {
+            file: config_name(prepared).into(),
+            sha256: sha256_of(prepared.config.source.as_bytes()),
+        };
+        let manifest = Manifest {
+            format: FORMAT,
+            mergeforge: env!("CARGO_PKG_VERSION").into(),
+            method: plan.method.name.into(),
+            config,
+            seed: plan.seed,
+            options: made::options(prepared),
+            inputs: records(inputs::models(prepared)),
+            element_files: records(inputs::element_files(prepared)),
+            left_out: plan.left_out.iter().map(left_out).collect(),
+            // In the order of the inputs.
+            weights: plan.weights.clone(),
+            odd_values: odd,
+            remarks: remarks(&merged).into_iter().map(remark).collect(),
+            total_size: plan.layout.total_bytes,
+            // Known once they are made.
+            files: BTreeMap::new(),
+            tensors,
+        };
+        let run = json!({
             "device": backend.name(),
             "seconds": rounded(shares.wall.as_secs_f64()),
             "threads": shares.threads,
             "stages": stages_json(&shares),
             "bottleneck": shares.bottleneck().stage().map(Stage::name),
-            "inputs": model_identities(prepared),
-            "element_files": element_file_identities(prepared),
             "chunks_by_cpu": merged.iter().map(|merged| merged.redone).sum::<u64>(),
             "chunks_mended": merged.iter().map(|merged| merged.mended).sum::<u64>(),
-            "odd_values": odd,
-            "remarks": remarks(&merged).iter().map(|(remark, tensors)| json!({ "remark": remark, "tensors": tensors })).collect::<Vec<_>>(),
-            "tensors": tensors,
         });
-        if let Some(weights) = &plan.weights {
-            // In the order of the inputs.
-            manifest["weights"] = json!(weights);
-        }
         let finishing = Duration::ZERO;
-        Self { device: backend.name(), merged, timeline, shares, finishing, threads_missing: 0, manifest }
+        Self {
+            device: backend.name(),
+            merged,
+            timeline,
+            shares,
+            finishing,
+            threads_missing: 0,
+            manifest,
+            run,
+        }
     }
 
     /// The odd values of all tensors together, and how many tensors have some.
@@ -126,7 +170,7 @@ impl Report {
     }
 
     /// What was found out about tensors, and of how many it is true.
-    pub fn remarks(&self) -> Vec<(&'static str, usize)> {
+    pub fn remarks(&self) -> Vec<(&str, usize)> {
         remarks(&self.merged)
     }
 
@@ -136,8 +180,20 @@ impl Report {
     }
 
     /// The manifest: what `mergeforge.json` holds.
-    pub fn manifest(&self) -> &Value {
+    pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// How the merge went, for programs: the device, seconds, threads, what the stages did, chunks that were made once more.
+    pub fn run(&self) -> &Value {
+        &self.run
+    }
+
+    /// Both: the manifest, and beside its keys `run`.
+    pub fn json(&self) -> Value {
+        let mut all = self.manifest.value();
+        all["run"] = self.run.clone();
+        all
     }
 
     /// Writes the timeline's single records as a trace, for Perfetto or `chrome://tracing`. A file that is there is
@@ -171,23 +227,57 @@ impl Report {
         })
     }
 
-    /// The files beside the tensors.
-    pub(crate) fn sidecars(&self, prepared: &Prepared, options: &Options) -> Result<Vec<Sidecar>> {
-        let (plan, config) = (&prepared.plan, &prepared.config);
+    /// The files beside the tensors, the manifest among them, which from now on lists all files.
+    pub(crate) fn sidecars(&mut self, prepared: &Prepared, options: &Options) -> Result<Vec<Sidecar>> {
+        let config = &prepared.config;
         let file =
             |file: &str, content: Vec<u8>| Sidecar { file: file.into(), content: Content::Bytes(content) };
-        let mut manifest = serde_json::to_vec_pretty(&self.manifest).expect("the manifest is plain JSON");
-        manifest.push(b'\n');
-        let own_config = if plan.method.name == MIXTURE.name { MOE_CONFIG } else { MERGE_CONFIG };
-        let mut files = vec![file(own_config, config.source.clone().into_bytes()), file(MANIFEST, manifest)];
+        let mut files = vec![file(config_name(prepared), config.source.clone().into_bytes())];
         files.extend(linear::linear_config(prepared).map(|text| file(LINEAR_CONFIG, text.into_bytes())));
+        files.extend(model_files(prepared, options.copy_tokenizer));
+        self.manifest.files = file_records(prepared, &files)?;
+        files.push(file(MANIFEST, self.manifest.text().into_bytes()));
         if options.model_card {
             let title = options.out.file_name().map_or_else(|| "merge".into(), |name| name.to_string_lossy());
             files.push(file(CARD, card(prepared, &title).into_bytes()));
         }
-        files.extend(model_files(prepared, options.copy_tokenizer));
         Ok(files)
     }
+}
+
+fn records(inputs: Vec<Value>) -> Vec<InputRecord> {
+    let record = |input| serde_json::from_value(input).expect("every key of an input stands in its record");
+    inputs.into_iter().map(record).collect()
+}
+
+/// The name of the config beside the weights.
+fn config_name(prepared: &Prepared) -> &'static str {
+    if prepared.plan.method.name == MIXTURE.name { MOE_CONFIG } else { MERGE_CONFIG }
+}
+
+/// What the manifest says of files: those with the weights, their index, and these. The model card, which people go on writing, and
+/// which has the folder's name for a title, is in no manifest.
+fn file_records(prepared: &Prepared, beside: &[Sidecar]) -> Result<BTreeMap<String, FileRecord>> {
+    let layout = &prepared.plan.layout;
+    let of_bytes = |bytes: &[u8]| FileRecord::Other { bytes: bytes.len() as u64, sha256: sha256_of(bytes) };
+    let of_shard = |shard: &Shard| {
+        let header_bytes = shard.header.len() as u64;
+        let header_sha256 = sha256_of(&shard.header);
+        (shard.file.clone(), FileRecord::Weights { bytes: shard.bytes, header_bytes, header_sha256 })
+    };
+    let mut records: BTreeMap<String, FileRecord> = layout.shards.iter().map(of_shard).collect();
+    records.extend(layout.index.iter().map(|index| (INDEX.to_owned(), of_bytes(index))));
+    for sidecar in beside.iter().filter(|sidecar| sidecar.file != CARD) {
+        let record = match &sidecar.content {
+            Content::Bytes(bytes) => of_bytes(bytes),
+            Content::CopyOf(original) => {
+                let (bytes, sha256) = original.sha256(&|_| Ok(()))?;
+                FileRecord::Other { bytes, sha256 }
+            }
+        };
+        records.insert(sidecar.file.clone(), record);
+    }
+    Ok(records)
 }
 
 /// The output's config.json; none where the models have none.
@@ -217,65 +307,10 @@ pub(crate) fn model_files(prepared: &Prepared, copied: bool) -> Vec<Sidecar> {
     files
 }
 
-/// Which bytes the models are, and their adapters, beside the names that the config calls them by; behind them the models of which
-/// others are merged on the way. Of what is merged while it is read there is nothing but the name; of what was merged into a folder
-/// first, which may be gone by now, there are its own inputs too.
-fn model_identities(prepared: &Prepared) -> Vec<Value> {
-    let of = |source: usize, name: &str| {
-        let result = prepared.results.get(&source);
-        let mut identity = match result {
-            Some(result) if !result.is_in_folder => json!({ "model": name }),
-            _ => named_identity("model", name, &prepared.sources[source]),
-        };
-        if result.is_some() {
-            identity["merged"] = true.into();
-        }
-        // Where vocabularies become one, they say which rows are whose.
-        let file = prepared.sources[source].folder.file(TOKENIZER);
-        if prepared.plan.tokenizer.vocabulary.is_some()
-            && let Ok(text) = file.read(TOKENIZER_BYTES_MAX)
-        {
-            identity["tokenizer_blake3"] = blake3::hash(&text).to_hex().as_str().into();
-        }
-        identity
-    };
-    let adapted = |model: &PlannedModel| {
-        let mut identity = of(model.source, &model.name);
-        if let Some(adapter) = model.adapter.map(|adapter| &prepared.sources[adapter]) {
-            identity["adapter"] = named_identity("adapter", &adapter.name, adapter);
-        }
-        identity
-    };
-    let of_stages = prepared.models_of_stages().map(|source| of(source, &prepared.sources[source].name));
-    let mut all: Vec<Value> = prepared.plan.models.iter().map(adapted).chain(of_stages).collect();
-    for input in results(prepared).flat_map(|result| &result.inputs) {
-        if !all.contains(input) {
-            all.push(input.clone());
-        }
-    }
-    all
-}
-
-/// The results of other documents that are read, in the order of the sources.
-fn results(prepared: &Prepared) -> impl Iterator<Item = &Intermediate> {
-    (0..prepared.sources.len()).filter_map(|source| prepared.results.get(&source).map(|result| &**result))
-}
-
-/// The same of the files that say something of models' elements.
-fn element_file_identities(prepared: &Prepared) -> Vec<Value> {
-    prepared.element_files().map(|file| named_identity("path", &file.name, file)).collect()
-}
-
-fn named_identity(key: &str, name: &str, source: &Source) -> Value {
-    let mut identity = source.identity();
-    identity[key] = name.into();
-    identity
-}
-
 /// Each remark, and how many tensors it is about.
-fn remarks(merged: &[Merged]) -> Vec<(&'static str, usize)> {
+fn remarks(merged: &[Merged]) -> Vec<(&str, usize)> {
     let mut remarks: Vec<(&str, usize)> = Vec::new();
-    for remark in merged.iter().filter_map(|merged| merged.remark) {
+    for remark in merged.iter().filter_map(|merged| merged.remark.as_deref()) {
         match remarks.iter_mut().find(|(known, _)| *known == remark) {
             Some((_, tensors)) => *tensors += 1,
             None => remarks.push((remark, 1)),
@@ -286,7 +321,7 @@ fn remarks(merged: &[Merged]) -> Vec<(&'static str, usize)> {
 
 /// About what the files beside the tensors take that are not copied. The manifest has a line and a digest for each tensor.
 pub(crate) fn other_bytes(prepared: &Prepared) -> u64 {
-    const AROUND_EACH_TENSOR: usize = 120;
+    const AROUND_EACH_TENSOR: usize = 220;
     const ALL_ELSE: usize = 16 << 10;
     let Prepared { plan, config, .. } = prepared;
     let of_tensors: usize = plan.tensors.iter().map(|tensor| tensor.name.len() + AROUND_EACH_TENSOR).sum();
@@ -338,7 +373,7 @@ fn adapted_card_model(prepared: &Prepared, model: &PlannedModel) -> CardModel {
 fn card_models(prepared: &Prepared) -> Vec<CardModel> {
     let mut all: Vec<CardModel> =
         prepared.plan.models.iter().map(|model| adapted_card_model(prepared, model)).collect();
-    for model in results(prepared).flat_map(|result| &result.models) {
+    for model in inputs::results(prepared).flat_map(|result| &result.models) {
         if !all.contains(model) {
             all.push(model.clone());
         }
@@ -475,6 +510,6 @@ fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }
 
-fn odd_json(odd: OddValues) -> Value {
-    json!({ "nan": odd.nan, "infinite": odd.infinite, "overflowed": odd.overflowed })
+fn odd_record(odd: OddValues) -> OddRecord {
+    OddRecord { nan: odd.nan, infinite: odd.infinite, overflowed: odd.overflowed }
 }

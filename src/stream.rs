@@ -16,6 +16,7 @@ mod memory;
 mod reader;
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -50,6 +51,12 @@ pub trait Watch: Sync {
     fn compiling(&self);
     /// The device has not the memory that the merge may use, as `why` says: so many bytes of it are used in place of those.
     fn less_memory(&self, why: &Error, asked: u64, used: u64);
+    /// A merge that was stopped has left something: so many tensors of it are now compared with what was noted.
+    fn compares(&self, _tensors: usize) {}
+    /// So many bytes of the output, of so many, were finished by it.
+    fn goes_on(&self, _finished: u64, _all: u64) {}
+    /// The merge is stopped, and so many bytes of the output, of so many, are finished and stay in a folder.
+    fn leaves(&self, _partial: &Path, _finished: u64, _all: u64) {}
 }
 
 /// Where tensors go: a folder, or memory.
@@ -60,11 +67,18 @@ pub trait Deposit: Sync {
     /// # Errors
     /// They cannot be written.
     fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<Option<Instant>>;
+
+    /// All of a tensor is written.
+    fn finished(&self, _tensor: usize, _merged: &Merged) {}
 }
 
 impl Deposit for Sink {
     fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<Option<Instant>> {
         Sink::write_at(self, tensor, offset, bytes)
+    }
+
+    fn finished(&self, tensor: usize, merged: &Merged) {
+        Sink::finished(self, &merged.noted(tensor));
     }
 }
 
@@ -442,7 +456,10 @@ impl Stream<'_> {
         let goes_on = group.next_pass(self)?;
         let done = if goes_on { Vec::new() } else { group.merged() };
         // Before the queue is locked, for which the others wait.
-        done.iter().for_each(|(tensor, _)| self.done_with(*tensor));
+        for (tensor, merged) in &done {
+            self.done_with(*tensor);
+            self.sink.finished(*tensor, merged);
+        }
         let mut queue = self.queue();
         if goes_on {
             // What is under way goes first: what it holds is the sooner free again.

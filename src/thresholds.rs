@@ -6,17 +6,18 @@
 //! time and nothing else, and no failure here is an error.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{make_private, read_small};
+use crate::cache::{UNFINISHED, make_private, read_small, replace};
 use crate::checkpoint::Source;
 use crate::input::{At, Input};
 use crate::kernel::thinning::Trim;
+use crate::limits::THRESHOLDS_BYTES_MAX;
 use crate::plan::{Action, Plan};
 use crate::recipe::Threshold;
 use crate::stream::Merged;
@@ -131,29 +132,16 @@ struct ThresholdFile {
 /// Files of another form are not understood.
 const FORMAT: u32 = 1;
 
-/// Twelve thousand tensors with all their densities need half of this.
-const FILE_BYTES_MAX: u64 = 64 << 20;
-
 fn read(file: &Path) -> io::Result<Known> {
-    let ThresholdFile { format, tensors } = serde_json::from_slice(&read_small(file, FILE_BYTES_MAX)?)?;
+    let ThresholdFile { format, tensors } = serde_json::from_slice(&read_small(file, THRESHOLDS_BYTES_MAX)?)?;
     if format == FORMAT { Ok(tensors.into_iter().collect()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-/// The ending of a file that is being written.
-const UNFINISHED: &str = "partial";
-
-/// Replaces a file in one step: a merge that reads it at the same time sees the old or the new one.
 fn write(file: &Path, known: &Known) -> io::Result<()> {
     let mut tensors: Vec<_> = known.clone().into_iter().collect();
     tensors.sort_unstable();
     make_private(file.parent().unwrap_or(Path::new("")))?;
-    let unfinished = file.with_extension(format!("{}.{UNFINISHED}", std::process::id()));
-    let json = serde_json::to_vec(&ThresholdFile { format: FORMAT, tensors })?;
-    // One that is there is a killed merge's or somebody's trap: it is left alone, and goes as the old ones do.
-    let mut made = File::create_new(&unfinished)?;
-    made.write_all(&json).and_then(|()| fs::rename(&unfinished, file)).inspect_err(|_| {
-        let _ = fs::remove_file(&unfinished);
-    })
+    replace(file, &serde_json::to_vec(&ThresholdFile { format: FORMAT, tensors })?)
 }
 
 /// Whether a file of this name is one that [`write()`] makes.
@@ -198,7 +186,7 @@ mod tests {
             ["thesis.tex", "package.json", "0.json", "photo.partial", &format!("{}.json.bak", hash(1))];
         for name in foreign {
             fs::write(at(name), "").unwrap();
-            let file = File::options().write(true).open(at(name)).unwrap();
+            let file = fs::File::options().write(true).open(at(name)).unwrap();
             file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
         }
         fs::create_dir(at(&format!("{}.json", "f".repeat(64)))).unwrap();

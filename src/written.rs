@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::config::moe::{self, MoeConfig};
 use crate::config::{self, Config, Space};
 use crate::error::{Error, Result};
+use crate::limits::YAML_BYTES_MAX;
 use crate::stages::Stages;
 
 /// Reads a config. What is wrong with its values is reported by [`crate::prepare_config`], together with what is wrong beyond them.
@@ -127,7 +128,7 @@ fn read_text(file: &Path) -> Result<String> {
     };
     let mut source = Vec::new();
     // One byte more than a config may have is enough to refuse it.
-    let limit = config::SOURCE_BYTES_MAX as u64 + 1;
+    let limit = YAML_BYTES_MAX as u64 + 1;
     let from: Box<dyn Read> = match File::open(file) {
         _ if file == Path::new("-") => Box::new(io::stdin()),
         opened => Box::new(opened.map_err(failed)?),

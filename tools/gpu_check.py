@@ -250,11 +250,12 @@ class Bench:
         environment: dict[str, str] | None = None,
         look: Callable[[pathlib.Path], Any] = lambda out: None,
     ) -> Json:
-        """One merge as a user runs it: its manifest, the time of its process, and what a look at the output gives."""
+        """One merge as a user runs it: its manifest and how it went, the time of its process, and what a look at the output gives."""
         with self.output() as out:
             flags = ["--device", device, "--quiet", "--json", *self.args.flags.split(), *words]
             ran = succeed([self.args.binary, "merge", config, out, *flags], self.limit_s(), environment)
-            return json.loads(ran.out) | {"process_seconds": ran.wall_s, "seen": look(out)}
+            told = json.loads(ran.out)
+            return told | told["run"] | {"process_seconds": ran.wall_s, "seen": look(out)}
 
 
 def tool(name: str) -> str:

@@ -99,7 +99,7 @@ impl Floor {
             OutFile::new(path, file, *bytes)
         };
         let files = Arc::new(self.shards.iter().enumerate().map(file).collect::<io::Result<Vec<_>>>()?);
-        let storing = fsync.then(|| Storing::begin(&files));
+        let storing = fsync.then(|| Storing::begin(&files, None));
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let working = share(threads, |_| {
@@ -177,7 +177,10 @@ struct FloorInput(Vec<(File, u64)>);
 impl FloorInput {
     fn open(dir: &Path) -> io::Result<Self> {
         let mut paths = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+        // Whoever opens a pipe waits.
+        paths.retain(|path| {
+            path.extension().is_some_and(|extension| extension == "safetensors") && path.is_file()
+        });
         paths.sort();
         if paths.is_empty() {
             return Err(io::Error::other("it has no *.safetensors"));

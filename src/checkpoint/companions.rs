@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::folder::InputFile;
 use super::layout::INDEX;
-use super::limits::{
-    COMPANION_BYTES_MAX, COMPANIONS_MAX, FILES_MAX, FOLDERS_DEEP_MAX, MODULE_BYTES_MAX, POINTER_BYTES_MAX,
-    TOKENIZER_BYTES_MAX,
-};
 use super::sidecars::{CARD, Content, MANIFEST, MODEL_CONFIG, Sidecar};
 use super::source::Source;
 use super::weight_files::is_safetensors;
 use crate::error::{Error, Result};
+use crate::limits::{
+    COMPANION_BYTES_MAX, COMPANIONS_MAX, FILES_MAX, FOLDERS_DEEP_MAX, MODULE_BYTES_MAX, POINTER_BYTES_MAX,
+    TOKENIZER_BYTES_MAX,
+};
 use crate::text::is_escaped;
 
 /// The file that holds all of a tokenizer.

@@ -55,6 +55,25 @@ impl Access {
         self.file & 0o666 | 0o600
     }
 
+    /// Takes rights from a file that is there, so that it has no more than these.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn narrow(self, file: &File) -> io::Result<()> {
+        #[cfg(unix)]
+        {
+            use std::fs::Permissions;
+            use std::os::unix::fs::PermissionsExt;
+            let mode = mode(&file.metadata()?) & 0o777;
+            if mode & !self.file_mode() != 0 {
+                file.set_permissions(Permissions::from_mode(mode & self.file_mode()))?;
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = file;
+        Ok(())
+    }
+
     /// The mode of the output folder.
     pub fn folder_mode(self) -> u32 {
         self.folder & 0o777 | 0o700

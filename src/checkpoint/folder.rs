@@ -18,9 +18,9 @@ use cap_std::fs::{Dir, OpenOptions};
 
 use super::file::{Access, with_limit_hint};
 use super::header::{is_lfs_pointer, lfs_pointer};
-use super::limits::FILES_MAX;
 use crate::error::{Error, Result};
 use crate::hub::{self, Snapshot, is_hex};
+use crate::limits::FILES_MAX;
 use crate::text::bytes;
 
 /// Bytes that are compared at once.
@@ -382,7 +382,7 @@ impl InputFile {
             }
             let file = handle.open_with(&place, &options)?.into_std();
             let metadata = file.metadata()?;
-            Ok(metadata.is_file().then_some((file, metadata)))
+            Ok((metadata.is_file() && !is_of_the_system(&file)).then_some((file, metadata)))
         };
         match opened() {
             Ok(Some(opened)) => Ok(opened),
@@ -449,6 +449,20 @@ impl InputFile {
 fn fill(file: &mut impl Read, into: &mut Vec<u8>) -> io::Result<usize> {
     into.clear();
     file.take(COMPARED_BYTES as u64).read_to_end(into)
+}
+
+/// Whether what looks like a file is a window into the system, as in `/proc` and `/sys`: it has no length that counts, and may say
+/// something else each time.
+#[cfg(target_os = "linux")]
+fn is_of_the_system(file: &File) -> bool {
+    const SYSFS: u64 = 0x6265_6572;
+    rustix::fs::fstatfs(file)
+        .is_ok_and(|found| [rustix::fs::PROC_SUPER_MAGIC as u64, SYSFS].contains(&(found.f_type as u64)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_of_the_system(_file: &File) -> bool {
+    false
 }
 
 /// The refusal of what is no regular file.
@@ -614,6 +628,10 @@ mod tests {
         symlink("pipe", folder.join("link")).unwrap();
         for name in ["pipe", "socket", "sub", "link"] {
             refused(&folder, name, &["is not a regular file"]);
+        }
+        #[cfg(target_os = "linux")]
+        for (folder, name) in [("/proc/self", "environ"), ("/sys/kernel", "notes"), ("/dev", "zero")] {
+            refused(Path::new(folder), name, &["is not a regular file"]);
         }
     }
 

@@ -8,11 +8,11 @@ use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::limits::LOOKED_AT_MAX;
 use super::locate::expanded;
 use super::sidecars::MODEL_CONFIG;
 use super::weight_files::is_weights;
 use crate::error::{Error, Result};
+use crate::limits::LOOKED_AT_MAX;
 
 /// What a pattern matches.
 #[derive(Debug, Default, PartialEq, Eq)]

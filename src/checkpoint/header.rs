@@ -13,12 +13,12 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
-pub(super) use json::parse_index;
+pub use json::parse_index;
 
 use super::file::ReadAt;
-use super::limits::HEADER_BYTES_MAX;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::limits::HEADER_BYTES_MAX;
 use crate::text::quoted;
 use json::{HeaderEntry, cap, parse_header};
 

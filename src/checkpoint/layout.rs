@@ -18,7 +18,7 @@ pub const SINGLE: &str = "model.safetensors";
 const ALIGNMENT_BYTES: usize = 8;
 
 /// The tensors of an output: as many as an input may have.
-pub const TENSORS_MAX: usize = super::limits::TENSORS_MAX;
+pub const TENSORS_MAX: usize = crate::limits::TENSORS_MAX;
 
 /// The data of an output. Files end at 2⁶³ − 1 bytes: half of that leaves room for headers, and sums of it are no overflow.
 pub const DATA_BYTES_MAX: u64 = 1 << 62;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::CARD;
 use super::folder::ModelFolder;
-use super::limits::CARD_BYTES_MAX;
+use crate::limits::CARD_BYTES_MAX;
 use crate::text::cut_to;
 
 /// Names of licences are short.

@@ -16,13 +16,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::file::write_all_at;
+use super::file::{read_exact_at, write_all_at};
+use super::journal::Journal;
 
 /// The time in which a CPU's chunk is written to memory. A GPU's takes longer: the thread then falls asleep, as it should.
 const AWAKE: Duration = Duration::from_micros(100);
 
 /// So many bytes of a file are put on the disk together.
 const STORED_BYTES: u64 = 64 << 20;
+
+/// So many bytes are read at once.
+const DIGEST_BYTES: u64 = 1 << 20;
 
 /// How often it is seen whether there are so many.
 const LOOKED_AFTER: Duration = Duration::from_millis(5);
@@ -75,6 +79,30 @@ impl OutFile {
         Ok(began)
     }
 
+    /// Whether so many bytes from `offset` on have this digest, as far as that is found out before `stop`.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn has_digest(
+        &self,
+        digest: &blake3::Hash,
+        (offset, bytes): (u64, u64),
+        stop: &dyn Fn() -> bool,
+    ) -> io::Result<bool> {
+        let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; bytes.min(DIGEST_BYTES) as usize]);
+        let mut done = 0;
+        while done < bytes {
+            if stop() {
+                return Ok(false);
+            }
+            let part = &mut buffer[..(bytes - done).min(DIGEST_BYTES) as usize];
+            read_exact_at(&self.file, part, offset + done)?;
+            hasher.update(part);
+            done += part.len() as u64;
+        }
+        Ok(hasher.finalize() == *digest)
+    }
+
     /// Waits for the turn. A write takes little longer than falling asleep and being woken, so the thread first stays awake.
     fn wait(&self) -> MutexGuard<'_, ()> {
         let asked = Instant::now();
@@ -96,12 +124,14 @@ impl OutFile {
         failure.map_or_else(|| self.file.sync_all(), Err)
     }
 
-    /// Puts on the disk what was written so far.
-    fn store(&self) {
+    /// Puts on the disk what was written so far, and says whether that could be.
+    fn store(&self) -> bool {
         self.unstored.store(0, Ordering::Relaxed);
         if let Err(cause) = self.file.sync_data() {
             self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
+            return false;
         }
+        true
     }
 }
 
@@ -114,15 +144,21 @@ pub struct Storing {
 }
 
 impl Storing {
-    /// Starts it.
-    pub fn begin(files: &Arc<Vec<OutFile>>) -> Self {
+    /// Starts it; after each file it puts the journal on the disk.
+    pub fn begin(files: &Arc<Vec<OutFile>>, journal: Option<Arc<Journal>>) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
         let (files, asked) = (Arc::clone(files), Arc::clone(&ended));
         let run = move || {
             while !asked.load(Ordering::Relaxed) {
                 let unstored = |file: &&OutFile| file.unstored.load(Ordering::Relaxed);
                 match files.iter().max_by_key(unstored).filter(|file| unstored(file) >= STORED_BYTES) {
-                    Some(file) => file.store(),
+                    Some(file) => {
+                        let is_stored = file.store();
+                        // What could not be stored may still be read from memory, and look as if it were there.
+                        journal
+                            .iter()
+                            .for_each(|journal| if is_stored { journal.sync() } else { journal.drop_all() });
+                    }
                     None => thread::park_timeout(LOOKED_AFTER),
                 }
             }
@@ -201,7 +237,7 @@ mod tests {
     fn what_is_written_is_stored_meanwhile() {
         let folder = tempfile::tempdir().unwrap();
         let files = Arc::new(vec![new_file(&folder, 2 * STORED_BYTES)]);
-        let storing = Storing::begin(&files);
+        let storing = Storing::begin(&files, None);
         let piece = vec![1; 1 << 20];
         for at in (0..STORED_BYTES).step_by(piece.len()) {
             files[0].write_at(&piece, at).unwrap();

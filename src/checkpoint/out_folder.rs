@@ -84,7 +84,10 @@ fn room(all: &[Destination]) -> Result<()> {
         let needed = there.iter().map(|of| of.bytes.saturating_add(of.on_the_way_bytes));
         let needed = needed.fold(0, u64::saturating_add);
         let last = there[there.len() - 1];
-        let Some(free) = free_bytes(&last.out).filter(|free| *free < needed) else { continue };
+        // What a stopped merge left is used again, or makes room.
+        let left: u64 = there.iter().map(|destination| left_bytes(&destination.out)).sum();
+        let free = free_bytes(&last.out).map(|free| free.saturating_add(left));
+        let Some(free) = free.filter(|free| *free < needed) else { continue };
         let mut sizes = (size(needed), size(free));
         if sizes.0 == sizes.1 {
             sizes = (format!("{needed} bytes"), format!("{free} bytes"));
@@ -99,6 +102,27 @@ fn room(all: &[Destination]) -> Result<()> {
         return Err(Error::output(refusal).hint("free some space, or choose another disk"));
     }
     Ok(())
+}
+
+/// The space that files take which a stopped merge left beside `out`.
+fn left_bytes(out: &Path) -> u64 {
+    let entries = resolve(out).and_then(|real| fs::read_dir(partial_of(&real)).map_err(|e| e.to_string()));
+    let files = entries.into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok());
+    files.filter(fs::Metadata::is_file).map(|file| taken_bytes(&file)).sum()
+}
+
+/// The space that a file takes.
+fn taken_bytes(file: &fs::Metadata) -> u64 {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        const BLOCK_BYTES: u64 = 512;
+        file.blocks() * BLOCK_BYTES
+    }
+    #[cfg(not(unix))]
+    {
+        file.len()
+    }
 }
 
 /// Whether two places are on one disk.

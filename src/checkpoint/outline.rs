@@ -121,7 +121,7 @@ mod tests {
             let layout = layout(&tensors(), shard_bytes);
             let planned = Source::planned("m", &out, &layout, files(&donor)).unwrap();
             assert!(planned.is_planned() && !out.exists());
-            let sink = Sink::create(&out, &layout, Access::ANY).unwrap();
+            let sink = Sink::create(&out, &layout, Access::ANY, None).unwrap().0;
             sink.finish(&files(&donor), &|| false).unwrap();
             let written = Source::open("m", &out).unwrap();
             assert!(!written.is_planned());

@@ -2,24 +2,31 @@
 //! renamed when everything is on the disk. A reader never meets half a checkpoint.
 //!
 //! `OUT.partial` is locked while it is built. A lock dies with its process, so one that can be taken is
-//! what a killed merge left behind, and is cleared: if it is this user's own, carries our mark, and holds nothing but weights
-//! and the files that its lock lists, each before it is made. The lock goes after the rename: a merge that is killed at any
-//! moment leaves a folder that the next one clears, or an output that is whole.
+//! what a stopped merge left behind: if it is this user's own, carries our mark, and holds nothing but weights
+//! and the files that its lock lists, each before it is made. Where its [journal](super::journal) says that some of the same output is
+//! finished, the weights stay and the merge goes on; else all is cleared. The lock goes after the rename: a merge that is killed at any
+//! moment leaves a folder that the next one takes over, or an output that is whole.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use cap_fs_ext::{DirExt, FollowSymlinks, MetadataExt, OpenOptionsFollowExt, OpenOptionsSyncExt};
-use cap_std::fs::{Dir, DirBuilder, File as CapFile, FileType, Metadata, OpenOptions};
+use cap_fs_ext::{DirExt, MetadataExt};
+use cap_std::fs::{Dir, FileType, Metadata};
+
+use serde_json::Value;
 
 use super::file::Access;
+use super::journal::{Finished, JOURNAL, Journal, Left, left_in};
+use super::layout::Layout;
 use super::layout::is_weights_file;
 use super::out_folder::{free_to_take, nearest_existing, partial_of, resolve};
+use super::own::{existing_file, is_ours, new_file, open_to, private_folder, sync_folder};
 use crate::error::{Error, Result};
+use crate::limits::LOCK_BYTES_MAX;
 use crate::text::quoted;
 
 /// The file in `OUT.partial` whose lock says that a merge is at work there.
@@ -28,12 +35,19 @@ const LOCK: &str = ".lock";
 /// What the lock begins with: without it the folder is somebody else's, whatever its name. The names of the files beside the
 /// weights follow, a line each.
 const MARK: &[u8] =
-    b"A merge by mergeforge writes here. What is left when it has ended is cleared by the next merge.\n";
+    b"A merge by mergeforge writes here. What is left when it has ended is cleared by the next merge, or taken over.\n";
 
-/// The most that a lock holds: a thousand names of the length that paths may have make as much.
-const LOCK_BYTES_MAX: u64 = 4 << 20;
+/// What is made, for whoever is to go on with it.
+#[derive(Debug, Clone, Copy)]
+pub struct Making<'a> {
+    /// All that the bytes of its tensors depend on: an object whose keys are what differs, in words.
+    pub what: &'a Value,
+    /// Whether what a stopped merge has left is removed.
+    pub anew: bool,
+}
 
-/// `OUT.partial`, locked. Dropped before [`Partial::publish`] has given it its name, it is removed with all it holds.
+/// `OUT.partial`, locked. Dropped before [`Partial::publish`] has given it its name, it is removed with all it holds, unless the journal
+/// says that much is finished.
 ///
 /// Others may write where it lies. So all is done by handles, which nobody can exchange, and no link is followed.
 #[derive(Debug)]
@@ -52,39 +66,53 @@ pub(super) struct Partial {
     keep: bool,
     /// Whether it was there, left by a merge that was killed.
     was_left: bool,
+    /// What that merge had finished of the same output.
+    left: Option<Left>,
+    /// What is finished by now.
+    journal: Option<Arc<Journal>>,
+    /// Whether the lock holds: only then can another merge know that this one has ended.
+    is_locked: bool,
 }
 
 impl Partial {
-    /// Makes an empty `OUT.partial`, or takes over what a killed merge of this user left. Only this user may look into it until
-    /// it is published; then `access` holds.
+    /// Makes an empty `OUT.partial`, or takes over what a stopped merge of this user left: what is finished of the same output stays.
+    /// Only this user may look into it until it is published; then `access` holds.
     ///
     /// # Errors
-    /// Kind `Output`: another merge is at work there, or the folder is not ours. Kind `Config`: OUT holds something by now.
-    pub fn create(out: &Path, access: Access) -> Result<Self> {
+    /// Kind `Output`: another merge is at work there, or the folder is not ours. Kind `Config`: OUT holds something by now, or what was
+    /// left is of another output.
+    pub fn create(out: &Path, access: Access, making: Option<Making<'_>>) -> Result<Self> {
         let out = resolve(out).map_err(Error::output)?;
-        let partial = Self::begin(partial_of(&out), out, access)?;
+        let partial = Self::begin(partial_of(&out), out, access, making)?;
         // Another merge may have held the lock until now, and taken the place.
         free_to_take(&partial.out, &partial.out)?;
         Ok(partial)
     }
 
-    fn begin(path: PathBuf, out: PathBuf, access: Access) -> Result<Self> {
+    fn begin(path: PathBuf, out: PathBuf, access: Access, making: Option<Making<'_>>) -> Result<Self> {
         let mut made = Vec::new();
-        let begun =
-            parent_of(&path, &mut made).and_then(|parent| begin(&parent, &path).map(|begun| (parent, begun)));
+        let begun = parent_of(&path, &mut made)
+            .and_then(|parent| begin(&parent, &path, making).map(|begun| (parent, begun)));
         match begun {
-            Ok((parent, (folder, lock, was_left))) => Ok(Self {
-                out,
-                path,
-                parent,
-                folder,
-                lock,
-                access,
-                made,
-                files: Mutex::default(),
-                keep: false,
-                was_left,
-            }),
+            Ok((parent, Begun { folder, lock, is_locked, was_left, files, left })) => {
+                let files = Mutex::new(files);
+                let (keep, journal) = (false, None);
+                Ok(Self {
+                    out,
+                    path,
+                    parent,
+                    folder,
+                    lock,
+                    access,
+                    made,
+                    files,
+                    keep,
+                    was_left,
+                    left,
+                    journal,
+                    is_locked,
+                })
+            }
             Err(error) => {
                 remove_parents(&mut made);
                 Err(error)
@@ -111,6 +139,75 @@ impl Partial {
         }
         let file = self.folder.open_with(name, &new_file(access.file_mode()))?;
         Ok(file.into_std())
+    }
+
+    /// Begins its journal, or goes on with the one that is there, and returns what that had finished. Where nobody could see that this
+    /// merge has ended there is none.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn journal(
+        &mut self,
+        making: &Value,
+        layout: &Layout,
+    ) -> io::Result<(Option<Arc<Journal>>, Vec<Finished>)> {
+        if !self.is_locked {
+            return Ok((None, Vec::new()));
+        }
+        let journal = match &self.left {
+            Some(left) => Journal::go_on(self.kept_file(JOURNAL, Access::ANY)?, left, layout)?,
+            None => Journal::begin(self.create_file(JOURNAL, Access::ANY)?, making)?,
+        };
+        let left = self.left.take().map_or_else(Vec::new, |left| left.finished);
+        Ok((Some(Arc::clone(self.journal.insert(Arc::new(journal)))), left))
+    }
+
+    /// A file that a stopped merge left in it, from now on no more readable than `access` says.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn kept_file(&self, name: &str, access: Access) -> io::Result<File> {
+        let file = self.folder.open_with(name, &existing_file())?.into_std();
+        access.narrow(&file)?;
+        Ok(file)
+    }
+
+    /// Removes what a stopped merge left in it, but for its journal and these files.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn keep_only(&self, names: &BTreeSet<&str>) -> io::Result<()> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let stays = |file: &String| file == JOURNAL || names.contains(file.as_str());
+        let (stay, go) = std::mem::take(&mut *files).into_iter().partition(stays);
+        *files = stay;
+        clear(&self.folder, &go)
+    }
+
+    /// Removes such a file.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn remove_file(&self, name: &str) -> io::Result<()> {
+        self.folder.remove_file(name)
+    }
+
+    /// Puts the names of its files on the disk, and its own. Where that cannot be, a power cut takes more of what is finished.
+    pub fn sync_names(&self) {
+        let _ = self.lock.sync_data();
+        let _ = sync_folder(&self.folder);
+        let _ = sync_folder(&self.parent);
+    }
+
+    /// Lists files in the lock, and puts that on the disk, before the first of them is made: after a power cut, too, none is there that
+    /// is not known for its own.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn expect<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+        names.into_iter().try_for_each(|name| self.note(name))?;
+        let _ = self.lock.sync_data();
+        Ok(())
     }
 
     /// Lists a file in the lock before it is made, so that a merge that is killed leaves none that is not known for its own.
@@ -140,9 +237,14 @@ impl Partial {
         open_to(&self.folder, access).and_then(|()| sync_folder(&self.folder)).map_err(failed)?;
         self.still_there().map_err(failed)?;
         self.keep = true;
+        // Some systems rename no folder in which files are open.
+        let has_journal = self.journal.take().inspect(|journal| journal.kept().nothing()).is_some();
         self.rename().map_err(|e| self.not_renamed(&e))?;
         // Only now: what is killed before is known for a merge's leftover, and what is killed after is whole.
-        let finished = self.folder.remove_file(LOCK).and_then(|()| sync_folder(&self.folder));
+        let without_journal = if has_journal { self.folder.remove_file(JOURNAL) } else { Ok(()) };
+        let finished = without_journal
+            .and_then(|()| self.folder.remove_file(LOCK))
+            .and_then(|()| sync_folder(&self.folder));
         finished.and_then(|()| sync_folder(&self.parent)).map_err(|e| self.not_known_to_last(&e))
     }
 
@@ -165,7 +267,8 @@ impl Partial {
     }
 
     fn not_renamed(&self, cause: &io::Error) -> Error {
-        // Without it no merge takes the finished files for leftovers.
+        // Without them no merge takes the finished files for leftovers.
+        let _ = self.folder.remove_file(JOURNAL);
         let _ = self.folder.remove_file(LOCK);
         let (partial, out) = (self.path.display(), self.out.display());
         Error::output(format!("the merge is complete, but {partial} could not be renamed to {out}: {cause}"))
@@ -184,7 +287,10 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if !self.keep {
+        // What an earlier merge left stays, too, where this one did not come to go on with it.
+        let is_worth_it =
+            self.journal.as_ref().map_or(self.left.is_some(), |journal| journal.kept().bytes().is_some());
+        if !self.keep && !is_worth_it {
             let files = std::mem::take(self.files.get_mut().unwrap_or_else(PoisonError::into_inner));
             // What cannot be removed now is cleared by the next merge to the same place: the lock goes last.
             if clear(&self.folder, &files).is_ok() {
@@ -207,7 +313,7 @@ impl WorkFolder {
     /// Kind `Output`: another merge is at work there, or the folder is not ours.
     pub fn create(path: &Path) -> Result<Self> {
         let path = resolve(path).map_err(Error::output)?;
-        Partial::begin(path.clone(), path, Access::ANY).map(Self)
+        Partial::begin(path.clone(), path, Access::ANY, None).map(Self)
     }
 
     /// Where it lies.
@@ -226,7 +332,7 @@ impl WorkFolder {
     /// Kind `Output`: the list cannot be written.
     pub fn expect(&self, name: &str, files: &[String]) -> Result<()> {
         let in_both = |folder: &Path| {
-            let files = files.iter().map(String::as_str).chain([LOCK]);
+            let files = files.iter().map(String::as_str).chain([LOCK, JOURNAL]);
             files.map(|file| format!("{}/{file}", folder.display())).collect::<Vec<_>>()
         };
         let listed = [partial_of(Path::new(name)), name.into()];
@@ -268,8 +374,22 @@ fn remove_parents(made: &mut Vec<(Dir, OsString)>) {
     }
 }
 
-/// Makes or takes over the folder: its handle and its lock, and whether it was there.
-fn begin(parent: &Dir, path: &Path) -> Result<(Dir, File, bool)> {
+/// A lock's file, and whether it holds.
+type Lock = (File, bool);
+
+/// A folder that is ours.
+struct Begun {
+    folder: Dir,
+    lock: File,
+    is_locked: bool,
+    was_left: bool,
+    /// The files that stayed in it.
+    files: BTreeSet<String>,
+    left: Option<Left>,
+}
+
+/// Makes or takes over the folder.
+fn begin(parent: &Dir, path: &Path, making: Option<Making<'_>>) -> Result<Begun> {
     let failed = |e: io::Error| Error::writing(path, &e);
     let name = name_of(path);
     let is_new = match parent.create_dir_with(name, &private_folder()) {
@@ -277,15 +397,15 @@ fn begin(parent: &Dir, path: &Path) -> Result<(Dir, File, bool)> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
         Err(e) => return Err(failed(e)),
     };
-    let begun = locked(parent, path, is_new);
+    let begun = locked(parent, path, is_new, making);
     if is_new && begun.is_err() {
         let _ = parent.remove_dir(name);
     }
-    begun.map(|(folder, lock)| (folder, lock, !is_new))
+    begun
 }
 
 /// Opens the folder and locks it, if it is ours.
-fn locked(parent: &Dir, path: &Path, is_new: bool) -> Result<(Dir, File)> {
+fn locked(parent: &Dir, path: &Path, is_new: bool, making: Option<Making<'_>>) -> Result<Begun> {
     let failed = |e: io::Error| Error::writing(path, &e);
     let name = name_of(path);
     // Neither a link nor somebody else's folder, into which what follows could lead.
@@ -294,53 +414,43 @@ fn locked(parent: &Dir, path: &Path, is_new: bool) -> Result<(Dir, File)> {
     }
     let folder = parent.open_dir_nofollow(name).map_err(failed)?;
     is_ours(&folder.dir_metadata().map_err(failed)?).map_err(|what| in_the_way(path, what))?;
-    let lock = if is_new { new_lock(&folder, path)? } else { take_over(&folder, path)? };
-    Ok((folder, lock))
+    let ((lock, is_locked), files, left) = if is_new {
+        (new_lock(&folder, path)?, BTreeSet::new(), None)
+    } else {
+        take_over(&folder, path, making)?
+    };
+    Ok(Begun { folder, lock, is_locked, was_left: !is_new, files, left })
 }
 
-/// Whether nobody else can have put anything into a folder or file.
-#[cfg(unix)]
-fn is_ours(found: &Metadata) -> std::result::Result<(), &'static str> {
-    use cap_std::fs::MetadataExt;
-    if found.uid() != rustix::process::geteuid().as_raw() {
-        return Err("it belongs to another user");
-    }
-    if found.mode() & 0o022 != 0 {
-        return Err("others may write to it");
-    }
-    Ok(())
-}
-
-#[cfg(not(unix))]
-fn is_ours(_found: &Metadata) -> std::result::Result<(), &'static str> {
-    Ok(())
-}
-
-/// Locks a folder that was just made.
-fn new_lock(folder: &Dir, path: &Path) -> Result<File> {
+/// Locks a folder that was just made, if that can be.
+fn new_lock(folder: &Dir, path: &Path) -> Result<Lock> {
     let failed = |e: io::Error| Error::writing(&path.join(LOCK), &e);
     let mut lock = match folder.open_with(LOCK, &new_file(Access::ANY.file_mode())) {
         Ok(lock) => lock.into_std(),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(in_use(path)),
         Err(e) => return Err(failed(e)),
     };
-    match lock.try_lock() {
+    let is_locked = match lock.try_lock() {
         Err(TryLockError::WouldBlock) => return Err(in_use(path)),
         // Some network file systems have no locks. The folder is new, so nobody else is in it.
-        Ok(()) | Err(TryLockError::Error(_)) => {}
-    }
+        locked => locked.is_ok(),
+    };
     lock.write_all(MARK).map_err(failed)?;
-    Ok(lock)
+    Ok((lock, is_locked))
 }
 
-/// Locks and clears what a killed merge left.
-fn take_over(folder: &Dir, path: &Path) -> Result<File> {
+/// Locks what a stopped merge left, and clears it but for what is finished of the same output: these files stay.
+fn take_over(
+    folder: &Dir,
+    path: &Path,
+    making: Option<Making<'_>>,
+) -> Result<(Lock, BTreeSet<String>, Option<Left>)> {
     let failed = |e: io::Error| Error::writing(path, &e);
     let not_ours = |what: &str| in_the_way(path, what);
     if !folder.symlink_metadata(LOCK).is_ok_and(|found| found.is_file()) {
         // Killed between making the folder and the lock.
         return match only_ours(folder, None) {
-            Ok(_) => new_lock(folder, path),
+            Ok(_) => Ok((new_lock(folder, path)?, BTreeSet::new(), None)),
             Err(_) => Err(not_ours("no merge is making it (it holds no .lock), and it is not empty")),
         };
     }
@@ -361,9 +471,75 @@ fn take_over(folder: &Dir, path: &Path) -> Result<File> {
         None => return Err(not_ours("its .lock is not one of a merge")),
     };
     let files = only_ours(folder, Some(files)).map_err(|what| not_ours(&what))?;
-    clear(folder, &files).map_err(failed)?;
-    lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(MARK)).map_err(failed)?;
-    Ok(lock)
+    let left = left_by(folder, path, making)?;
+    let stays = |file: &String| left.is_some() && (is_weights_file(file) || file == JOURNAL);
+    let (stay, go): (BTreeSet<String>, BTreeSet<String>) = files.into_iter().partition(stays);
+    clear(folder, &go).map_err(failed)?;
+    let listed = if left.is_some() {
+        // What is listed stays listed at every moment. A line that was cut off goes.
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        lock.set_len(whole as u64).and_then(|()| lock.seek(SeekFrom::End(0)).map(drop))
+    } else {
+        lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(MARK))
+    };
+    listed.map_err(failed)?;
+    Ok(((lock, true), stay, left))
+}
+
+/// What of the same output is finished in a folder.
+fn left_by(folder: &Dir, path: &Path, making: Option<Making<'_>>) -> Result<Option<Left>> {
+    if making.is_some_and(|making| making.anew) {
+        return Ok(None);
+    }
+    let read = folder.open_with(JOURNAL, &existing_file()).and_then(|file| left_in(&mut file.into_std()));
+    let left = match read {
+        Ok(left) => left.filter(|left| !left.finished.is_empty()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => {
+            let unread = Error::reading(&path.join(JOURNAL), &e);
+            return Err(unread.hint(format!("--restart, or removing {}, begins anew", path.display())));
+        }
+    };
+    match (left, making) {
+        (Some(left), Some(making)) if left.making == *making.what => Ok(Some(left)),
+        (Some(left), making) => Err(of_another(path, &left.making, making.map(|making| making.what))),
+        (None, _) => Ok(None),
+    }
+}
+
+/// Checks that what a stopped merge has left at `out`, if anything, is of what is made, as far as that is said: keys that `making` lacks
+/// are not compared. A merge that is at work there is left to whoever makes the output, and so is what is not this user's.
+///
+/// # Errors
+/// Kind `Config`, with what differs.
+pub fn check_left(out: &Path, making: impl FnOnce() -> Value) -> Result<()> {
+    let Ok(path) = resolve(out).map(|out| partial_of(&out)) else { return Ok(()) };
+    let Some(left) = left_at(&path) else { return Ok(()) };
+    let making = making();
+    let differs = !differing(&left.making, &making).is_empty();
+    if differs { Err(of_another(&path, &left.making, Some(&making))) } else { Ok(()) }
+}
+
+fn left_at(path: &Path) -> Option<Left> {
+    let parent = Dir::open_ambient_dir(path.parent()?, cap_std::ambient_authority()).ok()?;
+    let folder = parent.open_dir_nofollow(name_of(path)).ok()?;
+    is_ours(&folder.dir_metadata().ok()?).ok()?;
+    folder.open_with(LOCK, &existing_file()).ok()?.into_std().try_lock_shared().ok()?;
+    let mut journal = folder.open_with(JOURNAL, &existing_file()).ok()?.into_std();
+    left_in(&mut journal).ok()?.filter(|left| !left.finished.is_empty())
+}
+
+/// The keys of what is made that say something else.
+fn differing<'a>(then: &Value, now: &'a Value) -> Vec<&'a str> {
+    let keys = now.as_object().into_iter().flatten().map(|(key, _)| key);
+    keys.filter(|key| then[*key] != now[*key]).map(String::as_str).collect()
+}
+
+fn of_another(path: &Path, then: &Value, now: Option<&Value>) -> Error {
+    let (shown, differ) = (path.display(), now.map_or_else(Vec::new, |now| differing(then, now)));
+    let other = if differ.is_empty() { String::new() } else { format!(" (changed: {})", differ.join(", ")) };
+    let refusal = Error::config(format!("{shown} holds part of a different merge{other}"));
+    refusal.hint("give --restart to begin anew; or merge as before, or into another folder")
 }
 
 /// The files that a lock lists, if it is one of a merge. The last line may have been cut off: then its file was not made.
@@ -442,78 +618,10 @@ fn clear(folder: &Dir, files: &BTreeSet<String>) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     };
-    files.iter().try_for_each(|file| gone(folder.remove_file(file)))?;
+    // The journal last: as long as it is there, what is left can still be gone on with.
+    let (journal, others): (Vec<&String>, Vec<&String>) = files.iter().partition(|file| *file == JOURNAL);
+    others.into_iter().chain(journal).try_for_each(|file| gone(folder.remove_file(file)))?;
     folders(files).into_iter().rev().try_for_each(|inside| gone(folder.remove_dir(inside)))
-}
-
-/// How a file is made that must not be there.
-fn new_file(mode: u32) -> OpenOptions {
-    let mut options = existing_file();
-    options.create_new(true);
-    #[cfg(unix)]
-    {
-        use cap_std::fs::OpenOptionsExt;
-        options.mode(mode);
-    }
-    #[cfg(not(unix))]
-    let _ = mode;
-    options
-}
-
-/// How a file is opened that may not be what it was: a link is not followed, and a pipe not waited for.
-fn existing_file() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).nonblock(true).follow(FollowSymlinks::No);
-    options
-}
-
-/// A folder that only this user may look into.
-fn private_folder() -> DirBuilder {
-    #[allow(unused_mut, reason = "only unix has modes")]
-    let mut builder = DirBuilder::new();
-    #[cfg(unix)]
-    {
-        use cap_std::fs::DirBuilderExt;
-        builder.mode(0o700);
-    }
-    builder
-}
-
-/// Gives a folder the mode that the inputs and the system's mask leave.
-#[cfg(unix)]
-fn open_to(folder: &Dir, access: Access) -> io::Result<()> {
-    use cap_std::fs::MetadataExt;
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
-    // The system may have added bits of the parent's, such as the one that hands its group on.
-    let added = folder.dir_metadata()?.mode() & 0o7000;
-    handle_of(folder)?.set_permissions(Permissions::from_mode(added | access.folder_mode()))
-}
-
-#[cfg(not(unix))]
-fn open_to(_folder: &Dir, _access: Access) -> io::Result<()> {
-    Ok(())
-}
-
-/// A handle with which a folder can be synced and changed; one that only leads to files cannot.
-#[cfg(unix)]
-fn handle_of(folder: &Dir) -> io::Result<File> {
-    folder.open(".").map(CapFile::into_std)
-}
-
-/// Puts a folder's entries on the disk. Elsewhere than on unix a folder cannot be opened for that.
-fn sync_folder(folder: &Dir) -> io::Result<()> {
-    #[cfg(unix)]
-    match handle_of(folder).and_then(|folder| folder.sync_all()) {
-        // Some file systems do not sync folders by themselves.
-        Err(e) if ![io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported].contains(&e.kind()) => {
-            return Err(e);
-        }
-        _ => {}
-    }
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use std::path::Path;
 
 use super::file::ReadAt;
 use super::header::{Header, TensorInfo};
-use super::limits::PICKLE_BYTES_MAX;
 use crate::error::{Error, Result};
+use crate::limits::PICKLE_BYTES_MAX;
 use machine::Pickled;
 use zip::Archive;
 

@@ -1,6 +1,7 @@
 //! Writing an output checkpoint: tensors by position, in any order, from any thread; then the small files;
 //! then, all at once, its name.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -10,17 +11,19 @@ use std::time::Instant;
 use super::companions::companion_bytes_max;
 use super::file::{Access, raise_open_file_limit, with_limit_hint};
 use super::folder::InputFile;
-use super::layout::{INDEX, Layout, Place};
+use super::journal::{Finished, Journal, Kept};
+use super::layout::{INDEX, Layout, Place, Shard};
 use super::out_file::{OutFile, Storing};
 use super::out_folder::free_bytes;
-use super::partial::Partial;
+use super::partial::{Making, Partial};
 use super::sidecars::{Content, MODEL_CONFIG, Sidecar};
 use crate::error::{Error, Result};
 use crate::text::bytes as size;
+use crate::threads;
 
 const COPY_BYTES: usize = 1 << 20;
 
-/// An output checkpoint in the making. Dropped unfinished, it leaves nothing in its place.
+/// An output checkpoint in the making. Dropped unfinished, it leaves nothing in its place, or what another merge can go on with.
 #[derive(Debug)]
 pub struct Sink {
     // The order matters: the thread that stores files ends before they are closed, and they are closed before the folder that holds
@@ -31,16 +34,24 @@ pub struct Sink {
     index: Option<Vec<u8>>,
     file_bytes: u64,
     access: Access,
+    journal: Option<Arc<Journal>>,
     partial: Partial,
 }
 
 impl Sink {
     /// Makes `OUT.partial` beside `out` and in it every shard at its size, headers written. No file will be more readable than
-    /// `access` says.
+    /// `access` says. Where it is said what is `made`, what is finished of it is noted, and returned if a merge that was stopped has
+    /// noted it: it is to be [proven](Self::proven).
     ///
     /// # Errors
-    /// Kind `Output`: another merge is writing there, something foreign is in the way, or the system refuses.
-    pub fn create(out: &Path, layout: &Layout, access: Access) -> Result<Self> {
+    /// Kind `Output`: another merge is writing there, something foreign is in the way, or the system refuses. Kind `Config`: something
+    /// else is half made there.
+    pub fn create(
+        out: &Path,
+        layout: &Layout,
+        access: Access,
+        made: Option<Making<'_>>,
+    ) -> Result<(Self, Vec<Finished>)> {
         raise_open_file_limit();
         let mut sink = Self {
             storing: None,
@@ -49,18 +60,87 @@ impl Sink {
             index: layout.index.clone(),
             file_bytes: layout.file_bytes,
             access,
-            partial: Partial::create(out, access)?,
+            journal: None,
+            partial: Partial::create(out, access, made)?,
         };
+        let mut finished = Vec::new();
+        if let Some(making) = made {
+            let begun = sink.partial.journal(making.what, layout);
+            (sink.journal, finished) = begun.map_err(|e| Error::writing(sink.partial.path(), &e))?;
+            let shards = layout.shards.iter().map(|shard| &*shard.file).collect();
+            sink.partial.keep_only(&shards).map_err(|e| Error::writing(sink.partial.path(), &e))?;
+        }
         let mut shards = Vec::with_capacity(layout.shards.len());
         for shard in &layout.shards {
-            let (path, file) = sink.create_file(&shard.file, access)?;
-            let made = OutFile::new(path.clone(), file, shard.bytes)
-                .and_then(|made| made.write_at(&shard.header, 0).map(|_| made));
-            shards.push(made.map_err(|e| sink.write_error(&path, &e))?);
+            let file = sink.shard(shard, !finished.is_empty())?;
+            file.write_at(&shard.header, 0).map_err(|e| sink.write_error(&file.path, &e))?;
+            shards.push(file);
+        }
+        if sink.journal.is_some() {
+            sink.partial.sync_names();
         }
         sink.shards = Arc::new(shards);
-        sink.storing = Some(Storing::begin(&sink.shards));
-        Ok(sink)
+        sink.storing = Some(Storing::begin(&sink.shards, sink.journal.clone()));
+        Ok((sink, finished))
+    }
+
+    /// A file of its size: the one that is there, if it may be and has it.
+    fn shard(&self, shard: &Shard, may_be_there: bool) -> Result<OutFile> {
+        if may_be_there {
+            let path = self.partial.path().join(&shard.file);
+            if let Ok(file) = self.partial.kept_file(&shard.file, self.access) {
+                if file.metadata().is_ok_and(|there| there.is_file() && there.len() == shard.bytes) {
+                    return Ok(OutFile::as_it_is(path, file));
+                }
+                self.partial.remove_file(&shard.file).map_err(|e| self.write_error(&path, &e))?;
+            }
+        }
+        let (path, file) = self.create_file(&shard.file, self.access)?;
+        OutFile::new(path.clone(), file, shard.bytes).map_err(|e| self.write_error(&path, &e))
+    }
+
+    /// Those of the tensors that were noted as finished which have the bytes that were noted, by `threads` threads. What cannot be read
+    /// is not finished.
+    ///
+    /// # Errors
+    /// Kind `Interrupted`, when `stop` says so.
+    pub fn proven(
+        &self,
+        finished: Vec<Finished>,
+        threads: usize,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<Finished>> {
+        // Of two lines about one tensor the later one counts.
+        let last: BTreeMap<usize, Finished> = finished.into_iter().map(|one| (one.tensor, one)).collect();
+        let noted: Vec<Finished> = last.into_values().filter(|one| one.tensor < self.places.len()).collect();
+        let is_proven = |number: usize| {
+            let Finished { tensor, digest, .. } = &noted[number];
+            let Place { shard, offset, bytes } = self.places[*tensor];
+            self.shards[shard].has_digest(digest, (offset, bytes), stop).unwrap_or(false)
+        };
+        let proven = threads::each(threads, noted.len(), is_proven);
+        if stop() {
+            return Err(Error::interrupted());
+        }
+        Ok(noted.into_iter().zip(proven).filter_map(|(one, is_proven)| is_proven.then_some(one)).collect())
+    }
+
+    /// Notes that all of a tensor is written, for a merge that goes on if this one is stopped.
+    pub fn finished(&self, finished: &Finished) {
+        if let Some(journal) = &self.journal {
+            journal.note(finished);
+            journal.count(self.places[finished.tensor].bytes);
+        }
+    }
+
+    /// Where it lies until it is finished, and what stays there when it is dropped before.
+    pub fn kept(&self) -> (PathBuf, Option<Arc<Kept>>) {
+        (self.partial.path().to_path_buf(), self.journal.as_ref().map(|journal| Arc::clone(journal.kept())))
+    }
+
+    /// Nothing of it stays if it is not finished: with other inputs there would be nothing to go on with.
+    pub fn keep_nothing(&self) {
+        self.journal.iter().for_each(|journal| journal.drop_all());
     }
 
     /// Writes `bytes` into a tensor (its position in the layout) from byte `offset` of it on. Any thread may
@@ -83,8 +163,8 @@ impl Sink {
     /// `config.json` comes last: without it no reader takes the folder for a model. `stop` is asked on the way.
     ///
     /// # Errors
-    /// Kind `Output`, `Input` where a file to be copied cannot be read, or `Interrupted`. Nothing is left behind,
-    /// unless only the rename failed, or what follows it: then the message says where the finished files are.
+    /// Kind `Output`, `Input` where a file to be copied cannot be read, or `Interrupted`. Nothing is left behind but what another merge
+    /// can go on with, unless only the rename failed, or what follows it: then the message says where the finished files are.
     pub fn finish(mut self, sidecars: &[Sidecar], stop: &dyn Fn() -> bool) -> Result<()> {
         let go_on = || if stop() { Err(Error::interrupted()) } else { Ok(()) };
         let index =
@@ -95,14 +175,20 @@ impl Sink {
         self.storing = None;
         for shard in self.shards.iter() {
             go_on()?;
-            shard.sync().map_err(|e| self.write_error(&shard.path, &e))?;
+            shard.sync().map_err(|e| {
+                self.keep_nothing();
+                self.write_error(&shard.path, &e)
+            })?;
         }
+        let names = first.iter().chain(&last).map(|sidecar| &*sidecar.file);
+        let listed = self.partial.expect(names.chain(index.as_ref().map(|_| INDEX)));
+        listed.map_err(|e| self.write_error(self.partial.path(), &e))?;
         for sidecar in first.into_iter().chain(&index).chain(last) {
             self.write_sidecar(sidecar)?;
         }
         go_on()?;
-        let Self { shards, partial, .. } = self;
-        drop(shards);
+        let Self { shards, partial, journal, .. } = self;
+        drop((shards, journal));
         partial.publish()
     }
 
@@ -207,7 +293,7 @@ mod tests {
     /// Writes every tensor, last one first, each in two parts, the later part first.
     fn write(out: &Path, tensors: &[OutTensor], shard_bytes: u64, sidecars: &[Sidecar]) -> Layout {
         let layout = layout(tensors, shard_bytes);
-        let sink = Sink::create(out, &layout, Access::ANY).unwrap();
+        let sink = Sink::create(out, &layout, Access::ANY, None).unwrap().0;
         for (i, tensor) in tensors.iter().enumerate().rev() {
             let bytes = data(i, tensor.bytes());
             let (start, end) = bytes.split_at(bytes.len() / 2);
@@ -294,9 +380,9 @@ mod tests {
     fn an_unfinished_output_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        drop(Sink::create(&out, &layout(&mixed(), 40), Access::ANY).unwrap());
+        drop(Sink::create(&out, &layout(&mixed(), 40), Access::ANY, None).unwrap().0);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        let sink = Sink::create(&out, &layout(&mixed(), 40), Access::ANY).unwrap();
+        let sink = Sink::create(&out, &layout(&mixed(), 40), Access::ANY, None).unwrap().0;
         let folder = ModelFolder::open(dir.path()).unwrap();
         let missing = Sidecar { file: "a/b".into(), content: Content::CopyOf(folder.file("none")) };
         assert_eq!(sink.finish(&[missing], &|| false).unwrap_err().kind, Kind::Input);
@@ -310,7 +396,7 @@ mod tests {
         let tensors: Vec<OutTensor> =
             (0..64).map(|i| tensor(&i.to_string(), Dtype::U8, &[1000 + i])).collect();
         let layout = layout(&tensors, 5000);
-        let sink = Sink::create(&out, &layout, Access::ANY).unwrap();
+        let sink = Sink::create(&out, &layout, Access::ANY, None).unwrap().0;
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let (sink, tensors) = (&sink, &tensors);
@@ -329,14 +415,14 @@ mod tests {
     #[should_panic(expected = "write inside the tensor 1")]
     fn writing_past_a_tensor_is_a_mistake() {
         let dir = tempfile::tempdir().unwrap();
-        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40), Access::ANY).unwrap();
+        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40), Access::ANY, None).unwrap().0;
         let _ = sink.write_at(1, 39, &[0; 2]);
     }
 
     #[test]
     fn a_full_disk_is_reported_with_what_is_needed() {
         let dir = tempfile::tempdir().unwrap();
-        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40), Access::ANY).unwrap();
+        let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40), Access::ANY, None).unwrap().0;
         let full = sink.write_error(&dir.path().join("x"), &io::ErrorKind::StorageFull.into());
         assert!(
             full.message.contains("disk full") && full.message.contains("needed in all"),

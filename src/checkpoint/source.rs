@@ -7,16 +7,16 @@ use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use indexmap::IndexMap;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 pub use super::header::TensorInfo;
 
 use super::file::{Access, ReadAt, Reads, raise_open_file_limit};
 use super::folder::{InputFile, ModelFolder};
 use super::header::{Header, read_header};
-use super::limits::{CONFIG_BYTES_MAX, TENSORS_MAX};
 use super::located::Located;
 use super::names::{ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS};
 use super::pickle::{Format, read_torch};
@@ -26,6 +26,7 @@ use super::source_file::{Elsewhere, SourceFile, Stamp};
 use super::weight_files::{TensorIndex, WeightFiles, contradiction};
 use crate::error::{Error, Kind, Result};
 use crate::hub::{RemoteFile, Snapshot, Wanted, is_hex};
+use crate::limits::{CONFIG_BYTES_MAX, TENSORS_MAX};
 use crate::text::{cut_to, one_line, quoted};
 
 /// An input checkpoint, opened: headers read and checked, no tensor data.
@@ -333,18 +334,38 @@ impl Source {
         self.files.iter().try_for_each(SourceFile::verify_unchanged)
     }
 
-    /// Which bytes this checkpoint is, for the manifest: the hash of each file where the Hugging Face cache
+    /// Which bytes this checkpoint is, for what is remembered on this machine: the hash of each file where the Hugging Face cache
     /// names it, else its time and the hash of its header; and the hash of its config. Neither a path nor a name.
     pub fn identity(&self) -> Value {
-        let files: Vec<Value> = self.files.iter().map(SourceFile::identity).collect();
-        let mut identity = json!({ "files": files });
+        self.known_by(self.files.iter().map(SourceFile::identity).collect())
+    }
+
+    /// Of each file a digest of a few places of it; none of those that lie elsewhere. Times can be put back, and fine-tunes of one model
+    /// have the same headers.
+    pub fn samples(&self) -> Vec<Option<String>> {
+        self.files.iter().map(SourceFile::sample).collect()
+    }
+
+    /// The same for others, on any machine: without times, and with the SHA-256 of files that were [hashed](Self::hash_file).
+    pub fn provenance(&self) -> Value {
+        self.known_by(self.files.iter().map(SourceFile::provenance).collect())
+    }
+
+    /// Whether a file of it that no hash identifies was changed after that time.
+    pub fn changed_after(&self, time: SystemTime) -> bool {
+        self.files.iter().any(|file| file.changed_after(time))
+    }
+
+    fn known_by(&self, files: Value) -> Value {
+        let mut identity = Map::from_iter([("files".to_owned(), files)]);
         if !self.config_text.is_empty() {
-            identity["config_blake3"] = blake3::hash(self.config_text.as_bytes()).to_hex().as_str().into();
+            let hash = blake3::hash(self.config_text.as_bytes()).to_hex();
+            identity.insert("config_blake3".into(), hash.as_str().into());
         }
         if let Some(commit) = snapshot_commit(&self.folder.real()) {
-            identity["revision"] = commit.into();
+            identity.insert("revision".into(), commit.into());
         }
-        identity
+        identity.into()
     }
 
     fn add_file(&mut self, name: String) -> Result<()> {

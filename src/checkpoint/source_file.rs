@@ -59,6 +59,8 @@ pub(super) struct SourceFile {
     handles: Arc<Slot>,
     /// In memory, where that is wanted and possible.
     mapped: OnceLock<Option<Mapped>>,
+    /// The SHA-256 of all of it, where somebody wanted it.
+    hashed: OnceLock<String>,
 }
 
 /// What shows that a file has changed.
@@ -83,6 +85,20 @@ impl Stamp {
         }
     }
 
+    /// When it was changed last, be it its content or what the system says of it.
+    fn newest(&self) -> Option<SystemTime> {
+        #[cfg(unix)]
+        {
+            let (_, _, seconds, nanoseconds) = self.inode;
+            let since =
+                std::time::Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?);
+            let changed = SystemTime::UNIX_EPOCH.checked_add(since);
+            changed.max(self.modified)
+        }
+        #[cfg(not(unix))]
+        self.modified
+    }
+
     /// That of a file which is not made yet: no file has it.
     pub(super) fn planned(bytes: u64) -> Self {
         Self {
@@ -97,8 +113,8 @@ impl Stamp {
 impl SourceFile {
     /// A file as it was when its header, of this hash, was read.
     pub(super) fn new(name: String, file: InputFile, stamp: Stamp, header: blake3::Hash) -> Self {
-        let (elsewhere, arrived, mapped) = (None, OnceLock::new(), OnceLock::new());
-        Self { name, file, elsewhere, stamp, arrived, header, handles: Arc::default(), mapped }
+        let (elsewhere, arrived, mapped, hashed) = (None, OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { name, file, elsewhere, stamp, arrived, header, handles: Arc::default(), mapped, hashed }
     }
 
     /// The same, whose bytes come from somewhere else.
@@ -109,7 +125,8 @@ impl SourceFile {
     /// The same file, as it was then, to be opened by itself.
     pub(super) fn again(&self) -> Self {
         let again = Self::new(self.name.clone(), self.file.clone(), self.stamp, self.header);
-        Self { elsewhere: self.elsewhere.clone(), arrived: self.arrived.clone(), ..again }
+        let (elsewhere, hashed) = (self.elsewhere.clone(), self.hashed.clone());
+        Self { elsewhere, arrived: self.arrived.clone(), hashed, ..again }
     }
 
     /// Where its bytes come from, if not from its folder.
@@ -190,6 +207,89 @@ impl SourceFile {
             self.stamp().modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         let modified = since_1970.map(|time| format!("{}.{:09}", time.as_secs(), time.subsec_nanos()));
         json!({ "file": file, "bytes": bytes, "modified": modified, "header_blake3": self.header.to_hex().as_str() })
+    }
+
+    /// A digest of a few places of it, if it is here.
+    pub(super) fn sample(&self) -> Option<String> {
+        const PLACES: u64 = 16;
+        const PLACE_BYTES: u64 = 4096;
+        if self.elsewhere().is_some() {
+            return None;
+        }
+        let (file, metadata) = self.file.open().ok()?;
+        let (mut hasher, mut place) =
+            (blake3::Hasher::new(), vec![0; metadata.len().min(PLACE_BYTES) as usize]);
+        let last = metadata.len() - place.len() as u64;
+        for number in 0..PLACES {
+            let offset = (u128::from(last) * u128::from(number) / u128::from(PLACES - 1)) as u64;
+            read_exact_at(&file, &mut place, offset).ok()?;
+            hasher.update(&place);
+        }
+        Some(hasher.finalize().to_hex().to_string())
+    }
+
+    /// The same without its time: what two copies of the file have in common.
+    pub(super) fn provenance(&self) -> Value {
+        let header = self.header.to_hex();
+        let mut found =
+            json!({ "file": self.name, "bytes": self.stamp.bytes, "header_blake3": header.as_str() });
+        let (sha256, verified) = match (self.hashed.get(), self.elsewhere()) {
+            (Some(sha256), _) => (Some(sha256.clone()), true),
+            (None, Some(elsewhere)) => {
+                (elsewhere.identity().get("sha256").and_then(Value::as_str).map(str::to_owned), false)
+            }
+            (None, None) => {
+                let sha256 = blob_sha256(&self.file.path());
+                let verified = sha256.as_ref().is_some_and(|sha256| is_verified(sha256, &self.file.path()));
+                (sha256, verified)
+            }
+        };
+        if let Some(sha256) = sha256 {
+            found["sha256"] = sha256.into();
+            found["sha256_verified"] = verified.into();
+        }
+        found
+    }
+
+    /// Whether it was changed after that time; never where its content is known by name, or not read from here.
+    pub(super) fn changed_after(&self, time: SystemTime) -> bool {
+        if self.elsewhere().is_some() || blob_sha256(&self.file.path()).is_some() {
+            return false;
+        }
+        self.stamp().newest().is_some_and(|newest| newest > time)
+    }
+
+    /// The bytes to be read for its SHA-256; none where that is known for certain, or they do not lie here.
+    pub(super) fn unhashed_bytes(&self) -> u64 {
+        let path = self.file.path();
+        let is_known = self.hashed.get().is_some()
+            || self.elsewhere().is_some()
+            || blob_sha256(&path).is_some_and(|sha256| is_verified(&sha256, &path));
+        if is_known { 0 } else { self.stamp.bytes }
+    }
+
+    /// Reads it whole, by `hash`, and keeps the SHA-256 that this finds.
+    pub(super) fn hash(
+        &self,
+        hash: impl FnOnce(&mut File) -> Result<io::Result<(u64, String)>>,
+    ) -> Result<()> {
+        let path = self.file.path();
+        let (mut file, metadata) = self.file.open()?;
+        self.verify(&metadata)?;
+        let (bytes, sha256) = hash(&mut file)?.map_err(|cause| Error::reading(&path, &cause))?;
+        if bytes != self.stamp.bytes {
+            return Err(self.changed());
+        }
+        self.verify(&file.metadata().map_err(|cause| Error::reading(&path, &cause))?)?;
+        if let Some(known) = blob_sha256(&path).filter(|known| *known != sha256) {
+            let what = format!("{} has the SHA-256 {sha256}, and the cache calls it {known}", path.display());
+            let error = Error::input(what).in_file(&path);
+            return Err(
+                error.hint("the download is damaged: delete the file that it links to, and fetch it again")
+            );
+        }
+        let _ = self.hashed.set(sha256);
+        Ok(())
     }
 
     /// Fills `into` from byte `offset` of a tensor on.

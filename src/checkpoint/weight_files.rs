@@ -7,10 +7,10 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::folder::{InputFile, ModelFolder};
-use super::header::parse_index;
+pub use super::header::parse_index;
 use super::layout::{INDEX, SINGLE};
-use super::limits::INDEX_BYTES_MAX;
 use crate::error::{Error, Result};
+use crate::limits::INDEX_BYTES_MAX;
 use crate::text::quoted;
 
 /// The index and the single file of a model that torch has saved.

@@ -19,7 +19,7 @@ use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::method;
 use crate::text::bytes;
-use crate::{Options, check_room, prepare_config, read_config};
+use crate::{Options, Stopped, check_room, prepare_config, read_config};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
@@ -226,6 +226,7 @@ fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
         cache: cache::folder(),
         // Thresholds of an earlier round would leave out half of the work.
         recall: false,
+        stopped: Stopped::LeavesNothing,
     };
     let round = merge::round(&prepared, &options, progress, args.records)?;
     show::json(&serde_json::to_value(round).expect("numbers and text are JSON"));
@@ -247,6 +248,7 @@ fn floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Result
         reads,
         cache: None,
         recall: false,
+        stopped: Stopped::LeavesNothing,
     };
     check_room(&prepared, &options)?;
     common.run.hub.bring(&prepared, &progress)?;

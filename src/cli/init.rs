@@ -1,6 +1,6 @@
 //! `mergeforge init`: a config to begin with, made of the table of methods.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value as Json;
 
 use super::show;
-use crate::cache::{self, make_private};
+use crate::cache::{self, make_private, read_small, replace};
 use crate::error::{Error, Result};
 use crate::method::{self, Base, Method, Parameter, Scope, Value, ValueKind};
 use crate::schema::schema;
@@ -91,8 +91,8 @@ fn copy_of_schema() -> Option<String> {
         let folder = std::path::absolute(folder)?;
         make_private(&folder)?;
         let (file, text) = (folder.join("config.schema.json"), format!("{:#}\n", schema()));
-        if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
-            fs::write(&file, text)?;
+        if !read_small(&file, text.len() as u64).is_ok_and(|kept| kept == text.as_bytes()) {
+            replace(&file, text.as_bytes())?;
         }
         Ok(address(&file))
     };

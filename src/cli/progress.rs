@@ -1,6 +1,7 @@
 //! Progress on a terminal as a bar, elsewhere as a line every half minute, and the user's wish to stop.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -175,6 +176,31 @@ impl Watch for Progress {
             let note = format!("{why}: merging with {used} of its memory at most, in place of {asked}");
             self.note(&note);
         }
+    }
+
+    fn compares(&self, tensors: usize) {
+        if !self.quiet {
+            self.note(&format!("an earlier merge was stopped: comparing the {tensors} tensors that it finished with what it noted"));
+        }
+    }
+
+    fn goes_on(&self, finished: u64, all: u64) {
+        if !self.quiet {
+            let (finished, all) = (bytes(finished), bytes(all));
+            self.note(&format!("{finished} of {all} are finished, and this merge goes on from there"));
+        }
+        match &self.hosted {
+            Some(hosted) => hosted.advance(finished),
+            None => self.bar.inc(finished),
+        }
+    }
+
+    fn leaves(&self, partial: &Path, finished: u64, all: u64) {
+        let (finished, all, partial) = (bytes(finished), bytes(all), partial.display());
+        self.note(&format!(
+            "{finished} of {all} are finished and stay in {partial}: the same command goes on from there, and who removes that folder \
+             begins anew"
+        ));
     }
 
     fn compiling(&self) {

@@ -1,5 +1,5 @@
 //! Signals. One that was ignored when the program started stays ignored, as under `nohup`. The first other one asks the merge to
-//! stop, which then removes what it has written; the second one ends the program at once, whatever it waits for.
+//! stop, which then removes what it has written or keeps what is finished; the second one ends the program at once, whatever it waits for.
 
 use std::ffi::c_int;
 use std::io;

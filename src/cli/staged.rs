@@ -17,7 +17,7 @@ use crate::stages::{Stages, Visit, Way, outline};
 use crate::stream::Budget;
 use crate::text::bytes;
 use crate::timeline::Timeline;
-use crate::{Prepared, free_for, output_bytes, places_of_inputs, read_stages};
+use crate::{Prepared, Stopped, check_left, free_for, output_bytes, places_of_inputs, read_stages};
 
 #[derive(Debug, Args)]
 pub(super) struct MultiArgs {
@@ -251,6 +251,12 @@ impl<'a> Survey<'a> {
         self.absent.extend(prepared.absent());
     }
 
+    /// Refuses what a stopped merge of something else has left, before anything is merged.
+    fn check_left(&self, prepared: &Prepared, out: &Path) -> Result<()> {
+        let goes_on = self.flags.is_none_or(|flags| flags.stopped() == Stopped::GoesOn);
+        if goes_on { check_left(prepared, out) } else { Ok(()) }
+    }
+
     /// Checks all that a merge into a folder needs, but for the folder.
     fn check(&self, prepared: &Prepared, folder: &Path) -> Result<()> {
         let (device, budget) = self.on;
@@ -292,6 +298,7 @@ impl Visit for Survey<'_> {
         }
         let bytes = output_bytes(prepared, self.copies());
         self.destinations.push(Destination { out: out.into(), bytes, on_the_way_bytes: 0 });
+        self.check_left(prepared, out)?;
         self.check(prepared, out)
     }
 
@@ -317,6 +324,7 @@ impl Visit for Survey<'_> {
         let bytes = output_bytes(prepared, copied);
         if is_kept {
             self.destinations.push(Destination { out: folder.clone(), bytes, on_the_way_bytes: 0 });
+            self.check_left(prepared, &folder)?;
         } else {
             self.on_the_way_bytes = self.on_the_way_bytes.saturating_add(bytes);
         }
@@ -350,8 +358,11 @@ impl Visit for Merging<'_> {
             None if !flags.quiet => show::folders_to_make(&folder),
             None => {}
         }
-        let copies = work.is_some() || !flags.no_copy_tokenizer;
-        merge_into(prepared, &folder, copies, flags, on, progress, Timeline::new())?;
+        let ends = match work {
+            Some(_) => (true, Stopped::LeavesNothing),
+            None => (!flags.no_copy_tokenizer, flags.stopped()),
+        };
+        merge_into(prepared, &folder, ends, flags, on, progress, Timeline::new())?;
         Ok(Way::Folder(folder))
     }
 }

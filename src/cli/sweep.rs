@@ -32,7 +32,7 @@ use crate::sweep::{
 };
 use crate::text::escaped;
 use crate::tokenizer::Runner;
-use crate::{Options, Prepared, output_bytes, prepare_config, prepare_model, read_space};
+use crate::{Options, Prepared, Stopped, output_bytes, prepare_config, prepare_model, read_space};
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
@@ -330,6 +330,7 @@ fn by_command(
         reads: args.common.run.reads(&first),
         cache: None,
         recall: false,
+        stopped: Stopped::LeavesNothing,
     };
     let threads = options.budget.threads;
     let direction = if args.maximize { Direction::Maximize } else { Direction::Minimize };

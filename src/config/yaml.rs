@@ -8,18 +8,12 @@ use super::Position;
 use super::broken::{self, Mistake};
 use super::plain::{self, Plain};
 use crate::error::{Error, Result};
+use crate::limits::{YAML_BYTES_MAX, YAML_DEPTH_MAX, YAML_EVENTS_MAX};
 use crate::text;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{MessageFormatter, Spanned, Tagged, UserMessageFormatter};
 use std::fmt;
-
-/// A config with a long chat template is some 50 kB: beyond this it is some other file.
-pub(crate) const SOURCE_BYTES_MAX: usize = 4 << 20;
-/// Parser events, and events replayed from aliases. The largest configs in the wild have a few thousand.
-const EVENTS_MAX: usize = 200_000;
-/// The schema itself nests eight deep.
-const DEPTH_MAX: usize = 32;
 
 const TOO_LARGE: &str = "the document is too large or too deeply nested (aliases count as if written out)";
 const TOO_LARGE_HINT: &str =
@@ -67,19 +61,19 @@ pub struct Document<'s> {
 /// # Errors
 /// Whatever is not well-formed YAML of reasonable size, at its line and column.
 pub fn parse<'s>(file: &str, source: &'s str) -> Result<Vec<Document<'s>>> {
-    if source.len() > SOURCE_BYTES_MAX {
+    if source.len() > YAML_BYTES_MAX {
         let size = text::bytes(source.len() as u64);
         let message = format!("{file}:{}: {size} is too large for a merge config", Position::START);
         return Err(Error::config(message).hint("give the YAML config, not a checkpoint or a tokenizer"));
     }
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_events: EVENTS_MAX,
-            max_depth: DEPTH_MAX,
+            max_events: YAML_EVENTS_MAX,
+            max_depth: YAML_DEPTH_MAX,
             // One anchor shared by every slice of a deep stack is no bomb: replayed events are what counts.
             enforce_alias_anchor_ratio: false,
         },
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: EVENTS_MAX },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: YAML_EVENTS_MAX },
         emit_comments: false,
         // They are refused by a reader who can name both places.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,

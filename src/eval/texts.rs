@@ -1,16 +1,14 @@
 //! What is read: files of texts, of questions with answers, and of texts with abstracts.
 
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Result};
+use crate::limits::TEXTS_BYTES_MAX;
 use crate::text::{escaped, quoted};
-
-/// The largest file of texts: more would take days to read.
-const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// What a file's texts are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,13 +198,25 @@ fn read_text(path: &Path) -> Result<String> {
     };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(|cause| failed(cause.to_string()))?;
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|cause| failed(cause.to_string()))?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
+    if !has_an_end(&file) {
+        return Err(failed("it is neither a file nor a pipe".into()));
+    }
+    file.take(TEXTS_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|cause| failed(cause.to_string()))?;
+    if bytes.len() as u64 > TEXTS_BYTES_MAX {
         return Err(failed("it has more than 1 GiB".into()));
     }
     let text = bytes.strip_prefix("\u{feff}".as_bytes()).map(<[u8]>::to_vec).unwrap_or(bytes);
     String::from_utf8(text)
         .map_err(|cause| failed(format!("byte {} is not UTF-8", cause.utf8_error().valid_up_to())))
+}
+
+/// Whether it is a file, or a pipe such as a shell's `<(…)`: devices have no end.
+fn has_an_end(file: &File) -> bool {
+    #[cfg(unix)]
+    let is_pipe = |kind: FileType| std::os::unix::fs::FileTypeExt::is_fifo(&kind);
+    #[cfg(not(unix))]
+    let is_pipe = |_: FileType| false;
+    file.metadata().is_ok_and(|found| found.is_file() || is_pipe(found.file_type()))
 }
 
 #[cfg(test)]
@@ -244,6 +254,8 @@ mod tests {
         assert_eq!(read("a.txt", b"\xef\xbb\xbfone\n\ntwo\n", lines).unwrap().rows.len(), 2);
         assert_eq!(read("a.txt", b"one\n\ntwo\n", Form::Text { by_line: false }).unwrap().rows.len(), 1);
         assert_eq!(read("a.jsonl", b"{\"text\": \"one\"}\n", lines).unwrap().rows.len(), 1);
+        let endless = Texts::read(Path::new("/dev/zero"), lines, &Prompt::usual(lines, false)).unwrap_err();
+        assert!(endless.message.contains("it is neither a file nor a pipe"), "{endless}");
         for (name, text, form, why) in [
             ("b.txt", &b" \n"[..], lines, "no text in it"),
             ("b.txt", b"a\xff", lines, "byte 1 is not UTF-8"),

@@ -61,7 +61,7 @@ pub fn write(
     ADAPTER_WEIGHTS[0].clone_into(&mut layout.shards[0].file);
     let mut access = models.sources.iter().map(|source| source.access);
     let first = access.next().expect("there is a model");
-    let sink = Sink::create(out, &layout, access.fold(first, Access::and))?;
+    let (sink, _) = Sink::create(out, &layout, access.fold(first, Access::and), None)?;
     for (number, module) in modules.iter().enumerate() {
         let (a, b) = padded(module, ranks.stored(module));
         sink.write_at(2 * number, 0, &a)?;

@@ -15,13 +15,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::read_small;
 use crate::error::{Error, Result};
+use crate::limits::REFERENCE_BYTES_MAX;
 use crate::text::quoted;
 
 /// A commit may be shortened to this many characters, as git does.
 const COMMIT_PREFIX_MIN: usize = 7;
-
-/// A reference: a commit has 40 characters.
-const REFERENCE_BYTES_MAX: u64 = 4096;
 
 /// The cache of one repository. It need not be there.
 #[derive(Debug, Clone)]

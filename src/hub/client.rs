@@ -1,6 +1,5 @@
 //! Requests to the Hub: who is asked, what is tried again, and what an answer means.
 
-use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::thread;
@@ -13,7 +12,9 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Body, Proxy, Timeout};
 
 use super::environment::Environment;
+use crate::cache::read_small;
 use crate::error::{Error, Result};
+use crate::limits::{ANSWER_BYTES_MAX, CERTIFICATES_BYTES_MAX};
 use crate::text::{cut_to, one_line};
 
 /// What is waited before the first repetition; before each further one twice as long.
@@ -36,9 +37,6 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// Redirections in a row.
 const HOPS_MAX: usize = 8;
-
-/// An answer in JSON: the list of a repository's files has at most a thousand on a page.
-const JSON_BYTES_MAX: u64 = 64 << 20;
 
 /// How a request failed.
 #[derive(Debug)]
@@ -225,7 +223,7 @@ impl Client {
             let asked = self.get(url, None).and_then(|answer| {
                 let next = answer.header("link").and_then(next_page).map(|next| joined(&answer.url, next));
                 let mut text = Vec::new();
-                let read = answer.reader().take(JSON_BYTES_MAX).read_to_end(&mut text);
+                let read = answer.reader().take(ANSWER_BYTES_MAX).read_to_end(&mut text);
                 read.map_err(|cause| broken(url, &cause))?;
                 Ok((text, next))
             });
@@ -422,7 +420,7 @@ fn certificates(file: &std::path::Path) -> Result<RootCerts> {
         Error::config(format!("cannot read certificates from {}: {what}", file.display()))
             .hint("SSL_CERT_FILE, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE name a file of certificates in PEM")
     };
-    let text = fs::read(file).map_err(|cause| refused(&cause))?;
+    let text = read_small(file, CERTIFICATES_BYTES_MAX).map_err(|cause| refused(&cause))?;
     let found: Vec<Certificate<'static>> = parse_pem(&text)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::cache::Repository;
 use crate::cache::{self, read_small};
+use crate::limits::TOKEN_BYTES_MAX;
 
 /// The variables that are read.
 const NAMES: &[&str] = &[
@@ -24,9 +25,6 @@ const NAMES: &[&str] = &[
     "TRANSFORMERS_OFFLINE",
     "XDG_CACHE_HOME",
 ];
-
-/// A token has some 40 characters.
-const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// The variables and the home folder. A value, so that tests need not change the process's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

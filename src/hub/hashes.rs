@@ -4,7 +4,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// Computes what the cache calls content by, piece by piece.
-pub(super) enum Hasher {
+pub enum Hasher {
     /// The SHA-256 of a large file.
     Sha256(Sha256),
     /// What git calls a small one.
@@ -13,7 +13,7 @@ pub(super) enum Hasher {
 
 impl Hasher {
     /// That of a large file.
-    pub(super) fn sha256() -> Self {
+    pub fn sha256() -> Self {
         Self::Sha256(Sha256::new())
     }
 
@@ -22,7 +22,7 @@ impl Hasher {
         Self::Git(Sha1::new().chain_update(format!("blob {bytes}\0")))
     }
 
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
             Self::Git(hasher) => hasher.update(bytes),
@@ -30,7 +30,7 @@ impl Hasher {
     }
 
     /// The hash, in hexadecimal.
-    pub(super) fn finish(self) -> String {
+    pub fn finish(self) -> String {
         match self {
             Self::Sha256(hasher) => hex(&hasher.finalize()),
             Self::Git(hasher) => hex(&hasher.finalize()),

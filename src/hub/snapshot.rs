@@ -16,13 +16,7 @@ use super::file::{Entry, RemoteFile};
 use super::refusals::{damaged, explained};
 use crate::cache::{make_private, read_small};
 use crate::error::{Error, Result};
-
-/// The files of a repository, and the pages of their list.
-const FILES_MAX: usize = 1 << 16;
-const PAGES_MAX: usize = 1 << 12;
-
-/// A list of files or a header that was kept.
-const KEPT_BYTES_MAX: u64 = 64 << 20;
+use crate::limits::{KEPT_BYTES_MAX, REPOSITORY_FILES_MAX, REPOSITORY_PAGES_MAX};
 
 /// Pieces of a file by their places.
 pub type Pieces = BTreeMap<u64, Vec<u8>>;
@@ -307,8 +301,10 @@ fn listed(
                 files.insert(path, Entry { bytes, hash });
             }
         }
-        if files.len() > FILES_MAX || pages > PAGES_MAX {
-            return Err(Error::input(format!("{name} on the Hub has more than {FILES_MAX} files")));
+        if files.len() > REPOSITORY_FILES_MAX || pages > REPOSITORY_PAGES_MAX {
+            return Err(Error::input(format!(
+                "{name} on the Hub has more than {REPOSITORY_FILES_MAX} files"
+            )));
         }
     }
     Ok(files)

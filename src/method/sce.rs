@@ -42,7 +42,7 @@ pub(super) const SCE: Method = Method {
 /// Weights that add up to less are equal instead, and a sum of agreeing weights is not taken to be smaller.
 const SMALLEST_WEIGHT: f64 = 1e-6;
 
-const EQUAL_WEIGHTS: Remark =
+const EQUAL_WEIGHTS: &str =
     "sce: the task vectors' mean squares add up to less than 0.000001, so the models weigh alike";
 
 fn recipe(settings: &Settings) -> Result<Recipe> {
@@ -241,6 +241,6 @@ impl Machine for Sce {
     }
 
     fn remark(&self) -> Option<Remark> {
-        self.is_equal.then_some(EQUAL_WEIGHTS)
+        self.is_equal.then_some(Remark::Borrowed(EQUAL_WEIGHTS))
     }
 }

@@ -12,12 +12,13 @@ use super::problems::Problems;
 use super::views::Held;
 use super::wanted::Want;
 use super::warnings::few;
-use super::{Base, MODELS_MAX, Merge, Method, Planner, method_of};
+use super::{Base, Merge, Method, Planner, method_of};
 use crate::checkpoint::{Source, TensorInfo};
 use crate::config::{Config, Entry, Located};
 use crate::dtype::computed_as;
 use crate::error::{Error, Result, slip_of};
 use crate::input::{At, Floats, Input, Masked, Stated};
+use crate::limits::MODELS_MAX;
 
 /// The files of a config that say something of elements and are read, each once, in the order of appearance.
 pub fn element_files(config: &Config) -> Vec<Located<String>> {

@@ -4,7 +4,7 @@ use crate::checkpoint::globs::{Found, find};
 use crate::config::{Config, ElementFiles, Inputs, ListedModel, Located, ModelRef};
 use crate::error::Error;
 
-use super::MODELS_MAX;
+use crate::limits::MODELS_MAX;
 
 /// A config with a model for every folder that its patterns match, in their places in the list; and what should be said about
 /// folders that match and are no checkpoints. A pattern that matches no checkpoint, or too many, is among the problems of the config.

@@ -8,10 +8,8 @@ use super::problems::Problems;
 use super::{Base, Method, chat_template, elements, method_of, parameters};
 use crate::config::{AdapterRef, Config, Inputs, Located, ModelRef, Position, Tokenizer, TokenizerSource};
 use crate::error::{Error, Result, did_you_mean};
+use crate::limits::MODELS_MAX;
 use crate::method;
-
-/// The models of a merge. The largest averages of checkpoints have some hundred; the headers of all stay in memory.
-pub const MODELS_MAX: usize = 1024;
 
 /// The models a config refers to, each once, in the order of appearance; a `base_model` not listed comes last.
 pub fn references(config: &Config) -> Vec<Located<ModelRef>> {

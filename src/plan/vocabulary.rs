@@ -14,11 +14,12 @@ use super::chat_template;
 use super::data::{RowCounts, TokenizerPlan, Vocabulary};
 use super::views::{InputList, Model, Origin, View, Views};
 use super::{Place, names, places, references, wanted};
-use crate::checkpoint::{OTHER_VOCABULARIES, Revision, TOKENIZER_BYTES_MAX};
+use crate::checkpoint::{OTHER_VOCABULARIES, Revision};
 use crate::config::{Config, Located, ModelRef, Position, Token, TokenRow, TokenizerSource};
 use crate::dtype::{computed_as, promote};
 use crate::error::{Error, Result};
 use crate::input::{Floats, Row, Rows};
+use crate::limits::TOKENIZER_BYTES_MAX;
 use crate::text::quoted;
 use crate::tokenizer::{self, Aligned, Chosen, Counts, Merged, Party, RowFrom, Tokenizer};
 
@@ -375,16 +376,17 @@ impl<'a> Wish<'a> {
             revision.write(tokenizer::TOKENIZER_CONFIG, text.clone());
         }
         let mut text = donor.config_text.clone();
-        let mut lost = Vec::new();
+        let mut lost = IndexSet::new();
         if self.parties[self.leader].source != self.parties[self.donor].source {
             let own = &*self.parties[self.donor].tokenizer;
             let followed = tokenizer::follow_ids(&text, Some(own), merged, Some(&lead.config_text));
-            (text, lost) = followed;
+            text = followed.0;
+            lost.extend(followed.1);
             if let Some(generation) = tokenizer::read_text(&donor.folder, GENERATION_CONFIG)? {
                 let leading = tokenizer::read_text(&lead.folder, GENERATION_CONFIG)?;
                 let (edited, lost_too) =
                     tokenizer::follow_ids(&generation, Some(own), merged, leading.as_deref());
-                lost.extend(lost_too.into_iter().filter(|key| !lost.contains(key)).collect::<Vec<_>>());
+                lost.extend(lost_too);
                 if edited != generation {
                     revision.write(GENERATION_CONFIG, edited);
                 }
@@ -394,7 +396,7 @@ impl<'a> Wish<'a> {
             text = tokenizer::resized(&text, aligned.height());
         }
         let config_text = (text != donor.config_text).then_some(text);
-        Ok((revision, config_text, lost))
+        Ok((revision, config_text, lost.into_iter().collect()))
     }
 }
 

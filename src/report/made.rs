@@ -1,7 +1,6 @@
 //! A result that is there already, compared with what a plan would make: whether it can stand for it.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -9,13 +8,14 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 
-use super::{element_file_identities, model_files, model_identities};
+use super::inputs::{self, agree, name_of};
+use super::manifest::OptionsRecord;
+use super::model_files;
 use crate::Prepared;
+use crate::cache::read_small;
 use crate::checkpoint::{Content, MANIFEST, MERGE_CONFIG, ModelFolder, Shard, Sidecar, Source};
-use crate::plan::{PartlyHeldPolicy, Tensor};
-
-/// A manifest has a line for each tensor.
-const MANIFEST_BYTES_MAX: u64 = 1 << 30;
+use crate::limits::MANIFEST_BYTES_MAX;
+use crate::plan::{Choices, PartlyHeldPolicy, Tensor};
 
 /// So many inputs or files are named; the rest is counted.
 const NAMED_MAX: usize = 3;
@@ -32,28 +32,36 @@ struct Recorded {
     tensors: IndexMap<String, IgnoredAny>,
 }
 
+/// What becomes of tensors that only some of the models have, by its word in a manifest; the usual first.
+const POLICIES: [(PartlyHeldPolicy, &str); 3] = [
+    (PartlyHeldPolicy::Copied, "copied"),
+    (PartlyHeldPolicy::LeftOut, "left out"),
+    (PartlyHeldPolicy::Merged, "merged"),
+];
+
+impl OptionsRecord {
+    /// Choices with these among them.
+    pub fn choices(&self, others: &Choices) -> Choices {
+        let policy = POLICIES.iter().find(|(_, word)| *word == self.tensors_of_some_models);
+        let partly_held = policy.unwrap_or(&POLICIES[0]).0;
+        Choices { truncate_embeddings: self.truncated_embeddings, partly_held, ..*others }
+    }
+}
+
 /// The options that change what is merged, beside the seed, for the manifest.
-pub(super) fn options(prepared: &Prepared) -> Value {
+pub(super) fn options(prepared: &Prepared) -> OptionsRecord {
     let choices = &prepared.choices;
-    let partly_held = match choices.partly_held {
-        PartlyHeldPolicy::Copied => "copied",
-        PartlyHeldPolicy::LeftOut => "left out",
-        PartlyHeldPolicy::Merged => "merged",
-    };
-    json!({ "truncated_embeddings": choices.truncate_embeddings, "tensors_of_some_models": partly_held })
+    let policy = POLICIES.iter().find(|(policy, _)| *policy == choices.partly_held);
+    let partly_held = policy.unwrap_or(&POLICIES[0]).1;
+    OptionsRecord {
+        truncated_embeddings: choices.truncate_embeddings,
+        tensors_of_some_models: partly_held.into(),
+    }
 }
 
 /// The manifest in a folder, if there is one.
 pub(crate) fn manifest_in<T: DeserializeOwned>(folder: &Path) -> Option<T> {
-    serde_json::from_slice(&read(&folder.join(MANIFEST), MANIFEST_BYTES_MAX)?).ok()
-}
-
-/// A file of no more bytes than these.
-fn read(path: &Path, bytes_max: u64) -> Option<Vec<u8>> {
-    let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|found| found.is_file()))?;
-    let mut content = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut content).ok()?;
-    (content.len() as u64 <= bytes_max).then_some(content)
+    serde_json::from_slice(&read_small(&folder.join(MANIFEST), MANIFEST_BYTES_MAX).ok()?).ok()
 }
 
 /// What of the result in a folder is not what a plan would make now, as far as its manifest and the sizes of its files show; nothing
@@ -68,21 +76,28 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
     if recorded.mergeforge != version {
         found.push(format!("mergeforge {} made it, and this is {version}", recorded.mergeforge));
     }
-    let recipe = read(&folder.join(MERGE_CONFIG), config.source.len() as u64);
-    if recipe.is_none_or(|recipe| recipe != config.source.as_bytes()) {
+    let recipe = read_small(&folder.join(MERGE_CONFIG), config.source.len() as u64);
+    if !recipe.is_ok_and(|recipe| recipe == config.source.as_bytes()) {
         found.push(format!("its recipe ({MERGE_CONFIG}) is another one"));
     }
     if recorded.seed != plan.seed {
         found.push(format!("its seed is {}, not {}", recorded.seed, plan.seed));
     }
-    found.extend(other_options(&recorded.options, &options(prepared)));
-    let inputs = [model_identities(prepared), element_file_identities(prepared)].concat();
+    found.extend(other_options(&recorded.options, &json!(options(prepared))));
+    let inputs = [inputs::models(prepared), inputs::element_files(prepared)].concat();
     let recorded_inputs = [recorded.inputs, recorded.element_files].concat();
     let mut others = named_beyond(&inputs, &recorded_inputs);
     // What is merged anew is another input, and what that is made of in the end is not known yet.
     if !prepared.sources.iter().any(Source::is_planned) {
         let gone = named_beyond(&recorded_inputs, &inputs);
         others.extend(gone.into_iter().filter(|name| !others.contains(name)).collect::<Vec<_>>());
+    }
+    // What no hash identifies is the same if nobody has changed it since.
+    if let Ok(made) = fs::metadata(folder.join(MANIFEST)).and_then(|found| found.modified()) {
+        let changed = prepared.sources.iter().filter(|source| source.changed_after(made));
+        let changed: Vec<String> =
+            changed.map(|source| source.name.clone()).filter(|name| !others.contains(name)).collect();
+        others.extend(changed);
     }
     if !others.is_empty() {
         found.push(format!("inputs are not those that it was made of: {}", few(&others)));
@@ -121,7 +136,7 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
 fn holds(folder: &Path, file: &Sidecar) -> bool {
     match &file.content {
         Content::Bytes(bytes) => {
-            read(&folder.join(&file.file), bytes.len() as u64).is_some_and(|found| found == *bytes)
+            read_small(&folder.join(&file.file), bytes.len() as u64).is_ok_and(|found| found == *bytes)
         }
         Content::CopyOf(of) => ModelFolder::open(folder)
             .and_then(|folder| folder.file(file.file.as_str()).same_content(of, u64::MAX))
@@ -142,8 +157,8 @@ fn other_options(recorded: &Value, now: &Value) -> Vec<String> {
 
 /// The names of inputs that are not among these.
 fn named_beyond(inputs: &[Value], known: &[Value]) -> Vec<String> {
-    let others = inputs.iter().filter(|input| !known.contains(input));
-    others.filter_map(|input| Some(input.get("model").or(input.get("path"))?.as_str()?.into())).collect()
+    let others = inputs.iter().filter(|input| !known.iter().any(|known| agree(known, input)));
+    others.filter_map(name_of).map(str::to_owned).collect()
 }
 
 fn few(names: &[String]) -> String {

@@ -8,8 +8,12 @@ use super::Stream;
 use super::copies::units;
 use super::cut::{Cut, Destination, Sizes, Unit, next_unit};
 use super::fold::{Digest, Fold};
+use serde::{Deserialize, Serialize};
+
 use crate::backend::{OddValues, Output, SpanResult, Tally};
+use crate::checkpoint::Finished;
 use crate::error::{Error, Result};
+use crate::kernel::thinning::Trim;
 use crate::kernel::tiles;
 use crate::plan::{Action, Plan, Tensor};
 use crate::recipe::{Machine, Remark, Threshold};
@@ -30,6 +34,55 @@ pub struct Merged {
     pub remark: Option<Remark>,
     /// Thresholds that were found for its inputs, or found right.
     pub thresholds: Vec<Threshold>,
+}
+
+/// What is found out about a tensor beside its digest, as it is noted.
+#[derive(Serialize, Deserialize)]
+struct Found {
+    /// NaN read, infinities read, results that overflowed.
+    odd: [u64; 3],
+    redone: u64,
+    mended: u64,
+    remark: Option<String>,
+    /// Input, elements kept, threshold, tile and lane of the cut.
+    thresholds: Vec<(usize, u64, u32, u32, u32)>,
+}
+
+impl Merged {
+    /// It as it is noted, for a merge that goes on.
+    pub fn noted(&self, tensor: usize) -> Finished {
+        let Self { digest, odd, redone, mended, remark, thresholds } = self;
+        let OddValues { nan, infinite, overflowed } = *odd;
+        let threshold =
+            |of: &Threshold| (of.input, of.kept, of.trim.threshold, of.trim.cut_tile, of.trim.cut_lane);
+        let found = Found {
+            odd: [nan, infinite, overflowed],
+            redone: *redone,
+            mended: *mended,
+            remark: remark.as_deref().map(str::to_owned),
+            thresholds: thresholds.iter().map(threshold).collect(),
+        };
+        let found = serde_json::to_value(found).expect("it is plain JSON");
+        Finished { tensor, digest: *digest, found }
+    }
+
+    /// What was noted; nothing, where that is not to be understood.
+    pub fn from_noted(finished: &Finished) -> Option<Self> {
+        let found: Found = Found::deserialize(&finished.found).ok()?;
+        let Found { odd: [nan, infinite, overflowed], redone, mended, remark, thresholds } = found;
+        let threshold = |(input, kept, threshold, cut_tile, cut_lane)| {
+            let trim = Trim { threshold, cut_tile, cut_lane };
+            Threshold { input, kept, trim }
+        };
+        Some(Self {
+            digest: finished.digest,
+            odd: OddValues { nan, infinite, overflowed },
+            redone,
+            mended,
+            remark: remark.map(Remark::Owned),
+            thresholds: thresholds.into_iter().map(threshold).collect(),
+        })
+    }
 }
 
 /// Tensors that go through their passes together.
@@ -235,7 +288,8 @@ impl Group {
             let Remaining::Done(thresholds, remark) = &mut member.way else {
                 unreachable!("the group is done")
             };
-            let (digest, thresholds, remark) = (member.digest.finish(), std::mem::take(thresholds), *remark);
+            let (digest, thresholds, remark) =
+                (member.digest.finish(), std::mem::take(thresholds), remark.take());
             let (odd, redone, mended) = (member.tally().odd, member.redone, member.mended);
             (member.tensor, Merged { digest, odd, redone, mended, remark, thresholds })
         };

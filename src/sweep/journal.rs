@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::error::{Error, Result};
+use crate::limits::JOURNAL_BYTES_MAX;
+use crate::text::bytes;
 
 /// One measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,9 +47,6 @@ pub struct Journal {
     pub entries: Vec<Entry>,
 }
 
-/// The largest file that is read: more than any sweep writes.
-const BYTES_MAX: u64 = 64 << 20;
-
 impl Journal {
     /// Opens a journal, or begins one. `setup` is all that measurements depend on: only with the same do they count. `anew` forgets what
     /// was measured.
@@ -63,6 +62,11 @@ impl Journal {
             .append(true)
             .open(path)
             .map_err(|cause| failed(&cause))?;
+        // A pipe opens at once, and is waited for by whoever reads it.
+        if !file.metadata().is_ok_and(|found| found.is_file()) {
+            return Err(Error::output(format!("{} is not a regular file", path.display()))
+                .hint("move it away, or give another folder"));
+        }
         file.try_lock().map_err(|_| {
             Error::output(format!("{} is in use by another sweep", path.display()))
                 .hint("wait for it, or give another folder")
@@ -71,7 +75,12 @@ impl Journal {
             file.set_len(0).map_err(|cause| failed(&cause))?;
         }
         let mut text = Vec::new();
-        (&mut file).take(BYTES_MAX).read_to_end(&mut text).map_err(|cause| failed(&cause))?;
+        (&mut file).take(JOURNAL_BYTES_MAX + 1).read_to_end(&mut text).map_err(|cause| failed(&cause))?;
+        if text.len() as u64 > JOURNAL_BYTES_MAX {
+            let most = bytes(JOURNAL_BYTES_MAX);
+            return Err(Error::output(format!("{} has more than {most}: no sweep wrote it", path.display()))
+                .hint("move it away, or give another folder"));
+        }
         // A line that a full disk cut may end within a character.
         let text = String::from_utf8_lossy(&text);
         let mut lines = text.lines();
@@ -201,6 +210,23 @@ mod tests {
         {
             let refused = Journal::open(&path, &other, false).unwrap_err();
             assert!(refused.message.ends_with(&format!("another sweep: {what}")), "{}", refused.message);
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_and_what_is_vast_are_no_journals() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.jsonl");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let vast = folder.path().join("vast.jsonl");
+        File::create(&vast).unwrap().set_len(JOURNAL_BYTES_MAX + 1).unwrap();
+        for (path, why) in
+            [(path, "is not a regular file"), (vast, "has more than 67.1 MB: no sweep wrote it")]
+        {
+            let refused = Journal::open(&path, &Json::Null, false).unwrap_err();
+            assert!(refused.message.contains(why) && refused.hint.is_some(), "{refused}");
         }
     }
 }

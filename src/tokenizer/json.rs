@@ -6,8 +6,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+
+use crate::limits::COMPANION_ENTRIES_MAX;
 
 /// A text, borrowed where it has no escapes.
 pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
@@ -46,9 +48,16 @@ struct Item<'a> {
 }
 
 impl<'a> Items<'a> {
-    /// Takes an object or an array apart.
+    /// Takes an object or an array apart that has as many entries as a small file may have.
     pub(super) fn parse(text: &'a str) -> serde_json::Result<Self> {
-        let Found(all) = serde_json::from_str(text)?;
+        Self::parse_up_to(text, COMPANION_ENTRIES_MAX)
+    }
+
+    /// The same of one that has no more than these.
+    pub(super) fn parse_up_to(text: &'a str, entries_max: usize) -> serde_json::Result<Self> {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let all = Find { entries_max }.deserialize(&mut json)?;
+        json.end()?;
         let open = text.find(['{', '[']).map_or(0, |bracket| bracket + 1);
         Ok(Self { text, open, all })
     }
@@ -149,42 +158,66 @@ impl<'a> Items<'a> {
 
     /// The text with a value replaced, or the key added at the end.
     pub(super) fn with_value(&self, key: &str, value: &str) -> String {
-        if let Some(old) = self.get(key) {
-            return replaced(self.text, vec![(within(self.text, old), value.into())]);
+        match self.get(key) {
+            Some(old) => replaced(self.text, vec![(within(self.text, old), value.into())]),
+            None => self.with_keys([(key, value)]),
         }
+    }
+
+    /// The text with keys added at the end, of which it has none.
+    pub(super) fn with_keys<K: AsRef<str>>(&self, keys: impl IntoIterator<Item = (K, K)>) -> String {
         let is_dense = !self.is_empty() && self.spaces().is_none() && !self.text.contains("\": ");
         let colon = if is_dense { ":" } else { ": " };
-        self.with([format!("{}{colon}{value}", quoted(key))], Some((2, 0)))
+        let keys =
+            keys.into_iter().map(|(key, value)| format!("{}{colon}{}", quoted(key.as_ref()), value.as_ref()));
+        self.with(keys, Some((2, 0)))
     }
 }
 
-/// The items as a parser finds them.
-struct Found<'a>(Vec<Item<'a>>);
+/// Finds the items of an object or an array, if there are no more than these.
+struct Find {
+    entries_max: usize,
+}
 
-impl<'de: 'a, 'a> Deserialize<'de> for Found<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Container;
-        impl<'de> Visitor<'de> for Container {
-            type Value = Found<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object or an array")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
-                while let Some((Text(key), value)) = map.next_entry::<_, &RawValue>()? {
-                    items.push(Item { key, value: value.get() });
-                }
-                Ok(Found(items))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
-                while let Some(value) = list.next_element::<&RawValue>()? {
-                    items.push(Item { key: Cow::Borrowed(""), value: value.get() });
-                }
-                Ok(Found(items))
-            }
+impl Find {
+    fn keep<'de, E: de::Error>(&self, items: &mut Vec<Item<'de>>, item: Item<'de>) -> Result<(), E> {
+        if items.len() == self.entries_max {
+            return Err(E::custom(format!("more than {} entries in one object or list", self.entries_max)));
         }
-        deserializer.deserialize_any(Container)
+        items.push(item);
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Find {
+    type Value = Vec<Item<'de>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Find {
+    type Value = Vec<Item<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object or an array")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some((Text(key), value)) = map.next_entry::<_, &RawValue>()? {
+            self.keep(&mut items, Item { key, value: value.get() })?;
+        }
+        Ok(items)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(value) = list.next_element::<&RawValue>()? {
+            self.keep(&mut items, Item { key: Cow::Borrowed(""), value: value.get() })?;
+        }
+        Ok(items)
     }
 }
 

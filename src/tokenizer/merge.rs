@@ -13,8 +13,8 @@ use serde::Deserialize;
 use super::json::{Items, Text, quoted, replaced, within};
 use super::settings::DECODER;
 use super::{Added, Flags, Kind, Tokenizer, damaged};
-use crate::checkpoint::TOKENS_MAX;
 use crate::error::{Error, Result};
+use crate::limits::TOKENS_MAX;
 
 /// A model whose tokens count: what it calls them, and how many rows it has for them. A token without a row is none of its own.
 #[derive(Debug, Clone, Copy)]
@@ -210,8 +210,10 @@ impl<'a> Building<'a> {
     /// The edited `tokenizer.json`.
     fn tokenizer(&self) -> Result<String> {
         let Tokenizer { place, text, .. } = self.lead.tokenizer;
-        let parse =
-            |part| Items::parse(part).map_err(|cause| damaged(place, &format!("is no tokenizer: {cause}")));
+        let parse = |part| {
+            Items::parse_up_to(part, TOKENS_MAX)
+                .map_err(|cause| damaged(place, &format!("is no tokenizer: {cause}")))
+        };
         let top = parse(text)?;
         let model = parse(top.get("model").expect("it was read"))?;
         let style = Style::of(&top);
@@ -290,7 +292,7 @@ impl<'a> Building<'a> {
         }
         let colon = if vocabulary.spaces().is_some() { ": " } else { ":" };
         let pins = pins.iter().map(|token| format!("{}{colon}{}", quoted(token), self.ids[*token]));
-        Ok(Items::parse(&kept).expect("it was JSON").with(pins, None))
+        Ok(Items::parse_up_to(&kept, TOKENS_MAX).expect("it was JSON").with(pins, None))
     }
 
     /// The edited `tokenizer_config.json`: loading adds what it lists, in the order of the ids there.

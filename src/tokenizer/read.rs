@@ -12,8 +12,9 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use super::json::{Items, Text};
 use super::settings::{ADDED_TOKENS, SPECIAL_TOKENS_MAP, Settings, TOKENIZER_CONFIG};
 use super::{Added, Flags, Kind, Tokenizer, damaged};
-use crate::checkpoint::{ModelFolder, OTHER_VOCABULARIES, TOKENIZER, TOKENIZER_BYTES_MAX, TOKENS_MAX};
+use crate::checkpoint::{ModelFolder, OTHER_VOCABULARIES, TOKENIZER};
 use crate::error::{Error, Result};
+use crate::limits::{TOKEN_TEXT_BYTES_MAX, TOKENIZER_BYTES_MAX, TOKENIZER_READ_BYTES_MAX, TOKENS_MAX};
 use crate::text::quoted;
 
 /// Reads the tokenizer of a model; `None` where its folder holds no file of one.
@@ -30,8 +31,8 @@ pub fn read(folder: &Arc<ModelFolder>) -> Result<Option<Tokenizer>> {
     }
     let file = folder.file(TOKENIZER);
     let place = file.path().display().to_string();
-    let text =
-        String::from_utf8(file.read(TOKENIZER_BYTES_MAX)?).map_err(|_| damaged(&place, "is not UTF-8"))?;
+    let text = String::from_utf8(file.read(TOKENIZER_READ_BYTES_MAX)?)
+        .map_err(|_| damaged(&place, "is not UTF-8"))?;
     Tokenizer::parse(place, text, Settings::read(folder)?).map(Some)
 }
 
@@ -89,6 +90,10 @@ impl Tokenizer {
         let tokens = |list: usize| list.saturating_add(ids.len());
         if tokens(listed.len() + settings.added.len() + settings.special.len()) > TOKENS_MAX {
             return Err(wrong(&format!("has more than {TOKENS_MAX} tokens with those beside it")));
+        }
+        let listed_texts = listed.iter().map(|token| &token.content);
+        if ids.keys().chain(listed_texts).any(|token| token.len() > TOKEN_TEXT_BYTES_MAX) {
+            return Err(wrong(&format!("has a token of more than {TOKEN_TEXT_BYTES_MAX} bytes")));
         }
         let normalizes = top.get("normalizer").is_some_and(|normalizer| normalizer != "null");
         drop((top, model));
@@ -189,8 +194,11 @@ impl<'de> Deserialize<'de> for Vocabulary {
                 f.write_str("a vocabulary")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Vocabulary, A::Error> {
-                let mut ids = IndexMap::new();
+                let (mut ids, mut next) = (IndexMap::new(), 0);
                 while let Some((Text(token), id)) = map.next_entry::<_, u32>()? {
+                    // One that stands twice counts twice.
+                    bounded(next)?;
+                    next += 1;
                     ids.insert(token.into_owned(), bounded(id)?);
                 }
                 Ok(Vocabulary { listed: ids.len() as u32, ids })

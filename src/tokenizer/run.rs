@@ -1,13 +1,14 @@
 //! Texts as tokens: a model's tokenizer at work, by the library that made its file.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::checkpoint::{COMPANION_BYTES_MAX, Source, TOKENIZER, TOKENIZER_BYTES_MAX};
-use crate::error::{Error, Result};
+use super::json::Items;
+use super::settings::{Token, read_text};
+use crate::checkpoint::{Source, TOKENIZER};
+use crate::error::{Error, Result, without_panic};
+use crate::limits::{NORMALIZER_GROWTH_MAX, TOKENIZER_READ_BYTES_MAX};
 
 /// The tokenizer of a model at work.
 #[derive(Debug)]
@@ -43,10 +44,10 @@ impl Runner {
                 "load its tokenizer with transformers' AutoTokenizer and save it again, which writes tokenizer.json",
             ));
         }
-        let text = source.folder.file(TOKENIZER).read(TOKENIZER_BYTES_MAX)?;
+        let text = source.folder.file(TOKENIZER).read(TOKENIZER_READ_BYTES_MAX)?;
         let steps: Steps =
             serde_json::from_slice(&text).map_err(|cause| unusable(model, &cause.to_string()))?;
-        if growth(&steps.normalizer) > GROWTH_MAX {
+        if growth(&steps.normalizer) > NORMALIZER_GROWTH_MAX {
             return Err(unusable(model, "its normalizer could make any text too long"));
         }
         let tokenizer = unbroken(model, || {
@@ -93,9 +94,6 @@ struct Steps {
     normalizer: Value,
 }
 
-/// The most that a text may grow. Published tokenizers stay below some thousand, by the most that their steps could do.
-const GROWTH_MAX: u64 = 1 << 16;
-
 /// How many times as long a normalizer can make a text at the most: one step after the other may double it, and some dozen do.
 fn growth(normalizer: &Value) -> u64 {
     /// The longest that Unicode's own decompositions make of a character.
@@ -118,18 +116,14 @@ fn unusable(model: &str, cause: &str) -> Error {
 
 /// What `work` gives. The library that it calls takes some things that a tokenizer says for granted.
 fn unbroken<T>(model: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(unusable(model, "it contradicts itself")))
+    without_panic(work).unwrap_or_else(|| Err(unusable(model, "it contradicts itself")))
 }
 
 /// A special token, if this file of the model names it: as a text, or as an object that holds it.
 fn special(source: &Source, file: &str, key: &str) -> Option<String> {
-    if !source.folder.has(file) {
-        return None;
-    }
-    let settings: Value =
-        serde_json::from_slice(&source.folder.file(file).read(COMPANION_BYTES_MAX).ok()?).ok()?;
-    let token = settings.get(key)?;
-    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+    let text = read_text(&source.folder, file).ok()??;
+    let token: Token = serde_json::from_str(Items::parse(&text).ok()?.get(key)?).ok()?;
+    Some(token.content().to_owned())
 }
 
 #[cfg(test)]
@@ -147,9 +141,10 @@ mod tests {
         assert_eq!(growth(&sequence(vec![json!({ "type": "Prepend", "prepend": "▁" }), replace("▁")])), 4);
         let albert = ["NFKD", "StripAccents", "Lowercase", "Precompiled"].map(|step| json!({ "type": step }));
         assert!(
-            growth(&sequence([vec![replace("\""), replace("\"")], albert.to_vec()].concat())) <= GROWTH_MAX
+            growth(&sequence([vec![replace("\""), replace("\"")], albert.to_vec()].concat()))
+                <= NORMALIZER_GROWTH_MAX
         );
-        assert!(growth(&sequence(vec![replace("ee"); 40])) > GROWTH_MAX);
+        assert!(growth(&sequence(vec![replace("ee"); 40])) > NORMALIZER_GROWTH_MAX);
         assert_eq!(growth(&sequence(vec![sequence(vec![replace("e"); 32]); 4])), u64::MAX);
     }
 }

@@ -8,8 +8,9 @@ use serde::Deserialize;
 
 use super::json::Items;
 use super::{Flags, damaged};
-use crate::checkpoint::{COMPANION_BYTES_MAX, ModelFolder};
+use crate::checkpoint::ModelFolder;
 use crate::error::Result;
+use crate::limits::COMPANION_BYTES_MAX;
 use crate::text::quoted;
 
 /// `tokenizer_config.json`.
@@ -41,10 +42,11 @@ impl Settings {
         let mut settings = Self::default();
         let mut decoder = false;
         settings.text = with_object(folder, TOKENIZER_CONFIG, |file, wrong| {
-            add_special_tokens(file, &mut settings.special);
+            add_special_tokens(file, &mut settings.special, wrong)?;
             let Some(tokens) = file.get(DECODER) else { return Ok(()) };
             decoder = true;
-            let tokens = Items::parse(tokens).map_err(|_| wrong(&format!("{DECODER} is no object")))?;
+            let tokens =
+                Items::parse(tokens).map_err(|cause| wrong(&format!("has {DECODER} with {cause}")))?;
             for (id, token) in tokens.iter() {
                 let read = || Some((id.parse().ok()?, serde_json::from_str(token).ok()?));
                 let wrong = || wrong(&format!("{DECODER} has no token at {}", quoted(id)));
@@ -54,9 +56,8 @@ impl Settings {
             Ok(())
         })?;
         if !decoder {
-            with_object(folder, SPECIAL_TOKENS_MAP, |file, _| {
-                add_special_tokens(file, &mut settings.special);
-                Ok(())
+            with_object(folder, SPECIAL_TOKENS_MAP, |file, wrong| {
+                add_special_tokens(file, &mut settings.special, wrong)
             })?;
             with_object(folder, ADDED_TOKENS, |file, wrong| {
                 for (token, id) in file.iter() {
@@ -109,7 +110,11 @@ fn with_object(
 }
 
 /// Adds the special tokens that a file names.
-fn add_special_tokens(file: &Items, tokens: &mut IndexMap<String, Option<Flags>>) {
+fn add_special_tokens(
+    file: &Items,
+    tokens: &mut IndexMap<String, Option<Flags>>,
+    wrong: &dyn Fn(&str) -> crate::error::Error,
+) -> Result<()> {
     let mut add = |token: Token| {
         if !token.content().is_empty() {
             let flags = token.flags().map(|flags| Flags { special: true, ..flags });
@@ -122,16 +127,18 @@ fn add_special_tokens(file: &Items, tokens: &mut IndexMap<String, Option<Flags>>
         .filter_map(|key| file.get(key))
         .filter_map(|token| serde_json::from_str(token).ok())
         .for_each(&mut add);
-    let lists = LISTS.iter().filter_map(|key| Items::parse(file.get(key)?).ok());
-    for list in lists {
+    for key in LISTS {
+        let Some(list) = file.get(key).filter(|value| value.starts_with(['[', '{'])) else { continue };
+        let list = Items::parse(list).map_err(|cause| wrong(&format!("has {key} with {cause}")))?;
         list.iter().filter_map(|(_, token)| serde_json::from_str(token).ok()).for_each(&mut add);
     }
+    Ok(())
 }
 
 /// A token as it is given: by its text alone, or with its flags.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Token {
+pub(super) enum Token {
     Text(String),
     Full {
         content: String,
@@ -148,7 +155,7 @@ enum Token {
 }
 
 impl Token {
-    fn content(&self) -> &str {
+    pub(super) fn content(&self) -> &str {
         match self {
             Self::Text(content) | Self::Full { content, .. } => content,
         }

@@ -1,9 +1,9 @@
 //! Tokens by id in `config.json` and `generation_config.json`: `eos_token_id` and its like follow their tokens.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use serde_json::value::RawValue;
+use indexmap::IndexMap;
 
 use super::Tokenizer;
 use super::json::{Items, replaced, within};
@@ -19,6 +19,9 @@ const AT_POSITIONS: &str = "forced_decoder_ids";
 const DEEP_MAX: usize = 3;
 /// Where a model of several modalities keeps the config of its language model.
 const TEXT: &str = "text_config";
+/// Keys, and ids as they are written.
+type Ids = IndexMap<String, String>;
+
 /// What stands for no id.
 const NONE: &str = "null";
 
@@ -38,9 +41,11 @@ pub fn follow_ids(
     let inner = inner_of(&top);
     let leading = leading.and_then(|leading| Items::parse(leading).ok());
     let leading_text = leading.as_ref().and_then(inner_of);
-    let mut follow = |items: &Items, leading: [Option<&Items>; 2], prefix: &str| {
+    let [leading, leading_text] =
+        [&leading, &leading_text].map(|items| items.as_ref().map_or_else(IndexMap::new, ids_of));
+    let mut follow = |items: &Items, leading: [&IndexMap<&str, &str>; 2], prefix: &str| {
         for (key, value) in items.iter().filter(|(key, _)| is_special(key) || is_listed(key)) {
-            let says = || leading.iter().flatten().filter_map(|leading| leading.get(key));
+            let says = || leading.iter().filter_map(|leading| leading.get(key).copied());
             let taken = || says().find(|id| *id != NONE).or_else(|| says().next()).map(str::to_owned);
             let followed = || followed(value, key == AT_POSITIONS, own.as_ref()?, merged, DEEP_MAX);
             // What generation keeps out is the donor's to say, whose files these are.
@@ -52,29 +57,42 @@ pub fn follow_ids(
             }
         }
     };
-    follow(&top, [leading.as_ref(), leading_text.as_ref()], "");
+    follow(&top, [&leading, &leading_text], "");
     if let Some(items) = &inner {
-        follow(items, [leading_text.as_ref(), leading.as_ref()], "text_config.");
+        follow(items, [&leading_text, &leading], "text_config.");
     }
     // Keys that stand nowhere yet go where the leading file has them, as far as there is such a place.
-    let stands = |key: &str| top.get(key).or_else(|| inner.as_ref()?.get(key)).is_some();
-    let mut edited = replaced(text, edits);
-    for (of, is_inner) in [(&leading, false), (&leading_text, true)] {
-        let ids = of.iter().flat_map(Items::iter).filter(|(key, id)| is_special(key) && *id != NONE);
-        for (key, id) in ids.filter(|(key, _)| !stands(key)) {
-            edited = with_id(&edited, key, id, is_inner);
-        }
-    }
-    (edited, lost)
+    let standing: HashSet<&str> = [Some(&top), inner.as_ref()]
+        .into_iter()
+        .flatten()
+        .flat_map(|items| ids_of(items).into_keys())
+        .collect();
+    let missing = |of: &IndexMap<&'_ str, &'_ str>| -> Ids {
+        let ids = of.iter().filter(|(key, id)| is_special(key) && **id != NONE && !standing.contains(*key));
+        ids.map(|(key, id)| ((*key).into(), (*id).into())).collect()
+    };
+    let mut of_top: Ids = missing(&leading);
+    let mut of_inner = Ids::new();
+    (if inner.is_some() { &mut of_inner } else { &mut of_top }).extend(missing(&leading_text));
+    (with_ids(replaced(text, edits), &of_top, &of_inner), lost)
 }
 
-/// A config with an id more: in the config of its language model, if it is to be there and there is one.
-fn with_id(text: &str, key: &str, id: &str, is_inner: bool) -> String {
-    let top = Items::parse(text).expect("only values were replaced");
-    match inner_of(&top).filter(|_| is_inner) {
-        Some(inner) => replaced(text, vec![(inner.place(text), inner.with_value(key, id))]),
-        None => top.with_value(key, id),
-    }
+/// The keys of ids in an object, with their values: of a key that stands twice the last one, as parsers have it.
+fn ids_of<'i>(items: &'i Items) -> IndexMap<&'i str, &'i str> {
+    items.iter().filter(|(key, _)| is_special(key) || is_listed(key)).collect()
+}
+
+/// A config with more ids at its end, and at that of the config of its language model.
+fn with_ids(text: String, of_top: &Ids, of_inner: &Ids) -> String {
+    let text = if of_top.is_empty() { text } else { whole(&text).with_keys(of_top) };
+    let edit = inner_of(&whole(&text)).filter(|_| !of_inner.is_empty());
+    let edit = edit.map(|inner| (inner.place(&text), inner.with_keys(of_inner)));
+    replaced(&text, edit.into_iter().collect())
+}
+
+/// A config of which only values were replaced.
+fn whole(text: &str) -> Items<'_> {
+    Items::parse_up_to(text, usize::MAX).expect("it was JSON")
 }
 
 /// The config of the language model within one of several modalities.
@@ -124,9 +142,9 @@ fn followed(
         return follow(id);
     }
     let deep = deep.checked_sub(1)?;
-    let list: Vec<&RawValue> = serde_json::from_str(value).ok()?;
-    let is_pair = at_positions && list.iter().all(|item| !item.get().starts_with('['));
-    let item = |(place, item): (usize, &&RawValue)| match item.get() {
+    let list = Items::parse(value).ok().filter(|_| value.starts_with('['))?;
+    let is_pair = at_positions && list.iter().all(|(_, item)| !item.starts_with('['));
+    let item = |(place, (_, item)): (usize, (&str, &str))| match item {
         position if is_pair && place == 0 => Some(position.to_owned()),
         id => followed(id, at_positions, own, merged, deep),
     };

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::json::{Items, quoted as json_text, replaced};
 use super::settings::{TOKENIZER_CONFIG, read_text};
-use crate::checkpoint::{COMPANION_BYTES_MAX, ModelFolder};
+use crate::checkpoint::ModelFolder;
 use crate::error::{Error, Result};
+use crate::limits::COMPANION_BYTES_MAX;
 use crate::text::quoted;
 
 /// Where current transformers keeps the template.

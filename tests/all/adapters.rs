@@ -492,8 +492,9 @@ fn the_manifest_and_the_card_name_the_adapters() {
     let text = write_merge(folder.path(), "linear");
     let report = models::run(folder.path(), &text, "out", RUN).unwrap();
     let path = folder.path().display().to_string();
-    let inputs = &report.manifest()["inputs"];
-    let named = |name: &str| inputs.as_array().unwrap().iter().find(|input| input["model"] == name).unwrap();
+    let manifest = report.manifest().value();
+    let inputs = manifest["inputs"].as_array().unwrap();
+    let named = |name: &str| inputs.iter().find(|input| input["model"] == name).unwrap();
     let adapted = named(&format!("{path}/base+{path}/one"));
     assert_eq!(adapted["adapter"]["adapter"], format!("{path}/one"));
     assert_eq!(adapted["adapter"]["files"][0]["file"], "adapter_model.safetensors");

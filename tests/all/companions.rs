@@ -142,7 +142,7 @@ fn what_a_killed_merge_copied_is_cleared_and_nothing_else() {
     let leftover = || {
         merge(case.path(), &case.config(), &["-q"]).succeeded();
         fs::rename(&out, &partial).unwrap();
-        let mark = "A merge by mergeforge writes here. What is left when it has ended is cleared by the next merge.\n";
+        let mark = "A merge by mergeforge writes here. What is left when it has ended is cleared by the next merge, or taken over.\n";
         let names = files(&partial).into_iter().filter(|name| name != "model.safetensors");
         let lines: String = names.map(|name| name + "\n").collect();
         fs::write(partial.join(".lock"), format!("{mark}{lines}")).unwrap();

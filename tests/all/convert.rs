@@ -83,7 +83,7 @@ fn a_conversion_is_a_merge_of_one_model() {
         }
         // The manifest tells what it was made of, and how to make it again.
         let manifest: Json = serde_json::from_str(&ended.stdout).unwrap();
-        assert_eq!((&manifest["method"], &manifest["device"]), (&json!("passthrough"), &json!("cpu")));
+        assert_eq!((&manifest["method"], &manifest["run"]["device"]), (&json!("passthrough"), &json!("cpu")));
         let again = path(folder.path(), "again");
         let own = Path::new(&out).join("mergekit_config.yml");
         run([&["merge", own.to_str().unwrap(), &again][..], &shards].concat()).succeeded();

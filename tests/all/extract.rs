@@ -550,7 +550,7 @@ fn ctrl_c_is_heard_while_a_large_matrix_is_decomposed() {
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
         .unwrap();
     let asked = Instant::now();
-    Ended::from(child.wait_with_output().unwrap()).failed(130, &["error: interrupted: nothing was written"]);
+    Ended::from(child.wait_with_output().unwrap()).failed(130, &["error: interrupted: no output was made"]);
     // It takes less than a second; other tests take the rest.
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
     assert!(!folder.path().join("out").exists());

@@ -17,7 +17,7 @@ use mergeforge::checkpoint::Reads;
 use mergeforge::error::{Error, Kind};
 use mergeforge::plan::Choices;
 use mergeforge::stream::{Budget, Watch};
-use mergeforge::{Options, prepare};
+use mergeforge::{Options, Stopped, prepare};
 use rustix::process::{Pid, Signal, kill_process};
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
@@ -343,6 +343,7 @@ pub fn merge_trapped(config: &Path, out: &Path, after: Step, act: impl Fn() + Sy
         reads,
         cache: None,
         recall: false,
+        stopped: Stopped::LeavesNothing,
     };
     mergeforge::merge(&prepared, &options, &Trap::new(after, act)).expect_err("something happened on the way")
 }
@@ -743,7 +744,7 @@ fn interrupt_at_several_moments(case: &Case, signal: Signal) {
             fs::remove_dir_all(case.path().join("out")).unwrap();
             continue;
         }
-        ended.failed(130, &["error: interrupted: nothing was written"]);
+        ended.failed(130, &["error: interrupted: no output was made"]);
         assert_nothing_left(case.path());
         interrupted += 1;
     }

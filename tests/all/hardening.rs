@@ -37,7 +37,20 @@ const TRIED: &[(&str, &str)] = &[
         "a_snapshot_of_the_cache_leads_into_its_own_blobs_and_no_further",
     ),
     ("a model's card that leads out of its folder, or is vast", "a_card_that_may_not_be_read_states_none"),
-    ("pipes, sockets and folders in place of files", "only_regular_files_are_opened_and_none_is_waited_for"),
+    (
+        "pipes, sockets, devices, folders, and windows into the system in place of files",
+        "only_regular_files_are_opened_and_none_is_waited_for",
+    ),
+    ("a chat template that loops, or makes a text of gigabytes", "a_template_without_end_is_refused"),
+    (
+        "a chat template that looks for files and processes",
+        "a_template_makes_a_turn_and_reaches_nothing_else",
+    ),
+    (
+        "tokenizers that contradict themselves, and templates, where they are run",
+        "malformed_tokenizers_and_templates_end_an_evaluation_with_few_words",
+    ),
+    ("what fuzzers made", "all_that_is_kept_is_read_or_refused"),
     ("no thread can be started, or few", "a_merge_goes_on_with_the_threads_that_can_be_started"),
     ("39,000 models", "models_are_counted_before_they_are_opened"),
     (
@@ -165,7 +178,7 @@ fn an_ignored_signal_stays_ignored() {
     case.wait_for(1 << 20, &mut half);
     kill_process(Pid::from_child(&half), Signal::HUP).unwrap();
     kill_process(Pid::from_child(&half), Signal::TERM).unwrap();
-    Ended::from(half.wait_with_output().unwrap()).failed(130, &["interrupted: nothing was written"]);
+    Ended::from(half.wait_with_output().unwrap()).failed(130, &["interrupted: no output was made"]);
     assert_nothing_left(case.path());
 }
 

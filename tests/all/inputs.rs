@@ -15,7 +15,7 @@ use mergeforge::input::{
     Adapted, Floats, Importance, Input, Made, Masked, Ranks, ReadElements, Row, Rows, Scaled, Spread, Vectors,
 };
 use mergeforge::plan::{Action, Choices, Plan};
-use mergeforge::{Options, Prepared, merge, prepare};
+use mergeforge::{Options, Prepared, Stopped, merge, prepare};
 use safetensors::Dtype;
 
 use crate::models::{self, PLAIN, Quiet, RUN, Stored, Tensors, stored, tuned, values, weights};
@@ -201,6 +201,7 @@ fn merged_on(
         reads: Reads::Mapped,
         cache: None,
         recall: false,
+        stopped: Stopped::LeavesNothing,
     };
     merge(prepared, &options, &Quiet).unwrap();
     let tensor = models::read(&out)["w"].clone();
@@ -392,6 +393,7 @@ fn inputs_keep_no_more_than_was_counted() {
         reads: Reads::Mapped,
         cache: None,
         recall: false,
+        stopped: Stopped::LeavesNothing,
     };
     for (threads, made) in [(1, 40), (8, 80)] {
         merge(&prepared, &options(threads), &Quiet).unwrap();

@@ -12,7 +12,7 @@ use mergeforge::error::{Error, Result};
 use mergeforge::plan::Choices;
 use mergeforge::report::Report;
 use mergeforge::stream::{Budget, Watch};
-use mergeforge::{Options, merge, prepare};
+use mergeforge::{Options, Stopped, merge, prepare};
 use safetensors::{Dtype, SafeTensors, View};
 
 /// A tensor as stored.
@@ -181,6 +181,7 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
         reads: Reads::Copied,
         cache: None,
         recall: false,
+        stopped: Stopped::LeavesNothing,
     };
     merge(&prepared, &options, &Quiet)
 }

@@ -10,7 +10,7 @@ use mergeforge::error::Error;
 use mergeforge::input::{Drawn, Law, Made, ReadElements, draw_key};
 use mergeforge::plan::Choices;
 use mergeforge::stream::Budget;
-use mergeforge::{Options, merge, prepare_moe, read_moe};
+use mergeforge::{Options, Stopped, merge, prepare_moe, read_moe};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -98,6 +98,7 @@ fn mixed_by(
         reads: Reads::Mapped,
         cache: None,
         recall: false,
+        stopped: Stopped::LeavesNothing,
     };
     merge(&prepared, &options, &Quiet)?;
     let (tensors, config) = (models::read(&out), fs::read(out.join("config.json")).unwrap());

@@ -565,7 +565,7 @@ fn what_is_kept_is_compared_with_what_would_be_merged() {
     let manifest = kept.join("one/mergeforge.json");
     let written = fs::read_to_string(&manifest).unwrap();
     for (from, to, says) in [
-        ("\"mergeforge\": \"", "\"mergeforge\": \"9", "mergeforge 9"),
+        ("\"mergeforge\":\"", "\"mergeforge\":\"9", "mergeforge 9"),
         ("\"options\"", "\"option\"", "does not say what its truncated_embeddings is"),
         ("\"model.norm.weight\"", "\"model.norm\"", "it has other tensors"),
         ("{", "", "it has no mergeforge.json that says"),
@@ -627,9 +627,11 @@ fn the_command_line_of_mergekit_multi_works_as_pasted() {
     let out_path = ["--out-path", out.to_str().unwrap()];
     let done =
         multi(&[&out_path[..], &["--lazy", "--cuda", "--device", "cpu", "--json"]].concat()).succeeded();
-    let manifest: Json =
+    let mut manifest: Json =
         serde_json::from_str(&done.stdout).expect("the manifest of what was asked for alone");
     assert_eq!(manifest["method"], "linear");
+    // How a merge went is known when it was made.
+    assert!(manifest.as_object_mut().unwrap().shift_remove("run").is_some());
     let expected = models.one_by_one(TWO);
     assert_same_files(&out, &expected);
     assert_same_files(&kept.join("one"), &expected.with_file_name("one"));

@@ -54,7 +54,7 @@ fn merge(folder: &Path, cache: &Path, density: f64, weight: f64, more: &[&str]) 
     let ended =
         Ended::from(command.arg(config(folder, density, weight)).arg(&out).output().unwrap()).succeeded();
     let manifest: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
-    let stages = manifest["stages"].as_array().unwrap();
+    let stages = manifest["run"]["stages"].as_array().unwrap();
     let read = stages.iter().find(|stage| stage["stage"] == "read").unwrap()["bytes"].as_u64().unwrap();
     let tensors = models::read(&out);
     fs::remove_dir_all(&out).unwrap();

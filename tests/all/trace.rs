@@ -49,10 +49,11 @@ impl Case {
     fn merge_tracing(&self, file: &Path, more: &[&str]) -> Ended {
         self.merge(&[&["--trace", file.to_str().unwrap()], more].concat())
     }
+}
 
-    fn manifest(&self) -> Json {
-        json(&self.at("out/mergeforge.json"))
-    }
+/// How a merge with `--json` went.
+fn run_of(ended: &Ended) -> Json {
+    serde_json::from_str::<Json>(&ended.stdout).unwrap()["run"].clone()
 }
 
 fn json(file: &Path) -> Json {
@@ -91,7 +92,7 @@ fn a_trace_has_every_piece_of_work_in_the_lane_of_its_worker() {
     let case = Case::new();
     let file = case.at("trace.json");
     fs::write(&file, "an older one").unwrap();
-    let ended = case.merge_tracing(&file, &[]).succeeded();
+    let ended = case.merge_tracing(&file, &["--json"]).succeeded();
     assert!(ended.stderr.contains(&format!("trace written to {}", file.display())), "{}", ended.stderr);
     let trace = json(&file);
     assert_eq!(trace["otherData"]["left_out"], 0);
@@ -109,32 +110,34 @@ fn a_trace_has_every_piece_of_work_in_the_lane_of_its_worker() {
         }
     }
     let end = lanes.values().flatten().map(|(_, _, to, _)| *to).fold(0.0, f64::max);
-    let seconds = case.manifest()["seconds"].as_f64().unwrap();
+    let seconds = run_of(&ended)["seconds"].as_f64().unwrap();
     assert!(end / 1e6 <= seconds + 1e-3, "{end} µs of {seconds} s");
 }
 
 #[test]
-fn manifest_and_summary_tell_the_shares() {
+fn json_and_summary_tell_the_shares() {
     let case = Case::new();
-    let ended = case.merge(&[]).succeeded();
-    let reported = ended.stderr.lines().find(|line| line.starts_with("stages: ")).expect("a line of stages");
-    let manifest = case.manifest();
-    let stages = manifest["stages"].as_array().unwrap();
+    let ended = case.merge(&["--json"]).succeeded();
+    let messages = ended.stderr.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+    let mut messages = messages.filter_map(|told| Some(told["message"].as_str()?.to_owned()));
+    let reported = messages.find(|message| message.starts_with("stages: ")).expect("a line of stages");
+    let run = run_of(&ended);
+    let stages = run["stages"].as_array().unwrap();
     let names: Vec<&str> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
     // Two workers may meet at the one file, or not.
     let others: Vec<&str> = names.iter().copied().filter(|name| *name != "write wait").collect();
     assert_eq!(others, ["read", "compute", "hash", "write"]);
     names.iter().for_each(|name| assert!(reported.contains(&format!("{name} ")), "{reported}"));
-    let held_back = match manifest["bottleneck"].as_str() {
+    let held_back = match run["bottleneck"].as_str() {
         Some(stage) => format!("; {stage} holds it back"),
         None => "; nothing is busy most of the time".into(),
     };
     assert!(reported.contains("waiting ") && reported.ends_with(&held_back), "{reported}");
-    assert!(manifest["bottleneck"].is_null() || names.iter().any(|name| manifest["bottleneck"] == *name));
+    assert!(run["bottleneck"].is_null() || names.iter().any(|name| run["bottleneck"] == *name));
     let number = |stage: &Json, key: &str| stage[key].as_f64().unwrap();
     let all: f64 = stages.iter().map(|stage| number(stage, "share")).sum();
     assert!((0.0..=1.01).contains(&all), "{all}");
-    assert_eq!(manifest["threads"], 2);
+    assert_eq!(run["threads"], 2);
     assert!(stages.iter().all(|stage| stage["by"] == "threads" && number(stage, "gb_per_s") >= 0.0));
     let write = stages.iter().find(|stage| stage["stage"] == "write").expect("a stage of writes");
     assert_eq!(write["bytes"], 2 * ELEMENTS);

@@ -334,7 +334,7 @@ fn odd_values_give_the_bytes_of_the_cpu() {
             let manifest: Json = serde_json::from_str(&ended.stdout).unwrap_or_default();
             let reported = ended.stderr.clone();
             assert_same(&expected, &merged(ended, folder.path()), &format!("{method} with {what}"));
-            let by_cpu = manifest["chunks_by_cpu"].as_u64().unwrap();
+            let by_cpu = manifest["run"]["chunks_by_cpu"].as_u64().unwrap();
             let odd = what != "nothing" || method == "task_arithmetic";
             assert_eq!(by_cpu > 0, odd, "{method} with {what}: {by_cpu} chunks by the CPU");
             assert_eq!(reported.contains("the CPU computed them"), odd, "{reported}");

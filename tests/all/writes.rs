@@ -15,7 +15,7 @@ use mergeforge::plan::Choices;
 use mergeforge::report::Report;
 use mergeforge::stream::{Budget, Watch};
 use mergeforge::timeline::Stage;
-use mergeforge::{Options, merge, prepare};
+use mergeforge::{Options, Stopped, merge, prepare};
 use safetensors::Dtype;
 use serde_json::Value as Json;
 
@@ -59,6 +59,7 @@ fn merge_two(folder: &Path, out: PathBuf, threads: usize, shard_bytes: u64, watc
         reads: Reads::Copied,
         cache: None,
         recall: false,
+        stopped: Stopped::LeavesNothing,
     };
     merge(&prepared, &options, watch).unwrap()
 }

@@ -3,12 +3,10 @@
 //! wgpu reports most errors later and elsewhere: what a device says of itself is collected here, and asked for after
 //! every submission and every wait.
 
-use std::cell::Cell;
-use std::panic;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pollster::block_on;
@@ -16,7 +14,7 @@ use wgpu::{BufferUsages, ErrorFilter, Features};
 
 use super::shaders::{self, Pipelines};
 use crate::backend::device::Device;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, without_panic};
 use crate::kernel::packed::THREADS;
 use crate::kernel::{KERNELS, Kernel};
 
@@ -455,24 +453,6 @@ const HINT: &str =
 
 const MEMORY_HINT: &str =
     "give the merge less with --device-memory (and --host-memory), or end other programs on the device";
-
-/// The result of `run`, or nothing if it panics, which stays silent.
-fn without_panic<T>(run: impl FnOnce() -> T) -> Option<T> {
-    thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let report = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| {
-            if !SILENT.get() {
-                report(panic);
-            }
-        }));
-    });
-    SILENT.set(true);
-    let result = panic::catch_unwind(panic::AssertUnwindSafe(run));
-    SILENT.set(false);
-    result.ok()
-}
 
 /// What can be done about an error with this text.
 fn hint_for(text: &str) -> &'static str {

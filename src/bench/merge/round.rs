@@ -40,7 +40,7 @@ pub struct Round {
     pub cpu_seconds: Option<f64>,
     /// The most memory that this process had at once, where the system reports it.
     pub peak_bytes: Option<u64>,
-    /// What the stages took, as in `mergeforge.json`.
+    /// What the stages took, as `merge --json` has it.
     pub stages: Value,
     /// The part of the threads' time in which they did nothing.
     pub waiting: f64,

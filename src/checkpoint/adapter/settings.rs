@@ -1,5 +1,7 @@
 //! `adapter_config.json`: what is taken of it, and what is refused.
 
+use std::collections::HashMap;
+
 use regex::{RegexSet, RegexSetBuilder};
 use serde_json::{Map, Value};
 
@@ -7,16 +9,8 @@ use super::super::names::ADAPTER_CONFIG;
 use super::super::source::Source;
 use super::{MERGE_FIRST, broken};
 use crate::error::{Error, Result};
+use crate::limits::{ADAPTER_RANK_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX};
 use crate::text::{cut_to, one_line, quoted};
-
-/// The largest rank. No weight of published models has more rows or columns.
-const RANK_MAX: u64 = 1 << 16;
-
-/// The bytes that the patterns of a config may take, compiled.
-const PATTERN_BYTES_MAX: usize = 64 << 20;
-
-/// The patterns of a config. An adapter with its own rank for every expert of a large mixture has some 50,000.
-const PATTERNS_MAX: usize = 1 << 17;
 
 /// The settings that matter for adding.
 #[derive(Debug)]
@@ -98,7 +92,7 @@ impl Settings {
     /// The rank of a module, and what its product is multiplied with: α / r, or α / √r.
     pub(super) fn rank_and_scale(&self, source: &Source, module: &str) -> Result<(u64, f32)> {
         let (rank, alpha) = (self.ranks.of_module(module), self.alphas.of_module(module));
-        if !(1.0..=RANK_MAX as f64).contains(&rank) || rank.fract() != 0.0 {
+        if !(1.0..=ADAPTER_RANK_MAX as f64).contains(&rank) || rank.fract() != 0.0 {
             let module = quoted(module);
             return Err(broken(source, &format!("{ADAPTER_CONFIG} says rank {rank} of the module {module}")));
         }
@@ -176,7 +170,11 @@ fn texts(value: Option<&Value>) -> Vec<String> {
 /// Numbers by patterns of modules' names, and the one for all others.
 #[derive(Debug)]
 struct Patterns {
+    /// Patterns that are names, each with its place among all. A dot in them is a dot: no two modules differ in that sign alone.
+    names: HashMap<String, usize>,
+    /// The others.
     set: RegexSet,
+    places: Vec<usize>,
     numbers: Vec<f64>,
     otherwise: f64,
 }
@@ -185,26 +183,36 @@ impl Patterns {
     /// A pattern stands for the end of a name, behind a dot or all of it; of several the first counts.
     fn of(source: &Source, key: &str, otherwise: f64) -> Result<Self> {
         let given = source.config.get(key).and_then(Value::as_object);
-        let (mut patterns, mut numbers) = (Vec::new(), Vec::new());
-        for (pattern, number) in given.into_iter().flatten() {
+        let (mut names, mut patterns, mut places, mut numbers) =
+            (HashMap::new(), Vec::new(), Vec::new(), Vec::new());
+        for (place, (pattern, number)) in given.into_iter().flatten().enumerate() {
             let Some(number) = number.as_f64() else {
                 return Err(broken(source, &format!("{key} gives no number to {}", quoted(pattern))));
             };
-            patterns.push(format!(r"^(.*\.)?({pattern})$"));
             numbers.push(number);
+            if pattern.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte)) {
+                names.insert(pattern.clone(), place);
+            } else {
+                patterns.push(format!(r"^(.*\.)?({pattern})$"));
+                places.push(place);
+            }
         }
         let refused = |what: &str| -> Error {
             broken(source, &format!("{key}: {what}")).hint("write out the names of the modules in its config")
         };
         if patterns.len() > PATTERNS_MAX {
-            return Err(refused("too many patterns"));
+            return Err(refused(&format!("more than {PATTERNS_MAX} patterns that are no names")));
         }
         let set = RegexSetBuilder::new(&patterns).size_limit(PATTERN_BYTES_MAX).build();
         let set = set.map_err(|e| refused(&cut_to(&one_line(&e.to_string()), 200)))?;
-        Ok(Self { set, numbers, otherwise })
+        Ok(Self { names, set, places, numbers, otherwise })
     }
 
     fn of_module(&self, module: &str) -> f64 {
-        self.set.matches(module).iter().next().map_or(self.otherwise, |first| self.numbers[first])
+        let ends = module.match_indices('.').map(|(dot, _)| &module[dot + 1..]);
+        let named = ends.chain([module]).filter_map(|end| self.names.get(end)).copied().min();
+        let matched = self.set.matches(module).iter().next().map(|first| self.places[first]);
+        let first = named.into_iter().chain(matched).min();
+        first.map_or(self.otherwise, |first| self.numbers[first])
     }
 }

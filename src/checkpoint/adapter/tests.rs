@@ -95,6 +95,9 @@ fn products_have_their_scales() {
     assert_eq!(scale(json!({})), (2, 3.0));
     assert_eq!(scale(json!({ "use_rslora": true })), (2, (6.0 / 2.0f64.sqrt()) as f32));
     assert_eq!(scale(json!({ "alpha_pattern": { "q": 1, "m.q": 9 } })), (2, 0.5));
+    // Of several the first counts, names and patterns alike.
+    assert_eq!(scale(json!({ "alpha_pattern": { "m": 1, "m.q": 9, "[q]": 4, "q": 1 } })), (2, 4.5));
+    assert_eq!(scale(json!({ "alpha_pattern": { "x.q": 1, "[q]": 4, "m.q": 9 } })), (2, 2.0));
     // As PEFT does: the end of a name, behind a dot or all of it.
     assert_eq!(scale(json!({ "alpha_pattern": { "m": 1, ".q": 1, "^m": 1, "(k|q)": 8 } })), (2, 4.0));
     assert_eq!(scale(json!({ "alpha_pattern": { "^m.q": 10 } })), (2, 5.0));

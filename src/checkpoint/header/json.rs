@@ -12,10 +12,10 @@ use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 
-use crate::checkpoint::limits::{
+use crate::dtype::Dtype;
+use crate::limits::{
     DTYPE_BYTES_MAX, FILE_NAME_BYTES_MAX, METADATA_BYTES_MAX, NAME_BYTES_MAX, RANK_MAX, TENSORS_MAX,
 };
-use crate::dtype::Dtype;
 use crate::text::quoted;
 
 /// The entry of a header that names no tensor.

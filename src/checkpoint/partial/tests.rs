@@ -13,8 +13,8 @@ fn is_empty(folder: &Path) -> io::Result<bool> {
 fn a_partial_folder_belongs_to_one_merge() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let first = Partial::create(&out, Access::ANY).unwrap();
-    let error = Partial::create(&out, Access::ANY).unwrap_err();
+    let first = Partial::create(&out, Access::ANY, None).unwrap();
+    let error = Partial::create(&out, Access::ANY, None).unwrap_err();
     assert!(error.message.contains("another merge") && error.kind == Kind::Output);
     assert!(first.path().is_dir());
     drop(first);
@@ -43,18 +43,18 @@ fn what_a_killed_merge_left_is_cleared() {
     // Noted, but not made.
     let noted = lock_of(&[WRITTEN, &["1_Pooling/deep/config.json"]].concat());
     let (dir, out, partial) = leftover(&noted, WRITTEN);
-    let taken = Partial::create(&out, Access::ANY).unwrap();
+    let taken = Partial::create(&out, Access::ANY, None).unwrap();
     assert_eq!(fs::read_dir(&partial).unwrap().count(), 1);
     assert_eq!(fs::read(partial.join(LOCK)).unwrap(), MARK);
     taken.publish().unwrap();
     assert!(is_empty(&out).unwrap() && !partial.exists());
     // Killed before it had a lock, and before that was marked.
     fs::create_dir(&partial).unwrap();
-    drop(Partial::create(&dir.path().join("out"), Access::ANY).unwrap());
+    drop(Partial::create(&dir.path().join("out"), Access::ANY, None).unwrap());
     assert!(!partial.exists());
     fs::create_dir(&partial).unwrap();
     fs::write(partial.join(LOCK), "").unwrap();
-    drop(Partial::create(&dir.path().join("out"), Access::ANY).unwrap());
+    drop(Partial::create(&dir.path().join("out"), Access::ANY, None).unwrap());
     assert!(!partial.exists());
 }
 
@@ -74,13 +74,13 @@ fn nothing_foreign_in_a_partial_folder_is_deleted() {
     ];
     for (lock, name) in foreign {
         let (_dir, out, partial) = leftover(lock, &[&[name], WRITTEN].concat());
-        let error = Partial::create(&out, Access::ANY).unwrap_err();
+        let error = Partial::create(&out, Access::ANY, None).unwrap_err();
         assert!(error.message.contains("is in the way") && error.hint.is_some(), "{error}");
         assert!(WRITTEN.iter().chain([&name]).all(|name| partial.join(name).exists()), "{name}");
     }
     let (_dir, out, partial) = leftover(&lock_of(&["2_Dense/x", "model.safetensors"]), &[]);
     fs::create_dir(partial.join("model.safetensors")).unwrap();
-    Partial::create(&out, Access::ANY).unwrap_err();
+    Partial::create(&out, Access::ANY, None).unwrap_err();
     assert!(partial.join("model.safetensors").is_dir());
 }
 
@@ -94,7 +94,7 @@ fn a_merge_killed_before_or_after_the_rename_blocks_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let write = || {
-        let partial = Partial::create(&out, Access::ANY).unwrap();
+        let partial = Partial::create(&out, Access::ANY, None).unwrap();
         partial.create_file("config.json", Access::ANY).unwrap();
         partial.create_file("1_Pooling/deep/config.json", Access::ANY).unwrap();
         partial
@@ -118,17 +118,17 @@ fn a_merge_killed_before_or_after_the_rename_blocks_nothing() {
 fn parents_that_were_made_go_again_if_nothing_else_has_come() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("a/b/out");
-    drop(Partial::create(&out, Access::ANY).unwrap());
+    drop(Partial::create(&out, Access::ANY, None).unwrap());
     assert!(is_empty(dir.path()).unwrap());
-    let partial = Partial::create(&out, Access::ANY).unwrap();
+    let partial = Partial::create(&out, Access::ANY, None).unwrap();
     fs::write(dir.path().join("a/mine"), "").unwrap();
     drop(partial);
     assert!(dir.path().join("a/mine").exists() && !dir.path().join("a/b").exists());
     // Nor does one that could not begin leave any.
     let (_dir, out, partial) = leftover(b"", WRITTEN);
     fs::rename(&partial, out.with_file_name("c.partial")).unwrap();
-    Partial::create(&out.with_file_name("c"), Access::ANY).unwrap_err();
-    Partial::create(&out, Access::ANY).unwrap().publish().unwrap();
+    Partial::create(&out.with_file_name("c"), Access::ANY, None).unwrap_err();
+    Partial::create(&out, Access::ANY, None).unwrap().publish().unwrap();
     assert!(out.is_dir());
 }
 
@@ -141,7 +141,7 @@ fn a_folder_put_in_the_place_of_the_partial_one_is_not_touched() {
     fs::create_dir(at("precious")).unwrap();
     fs::write(at("precious/model.safetensors"), "mine").unwrap();
     for publish in [false, true] {
-        let partial = Partial::create(&at("out"), Access::ANY).unwrap();
+        let partial = Partial::create(&at("out"), Access::ANY, None).unwrap();
         fs::rename(at("out.partial"), at("moved")).unwrap();
         symlink(at("precious"), at("out.partial")).unwrap();
         partial.create_file("model.safetensors", Access::ANY).unwrap();
@@ -165,17 +165,17 @@ fn a_partial_folder_that_others_can_write_to_is_not_taken_over() {
     for shared in [0o777, 0o775, 0o702] {
         let (_dir, out, partial) = leftover(&lock_of(WRITTEN), WRITTEN);
         mode(&partial, shared);
-        let error = Partial::create(&out, Access::ANY).unwrap_err();
+        let error = Partial::create(&out, Access::ANY, None).unwrap_err();
         assert!(error.message.contains("others may write to it"), "{error}");
         assert!(partial.join("config.json").exists());
         mode(&partial, 0o755);
-        drop(Partial::create(&out, Access::ANY).unwrap());
+        drop(Partial::create(&out, Access::ANY, None).unwrap());
     }
     // Only root can give a folder away.
     if rustix::process::geteuid().is_root() {
         let (_dir, out, partial) = leftover(&lock_of(WRITTEN), WRITTEN);
         chown(&partial, Some(12_345), None).unwrap();
-        let error = Partial::create(&out, Access::ANY).unwrap_err();
+        let error = Partial::create(&out, Access::ANY, None).unwrap_err();
         assert!(error.message.contains("belongs to another user"), "{error}");
         assert!(partial.join("config.json").exists());
     }
@@ -195,7 +195,7 @@ fn only_the_user_looks_into_a_partial_folder_and_who_may_read_the_inputs_into_th
         };
     for (file, folder) in [(0o600, 0o700), (0o640, 0o750), (0o666, 0o777)] {
         let access = Access { file, folder };
-        let partial_folder = Partial::create(&out, access).unwrap();
+        let partial_folder = Partial::create(&out, access, None).unwrap();
         assert_eq!(mode(&partial), 0o700);
         partial_folder.create_file("1_Router/2_Dense/config.json", access).unwrap();
         partial_folder.publish().unwrap();
@@ -213,7 +213,7 @@ fn a_partial_folder_of_someone_else_is_left_alone() {
     let (out, partial) = (dir.path().join("out"), dir.path().join("out.partial"));
     fs::create_dir(&partial).unwrap();
     fs::write(partial.join("thesis.tex"), "x").unwrap();
-    let error = Partial::create(&out, Access::ANY).unwrap_err();
+    let error = Partial::create(&out, Access::ANY, None).unwrap_err();
     assert!(error.message.contains("in the way") && error.hint.is_some());
     assert!(partial.join("thesis.tex").exists());
 }
@@ -226,7 +226,7 @@ fn a_symlink_named_partial_is_not_followed() {
     fs::create_dir(&elsewhere).unwrap();
     fs::write(elsewhere.join(LOCK), "").unwrap();
     std::os::unix::fs::symlink(&elsewhere, dir.path().join("out.partial")).unwrap();
-    let error = Partial::create(&dir.path().join("out"), Access::ANY).unwrap_err();
+    let error = Partial::create(&dir.path().join("out"), Access::ANY, None).unwrap_err();
     assert!(error.message.contains("no folder"));
     assert!(elsewhere.join(LOCK).exists());
 }
@@ -235,14 +235,14 @@ fn a_symlink_named_partial_is_not_followed() {
 fn a_rename_that_fails_leaves_the_finished_files() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let partial = Partial::create(&out, Access::ANY).unwrap();
+    let partial = Partial::create(&out, Access::ANY, None).unwrap();
     fs::write(partial.path().join("config.json"), "{}").unwrap();
     fs::create_dir(&out).unwrap();
     fs::write(out.join("appeared"), "").unwrap();
     let error = partial.publish().unwrap_err();
     assert!(error.message.contains("complete") && error.hint.unwrap().contains("out.partial"));
     assert!(dir.path().join("out.partial/config.json").exists());
-    assert!(Partial::create(&out, Access::ANY).is_err(), "finished files are not taken for leftovers");
+    assert!(Partial::create(&out, Access::ANY, None).is_err(), "finished files are not taken for leftovers");
 }
 
 #[cfg(unix)]
@@ -251,7 +251,7 @@ fn a_symlink_to_an_empty_folder_is_replaced_where_it_leads() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("real")).unwrap();
     std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
-    let partial = Partial::create(&dir.path().join("link"), Access::ANY).unwrap();
+    let partial = Partial::create(&dir.path().join("link"), Access::ANY, None).unwrap();
     fs::write(partial.path().join("x"), "").unwrap();
     partial.publish().unwrap();
     assert!(dir.path().join("real/x").exists() && dir.path().join("link").is_symlink());
@@ -324,7 +324,7 @@ fn a_place_that_was_taken_meanwhile_is_refused() {
     let out = dir.path().join("out");
     fs::create_dir(&out).unwrap();
     fs::write(out.join("config.json"), "{}").unwrap();
-    let refused = Partial::create(&out, Access::ANY).unwrap_err();
+    let refused = Partial::create(&out, Access::ANY, None).unwrap_err();
     assert!(refused.message.contains("exists and is not empty"), "{}", refused.message);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no OUT.partial is left");
 }

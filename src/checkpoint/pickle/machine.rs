@@ -9,8 +9,8 @@ use std::collections::HashMap;
 
 use super::Refusal;
 use super::globals::{self, Global};
-use crate::checkpoint::limits::{PICKLE_STACK_MAX, PICKLE_VALUES_MAX};
 use crate::dtype::Dtype;
+use crate::limits::{PICKLE_STACK_MAX, PICKLE_VALUES_MAX};
 use crate::text::quoted;
 
 type Result<T> = std::result::Result<T, Refusal>;

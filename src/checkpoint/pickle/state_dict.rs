@@ -8,7 +8,7 @@ use super::machine::{Tensor, Text, Value};
 use super::zip::{Archive, Found};
 use super::{Pickled, Refusal, TensorInfo};
 use crate::checkpoint::header::{data_bytes, shown_shape};
-use crate::checkpoint::limits::{NAME_BYTES_MAX, NESTING_MAX, RANK_MAX, TENSORS_MAX};
+use crate::limits::{NAME_BYTES_MAX, NESTING_MAX, RANK_MAX, TENSORS_MAX};
 use crate::text::quoted;
 
 type Result<T> = std::result::Result<T, Refusal>;

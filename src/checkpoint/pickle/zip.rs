@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::Refusal;
 use crate::checkpoint::file::ReadAt;
-use crate::checkpoint::limits::{ENTRIES_MAX, ENTRY_DIRECTORY_BYTES_MAX, NAME_BYTES_MAX};
+use crate::limits::{ENTRIES_MAX, ENTRY_DIRECTORY_BYTES_MAX, NAME_BYTES_MAX};
 use crate::text::quoted;
 
 /// What a zip archive begins with: the header of an entry.

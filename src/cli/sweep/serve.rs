@@ -18,6 +18,7 @@ use crate::cli::progress::Progress;
 use crate::cli::show;
 use crate::config::Values;
 use crate::error::{Error, Result};
+use crate::limits::QUESTION_BYTES_MAX;
 use crate::stream::Watch;
 use crate::sweep::{Answer, Direction, Predictions, Request, Scores, Sweeping};
 use crate::text::{bytes, cut_to, escaped};
@@ -41,9 +42,6 @@ enum Question {
     /// No more; which is the best?
     Best,
 }
-
-/// The longest line that is read.
-const LINE_BYTES_MAX: u64 = 16 << 20;
 
 /// Time from one look at the user's wish to stop to the next.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -144,12 +142,12 @@ fn lines(input: impl Read + Send + 'static) -> io::Result<Receiver<Result<Result
 /// The next line, if there is one. Within: it is too long.
 fn next_line(input: &mut impl BufRead) -> io::Result<Option<Result<Vec<u8>>>> {
     let mut line = Vec::new();
-    if input.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+    if input.take(QUESTION_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
         return Ok(None);
     }
-    if line.len() as u64 == LINE_BYTES_MAX && !line.ends_with(b"\n") {
+    if line.len() as u64 == QUESTION_BYTES_MAX && !line.ends_with(b"\n") {
         input.skip_until(b'\n')?;
-        let message = format!("a line has more than {}", bytes(LINE_BYTES_MAX));
+        let message = format!("a line has more than {}", bytes(QUESTION_BYTES_MAX));
         return Ok(Some(Err(Error::config(message).hint("ask for fewer points at once"))));
     }
     Ok(Some(Ok(line)))
@@ -282,7 +280,7 @@ mod tests {
 
     #[test]
     fn lines_that_are_too_long_are_refused_and_the_next_ones_read() {
-        let mut text = vec![b'x'; LINE_BYTES_MAX as usize + 10];
+        let mut text = vec![b'x'; QUESTION_BYTES_MAX as usize + 10];
         text.extend(b"\n\n{}\nlast");
         let lines = lines(io::Cursor::new(text)).unwrap();
         let next = || lines.recv().map(Result::unwrap);

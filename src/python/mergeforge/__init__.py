@@ -94,8 +94,9 @@ def merge(
 ) -> Merged:
     """Merges models into the new folder `out`, as a mergekit YAML says.
 
-    The folder appears whole, or not at all: errors leave nothing, and Ctrl-C (KeyboardInterrupt) and exceptions that `progress` raises
-    stop the merge and leave nothing, unless it had just ended. The interpreter is free meanwhile, and merges may run in several threads.
+    The folder appears whole, or not at all: errors, Ctrl-C (KeyboardInterrupt) and exceptions that `progress` raises leave none, unless
+    the merge had just ended. What was finished of a large one stays beside it, and the same call goes on from there. The interpreter is
+    free meanwhile, and merges may run in several threads.
 
     Raises:
         Error: one of its subclasses, by what is wrong.

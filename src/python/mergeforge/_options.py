@@ -70,8 +70,12 @@ class MergeOptions(TensorOptions, total=False):
     """Whether a README.md is written, as it is by default."""
     no_write_model_card: bool
     """The same as `write_model_card=False`."""
+    restart: bool
+    """Begin anew, where a merge into the same folder was stopped, in place of going on with it."""
     no_cache: bool
     """Neither use nor keep thresholds that merges of the same models found."""
+    hash_inputs: bool
+    """Every input file is read whole before the merge, so that the manifest says its SHA-256."""
     trace: Union[str, "os.PathLike[str]"]
     """A file for the work of each thread and of the device over time, in Chrome's trace format."""
 

@@ -121,4 +121,4 @@ class Merged:
     notes: tuple[str, ...]
     """What is good to know and needs no change."""
     manifest: Mapping[str, Any] = field(repr=False)
-    """What `mergeforge.json` in it has: inputs, seed, the digest of every tensor, odd values, times."""
+    """What `mergeforge.json` in it has: inputs, seed, the digest of every tensor, odd values; and beside that `run`: times."""

@@ -6,10 +6,10 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use super::{Case, Ends, write_model};
-use super::{files, headers, pickles};
+use super::{companions, files, headers, pickles};
 use crate::models::Random;
 
-pub const COUNT: usize = 498;
+pub const COUNT: usize = 620;
 
 pub const CONFIG: &str = "config.json";
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -26,6 +26,7 @@ pub fn all() -> Vec<Case> {
     config_texts(&mut cases);
     config_types(&mut cases);
     files::all(&mut cases);
+    companions::all(&mut cases);
     pickles::all(&mut cases);
     let written = cases.0.len();
     assert!((150..=COUNT - 60).contains(&written), "{written} checkpoints are written by hand");
@@ -397,7 +398,7 @@ pub fn mutated(good: &[u8], random: &mut Random) -> Vec<u8> {
                 .for_each(drop),
             5 => bytes[at..end].rotate_left(length.min(end - at) / 2),
             6 => bytes.splice(at..end, std::iter::repeat_n(b'9', length)).for_each(drop),
-            _ => bytes.truncate(bytes.len() - below(4)),
+            _ => bytes.truncate(bytes.len().saturating_sub(below(4))),
         }
         if bytes.is_empty() {
             bytes.push(b'0');

@@ -1,0 +1,70 @@
+//! All that the bytes of an output depend on, for a merge that goes on with what another one left.
+
+use serde_json::{Value, json};
+
+use super::{inputs, made, manifest_in};
+use crate::Prepared;
+use crate::checkpoint::{Source, TOKENIZER};
+use crate::limits::TOKENIZER_READ_BYTES_MAX;
+
+/// The files that say which token has which number.
+const TOKEN_FILES: [&str; 4] =
+    [TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
+
+/// What the bytes of a plan's tensors and their places depend on: by what it is called where it differs. Where an input is still to be
+/// merged, nothing is said of inputs.
+pub(crate) fn making(prepared: &Prepared) -> Value {
+    let plan = &prepared.plan;
+    let mut layout = blake3::Hasher::new();
+    for shard in &plan.layout.shards {
+        layout.update(shard.file.as_bytes());
+        layout.update(&shard.header);
+    }
+    let mut making = json!({
+        "the version of mergeforge": env!("CARGO_PKG_VERSION"),
+        "the config": blake3::hash(prepared.config.source.as_bytes()).to_hex().as_str(),
+        "the seed": plan.seed,
+        "an option": made::options(prepared),
+        "the tensors or the sizes of shards": layout.finalize().to_hex().as_str(),
+    });
+    if !prepared.sources.iter().any(Source::is_planned) {
+        // Every source, whatever it is read for: models, adapters, files of elements, tokenizers, and those of other documents.
+        let sources =
+            prepared.sources.iter().enumerate().map(|(number, source)| source_of(prepared, number, source));
+        making["an input"] = json!([inputs::models(prepared), sources.collect::<Vec<_>>()]);
+    }
+    making
+}
+
+/// What says that a source has the same bytes.
+fn source_of(prepared: &Prepared, number: usize, source: &Source) -> Value {
+    let tokens = prepared.plan.tokenizer.vocabulary.is_some().then(|| {
+        let hash = |name| {
+            source.folder.file(name).read(TOKENIZER_READ_BYTES_MAX).ok().map(|text| blake3::hash(&text))
+        };
+        TOKEN_FILES.map(|name| hash(name).map(|hash| hash.to_hex().to_string()))
+    });
+    match prepared.results.get(&number) {
+        // It is merged while it is read: of the other sources, which are here too.
+        Some(result) if !result.is_in_folder => Value::Null,
+        // It may have been merged again, to the same bytes at another time.
+        Some(_) => match manifest_in::<Value>(&source.folder.real()) {
+            Some(manifest) => json!({ "tensors": manifest["tensors"], "tokens": tokens }),
+            None => json!({ "files": stable(source), "tokens": tokens }),
+        },
+        None => json!({ "files": stable(source), "tokens": tokens }),
+    }
+}
+
+/// Which bytes the files of a source are: by their SHA-256 where that is known, wherever they lie, else by size, time, header and a few
+/// places of their content.
+fn stable(source: &Source) -> Value {
+    let mut identity = source.identity();
+    let files = identity["files"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let stable = |(file, sample): (Value, Option<String>)| match file.get("sha256") {
+        Some(sha256) => json!({ "file": file["file"], "bytes": file["bytes"], "sha256": sha256 }),
+        None => json!({ "of": file, "sample": sample }),
+    };
+    identity["files"] = files.into_iter().zip(source.samples()).map(stable).collect();
+    identity
+}

@@ -35,7 +35,7 @@ fn main() {
 fn read_header(bencher: Bencher) {
     let merge = Merge::new();
     let path = weights(&merge.model(MODELS[0]));
-    let file = File::open(&path).unwrap();
+    let file = mergeforge::files::File::open(&path).unwrap();
     let file_bytes = file.metadata().unwrap().len();
     bencher
         .counter(BytesCount::new(merge.header_bytes))

@@ -1,18 +1,16 @@
 //! The folder of what merges remember for later ones.
 
-use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+
+use crate::files::{self, File};
 
 /// Makes a folder, and those that it lies in, for the user alone. What is there stays as it is.
 ///
 /// # Errors
 /// Those of the system.
 pub fn make_private(folder: &Path) -> io::Result<()> {
-    let mut builder = DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(folder)
+    files::make_folders(folder, 0o700)
 }
 
 /// Where merges keep what helps the next one: `$MERGEFORGE_CACHE` (nowhere if that is empty), else a folder of our own
@@ -33,14 +31,7 @@ pub fn folder() -> Option<PathBuf> {
 /// # Errors
 /// Those of the system, and these.
 pub fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut options = File::options();
-    options.read(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
-    }
-    let file = options.open(path)?;
+    let file = File::open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -60,15 +51,16 @@ pub const UNFINISHED: &str = "partial";
 pub fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
     let unfinished = file.with_extension(format!("{}.{UNFINISHED}", std::process::id()));
     // One that is there is a killed process's or somebody's trap: it is left alone.
-    let mut made = File::create_new(&unfinished)?;
-    made.write_all(content).and_then(|()| fs::rename(&unfinished, file)).inspect_err(|_| {
-        let _ = fs::remove_file(&unfinished);
+    let mut made = File::make(&unfinished)?;
+    made.write_all(content).and_then(|()| files::rename(&unfinished, file)).inspect_err(|_| {
+        let _ = files::remove_file(&unfinished);
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn small_files_are_read_up_to_their_size() {

@@ -3,7 +3,7 @@
 //! Data goes to standard output, talk to standard error, under `--json` as an object a line. Exit codes: 0 done, 1 the compared models
 //! differ, 2 the command, the config or the plan is wrong, or a model is not there, 3 a file of an input is missing or damaged (or
 //! `verify` found one of an output), 4 the
-//! output cannot be written, 5 the device is missing or failed, 6 the Hub cannot be reached, 130 interrupted.
+//! output cannot be written, 5 the device is missing or failed, 6 the Hub cannot be reached, 7 parts are missing, 130 interrupted.
 
 mod analyze;
 mod bench;
@@ -22,6 +22,7 @@ mod kinds;
 mod machine;
 mod mergekit;
 mod moe;
+mod parts;
 mod predict;
 mod progress;
 mod reading;
@@ -46,26 +47,27 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::values::{count, shard_size, size};
 use crate::backend::device::Device;
-use crate::backend::devices::{self as known_devices, Candidate, processor};
+use crate::backend::devices::{self as known_devices, Candidate};
 use crate::cache;
 use crate::check;
-use crate::checkpoint::{MANIFEST, Reads};
+use crate::checkpoint::MANIFEST;
 use crate::config::{Config, Space};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::parts::Part;
 use crate::plan::{Choices, PartlyHeldPolicy};
 use crate::report::Report;
 use crate::stream::Budget;
 use crate::timeline::Timeline;
 use crate::{
-    AnyConfig, Options, Prepared, Stopped, Written, check_absent, check_room, hash_inputs, merge_recording,
-    prepare_config, report, unhashed_bytes,
+    AnyConfig, Options, Prepared, Stopped, Written, check_absent, check_room, hash_inputs, prepare_config,
+    report, unhashed_bytes,
 };
 pub use host::Host;
 use hub::HubArgs;
 use mergekit::MergekitArgs;
 use progress::Progress;
 use reading::Reading;
-use resources::{cores, default_host_bytes, physical_bytes};
+use resources::{cores, default_host_bytes, limits_on};
 use warnings::{Warnings, checked};
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
@@ -77,7 +79,8 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 `diff` found differences; 2 the command, the config or the plan is wrong, or a model is not there; 3 a file of an \
-                          input, or of an output that `verify` reads, is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 6 the Hub cannot be reached; 130 interrupted. \
+                          input, or of an output that `verify` reads, is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 6 the Hub cannot be reached; 7 `finish` misses parts; 130 interrupted. \
+                          After 2 and 3 the same command ends in the same way; after 4 to 7 and 130, or a signal, it may succeed when it is tried again. \
                           NO_COLOR is respected. MERGEFORGE_CACHE names the folder \
                           of what merges remember (by default mergeforge/ in ~/.cache; empty: nowhere).";
 
@@ -92,6 +95,8 @@ enum Command {
     /// Make a mixture of experts of dense models, as a mergekit-moe YAML says
     #[command(alias = "mergekit-moe")]
     Moe(moe::MoeArgs),
+    /// Put the parts of an output together that merges with --part have made
+    Finish(parts::FinishArgs),
     /// Copy a model with floats of another type, in other shards, as safetensors, or with its adapter added
     Convert(Box<convert::ConvertArgs>),
     /// Show what a merge would do, from the config and the checkpoints' headers alone
@@ -186,6 +191,9 @@ struct MergeFlags {
     /// Remove what a merge into the same folder that was stopped has left, in place of going on with it
     #[arg(long)]
     restart: bool,
+    /// Make a part of the output's files, for `mergeforge finish`: part I, from 1, of N; `auto` takes it from Slurm, Kubernetes or ranks
+    #[arg(long, value_name = "I/N", value_parser = parts::asked)]
+    part: Option<parts::Asked>,
     /// Show no progress and no summary
     #[arg(long, short, overrides_with = "no_quiet")]
     quiet: bool,
@@ -280,7 +288,7 @@ struct RunArgs {
     /// machine's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     host_memory: Option<u64>,
-    /// Where to compute: auto, or a device that `mergeforge devices` lists
+    /// Where to compute: auto, or a device that `mergeforge devices` lists; merges also on all of a family, like cuda:all
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
     /// Memory of the device for buffers and held inputs [default: 7GiB, at most 90 % of what is free; 2GiB
@@ -354,73 +362,6 @@ impl RunArgs {
         let (seed, shard_bytes, remote) = (self.random_seed, self.out_shard_size, self.hub.remote());
         Choices { seed, shard_bytes, remote, ..Choices::USUAL }
     }
-
-    fn reads(&self, prepared: &Prepared) -> Reads {
-        match self.reads {
-            How::Auto if prepared.plan.read_bytes(&prepared.sources).0 > physical_bytes() => Reads::Direct,
-            How::Auto | How::Mapped => Reads::Mapped,
-            How::Copied => Reads::Copied,
-            How::Direct => Reads::Direct,
-        }
-    }
-
-    fn budget(&self, device: &Device) -> Result<Budget> {
-        Ok(Budget {
-            threads: self.threads.unwrap_or_else(cores).max(1),
-            host_bytes: self.host_memory.unwrap_or_else(|| default_host_bytes(device)),
-            device_bytes: match self.device_memory {
-                Some(bytes) => bytes,
-                None => (device.family.device_bytes)(device, physical_bytes())?,
-            },
-            chunk_tiles: self.chunk_tiles,
-        })
-    }
-
-    /// The device, and what a merge may use of it. Of those that `auto` means, the first that can be opened and that `works`; with
-    /// a line where it is not the best one, if that is wanted.
-    fn device(&self, notes: bool, works: &dyn Fn(&Device) -> Result<()>) -> Result<(Device, Budget)> {
-        let opened = |device: Device| {
-            // Whether it can be opened shows when it is asked for its memory, of which the budget may be given.
-            (device.family.device_bytes)(&device, physical_bytes())?;
-            works(&device)?;
-            let budget = self.budget(&device)?;
-            Ok((device, budget))
-        };
-        let (better, last) = candidates(&self.device)?;
-        // Of what is not there the first is told, of what fails each.
-        let mut passed_over = Vec::new();
-        let chosen = better.into_iter().find_map(|candidate| match candidate {
-            Ok(device) => opened(device).map_err(|failure: Error| passed_over.push(failure.message)).ok(),
-            Err(reason) => {
-                if passed_over.is_empty() {
-                    passed_over.push(reason);
-                }
-                None
-            }
-        });
-        let (device, budget) = match chosen {
-            Some(found) => found,
-            None => self.budget(&last).map(|budget| (last, budget))?,
-        };
-        if notes {
-            Self::tell(&device, passed_over);
-        }
-        Ok((device, budget))
-    }
-
-    /// Says what is notable of the choice of a device.
-    fn tell(device: &Device, passed_over: impl IntoIterator<Item = String>) {
-        for reason in passed_over {
-            let instead = if *device == processor() { "the CPU".into() } else { device.id() };
-            show::note(&format!("{reason}: merging on {instead}"));
-        }
-        if device.software {
-            let (id, name) = (device.id(), &device.name);
-            show::note(&format!(
-                "{id} ({name}) is software on the processor: --device cpu gives the same bytes, and sooner"
-            ));
-        }
-    }
 }
 
 /// How this program was started.
@@ -461,6 +402,7 @@ pub fn run(words: Vec<OsString>, program: Vec<OsString>) -> u8 {
         }
         Command::Multi(args) => staged::multi(&args),
         Command::Moe(args) => moe::run(&args),
+        Command::Finish(args) => parts::finish(&args),
         Command::Convert(args) => convert::run(*args),
         Command::Plan(PlanArgs { config, options }) => {
             Written::in_file(&config).and_then(|config| run_plan(&config, &options))
@@ -530,7 +472,11 @@ fn run_merge(config: impl FnOnce() -> Result<Written>, out: &Path, options: &Mer
 /// Carries out the plan whose result was asked for.
 fn merge_one(prepared: &Prepared, out: &Path, flags: &MergeFlags, progress: &Progress) -> Result<()> {
     flags.check_trace(out, prepared)?;
-    merge_on(prepared, out, flags, &flags.device()?, progress)
+    let on = flags.device()?;
+    let mut warnings = Warnings::default();
+    warnings.of_memory(&on.1);
+    warnings.refuse(flags.common.fit.strict)?;
+    merge_on(prepared, out, flags, &on, progress)
 }
 
 /// The same on a device that was chosen.
@@ -545,8 +491,9 @@ fn merge_on(
     if !flags.quiet {
         show::folders_to_make(out);
     }
-    let ends = (!flags.no_copy_tokenizer, flags.stopped());
-    let report = merge_into(prepared, out, ends, flags, on, progress, timeline)?;
+    let part = flags.part.map(|asked| asked.part(flags.quiet)).transpose()?;
+    let ends = (!flags.no_copy_tokenizer, flags.stopped(), part);
+    let Some(report) = merge_into(prepared, out, ends, flags, on, progress, timeline)? else { return Ok(()) };
     if let Some(file) = &flags.trace {
         report.write_trace(file, prepared)?;
         if !flags.quiet {
@@ -559,19 +506,20 @@ fn merge_on(
     Ok(())
 }
 
-/// Carries out a plan, and says what it did. Said are whether the donor's files are copied, and what a merge that is stopped leaves.
+/// Carries out a plan, and says what it did. Said are whether the donor's files are copied, what a merge that is stopped leaves, and
+/// which part is made; nothing is done where that is there.
 fn merge_into(
     prepared: &Prepared,
     out: &Path,
-    (copies, stopped): (bool, Stopped),
+    (copies, stopped, part): (bool, Stopped, Option<Part>),
     flags: &MergeFlags,
     (device, budget): &(Device, Budget),
     progress: &Progress,
     timeline: Timeline,
-) -> Result<Report> {
+) -> Result<Option<Report>> {
     let started = Instant::now();
     let cache = cache::folder();
-    budget.limits(&prepared.plan, device)?;
+    limits_on(&prepared.plan, budget, device)?;
     if !flags.quiet {
         show::summary(prepared, copies);
     }
@@ -586,27 +534,29 @@ fn merge_into(
         recall: !flags.no_cache,
         stopped,
     };
-    check_room(prepared, &options)?;
+    if !parts::check(prepared, &options, part, flags.quiet)? {
+        return Ok(None);
+    }
     flags.common.run.hub.bring(prepared, progress)?;
-    if flags.hash_inputs {
+    if flags.hash_inputs && part.is_none_or(Part::is_first) {
         let hashing = progress.another(unhashed_bytes(&prepared.sources), "hashed");
         let hashed = hash_inputs(&prepared.sources, budget.threads, &hashing);
         hashing.finish();
         hashed?;
     }
-    progress.expect(prepared.plan.layout.total_bytes, "written");
+    progress.expect(parts::amount(prepared, part).1, "written");
     let before = progress.moved_bytes();
-    let outcome = merge_recording(prepared, &options, progress, timeline);
+    let outcome = parts::merge(prepared, &options, part, progress, timeline);
     progress.finish();
-    let report = outcome?;
-    show::odd_values(&prepared.plan, &report.merged, Some(MANIFEST));
+    let Some(report) = outcome? else { return Ok(None) };
+    show::odd_values(&prepared.plan, report.placed(), Some(MANIFEST));
     show::remarks(&report);
     if !flags.quiet {
         let (read, written) = progress.moved_bytes();
-        show::done(out, prepared, (read - before.0, written - before.1), started.elapsed());
+        parts::done(out, prepared, part, (read - before.0, written - before.1), started.elapsed())?;
         show::shares(&report);
     }
-    Ok(report)
+    Ok(Some(report))
 }
 
 fn run_plan(config: &Written, args: &PlanOptions) -> Result<()> {
@@ -630,12 +580,11 @@ fn show_plan(
     args: &PlanOptions,
 ) -> Result<()> {
     let (device, budget) = args.common.run.device(false, &|_| Ok(()))?;
-    let limits = budget.limits(&prepared.plan, &device)?;
+    let limits = limits_on(&prepared.plan, &budget, &device)?;
+    let reads = args.common.run.reads(prepared);
     if let Some(out) = &args.out {
-        let (reads, cache) = (args.common.run.reads(prepared), None);
-        let (copy_tokenizer, model_card) = (true, true);
-        let out = out.clone();
-        let (recall, stopped) = (false, Stopped::GoesOn);
+        let (copy_tokenizer, model_card, cache) = (true, true, None);
+        let (out, device, recall, stopped) = (out.clone(), device.clone(), false, Stopped::GoesOn);
         check_room(
             prepared,
             &Options { out, device, budget, copy_tokenizer, model_card, reads, cache, recall, stopped },
@@ -645,6 +594,7 @@ fn show_plan(
     let reading = Reading::of(prepared, space, &args.common)?;
     if args.json {
         let mut plan = show::plan_json(prepared, &budget, &limits);
+        plan["needs"] = resources::needs_json(prepared, reads, &budget, &device);
         plan["stages"] = stages.iter().map(staged::Stage::json).collect();
         plan["reading"] = reading.as_ref().map(Reading::json).into();
         plan["open"] = space.map(reading::open_json).into();
@@ -654,7 +604,10 @@ fn show_plan(
         stages.iter().for_each(staged::Stage::show);
         space.into_iter().flat_map(reading::open_lines).for_each(|line| show::line(&line));
         let lines = reading.iter().flat_map(Reading::lines);
-        let lines: Vec<String> = lines.chain(hub::lines(prepared, args.common.run.hub)?).collect();
+        let mut lines: Vec<String> = lines.chain(hub::lines(prepared, args.common.run.hub)?).collect();
+        lines.extend(
+            args.out.as_deref().map(|out| resources::needs_line(prepared, reads, (&budget, &device), out)),
+        );
         show::plan(prepared, &budget, &limits, &lines, args.verbose);
     }
     Ok(())

@@ -23,6 +23,8 @@ pub enum Kind {
     DeviceMemory,
     /// The Hub cannot be reached, or does not do as it should.
     Network,
+    /// Something that is needed is not made yet: parts of an output. Later it may be.
+    Unready,
     /// The user asked to stop (Ctrl-C or SIGTERM).
     Interrupted,
 }
@@ -36,6 +38,7 @@ impl Kind {
             Self::Output => "output",
             Self::Device | Self::DeviceMemory => "device",
             Self::Network => "network",
+            Self::Unready => "unready",
             Self::Interrupted => "interrupted",
         }
     }
@@ -54,6 +57,8 @@ pub struct Error {
     pub about: About,
     /// The file that is wrong, as the user reaches it, where it is one: the config, whose place `about` is, or a file of a checkpoint.
     pub file: Option<Box<str>>,
+    /// What the system said, where that is why an input could not be read.
+    pub cause: Option<std::io::ErrorKind>,
     /// What else is wrong, where several things are, each with its own hint. These have no others.
     pub others: Vec<Self>,
 }
@@ -75,8 +80,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Whatever the message quotes, it is one line.
     fn new(kind: Kind, message: &str) -> Self {
-        let (hint, about, file, others) = (None, About::All, None, Vec::new());
-        Self { kind, message: one_line(message), hint, about, file, others }
+        let (hint, about, file, cause, others) = (None, About::All, None, None, Vec::new());
+        Self { kind, message: one_line(message), hint, about, file, cause, others }
     }
 
     /// The config, the command or the plan is wrong.
@@ -104,9 +109,15 @@ impl Error {
         Self::new(Kind::Network, &message.into())
     }
 
+    /// Something that is needed is not made yet.
+    pub fn unready(message: impl Into<String>) -> Self {
+        Self::new(Kind::Unready, &message.into())
+    }
+
     /// An input file that the system would not let us read.
     pub fn reading(path: &Path, cause: &std::io::Error) -> Self {
-        Self::input(format!("cannot read {}: {cause}", path.display())).in_file(path)
+        let error = Self::input(format!("cannot read {}: {cause}", path.display())).in_file(path);
+        Self { cause: Some(cause.kind()), ..error }
     }
 
     /// An output file that the system would not let us write.
@@ -176,7 +187,8 @@ impl Error {
         std::iter::once(self).chain(others).collect()
     }
 
-    /// The process exit code: 2 for config, 3 for input, 4 for output, 5 for the device, 130 when interrupted.
+    /// The process exit code: 2 for config, 3 for input, 4 for output, 5 for the device, 6 for the Hub, 7 for what is not made yet, 130
+    /// when interrupted. After 2 and 3 the same command ends in the same way; after the others it may succeed another time.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Config => 2,
@@ -184,6 +196,7 @@ impl Error {
             Kind::Output => 4,
             Kind::Device | Kind::DeviceMemory => 5,
             Kind::Network => 6,
+            Kind::Unready => 7,
             Kind::Interrupted => 130,
         }
     }

@@ -21,16 +21,20 @@ pub mod dtype;
 pub mod error;
 pub mod eval;
 pub mod extract;
+pub mod files;
 pub mod hub;
 pub mod input;
 mod instructions;
 pub mod kernel;
 mod limits;
+pub mod machine;
 mod merging;
 pub mod method;
 pub mod page;
+pub mod parts;
 pub mod plan;
 pub mod predict;
+pub mod preflight;
 mod products;
 pub mod recipe;
 pub mod report;
@@ -59,7 +63,7 @@ use error::{Error, Result};
 use hub::{Remote, Wanted};
 use indexmap::IndexMap;
 use input::At;
-pub use merging::{floor, merge, merge_recording, merge_tensors};
+pub use merging::{floor, merge, merge_part, merge_recording, merge_tensors};
 pub(crate) use merging::{open_device, verified};
 use plan::{Choices, Compared, Place, Plan, Readable};
 use report::Intermediate;
@@ -227,7 +231,7 @@ pub fn prepare_moe(moe: &MoeConfig, untrained: bool, choices: &Choices) -> Resul
 
 /// A model as a config would name it: what is there by that name is meant, whatever signs are in it.
 fn written(name: &str) -> Json {
-    if Path::new(name).exists() { json!({ "model": { "path": name } }) } else { json!(name) }
+    if files::exists(Path::new(name)) { json!({ "model": { "path": name } }) } else { json!(name) }
 }
 
 /// The config of a model by itself, which is named as in a config.
@@ -344,7 +348,7 @@ const OPENERS_MAX: usize = 16;
 fn meant_path(config: &Config, at: Position) -> Option<String> {
     let model = plan::written_at(config, at)?;
     let is_cut = model.lora.is_some() || model.revision.is_some();
-    let written = is_cut.then(|| model.to_string()).filter(|written| Path::new(written).exists())?;
+    let written = is_cut.then(|| model.to_string()).filter(|written| files::exists(Path::new(written)))?;
     Some(format!(
         "there is {written}: a path that contains `+` or `@` is written {{model: {{path: {written}}}}}"
     ))
@@ -525,10 +529,11 @@ pub fn check_left(prepared: &Prepared, out: &Path) -> Result<()> {
     checkpoint::check_left(out, || report::making(prepared))
 }
 
-/// Refuses an output folder that is not free, or a disk that is too small, before anything is read.
+/// Refuses an output folder that is not free, a disk that is too small, and more memory or open files than the system gives, before
+/// anything is written.
 ///
 /// # Errors
-/// What is wrong with the folder or the disk.
+/// What is wrong with the folder, the disk or the system.
 pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
     let destination = Destination {
         out: options.out.clone(),
@@ -537,6 +542,7 @@ pub fn check_room(prepared: &Prepared, options: &Options) -> Result<()> {
     };
     let beside = (options.out.as_path(), destination.bytes);
     checkpoint::check_destinations(&[destination], &places_of_inputs(prepared).collect::<Vec<_>>())?;
+    preflight::check(prepared, prepared.plan.layout.shards.len(), options)?;
     if options.stopped == Stopped::GoesOn {
         check_left(prepared, &options.out)?;
     }

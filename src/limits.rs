@@ -137,6 +137,12 @@ pub const MERGE_JOURNAL_BYTES_MAX: u64 = 128 << 20;
 /// The manifest of a merged folder, `mergeforge.json`. A tensor takes some 300 bytes.
 pub const MANIFEST_BYTES_MAX: u64 = 128 << 20;
 
+/// What a part of an output says of itself, `part.json`. A tensor takes some 400 bytes.
+pub const PART_BYTES_MAX: u64 = 128 << 20;
+
+/// The parts of an output. More tasks than this no scheduler gives.
+pub const PARTS_MAX: usize = 100_000;
+
 /// What the lock of an unfinished folder holds. A thousand names of the length that paths may have make as much.
 pub const LOCK_BYTES_MAX: u64 = 4 << 20;
 

@@ -8,13 +8,12 @@ mod making;
 mod manifest;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use made::{differences, manifest_in};
-pub(crate) use making::making;
+pub(crate) use making::{LAYOUT, layout_digest, making};
 pub use manifest::{
     AdapterRecord, ConfigRecord, CoverageRecord, FORMAT, FileRecord, InputFileRecord, InputRecord,
     LeftOutRecord, Manifest, OddRecord, OptionsRecord, RemarkRecord, TensorRecord,
@@ -22,15 +21,16 @@ pub use manifest::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::backend::{Backend, OddValues};
+use crate::backend::OddValues;
 use crate::checkpoint::layout::INDEX;
 use crate::checkpoint::{
     CARD, CardModel, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, MOE_CONFIG, ModelCard,
-    Shard, Sidecar, Source, config_json, licence, model_card, sha256_of,
+    Shard, Sidecar, Source, StoredTensor, config_json, licence, model_card, sha256_of,
 };
 use crate::error::{Error, Result};
+use crate::files::{self, File, Metadata};
 use crate::method::{MIXTURE, Scope};
-use crate::plan::{LeftOut, PlannedModel};
+use crate::plan::{LeftOut, PlannedModel, Tensor};
 use crate::stream::Merged;
 use crate::timeline::{Shares, Stage, StageShare, StageTimes, Timeline, Who};
 use crate::{Options, Prepared};
@@ -40,8 +40,10 @@ use crate::{Options, Prepared};
 pub struct Report {
     /// The device that computed.
     pub device: String,
-    /// Per tensor of the plan.
+    /// Of each tensor that was merged.
     pub merged: Vec<Merged>,
+    /// Their places in the plan: all, but of a part of an output.
+    pub places: Vec<usize>,
     /// What the stages took, and when.
     pub timeline: Timeline,
     /// How busy the stages were, from the first read to the last write.
@@ -83,35 +85,13 @@ impl Intermediate {
 impl Report {
     pub(crate) fn new(
         prepared: &Prepared,
-        backend: &dyn Backend,
-        merged: Vec<Merged>,
+        device: String,
+        merged: BTreeMap<usize, Merged>,
         timeline: Timeline,
         shares: Shares,
     ) -> Self {
         let plan = &prepared.plan;
-        let tensors: BTreeMap<String, TensorRecord> = plan
-            .tensors
-            .iter()
-            .zip(&plan.layout.places)
-            .zip(&merged)
-            .map(|((tensor, place), merged)| {
-                let record = TensorRecord {
-                    blake3: merged.digest.to_hex().as_str().into(),
-                    dtype: tensor.dtype,
-                    shape: tensor.shape.to_vec(),
-                    file: plan.layout.shards[place.shard].file.clone(),
-                };
-                (tensor.name.to_string(), record)
-            })
-            .collect();
-        let odd = plan
-            .tensors
-            .iter()
-            .zip(&merged)
-            .filter(|(_, merged)| merged.odd.any())
-            .map(|(tensor, merged)| (tensor.name.to_string(), odd_record(merged.odd)))
-            .collect();
-        let remark = |(remark, tensors): (&str, usize)| RemarkRecord { remark: remark.into(), tensors };
+        let (places, merged): (Vec<usize>, Vec<Merged>) = merged.into_iter().unzip();
         let left_out = |left: &LeftOut| LeftOutRecord {
             model: left.model.clone(),
             what: left.what.clone(),
@@ -121,7 +101,7 @@ impl Report {
             file: config_name(prepared).into(),
             sha256: sha256_of(prepared.config.source.as_bytes()),
         };
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             format: FORMAT,
             mergeforge: env!("CARGO_PKG_VERSION").into(),
             method: plan.method.name.into(),
@@ -133,15 +113,18 @@ impl Report {
             left_out: plan.left_out.iter().map(left_out).collect(),
             // In the order of the inputs.
             weights: plan.weights.clone(),
-            odd_values: odd,
-            remarks: remarks(&merged).into_iter().map(remark).collect(),
+            odd_values: BTreeMap::new(),
+            remarks: Vec::new(),
             total_size: plan.layout.total_bytes,
             // Known once they are made.
             files: BTreeMap::new(),
-            tensors,
+            tensors: BTreeMap::new(),
         };
+        let tensors: Vec<&Tensor> = places.iter().map(|place| &plan.tensors[*place]).collect();
+        let file = |place: &usize| &*plan.layout.shards[plan.layout.places[*place].shard].file;
+        add_tensors(&mut manifest, &tensors, places.iter().map(file), &merged);
         let run = json!({
-            "device": backend.name(),
+            "device": device,
             "seconds": rounded(shares.wall.as_secs_f64()),
             "threads": shares.threads,
             "stages": stages_json(&shares),
@@ -150,16 +133,7 @@ impl Report {
             "chunks_mended": merged.iter().map(|merged| merged.mended).sum::<u64>(),
         });
         let finishing = Duration::ZERO;
-        Self {
-            device: backend.name(),
-            merged,
-            timeline,
-            shares,
-            finishing,
-            threads_missing: 0,
-            manifest,
-            run,
-        }
+        Self { device, merged, places, timeline, shares, finishing, threads_missing: 0, manifest, run }
     }
 
     /// The odd values of all tensors together, and how many tensors have some.
@@ -204,7 +178,7 @@ impl Report {
     pub fn write_trace(&self, file: &Path, prepared: &Prepared) -> Result<()> {
         let write = || {
             // What it is now may not be what it was when the merge began.
-            let out = File::options().write(true).create(true).truncate(false).open(file)?;
+            let out = File::open_to_write(file)?;
             if let Some(input) = input_behind(&out.metadata()?, prepared) {
                 return Err(io::Error::other(format!("{input}, and inputs are never written to")));
             }
@@ -214,8 +188,8 @@ impl Report {
             let mut out = BufWriter::new(out);
             let written = self.timeline.write_trace(&self.device, &mut out).and_then(|()| out.flush());
             // Half a trace is of no use; what is no file, as a pipe, is not ours to remove.
-            if written.is_err() && file.is_file() {
-                let _ = fs::remove_file(file);
+            if written.is_err() && files::is_file(file) {
+                let _ = files::remove_file(file);
             }
             written
         };
@@ -227,8 +201,23 @@ impl Report {
         })
     }
 
+    /// What was merged, each tensor by its place in the plan.
+    pub fn placed(&self) -> impl Iterator<Item = (usize, &Merged)> + Clone {
+        self.places.iter().copied().zip(&self.merged)
+    }
+
     /// The files beside the tensors, the manifest among them, which from now on lists all files.
     pub(crate) fn sidecars(&mut self, prepared: &Prepared, options: &Options) -> Result<Vec<Sidecar>> {
+        let mut files = self.beside(prepared, options)?;
+        files.push(Sidecar {
+            file: MANIFEST.into(),
+            content: Content::Bytes(self.manifest.text().into_bytes()),
+        });
+        Ok(files)
+    }
+
+    /// The same without the manifest.
+    pub(crate) fn beside(&mut self, prepared: &Prepared, options: &Options) -> Result<Vec<Sidecar>> {
         let config = &prepared.config;
         let file =
             |file: &str, content: Vec<u8>| Sidecar { file: file.into(), content: Content::Bytes(content) };
@@ -236,13 +225,35 @@ impl Report {
         files.extend(linear::linear_config(prepared).map(|text| file(LINEAR_CONFIG, text.into_bytes())));
         files.extend(model_files(prepared, options.copy_tokenizer));
         self.manifest.files = file_records(prepared, &files)?;
-        files.push(file(MANIFEST, self.manifest.text().into_bytes()));
         if options.model_card {
             let title = options.out.file_name().map_or_else(|| "merge".into(), |name| name.to_string_lossy());
             files.push(file(CARD, card(prepared, &title).into_bytes()));
         }
         Ok(files)
     }
+}
+
+/// Completes a manifest with all that it says of tensors, which come in the order of the plan, each with its file and what came of it.
+pub(crate) fn add_tensors<'a, T: StoredTensor>(
+    manifest: &mut Manifest,
+    tensors: &[&T],
+    files: impl Iterator<Item = &'a str>,
+    merged: &[Merged],
+) {
+    for ((tensor, file), merged) in tensors.iter().zip(files).zip(merged) {
+        let record = TensorRecord {
+            blake3: merged.digest.to_hex().as_str().into(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            file: file.into(),
+        };
+        manifest.tensors.insert(tensor.name().into(), record);
+        if merged.odd.any() {
+            manifest.odd_values.insert(tensor.name().into(), odd_record(merged.odd));
+        }
+    }
+    let remark = |(remark, tensors): (&str, usize)| RemarkRecord { remark: remark.into(), tensors };
+    manifest.remarks = remarks(merged).into_iter().map(remark).collect();
 }
 
 fn records(inputs: Vec<Value>) -> Vec<InputRecord> {
@@ -418,10 +429,11 @@ pub fn check_trace(file: &Path, config: &Path, out: &Path, prepared: &Prepared) 
         Err(Error::config(format!("the trace {} cannot be written: {what}", file.display()))
             .hint("--trace takes a file beside the models and the output, in a folder that exists"))
     };
-    if file.is_dir() || file.as_os_str().as_encoded_bytes().ends_with(b"/") {
+    if files::is_folder(file) || file.as_os_str().as_encoded_bytes().ends_with(b"/") {
         return refused("that is a folder");
     }
-    let (Some(name), Some(folder)) = (file.file_name(), folder_of(file).filter(|folder| folder.is_dir()))
+    let (Some(name), Some(folder)) =
+        (file.file_name(), folder_of(file).filter(|folder| files::is_folder(folder)))
     else {
         return refused("its folder does not exist");
     };
@@ -445,10 +457,11 @@ pub fn check_trace(file: &Path, config: &Path, out: &Path, prepared: &Prepared) 
         return refused("that is the config");
     }
     // A link without a target of its own (`ln`), or to a blob of the cache.
-    if let Some(input) = fs::metadata(file).ok().and_then(|found| input_behind(&found, prepared)) {
+    if let Some(input) = files::metadata(file).ok().and_then(|found| input_behind(&found, prepared)) {
         return refused(&format!("{input}, and inputs are never written to"));
     }
-    may_write(if file.exists() { file } else { &folder }).or_else(|cause| refused(&cause.to_string()))
+    files::check_writable(if files::exists(file) { file } else { &folder })
+        .or_else(|cause| refused(&cause.to_string()))
 }
 
 /// Which input a file is too, if it is one.
@@ -461,7 +474,7 @@ fn input_behind(file: &Metadata, prepared: &Prepared) -> Option<String> {
 
 /// The folder of a file, without symlinks, if it is there.
 fn folder_of(file: &Path) -> Option<PathBuf> {
-    std::path::absolute(file).ok()?.parent()?.canonicalize().ok()
+    files::real(std::path::absolute(file).ok()?.parent()?).ok()
 }
 
 /// A path without symlinks, as far as it exists.
@@ -470,22 +483,9 @@ fn real(path: &Path) -> PathBuf {
     let resolved = |ancestor: &Path| {
         let rest = absolute.strip_prefix(ancestor).ok()?;
         // Components, since joining nothing would add a slash.
-        Some(ancestor.canonicalize().ok()?.components().chain(rest.components()).collect())
+        Some(files::real(ancestor).ok()?.components().chain(rest.components()).collect())
     };
     absolute.ancestors().find_map(resolved).unwrap_or_else(|| absolute.clone())
-}
-
-#[cfg(unix)]
-fn may_write(path: &Path) -> std::io::Result<()> {
-    use rustix::fs::{Access, access};
-    let needed = if path.is_dir() { Access::WRITE_OK | Access::EXEC_OK } else { Access::WRITE_OK };
-    Ok(access(path, needed)?)
-}
-
-/// Elsewhere the end of the merge will show it.
-#[cfg(not(unix))]
-fn may_write(_path: &Path) -> std::io::Result<()> {
-    Ok(())
 }
 
 /// What the stages did, for programs; no times where they were not measured.

@@ -6,7 +6,6 @@
 //! time and nothing else, and no failure here is an error.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{UNFINISHED, make_private, read_small, replace};
 use crate::checkpoint::Source;
+use crate::files;
 use crate::input::{At, Input};
 use crate::kernel::thinning::Trim;
 use crate::limits::THRESHOLDS_BYTES_MAX;
@@ -58,11 +58,16 @@ pub fn recall(cache: &Path, plan: &Plan, sources: &[Source]) -> Vec<Vec<Threshol
     (0..plan.tensors.len()).map(&mut of_tensor).collect()
 }
 
-/// Keeps what a merge found. Where the folder cannot be written, nothing is kept.
-pub fn remember(cache: &Path, plan: &Plan, sources: &[Source], merged: &[Merged]) {
+/// Keeps what a merge found of tensors, by their places in the plan. Where the folder cannot be written, nothing is kept.
+pub fn remember<'a>(
+    cache: &Path,
+    plan: &Plan,
+    sources: &[Source],
+    merged: impl Iterator<Item = (usize, &'a Merged)>,
+) {
     let pairs = Pairs::new(cache, sources);
     let mut files: HashMap<PathBuf, Known> = HashMap::new();
-    for (index, merged) in merged.iter().enumerate().filter(|(_, merged)| !merged.thresholds.is_empty()) {
+    for (index, merged) in merged.filter(|(_, merged)| !merged.thresholds.is_empty()) {
         for (input, base, model) in task_vectors(plan, index) {
             for Threshold { kept, trim, .. } in merged.thresholds.iter().filter(|found| found.input == input)
             {
@@ -158,7 +163,7 @@ fn is_ours(name: &str) -> bool {
 /// Removes the files of our own that were written longest ago; nothing else that lies there.
 fn forget_oldest(folder: &Path) -> io::Result<()> {
     let mut files: Vec<(SystemTime, PathBuf)> = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in files::list(folder)? {
         let entry = entry?;
         if entry.file_name().to_str().is_some_and(is_ours) && entry.file_type()?.is_file() {
             files.push((entry.metadata()?.modified()?, entry.path()));
@@ -166,12 +171,13 @@ fn forget_oldest(folder: &Path) -> io::Result<()> {
     }
     files.sort_unstable();
     let beyond = files.len().saturating_sub(PAIRS_MAX);
-    files.iter().take(beyond).try_for_each(|(_, file)| fs::remove_file(file))
+    files.iter().take(beyond).try_for_each(|(_, file)| files::remove_file(file))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn only_files_of_our_own_naming_are_forgotten() {

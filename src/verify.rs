@@ -18,6 +18,7 @@ use crate::checkpoint::{
     CARD, InputFile, MANIFEST, ModelFolder, ReadAt, TensorInfo, is_weights, parse_index, sha256_of,
 };
 use crate::error::{Error, Result};
+use crate::files;
 use crate::limits::INDEX_BYTES_MAX;
 use crate::report::{FileRecord, Manifest, TensorRecord};
 use crate::stream::Watch;
@@ -80,8 +81,8 @@ impl Output {
     /// # Errors
     /// Kind `Config`: there is no such folder. Kind `Input`: it has no manifest, or one that no merge wrote.
     pub fn open(out: &Path) -> Result<Self> {
-        if !out.is_dir() {
-            let what = if out.exists() { "is no folder" } else { "is not there" };
+        if !files::is_folder(out) {
+            let what = if files::exists(out) { "is no folder" } else { "is not there" };
             let refusal = Error::config(format!("{} {what}", out.display()));
             return Err(refusal.hint("verify takes the folder that a merge made"));
         }

@@ -68,12 +68,16 @@ pub(super) fn device() -> Device {
         identity: None,
         facts: vec![("threads", threads.to_string())],
         unusable: None,
+        others: Vec::new(),
     }
 }
 
 /// Inputs that are held in mapped pages, at most. They count as memory of this program and are the page cache's: more of them would
 /// say nothing about what a merge needs, and what is read once more comes from the same cache.
 const MAPPED_BYTES: u64 = 96 << 20;
+
+/// What remembering a chunk takes, in a table that doubles where it is full: it counts where chunks are as small as memory is short.
+const MAPPED_NOTE_BYTES: usize = 256;
 
 /// The CPU as a device.
 #[derive(Debug)]
@@ -193,11 +197,14 @@ impl HoldBudget {
         true
     }
 
-    /// Takes so many bytes of mapped pages, while they last.
+    /// Takes so many bytes of mapped pages, while they last, and room to remember them in.
     fn reserve_mapped(&mut self, bytes: usize) -> bool {
-        let left = self.left_mapped_bytes.checked_sub(bytes as u64);
-        self.left_mapped_bytes = left.unwrap_or(self.left_mapped_bytes);
-        left.is_some()
+        let Some(left) = self.left_mapped_bytes.checked_sub(bytes as u64) else { return false };
+        if !self.reserve(MAPPED_NOTE_BYTES) {
+            return false;
+        }
+        self.left_mapped_bytes = left;
+        true
     }
 }
 
@@ -223,7 +230,10 @@ impl Drop for HeldChunk {
         match &mut self.bytes {
             Bytes::Copied(buffer) => budget.spare.push(std::mem::take(buffer)),
             Bytes::Elsewhere(bytes) => budget.left_bytes += *bytes as u64,
-            Bytes::Mapped(bytes) => budget.left_mapped_bytes += *bytes as u64,
+            Bytes::Mapped(bytes) => {
+                budget.left_mapped_bytes += *bytes as u64;
+                budget.left_bytes += MAPPED_NOTE_BYTES as u64;
+            }
         }
     }
 }

@@ -89,6 +89,7 @@ fn devices() -> Result<Vec<Device>> {
             identity: None,
             facts,
             unusable,
+            others: Vec::new(),
         }
     };
     Ok((0..count).map(device).collect())

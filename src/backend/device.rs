@@ -79,9 +79,16 @@ pub struct Device {
     pub facts: Vec<(&'static str, String)>,
     /// Why it cannot be used, if it cannot.
     pub unusable: Option<Error>,
+    /// The devices that a merge computes on beside it.
+    pub others: Vec<Self>,
 }
 
 impl Device {
+    /// It, and those beside it.
+    pub fn all(&self) -> impl Iterator<Item = &Self> + Clone {
+        std::iter::once(self).chain(&self.others)
+    }
+
     /// What `--device` takes for it: `cpu`, `cuda:0`.
     pub fn id(&self) -> String {
         let Family { name, numbered, .. } = self.family;

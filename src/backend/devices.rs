@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 /// The families, best first.
 pub const FAMILIES: &[&Family] = &[&cuda::FAMILY, &wgpu::FAMILY, &cpu::FAMILY];
 
+/// What stands for all devices of a family.
+const ALL: &str = "all";
+
 /// The processor, which is always there.
 pub fn processor() -> Device {
     cpu::device()
@@ -15,7 +18,7 @@ pub fn processor() -> Device {
 /// A device, or why there is none in its place.
 pub type Candidate = std::result::Result<Device, String>;
 
-/// The device that `--device` names: `auto`, a family, or a family with a number or a part of a name. With `auto`, the best
+/// The device that `--device` names: `auto`, a family, or a family with a number, a part of a name, or `all`. With `auto`, the best
 /// that seems to work, and why better ones do not.
 ///
 /// # Errors
@@ -69,7 +72,7 @@ fn named(word: &str) -> Result<Device> {
     let Some(family) = FAMILIES.iter().find(|family| family.name == name) else {
         let names: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
         return Err(Error::config(format!("--device {word}: there is no such device")).hint(format!(
-            "it can be auto, {}; with a number, or a part of its name, for one of several: cuda:1, wgpu:radeon",
+            "it can be auto, {}; with a number, or a part of its name, for one of several: cuda:1, wgpu:radeon; or with `all`: cuda:all",
             names.join(", ")
         )));
     };
@@ -85,6 +88,11 @@ fn named(word: &str) -> Result<Device> {
     };
     let no_number = || none(format!("this machine has {count} such device(s), counted from 0"));
     let Some(which) = which else { return first(&found.iter().collect::<Vec<_>>()).ok_or_else(no_number) };
+    if which == ALL {
+        let mut usable = found.into_iter().filter(|device| device.unusable.is_none());
+        let first = usable.next().ok_or_else(|| none("none of them can be used".into()))?;
+        return Ok(Device { others: usable.collect(), ..first });
+    }
     if let Ok(index) = which.parse::<usize>() {
         return found.get(index).cloned().ok_or_else(no_number);
     }

@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::too_few_threads;
-use crate::checkpoint::{OutFile, Storing, read_exact_at};
+use crate::checkpoint::{OutFile, Storing};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::threads::share;
 
 /// Bytes of a read: small enough for a second-level cache.
@@ -96,7 +97,7 @@ impl Floor {
         let file = |(shard, bytes): (usize, &u64)| {
             let path = output.join(shard.to_string());
             let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-            OutFile::new(path, file, *bytes)
+            OutFile::new(path, file.into(), *bytes)
         };
         let files = Arc::new(self.shards.iter().enumerate().map(file).collect::<io::Result<Vec<_>>>()?);
         let storing = fsync.then(|| Storing::begin(&files, None));
@@ -127,7 +128,7 @@ impl Floor {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             let (file, _) = &self.inputs[block.input].0[block.file];
-            read_exact_at(file, &mut buffer[..block.bytes as usize], block.offset)?;
+            file.read_exact_at(&mut buffer[..block.bytes as usize], block.offset)?;
             for Part { shard, offset, bytes } in share_of(&self.parts, turn, self.blocks.len()) {
                 for at in (0..*bytes).step_by(BLOCK_BYTES as usize) {
                     let written = BLOCK_BYTES.min(bytes - at);
@@ -142,21 +143,21 @@ impl Floor {
     /// # Errors
     /// Kind `Input`: the system cannot do that.
     pub fn drop_cached(&self) -> Result<()> {
-        let files = || self.inputs.iter().flat_map(|input| &input.0);
+        let open = || self.inputs.iter().flat_map(|input| &input.0);
         let failed = |cause: io::Error| Error::input(format!("cannot empty the page cache: {cause}"));
-        files().try_for_each(|(file, _)| drop_cached(file)).map_err(failed)
+        open().try_for_each(|(file, _)| drop_cached(file)).map_err(failed)
     }
 }
 
 /// What is not yet stored cannot be dropped, so it is stored first.
 #[cfg(target_os = "linux")]
-fn drop_cached(file: &File) -> io::Result<()> {
+fn drop_cached(file: &files::File) -> io::Result<()> {
     file.sync_all()?;
     Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn drop_cached(_file: &File) -> io::Result<()> {
+fn drop_cached(_file: &files::File) -> io::Result<()> {
     Err(io::Error::other("only Linux lets a program do that"))
 }
 
@@ -172,7 +173,7 @@ impl Drop for Removed<'_> {
 
 /// The files of one checkpoint and their sizes.
 #[derive(Debug)]
-struct FloorInput(Vec<(File, u64)>);
+struct FloorInput(Vec<(files::File, u64)>);
 
 impl FloorInput {
     fn open(dir: &Path) -> io::Result<Self> {
@@ -188,7 +189,7 @@ impl FloorInput {
         let open = |path: &PathBuf| {
             let file = File::open(path)?;
             let bytes = file.metadata()?.len();
-            Ok((file, bytes))
+            Ok((file.into(), bytes))
         };
         paths.iter().map(open).collect::<io::Result<_>>().map(Self)
     }

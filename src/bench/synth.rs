@@ -19,9 +19,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::{Value, json};
 
 use super::shapes::Shape;
-use crate::checkpoint::{Layout, OutTensor, layout, write_all_at};
+use crate::checkpoint::{Layout, OutTensor, layout};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::threads::share;
 use values::{Maker, TILE_ELEMENTS, Tables, elements};
 
@@ -127,7 +128,7 @@ struct SynthFile {
     dir: PathBuf,
     model: usize,
     stamp: Value,
-    files: Vec<File>,
+    files: Vec<files::File>,
 }
 
 impl<'a> Set<'a> {
@@ -148,9 +149,9 @@ impl<'a> Set<'a> {
         }
         let mut files = Vec::new();
         for shard in &self.layout.shards {
-            let file = File::create(dir.join(&shard.file))?;
+            let file = files::File::from(File::create(dir.join(&shard.file))?);
             file.set_len(shard.bytes)?;
-            write_all_at(&file, &shard.header, 0)?;
+            file.write_all_at(&shard.header, 0)?;
             files.push(file);
         }
         Ok(SynthFile { dir, model, stamp: self.spec.stamp(model), files })
@@ -200,7 +201,7 @@ impl<'a> Set<'a> {
         for output in outputs {
             let bytes = maker.tile(tensor, first, output.model);
             let offset = place.offset + (first * self.spec.float.bytes()) as u64;
-            write_all_at(&output.files[place.shard], bytes, offset)?;
+            output.files[place.shard].write_all_at(bytes, offset)?;
         }
         Ok(())
     }

@@ -15,8 +15,9 @@ use std::time::Instant;
 
 use super::merge::HeldFolder;
 use super::{at_hand, too_few_threads};
-use crate::checkpoint::{OutFile, WritableMap, write_all_at};
+use crate::checkpoint::OutFile;
 use crate::error::{Error, Result};
+use crate::files::{self, WritableMap};
 use crate::threads::share;
 
 /// Addresses, offsets and lengths of direct writes are multiples of this; disks have blocks of 512 or 4096 bytes.
@@ -164,7 +165,7 @@ struct Target {
 enum Handle {
     Positioned,
     Mapped(WritableMap),
-    Direct(File),
+    Direct(files::File),
 }
 
 impl Run<'_> {
@@ -201,13 +202,14 @@ impl Run<'_> {
         if self.row.allocated {
             allocate(&made, self.file_bytes())?;
         }
+        let made = files::File::from(made);
         made.set_len(self.file_bytes())?;
         let by = match self.row.way {
             Way::Positioned => Handle::Positioned,
             Way::Mapped => Handle::Mapped(
                 WritableMap::new(&made, self.setup.piece_bytes as usize).map_err(unless_invalid)?,
             ),
-            Way::Direct => Handle::Direct(open_direct(&path)?),
+            Way::Direct => Handle::Direct(open_direct(&path)?.into()),
         };
         Ok(Target { out: OutFile::as_it_is(path, made), by })
     }
@@ -225,7 +227,7 @@ impl Run<'_> {
             match &target.by {
                 Handle::Positioned => target.out.write_at(piece, offset).map(|_| ())?,
                 Handle::Mapped(map) => map.write(place as usize, piece).map_err(unless_invalid)?,
-                Handle::Direct(file) => write_all_at(file, piece, offset).map_err(unless_invalid)?,
+                Handle::Direct(file) => file.write_all_at(piece, offset).map_err(unless_invalid)?,
             }
         }
     }

@@ -4,7 +4,6 @@
 //! once for each adapter, driver and text of the shaders, and then remembered in the cache folder: an empty file, whose
 //! name is a hash of all of them. A file that cannot be written costs the next merge another check.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +12,7 @@ use super::{Depth, limits, refusal, run};
 use crate::backend::device::Device;
 use crate::cache::make_private;
 use crate::error::Result;
+use crate::files::{self, File};
 
 /// Checks a device that has to be, and is not yet known to be right.
 ///
@@ -25,7 +25,7 @@ pub fn before_first_use(device: &Device, cache: Option<&Path>) -> Result<()> {
     let hash = blake3::hash(identity.as_bytes());
     let known = cache.map(|cache| cache.join("checked").join(hash.to_hex().as_str()));
     let mut checked = CHECKED.lock().unwrap_or_else(PoisonError::into_inner);
-    if checked.contains(&hash) || known.as_ref().is_some_and(|known| known.exists()) {
+    if checked.contains(&hash) || known.as_ref().is_some_and(|known| files::exists(known)) {
         return Ok(());
     }
     let rows = run(&*device.open(&limits())?, Depth::First, None, |_| {})?;
@@ -42,7 +42,7 @@ pub fn before_first_use(device: &Device, cache: Option<&Path>) -> Result<()> {
 /// Makes a file that says all by its name. A link that lies in its place is not followed.
 fn remember(known: &Path) -> io::Result<()> {
     make_private(known.parent().unwrap_or(Path::new("")))?;
-    OpenOptions::new().write(true).create_new(true).open(known).map(drop)
+    File::make(known).map(drop)
 }
 
 #[cfg(all(test, unix))]

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::folder::InputFile;
+use super::folder::{InputFile, unless_unread};
 use super::layout::INDEX;
 use super::sidecars::{CARD, Content, MANIFEST, MODEL_CONFIG, Sidecar};
 use super::source::Source;
@@ -307,7 +307,7 @@ impl Search<'_> {
             if path == MODEL_CONFIG || self.donor.reads_file(&path) {
                 continue;
             }
-            let is_folder = self.donor.folder.is_folder(&path);
+            let is_folder = self.donor.folder.leads_to_folder(&path)?;
             match fate(&path, names) {
                 Fate::LeftOut(reason) if !(is_folder && reason == UNNEEDED) => {
                     self.leave(path, is_folder, reason);
@@ -316,7 +316,7 @@ impl Search<'_> {
                 Fate::Needed => self.copy(path)?,
                 _ => {
                     if let Err(refusal) = self.copy(path.clone()) {
-                        self.leave(path, false, refusal.message);
+                        self.leave(path, false, unless_unread(refusal)?.message);
                     }
                 }
             }
@@ -329,7 +329,7 @@ impl Search<'_> {
         let names = match self.donor.folder.names(&path) {
             Err(refusal) if is_needed || path == TEMPLATES || is_in_module(&path) => return Err(refusal),
             Err(refusal) => {
-                self.leave(path, true, refusal.message);
+                self.leave(path, true, unless_unread(refusal)?.message);
                 return Ok(());
             }
             Ok(names) => names,

@@ -1,13 +1,13 @@
 //! The SHA-256 of files, which is what others call content by: of the small files beside the weights, and of all that a merge reads,
 //! where somebody wants to know it.
 
-use std::fs::File;
 use std::io::{self, Read};
 
 use super::folder::InputFile;
 use super::source::Source;
 use super::source_file::SourceFile;
 use crate::error::{Error, Result};
+use crate::files::File;
 use crate::hub::Hasher;
 
 /// What is read at a time: little beside what a disk gives in the meantime.
@@ -34,7 +34,6 @@ fn sha256_of_open(file: &mut File, go_on: GoOn<'_>) -> Result<io::Result<(u64, S
                 bytes += count as u64;
                 go_on(count as u64)?;
             }
-            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
             Err(cause) => return Ok(Err(cause)),
         }
     }

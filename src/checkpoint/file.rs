@@ -7,10 +7,10 @@
 //! All is read by position but what a method on the CPU reads several times, which is mapped (`mapped`).
 
 use std::fmt;
-use std::fs::{File, Metadata};
 use std::io;
 
 use crate::error::Error;
+use crate::files::{File, Metadata};
 
 /// Who may use the files of a merge besides the user, as bits of a mode: never more than may use all of its inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +62,9 @@ impl Access {
     pub fn narrow(self, file: &File) -> io::Result<()> {
         #[cfg(unix)]
         {
-            use std::fs::Permissions;
-            use std::os::unix::fs::PermissionsExt;
             let mode = mode(&file.metadata()?) & 0o777;
             if mode & !self.file_mode() != 0 {
-                file.set_permissions(Permissions::from_mode(mode & self.file_mode()))?;
+                file.set_mode(mode & self.file_mode())?;
             }
         }
         #[cfg(not(unix))]
@@ -147,23 +145,7 @@ pub enum Reads {
     Direct,
 }
 
-/// Opens a file once more, the same one wherever its path leads by now, for reads past the page cache; `None` where it or the
-/// system has none.
-#[cfg(target_os = "linux")]
-pub fn open_direct(file: &File) -> Option<File> {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = rustix::fs::OFlags::DIRECT.bits();
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    File::options().read(true).custom_flags(flags.cast_signed()).open(path).ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-pub fn open_direct(_file: &File) -> Option<File> {
-    None
-}
-
-/// Fills `into` from `offset` on by `direct`, a handle of [`open_direct`], or by `file` where that cannot be; an earlier
+/// Fills `into` from `offset` on by `direct`, a handle of [`File::direct`], or by `file` where that cannot be; an earlier
 /// end of the file is `UnexpectedEof`.
 pub fn read_exact_past_cache(file: &File, direct: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
@@ -171,14 +153,13 @@ pub fn read_exact_past_cache(file: &File, direct: &File, into: &mut [u8], offset
         return Ok(());
     }
     let _ = direct;
-    read_exact_at(file, into, offset)
+    file.read_exact_at(into, offset)
 }
 
 /// Reads whole blocks around what is wanted; false where the file cannot be read in such blocks, or ends.
 #[cfg(target_os = "linux")]
 fn read_blocks(direct: &File, into: &mut [u8], offset: u64) -> io::Result<bool> {
     use std::cell::RefCell;
-    use std::os::unix::fs::FileExt;
     /// Offsets, lengths and addresses of direct reads are multiples of this; disks have blocks of 512 or 4096 bytes.
     const BLOCK: usize = 4096;
     thread_local! {
@@ -199,7 +180,6 @@ fn read_blocks(direct: &File, into: &mut [u8], offset: u64) -> io::Result<bool> 
                     return Ok(false);
                 }
                 Ok(count) => read += count,
-                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
                 Err(cause) if cause.kind() == io::ErrorKind::InvalidInput => return Ok(false),
                 Err(cause) => return Err(cause),
             }
@@ -220,54 +200,8 @@ pub trait ReadAt: fmt::Debug {
 
 impl ReadAt for File {
     fn fill(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
-        read_exact_at(self, into, offset)
+        self.read_exact_at(into, offset)
     }
-}
-
-/// Fills `into` from `offset` on; an earlier end of the file is `UnexpectedEof`.
-#[cfg(unix)]
-pub fn read_exact_at(file: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, into, offset)
-}
-
-/// Writes all of `bytes` from `offset` on.
-#[cfg(unix)]
-pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-/// Fills `into` from `offset` on; an earlier end of the file is `UnexpectedEof`.
-#[cfg(windows)]
-pub fn read_exact_at(file: &File, mut into: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !into.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, into, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => {
-                into = &mut into[count..];
-                offset += count as u64;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
-/// Writes all of `bytes` from `offset` on.
-#[cfg(windows)]
-pub fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_write(file, bytes, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => {
-                bytes = &bytes[count..];
-                offset += count as u64;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(target_os = "linux")]
@@ -294,7 +228,7 @@ mod tests {
             let file = File::open(&path).unwrap();
             file.sync_all().unwrap();
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-            let direct = open_direct(&file);
+            let direct = file.direct();
             (file, direct)
         };
         let (file, direct) = forgotten("first");

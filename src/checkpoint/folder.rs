@@ -8,17 +8,14 @@
 //! one that is exchanged in between leads nowhere (cap-std; `openat2` where the system has it).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cap_fs_ext::{FollowSymlinks, OpenOptionsFollowExt, OpenOptionsSyncExt};
-use cap_std::fs::{Dir, OpenOptions};
-
 use super::file::{Access, with_limit_hint};
 use super::header::{is_lfs_pointer, lfs_pointer};
 use crate::error::{Error, Result};
+use crate::files::{self, File, Folder, Metadata};
 use crate::hub::{self, Snapshot, is_hex};
 use crate::limits::FILES_MAX;
 use crate::text::bytes;
@@ -71,12 +68,12 @@ impl ModelFolder {
 
     fn opened(path: &Path, snapshot: Option<Arc<Snapshot>>) -> Result<Arc<Self>> {
         let failed = |e: io::Error| with_limit_hint(Error::reading(path, &e), &e);
-        let real = path.canonicalize().map_err(failed)?;
+        let real = files::real(path).map_err(failed)?;
         let (root, within) = match root_of(&real) {
             Some(root) => (root.to_path_buf(), real.strip_prefix(root).unwrap_or(Path::new("")).into()),
             None => (real, PathBuf::new()),
         };
-        let number = number_of(&open_root(&root).map_err(failed)?).map_err(failed)?;
+        let number = number_of(&Folder::open(&root).map_err(failed)?).map_err(failed)?;
         Ok(Arc::new(Self { path: path.into(), root, number, within, planned: None, snapshot }))
     }
 
@@ -108,9 +105,9 @@ impl ModelFolder {
     }
 
     /// A handle of the root: of the same folder as at first, wherever its path leads by now.
-    fn handle(&self) -> Result<Dir> {
+    fn handle(&self) -> Result<Folder> {
         let failed = |e: io::Error| with_limit_hint(Error::reading(&self.path, &e), &e);
-        let handle = open_root(&self.root).map_err(failed)?;
+        let handle = Folder::open(&self.root).map_err(failed)?;
         if number_of(&handle).map_err(failed)? == self.number {
             return Ok(handle);
         }
@@ -132,7 +129,7 @@ impl ModelFolder {
         if self.is_planned() {
             return Ok(Access::ANY);
         }
-        let metadata = fs::metadata(&self.path).map_err(|e| Error::reading(&self.path, &e))?;
+        let metadata = files::metadata(&self.path).map_err(|e| Error::reading(&self.path, &e))?;
         Ok(Access::ANY.and_folder(&metadata))
     }
 
@@ -146,7 +143,7 @@ impl ModelFolder {
         match &self.planned {
             Some(files) => files.contains_key(name) || self.is_folder(name),
             None => {
-                self.path.join(name).symlink_metadata().is_ok()
+                files::metadata_of_link(&self.path.join(name)).is_ok()
                     || self
                         .snapshot
                         .as_ref()
@@ -160,11 +157,30 @@ impl ModelFolder {
         let is_above = |file: &String| file.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
         match &self.planned {
             Some(files) => files.keys().any(is_above),
-            None => {
-                self.path.join(name).is_dir()
-                    || self.snapshot.as_ref().is_some_and(|snapshot| snapshot.is_folder(name))
-            }
+            None => files::is_folder(&self.path.join(name)) || self.snapshot_has_folder(name),
         }
+    }
+
+    /// The same, where it counts whether that can be seen.
+    ///
+    /// # Errors
+    /// Kind `Input`: the system does not say.
+    pub fn leads_to_folder(&self, name: &str) -> Result<bool> {
+        if self.is_planned() {
+            return Ok(self.is_folder(name));
+        }
+        let path = self.path.join(name);
+        match files::metadata(&path) {
+            Ok(found) if found.is_dir() => Ok(true),
+            Err(cause) if !files::leads_nowhere(cause.kind()) => {
+                Err(with_limit_hint(Error::reading(&path, &cause), &cause))
+            }
+            _ => Ok(self.snapshot_has_folder(name)),
+        }
+    }
+
+    fn snapshot_has_folder(&self, name: &str) -> bool {
+        self.snapshot.as_ref().is_some_and(|snapshot| snapshot.is_folder(name))
     }
 
     /// The names of the files in this folder, or in a folder of it, sorted. Names that are not UTF-8 are none that this format
@@ -181,12 +197,12 @@ impl ModelFolder {
         let path = self.path.join(below);
         let failed = |e: io::Error| with_limit_hint(Error::reading(&path, &e), &e);
         let mut names = self.snapshot.as_ref().map_or_else(BTreeSet::new, |snapshot| snapshot.names(below));
-        if !names.is_empty() && !path.exists() {
+        if !names.is_empty() && !files::exists(&path) {
             return Ok(names);
         }
         let place = self.place_of(below)?;
         let place = if place.as_os_str().is_empty() { Path::new(".") } else { &place };
-        for (count, entry) in self.handle()?.read_dir(place).map_err(failed)?.enumerate() {
+        for (count, entry) in self.handle()?.list(place).map_err(failed)?.enumerate() {
             if count == FILES_MAX {
                 let refusal = format!("{} holds more than {FILES_MAX} files", path.display());
                 return Err(Error::input(refusal).hint("give the folder of a model, with nothing else in it"));
@@ -204,7 +220,7 @@ impl ModelFolder {
 
     /// Whether the file of this name is that one as well.
     pub fn is(&self, name: &str, file: &Metadata) -> bool {
-        let found = fs::metadata(self.path.join(name));
+        let found = files::metadata(&self.path.join(name));
         !self.is_planned()
             && found.is_ok_and(|found| number(&found).is_some_and(|found| Some(found) == number(file)))
     }
@@ -212,7 +228,7 @@ impl ModelFolder {
     /// Where a name leads, below the root and without symlinks.
     fn place_of(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
-        let real = path.canonicalize().map_err(|e| self.unreachable(name, &e))?;
+        let real = files::real(&path).map_err(|e| self.unreachable(name, &e))?;
         let place = real.strip_prefix(&self.root).map_err(|_| self.leads_out(name))?;
         let is_blob = self.blobs().is_some_and(|blobs| place.parent() == Some(blobs.as_path()))
             || self.is_shared_blob(place);
@@ -238,7 +254,7 @@ impl ModelFolder {
         let mut path = self.path.clone();
         Path::new(name).components().find_map(|part| {
             path.push(part);
-            Some((path.clone(), fs::read_link(&path).ok()?))
+            Some((path.clone(), files::link_target(&path).ok()?))
         })
     }
 
@@ -268,23 +284,9 @@ impl ModelFolder {
     }
 }
 
-fn open_root(root: &Path) -> io::Result<Dir> {
-    Dir::open_ambient_dir(root, cap_std::ambient_authority())
-}
-
 /// As [`number`], of an open folder.
-fn number_of(folder: &Dir) -> io::Result<Option<(u64, u64)>> {
-    #[cfg(unix)]
-    {
-        use cap_std::fs::MetadataExt;
-        let metadata = folder.dir_metadata()?;
-        Ok(Some((metadata.dev(), metadata.ino())))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        Ok(None)
-    }
+fn number_of(folder: &Folder) -> io::Result<Option<(u64, u64)>> {
+    if cfg!(unix) { folder.found().map(|found| Some(found.number())) } else { Ok(None) }
 }
 
 /// What is one and the same file has the same numbers: device and inode.
@@ -303,9 +305,9 @@ fn number(_file: &Metadata) -> Option<(u64, u64)> {
 /// cache where repositories share blobs in it (`huggingface_hub` from version 2 on), which this marker says.
 fn root_of(real: &Path) -> Option<&Path> {
     let snapshots = real.parent().filter(|folder| folder.ends_with("snapshots"))?;
-    let repository = snapshots.parent().filter(|repository| repository.join("blobs").is_dir())?;
+    let repository = snapshots.parent().filter(|repository| files::is_folder(&repository.join("blobs")))?;
     let cache = repository.parent()?;
-    Some(if cache.join("blobs/.huggingface-shared-blobs").is_file() { cache } else { repository })
+    Some(if files::is_file(&cache.join("blobs/.huggingface-shared-blobs")) { cache } else { repository })
 }
 
 /// A file of a model's folder.
@@ -372,17 +374,14 @@ impl InputFile {
         self.bring()?;
         let place = self.folder.place_of(&self.name)?;
         let handle = self.folder.handle()?;
-        let mut options = OpenOptions::new();
-        // A pipe that took the file's place would else wait for ever.
-        options.read(true).nonblock(true).follow(FollowSymlinks::No);
         let opened = || {
             // Asked first, since opening a device can have effects.
-            if !handle.symlink_metadata(&place)?.is_file() {
+            if !handle.look(&place)?.is_file() {
                 return Ok(None);
             }
-            let file = handle.open_with(&place, &options)?.into_std();
+            let file = handle.open_to_read(&place)?;
             let metadata = file.metadata()?;
-            Ok((metadata.is_file() && !is_of_the_system(&file)).then_some((file, metadata)))
+            Ok((metadata.is_file() && !file.is_of_the_system()).then_some((file, metadata)))
         };
         match opened() {
             Ok(Some(opened)) => Ok(opened),
@@ -451,18 +450,9 @@ fn fill(file: &mut impl Read, into: &mut Vec<u8>) -> io::Result<usize> {
     file.take(COMPARED_BYTES as u64).read_to_end(into)
 }
 
-/// Whether what looks like a file is a window into the system, as in `/proc` and `/sys`: it has no length that counts, and may say
-/// something else each time.
-#[cfg(target_os = "linux")]
-fn is_of_the_system(file: &File) -> bool {
-    const SYSFS: u64 = 0x6265_6572;
-    rustix::fs::fstatfs(file)
-        .is_ok_and(|found| [rustix::fs::PROC_SUPER_MAGIC as u64, SYSFS].contains(&(found.f_type as u64)))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_of_the_system(_file: &File) -> bool {
-    false
+/// What is wrong with what is there. That it could not be read is an error: another time it can, and the output would have another file.
+pub(super) fn unless_unread(refusal: Error) -> Result<Error> {
+    if refusal.cause.is_none_or(files::leads_nowhere) { Ok(refusal) } else { Err(refusal) }
 }
 
 /// The refusal of what is no regular file.
@@ -474,6 +464,7 @@ pub fn irregular(path: &Path) -> Error {
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     /// A model's folder `model` with a file `own`, and outside of it `secret`.
@@ -647,7 +638,7 @@ mod tests {
         assert!(same("a", "b").unwrap() && !same("a", "c").unwrap() && !same("a", "d").unwrap());
         // A hole of a terabyte is not read.
         for name in ["vast", "vast too"] {
-            File::create(folder.join(name)).unwrap().set_len(1 << 40).unwrap();
+            fs::File::create(folder.join(name)).unwrap().set_len(1 << 40).unwrap();
         }
         assert!(same("vast", "vast too").unwrap_err().message.contains("has 1099.51 GB"));
         assert!(model.file("vast").read(1000).unwrap_err().message.contains("are the most that is read"));

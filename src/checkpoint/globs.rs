@@ -5,13 +5,13 @@
 //! checkpoint-1000.
 
 use std::cmp::Ordering;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::locate::expanded;
 use super::sidecars::MODEL_CONFIG;
 use super::weight_files::is_weights;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::limits::LOOKED_AT_MAX;
 
 /// What a pattern matches.
@@ -34,7 +34,7 @@ pub fn find(pattern: &str) -> Result<Found> {
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
         places = if has_wildcard(part) { matching(&places, part, &mut left)? } else { joined(&places, part) };
     }
-    places.retain(|place| !place.is_empty() && real(place).is_dir());
+    places.retain(|place| !place.is_empty() && files::is_folder(&real(place)));
     places.sort_by(|a, b| natural_order(a, b));
     let mut found = Found::default();
     for place in places {
@@ -56,7 +56,7 @@ fn nothing(pattern: &str, others: &[String]) -> Error {
         )),
     };
     let begins = pattern.split('/').take_while(|part| !has_wildcard(part)).collect::<Vec<_>>().join("/");
-    let is_missing = !begins.is_empty() && !real(&begins).exists();
+    let is_missing = !begins.is_empty() && !files::exists(&real(&begins));
     error.hint(if is_missing {
         format!("there is no {begins}: relative patterns start at the current folder, not at the config")
     } else {
@@ -84,11 +84,11 @@ fn matching(places: &[String], pattern: &str, left: &mut usize) -> Result<Vec<St
     let mut matching = Vec::new();
     for place in places {
         let folder = real(place);
-        if !folder.is_dir() {
+        if !files::is_folder(&folder) {
             continue;
         }
         let failed = |cause| Error::config(format!("cannot list {}: {cause}", folder.display()));
-        for entry in fs::read_dir(&folder).map_err(failed)? {
+        for entry in files::list(&folder).map_err(failed)? {
             *left = left.checked_sub(1).ok_or_else(|| too_many(pattern))?;
             let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
             let hides = name.starts_with('.') && !pattern.starts_with('.');
@@ -108,10 +108,10 @@ fn too_many(pattern: &str) -> Error {
 /// Whether a folder holds a model, or what is left of one: what is missing in that is for whoever opens it to say. `None` where it
 /// has more names than are left to look at.
 fn looks_like_one(folder: &Path, left: &mut usize) -> Option<bool> {
-    if folder.join(MODEL_CONFIG).symlink_metadata().is_ok() {
+    if files::metadata_of_link(&folder.join(MODEL_CONFIG)).is_ok() {
         return Some(true);
     }
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+    for entry in files::list(folder).into_iter().flatten().flatten() {
         *left = left.checked_sub(1)?;
         if entry.file_name().to_str().is_some_and(is_weights) {
             return Some(true);
@@ -252,6 +252,7 @@ fn number(text: &[u8]) -> (&[u8], &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn matched(pattern: &str, name: &str) -> bool {
         matches(&parts(pattern), &name.chars().collect::<Vec<_>>())

@@ -4,12 +4,12 @@
 //! read; where there is no room, the file whose last use is longest ago is closed, and opened again when it is read again. Who
 //! opens it checks that it is the same one.
 
-use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use super::file::{open_direct, open_files_max};
+use super::file::open_files_max;
 use crate::error::Result;
+use crate::files::File;
 
 /// A file that is open.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Handles {
 impl Handles {
     /// The handle for reads past the page cache, where they are possible.
     pub(super) fn direct(&self) -> Option<&File> {
-        self.direct.get_or_init(|| open_direct(&self.file)).as_ref()
+        self.direct.get_or_init(|| self.file.direct()).as_ref()
     }
 }
 
@@ -77,6 +77,11 @@ fn most() -> usize {
     })
 }
 
+/// The most handles of inputs that are open at once.
+pub fn open_files_of_inputs_max() -> usize {
+    2 * most()
+}
+
 /// Closes the files that were not used for longest, until there is room for one more among so many.
 pub(super) fn make_room(most: usize) {
     let mut open = lock(&OPEN);
@@ -104,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_file_is_opened_again_where_it_was_closed_for_others() {
-        let file = || Ok(tempfile::tempfile().unwrap());
+        let file = || Ok(tempfile::tempfile().unwrap().into());
         let refused = || Err(Error::input("opened once more"));
         let (first, second): (Arc<Slot>, Arc<Slot>) = Default::default();
         let held = first.get(file).unwrap();

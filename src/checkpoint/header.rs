@@ -212,6 +212,7 @@ fn read_error(path: &Path, cause: &io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::File;
     use proptest::prelude::*;
     use safetensors::SafeTensors;
     use std::io::Write;
@@ -220,7 +221,7 @@ mod tests {
     fn read(bytes: &[u8]) -> Result<Header> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        read_header(&file, Path::new("x.safetensors"), bytes.len() as u64, 3)
+        read_header(&File::from(file), Path::new("x.safetensors"), bytes.len() as u64, 3)
     }
 
     /// A file with this header and so many bytes of data.
@@ -348,7 +349,7 @@ mod tests {
     #[test]
     fn a_file_that_shrinks_is_refused() {
         let bytes = file("{}", 0);
-        let empty = tempfile::tempfile().unwrap();
+        let empty = File::from(tempfile::tempfile().unwrap());
         let error = read_header(&empty, Path::new("x"), bytes.len() as u64, 0).unwrap_err();
         assert!(error.message.contains("truncated while it was read"));
     }

@@ -8,7 +8,6 @@
 //! system put a line on the disk and not the tensor, the tensor is merged again.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::{Value, json};
 
 use super::layout::Layout;
+use crate::files::File;
 use crate::limits::MERGE_JOURNAL_BYTES_MAX;
 
 /// The journal's name in `OUT.partial`.
@@ -94,8 +94,8 @@ impl Journal {
     ///
     /// # Errors
     /// Those of the system.
-    pub(super) fn begin(mut file: File, making: &Value) -> io::Result<Self> {
-        file.write_all(line(making).as_bytes())?;
+    pub(super) fn begin(file: File, making: &Value) -> io::Result<Self> {
+        (&file).write_all(line(making).as_bytes())?;
         Self::of(file)
     }
 
@@ -126,21 +126,41 @@ impl Journal {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a tensor that is finished. Where that fails, the tensor is merged again if this merge stops.
-    pub(super) fn note(&self, finished: &Finished) {
+    /// Notes a tensor of so many bytes that is finished. Where that fails, or nothing is to stay, it does not count as finished, and is
+    /// merged again if this merge stops.
+    pub(super) fn note(&self, finished: &Finished, bytes: u64) {
+        // Without the first line, others would say something else.
+        if !self.kept.dropped.load(Ordering::Relaxed) && self.write(finished).is_ok() {
+            self.count(bytes);
+            self.unsynced.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes tensors and puts that on the disk: for whoever must not go on before it is there.
+    ///
+    /// # Errors
+    /// The disk is full or fails. What could be noted stays.
+    pub(super) fn note_for_good<'a>(
+        &self,
+        finished: impl IntoIterator<Item = &'a Finished>,
+    ) -> io::Result<()> {
+        finished.into_iter().try_for_each(|one| self.write(one))?;
+        self.syncing.sync_data()
+    }
+
+    fn write(&self, finished: &Finished) -> io::Result<()> {
         let Finished { tensor, digest, found } = finished;
         let line = line(&json!({ "tensor": tensor, "blake3": digest.to_hex().as_str(), "found": found }));
         let mut file = self.lines();
-        let Ok(whole) = file.stream_position() else { return };
-        if file.write_all(line.as_bytes()).is_err() {
+        let whole = file.stream_position()?;
+        file.write_all(line.as_bytes()).inspect_err(|_| {
             // Half a line would hide those that follow.
             let _ = file.set_len(whole).and_then(|()| file.seek(SeekFrom::Start(whole)));
-        }
-        self.unsynced.store(true, Ordering::Relaxed);
+        })
     }
 
     /// So many bytes of tensors are finished, noted by this merge or by earlier ones.
-    pub(super) fn count(&self, bytes: u64) {
+    fn count(&self, bytes: u64) {
         self.kept.finished_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -177,7 +197,8 @@ pub(super) fn left_in(file: &mut File) -> io::Result<Option<Left>> {
 fn left(text: &[u8]) -> Option<Left> {
     let mut lines = text.split_inclusive(|byte| *byte == b'\n');
     let first = lines.next()?;
-    let mut left = Left { making: content(first)?, finished: Vec::new(), bytes: first.len() as u64 };
+    let making = content(first).filter(|making| finished(making).is_none())?;
+    let mut left = Left { making, finished: Vec::new(), bytes: first.len() as u64 };
     for line in lines {
         let Some(finished) = content(line).and_then(|line| finished(&line)) else { break };
         left.bytes += line.len() as u64;
@@ -215,9 +236,9 @@ mod tests {
     }
 
     fn written(finished: &[Finished]) -> Vec<u8> {
-        let mut file = tempfile::tempfile().unwrap();
+        let mut file = File::from(tempfile::tempfile().unwrap());
         let journal = Journal::begin(file.try_clone().unwrap(), &json!({ "config": "a" })).unwrap();
-        finished.iter().for_each(|finished| journal.note(finished));
+        finished.iter().for_each(|finished| journal.note(finished, 1));
         let mut text = Vec::new();
         file.rewind().unwrap();
         file.read_to_end(&mut text).unwrap();
@@ -259,15 +280,34 @@ mod tests {
 
     #[test]
     fn who_goes_on_writes_behind_what_counts() {
-        let mut file = tempfile::tempfile().unwrap();
+        let mut file = File::from(tempfile::tempfile().unwrap());
         let making = json!({ "config": "a" });
-        Journal::begin(file.try_clone().unwrap(), &making).unwrap().note(&some(1));
+        Journal::begin(file.try_clone().unwrap(), &making).unwrap().note(&some(1), 1);
         file.write_all(b"torn").unwrap();
         file.rewind().unwrap();
         let left = left_in(&mut file).unwrap().unwrap();
         let layout = layout::<OutTensor>(&[], None);
-        Journal::go_on(file.try_clone().unwrap(), &left, &layout).unwrap().note(&some(2));
+        Journal::go_on(file.try_clone().unwrap(), &left, &layout).unwrap().note(&some(2), 1);
         file.rewind().unwrap();
         assert_eq!(left_in(&mut file).unwrap().unwrap().finished, [some(1), some(2)]);
+    }
+
+    #[test]
+    fn where_nothing_is_to_stay_nothing_is_noted() {
+        let mut file = tempfile::tempfile().unwrap();
+        let journal = Journal::begin(file.try_clone().unwrap().into(), &json!({ "config": "a" })).unwrap();
+        journal.note(&some(1), KEPT_BYTES_MIN);
+        assert_eq!(journal.kept().bytes(), Some(KEPT_BYTES_MIN));
+        journal.drop_all();
+        journal.note(&some(2), KEPT_BYTES_MIN);
+        assert_eq!(journal.kept().bytes(), None);
+        let mut text = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut text).unwrap();
+        assert_eq!(text, b"");
+        // A line of a tensor is no first line.
+        let whole = written(&[some(1)]);
+        let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        assert_eq!(left(&whole[second..]), None);
     }
 }

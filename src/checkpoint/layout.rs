@@ -116,7 +116,13 @@ pub struct Place {
 pub fn layout<T: StoredTensor>(tensors: &[T], shard_bytes: impl Into<Option<u64>>) -> Layout {
     let sizes: Vec<u64> = tensors.iter().map(T::bytes).collect();
     let total_bytes = sizes.iter().sum();
-    let ranges = split(&sizes, shard_bytes.into().unwrap_or_else(|| usual_shard_bytes(total_bytes)));
+    laid_out(tensors, &split(&sizes, shard_bytes.into().unwrap_or_else(|| usual_shard_bytes(total_bytes))))
+}
+
+/// Lays tensors out in shards, of which it is known which tensors each has.
+pub fn laid_out<T: StoredTensor>(tensors: &[T], ranges: &[Range<usize>]) -> Layout {
+    let sizes: Vec<u64> = tensors.iter().map(T::bytes).collect();
+    let total_bytes = sizes.iter().sum();
     let mut places = vec![Place { shard: 0, offset: 0, bytes: 0 }; tensors.len()];
     let mut shards = Vec::with_capacity(ranges.len());
     for (shard, range) in ranges.iter().enumerate() {
@@ -133,6 +139,51 @@ pub fn layout<T: StoredTensor>(tensors: &[T], shard_bytes: impl Into<Option<u64>
     let index = (shards.len() > 1).then(|| index(tensors, &places, &shards, total_bytes));
     let file_bytes = shards.iter().map(|shard| shard.bytes).sum();
     Layout { shards, places, index, total_bytes, file_bytes }
+}
+
+impl Layout {
+    /// The shards of part `number`, from 1, of `of`: those whose middle lies in that part of all bytes. A part then has at most a
+    /// shard more than its share; where there are fewer shards than parts, some parts have none.
+    pub fn share(&self, number: usize, of: usize) -> Range<usize> {
+        let sizes: Vec<u64> = self.shards.iter().map(|shard| shard.bytes).collect();
+        share(&sizes, number, of)
+    }
+
+    /// The places of the tensors in these shards, which lie one after the other.
+    pub fn tensors_in(&self, shards: &Range<usize>) -> Range<usize> {
+        self.places.partition_point(|place| place.shard < shards.start)
+            ..self.places.partition_point(|place| place.shard < shards.end)
+    }
+
+    /// These shards alone, without an index. The other tensors have a place in none.
+    #[must_use]
+    pub fn part(&self, shards: &Range<usize>) -> Self {
+        let place = |place: &Place| {
+            if shards.contains(&place.shard) {
+                Place { shard: place.shard - shards.start, ..*place }
+            } else {
+                Place { shard: usize::MAX, offset: 0, bytes: 0 }
+            }
+        };
+        let places: Vec<Place> = self.places.iter().map(place).collect();
+        let total_bytes = places.iter().map(|place| place.bytes).sum();
+        let shards = self.shards[shards.clone()].to_vec();
+        let file_bytes = shards.iter().map(|shard| shard.bytes).sum();
+        Self { shards, places, index: None, total_bytes, file_bytes }
+    }
+}
+
+/// Which of things of these sizes are the part `number`, from 1, of `of`: those whose middle lies in that part of all.
+pub fn share(sizes: &[u64], number: usize, of: usize) -> Range<usize> {
+    let all: u128 = sizes.iter().map(|size| u128::from(*size)).sum();
+    let mut begun = 0;
+    let part_of = |size: &u64| {
+        let middle_twice = 2 * begun + u128::from(*size);
+        begun += u128::from(*size);
+        (middle_twice * of as u128 / (2 * all.max(1))).min(of as u128 - 1) as usize
+    };
+    let parts: Vec<usize> = sizes.iter().map(part_of).collect();
+    parts.partition_point(|part| part + 1 < number)..parts.partition_point(|part| *part < number)
 }
 
 /// The most data in a shard where nobody says: an eighth of all, but no less than 1 GB, and no more than the 5 GB of other tools.
@@ -289,6 +340,51 @@ mod tests {
         for other in ["model-1-of-2.safetensors", "model-00001-of-00002.bin", "model.safetensors.bak", "x"] {
             assert!(!is_weights_file(other), "{other}");
         }
+    }
+
+    #[test]
+    fn parts_have_every_shard_once_and_about_their_share() {
+        for (sizes, limit) in [
+            (vec![7; 10], 7),
+            (vec![100, 1, 1, 100, 3], 4),
+            (vec![1], 9),
+            (vec![], 9),
+            ((1..60).collect(), 70),
+        ] {
+            let tensors: Vec<OutTensor> = sizes
+                .iter()
+                .enumerate()
+                .map(|(i, size)| tensor(&i.to_string(), Dtype::U8, &[*size]))
+                .collect();
+            let layout = layout(&tensors, limit);
+            let largest = layout.shards.iter().map(|shard| shard.bytes).max().unwrap();
+            for of in [1, 2, 3, 7, 100] {
+                let (mut shards, mut tensors) = (0, 0);
+                for number in 1..=of {
+                    let share = layout.share(number, of);
+                    let part = layout.part(&share);
+                    let held = layout.tensors_in(&share);
+                    assert_eq!((share.start, held.start), (shards, tensors), "{number} of {of}");
+                    (shards, tensors) = (share.end, held.end);
+                    assert!(part.file_bytes <= layout.file_bytes / of as u64 + largest, "{number} of {of}");
+                    for (place, whole) in part.places.iter().zip(&layout.places) {
+                        if share.contains(&whole.shard) {
+                            assert_eq!(
+                                (place.shard + share.start, place.offset),
+                                (whole.shard, whole.offset)
+                            );
+                        } else {
+                            assert_eq!((place.shard, place.bytes), (usize::MAX, 0));
+                        }
+                    }
+                }
+                assert_eq!((shards, tensors), (layout.shards.len(), layout.places.len()), "{of}");
+            }
+        }
+        // As even as whole shards can be.
+        let tensors: Vec<OutTensor> = (0..81).map(|i| tensor(&i.to_string(), Dtype::U8, &[5])).collect();
+        let of_sixteen: Vec<usize> = (1..=16).map(|part| layout(&tensors, 5).share(part, 16).len()).collect();
+        assert!(of_sixteen.iter().all(|shards| [5, 6].contains(shards)), "{of_sixteen:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use super::sidecars::{CARD, MODEL_CONFIG};
 use super::weight_files::WeightFiles;
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use crate::hub::{self, Environment, Remote, Snapshot, is_hub_name};
 use crate::text::quoted;
 use crate::threads;
@@ -34,7 +35,7 @@ pub fn locate(path: &str, revision: Option<&str>, remote: Remote) -> Result<Loca
 /// Kind `Config`: there is nothing of this name.
 pub fn locate_tensors(path: &str) -> Result<PathBuf> {
     let place = expanded(Path::new(path));
-    if place.exists() {
+    if files::exists(&place) {
         return Ok(place);
     }
     Err(Error::config(format!("there is no file or folder {}", place.display())).hint(where_it_ends(&place)))
@@ -55,16 +56,16 @@ fn locate_in(
         return Err(Error::config("a model has an empty name"));
     }
     let folder = environment.expand(Path::new(path));
-    if folder.is_dir() {
+    if files::is_folder(&folder) {
         return match revision {
             None => Ok(folder.into()),
             Some(revision) => Err(revision_of_folder(&folder, revision)),
         };
     }
-    if folder.is_file() && revision.is_none() {
+    if files::is_file(&folder) && revision.is_none() {
         return Ok(folder.into());
     }
-    if folder.exists() {
+    if files::exists(&folder) {
         return Err(Error::config(format!("{} is a file, not a model folder", folder.display()))
             .hint("give the folder that holds config.json and the safetensors files"));
     }
@@ -127,11 +128,12 @@ fn bring_small(snapshot: &Arc<Snapshot>) {
 
 /// Whether a folder of the cache has what makes a model or an adapter, and a tokenizer: transformers fetches only what it is asked for.
 fn is_whole(folder: &Path) -> bool {
-    let has = |name: &&str| folder.join(name).is_file();
+    let has = |name: &&str| files::is_file(&folder.join(name));
     let Ok(opened) = ModelFolder::open(folder) else { return false };
     let Ok(present) = opened.names("") else { return false };
     // A link to a blob that was removed is nothing.
-    let present: BTreeSet<String> = present.into_iter().filter(|name| folder.join(name).exists()).collect();
+    let present: BTreeSet<String> =
+        present.into_iter().filter(|name| files::exists(&folder.join(name))).collect();
     let weights = || WeightFiles::find(&opened, &present).is_ok();
     let is_adapter = has(&ADAPTER_CONFIG) && ADAPTER_WEIGHTS.iter().any(has);
     is_adapter || has(&MODEL_CONFIG) && weights() && present.iter().any(|name| is_vocabulary(name))
@@ -156,7 +158,7 @@ fn in_cache(environment: &Environment, name: &str, revision: &str) -> std::resul
     let absent =
         |what: &dyn std::fmt::Display| Missing::Absent(not_found(name, &format!("the cache has no {what}")));
     match repository.commit_of(revision).map_err(Missing::Wrong)? {
-        Some(commit) if repository.snapshot(&commit).is_dir() => Ok(repository.snapshot(&commit)),
+        Some(commit) if files::is_folder(&repository.snapshot(&commit)) => Ok(repository.snapshot(&commit)),
         Some(commit) => Err(absent(&repository.snapshot(&commit).display())),
         None if !repository.exists() => Err(absent(&folder)),
         None => {
@@ -213,7 +215,8 @@ fn where_it_ends(place: &Path) -> String {
             quoted(&rest.iter().next()?.display().to_string())
         ))
     };
-    let missing = place.is_absolute().then(|| place.ancestors().find(|above| above.is_dir())).flatten();
+    let missing =
+        place.is_absolute().then(|| place.ancestors().find(|above| files::is_folder(above))).flatten();
     missing
         .and_then(holds_none)
         .unwrap_or_else(|| "relative paths start at the current folder, not at the config".into())

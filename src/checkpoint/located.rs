@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::files;
 use crate::hub::Snapshot;
 
 /// Where a model is.
@@ -20,7 +21,8 @@ pub struct Located {
 impl Located {
     /// Whether it has a file of this name, here or on the Hub.
     pub fn has(&self, name: &str) -> bool {
-        self.place.join(name).is_file() || self.snapshot.as_ref().is_some_and(|snapshot| snapshot.has(name))
+        files::is_file(&self.place.join(name))
+            || self.snapshot.as_ref().is_some_and(|snapshot| snapshot.has(name))
     }
 }
 

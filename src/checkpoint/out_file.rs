@@ -8,7 +8,6 @@
 //! disk is noticed at the start. What is written is put on the disk while more is made ([`Storing`]), so that little is left to be
 //! waited for in the end.
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::file::{read_exact_at, write_all_at};
 use super::journal::Journal;
+use crate::files::File;
 
 /// The time in which a CPU's chunk is written to memory. A GPU's takes longer: the thread then falls asleep, as it should.
 const AWAKE: Duration = Duration::from_micros(100);
@@ -51,7 +50,7 @@ impl OutFile {
     /// # Errors
     /// The system refuses such a size. The disk is full.
     pub fn new(path: PathBuf, file: File, bytes: u64) -> io::Result<Self> {
-        take_space(&file, bytes)?;
+        file.take_space(bytes)?;
         file.set_len(bytes)?;
         Ok(Self::as_it_is(path, file))
     }
@@ -74,7 +73,7 @@ impl OutFile {
             Err(TryLockError::Poisoned(turn)) => (turn.into_inner(), None),
             Err(TryLockError::WouldBlock) => (self.wait(), Some(Instant::now())),
         };
-        write_all_at(&self.file, bytes, offset)?;
+        self.file.write_all_at(bytes, offset)?;
         self.unstored.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(began)
     }
@@ -96,11 +95,21 @@ impl OutFile {
                 return Ok(false);
             }
             let part = &mut buffer[..(bytes - done).min(DIGEST_BYTES) as usize];
-            read_exact_at(&self.file, part, offset + done)?;
+            self.file.read_exact_at(part, offset + done)?;
             hasher.update(part);
             done += part.len() as u64;
         }
         Ok(hasher.finalize() == *digest)
+    }
+
+    /// Whether these are its first bytes.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn begins_with(&self, bytes: &[u8]) -> io::Result<bool> {
+        let mut found = vec![0; bytes.len()];
+        self.file.read_exact_at(&mut found, 0)?;
+        Ok(found == bytes)
     }
 
     /// Waits for the turn. A write takes little longer than falling asleep and being woken, so the thread first stays awake.
@@ -178,27 +187,6 @@ impl Drop for Storing {
     }
 }
 
-/// Takes space for a file on a disk. A file system in memory would fill it with zeros, which costs as much as writing it.
-#[cfg(target_os = "linux")]
-fn take_space(file: &File, bytes: u64) -> io::Result<()> {
-    use rustix::fs::{FallocateFlags, fallocate, fstatfs};
-    use rustix::io::Errno;
-    const IN_MEMORY: [i128; 2] = [0x0102_1994, 0x8584_58f6]; // tmpfs, ramfs
-    if bytes == 0 || fstatfs(file).is_ok_and(|of| IN_MEMORY.contains(&i128::from(of.f_type))) {
-        return Ok(());
-    }
-    match fallocate(file, FallocateFlags::empty(), 0, bytes) {
-        // Not every file system can, and none has to.
-        Err(full @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(full.into()),
-        _ => Ok(()),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn take_space(_file: &File, _bytes: u64) -> io::Result<()> {
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,7 +195,7 @@ mod tests {
 
     fn new_file(folder: &tempfile::TempDir, bytes: u64) -> OutFile {
         let path = folder.path().join("file");
-        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let file = File::make(&path).unwrap();
         OutFile::new(path, file, bytes).unwrap()
     }
 
@@ -261,7 +249,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         // What is opened for reading and writing syncs; a pipe does not.
         let (_reader, writer) = std::io::pipe().unwrap();
-        let broken = OutFile::as_it_is(folder.path().into(), std::os::fd::OwnedFd::from(writer).into());
+        let broken = OutFile::as_it_is(
+            folder.path().into(),
+            std::fs::File::from(std::os::fd::OwnedFd::from(writer)).into(),
+        );
         broken.store();
         assert!(broken.failure.lock().unwrap().is_some());
         assert!(broken.sync().is_err());
@@ -270,23 +261,6 @@ mod tests {
         whole.sync().unwrap();
         *whole.failure.lock().unwrap() = Some(io::ErrorKind::StorageFull.into());
         assert_eq!(whole.sync().unwrap_err().kind(), io::ErrorKind::StorageFull);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn space_is_taken_where_a_file_system_gives_it() {
-        use std::os::unix::fs::MetadataExt;
-        const BYTES: u64 = 1 << 20;
-        for dir in [std::env::temp_dir(), "/dev/shm".into()] {
-            let Ok(folder) = tempfile::tempdir_in(dir) else { continue };
-            let file = new_file(&folder, BYTES);
-            let metadata = file.file.metadata().unwrap();
-            let in_memory = rustix::fs::fstatfs(&file.file).unwrap().f_type == 0x0102_1994;
-            let probe = tempfile::tempfile_in(&folder).unwrap();
-            let can = rustix::fs::fallocate(&probe, rustix::fs::FallocateFlags::empty(), 0, BYTES).is_ok();
-            assert_eq!(metadata.blocks() * 512 >= BYTES, can && !in_memory, "{}", folder.path().display());
-            assert_eq!(metadata.len(), BYTES);
-        }
     }
 
     #[test]

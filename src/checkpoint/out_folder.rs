@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files::{self, Metadata};
 use crate::text::bytes as size;
 
 /// A folder that is to be made.
@@ -61,7 +61,7 @@ pub fn check_out(out: &Path, inputs: &[PathBuf]) -> Result<()> {
 
 /// Inputs without symlinks, each behind its path as it is written.
 fn real_inputs(inputs: &[PathBuf]) -> Result<Vec<(&Path, PathBuf)>> {
-    let real = |input: &PathBuf| input.canonicalize().map_err(|e| Error::reading(input, &e));
+    let real = |input: &PathBuf| files::real(input).map_err(|e| Error::reading(input, &e));
     inputs.iter().map(|input| Ok((input.as_path(), real(input)?))).collect()
 }
 
@@ -106,13 +106,13 @@ fn room(all: &[Destination]) -> Result<()> {
 
 /// The space that files take which a stopped merge left beside `out`.
 fn left_bytes(out: &Path) -> u64 {
-    let entries = resolve(out).and_then(|real| fs::read_dir(partial_of(&real)).map_err(|e| e.to_string()));
+    let entries = resolve(out).and_then(|real| files::list(&partial_of(&real)).map_err(|e| e.to_string()));
     let files = entries.into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok());
-    files.filter(fs::Metadata::is_file).map(|file| taken_bytes(&file)).sum()
+    files.filter(Metadata::is_file).map(|file| taken_bytes(&file)).sum()
 }
 
 /// The space that a file takes.
-fn taken_bytes(file: &fs::Metadata) -> u64 {
+fn taken_bytes(file: &Metadata) -> u64 {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
@@ -135,7 +135,7 @@ fn disk_of(out: &Path) -> u64 {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        let folder = resolve(out).ok().and_then(|real| fs::metadata(nearest_existing(&real)?).ok());
+        let folder = resolve(out).ok().and_then(|real| files::metadata(nearest_existing(&real)?).ok());
         folder.map_or(0, |folder| folder.dev())
     }
     #[cfg(not(unix))]
@@ -147,17 +147,7 @@ fn disk_of(out: &Path) -> u64 {
 
 /// The bytes that may still be written where `out` will lie. `None` where the system does not say.
 pub fn free_bytes(out: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let folder = nearest_existing(&resolve(out).ok()?)?.to_path_buf();
-        let stat = rustix::fs::statvfs(&folder).ok()?;
-        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = out;
-        None
-    }
+    files::free_bytes(nearest_existing(&resolve(out).ok()?)?)
 }
 
 /// `out` without symlinks, as far as it exists; the rest as it is written. It has a name and a parent.
@@ -166,12 +156,12 @@ pub(super) fn resolve(out: &Path) -> std::result::Result<PathBuf, String> {
     let absolute = std::path::absolute(out).map_err(|e| format!("the output folder {shown:?}: {e}"))?;
     let (mut existing, mut rest) = (absolute.as_path(), Vec::new());
     let mut real = loop {
-        match existing.canonicalize() {
+        match files::real(existing) {
             Ok(real) => break real,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(format!("the output folder {shown} cannot be reached: {e}")),
         }
-        if existing.is_symlink() {
+        if files::is_link(existing) {
             return Err(format!("{} is a symlink to nothing", existing.display()));
         }
         // A path that ends in `..` has no name: what it means depends on a folder that is not there.
@@ -189,13 +179,34 @@ pub(super) fn resolve(out: &Path) -> std::result::Result<PathBuf, String> {
 }
 
 pub(super) fn nearest_existing(path: &Path) -> Option<&Path> {
-    path.ancestors().find(|ancestor| ancestor.exists())
+    path.ancestors().find(|ancestor| files::exists(ancestor))
 }
 
 /// The sibling in which `real` is built.
 pub(super) fn partial_of(real: &Path) -> PathBuf {
+    beside(real, ".partial")
+}
+
+/// The sibling of `out` in which its parts lie until they are put together.
+///
+/// # Errors
+/// Kind `Config`: `out` is no place for an output.
+pub fn parts_of(out: &Path) -> Result<PathBuf> {
+    resolve(out).map(|real| beside(&real, ".parts")).map_err(Error::config)
+}
+
+/// The sibling in which `out` is built.
+///
+/// # Errors
+/// Kind `Config`: `out` is no place for an output.
+pub fn partial_path(out: &Path) -> Result<PathBuf> {
+    resolve(out).map(|real| partial_of(&real)).map_err(Error::config)
+}
+
+/// A sibling whose name has this at its end.
+fn beside(real: &Path, ending: &str) -> PathBuf {
     let mut name = real.file_name().unwrap_or(OsStr::new("out")).to_os_string();
-    name.push(".partial");
+    name.push(ending);
     real.with_file_name(name)
 }
 
@@ -214,7 +225,7 @@ fn apart_from_inputs(out: &Path, real: &Path, inputs: &[(&Path, PathBuf)]) -> Re
 
 /// Refuses a place that holds something: `real` without symlinks, `out` for messages.
 pub(super) fn free_to_take(out: &Path, real: &Path) -> Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(real) else {
+    let Ok(metadata) = files::metadata_of_link(real) else {
         return Ok(());
     };
     if !metadata.is_dir() {
@@ -243,41 +254,22 @@ fn can_be_made(out: &Path, real: &Path) -> Result<()> {
     let Some(parent) = real.parent().and_then(nearest_existing) else {
         return refused("no parent folder exists".into());
     };
-    if !parent.is_dir() {
+    if !files::is_folder(parent) {
         return refused(format!("{} is no folder", parent.display()));
     }
-    #[cfg(unix)]
-    {
-        use rustix::fs::{Access, access};
-        if let Err(e) = access(parent, Access::WRITE_OK | Access::EXEC_OK) {
-            return refused(format!("cannot write in {}: {}", parent.display(), io::Error::from(e)));
-        }
-    }
-    Ok(())
+    files::check_writable(parent).or_else(|e| refused(format!("cannot write in {}: {e}", parent.display())))
 }
 
 fn is_empty(folder: &Path) -> io::Result<bool> {
-    Ok(fs::read_dir(folder)?.next().is_none())
+    Ok(files::list(folder)?.next().is_none())
 }
 
 /// Another file system, or the same one mounted there as well.
 #[cfg(unix)]
 fn is_mount_point(folder: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
-    folder.parent().is_some_and(|parent| device(parent) != device(folder)) || is_mount_root(folder)
-}
-
-#[cfg(target_os = "linux")]
-fn is_mount_root(folder: &Path) -> bool {
-    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
-    let found = statx(CWD, folder, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
-    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
-}
-
-#[cfg(all(unix, not(target_os = "linux")))]
-fn is_mount_root(_folder: &Path) -> bool {
-    false
+    let device = |path: &Path| files::metadata(path).map(|metadata| metadata.dev()).ok();
+    folder.parent().is_some_and(|parent| device(parent) != device(folder)) || files::is_mount_root(folder)
 }
 
 #[cfg(not(unix))]
@@ -289,6 +281,7 @@ fn is_mount_point(_folder: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use std::fs;
 
     fn check(out: &Path, inputs: &[&Path]) -> Result<()> {
         check_out(out, &inputs.iter().map(|input| input.to_path_buf()).collect::<Vec<_>>())

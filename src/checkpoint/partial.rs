@@ -7,25 +7,26 @@
 //! finished, the weights stay and the merge goes on; else all is cleared. The lock goes after the rename: a merge that is killed at any
 //! moment leaves a folder that the next one takes over, or an output that is whole.
 
+mod left;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cap_fs_ext::{DirExt, MetadataExt};
-use cap_std::fs::{Dir, FileType, Metadata};
-
 use serde_json::Value;
+
+use left::of_another;
+pub use left::{check_left, remove_folder, remove_lock};
 
 use super::file::Access;
 use super::journal::{Finished, JOURNAL, Journal, Left, left_in};
 use super::layout::Layout;
 use super::layout::is_weights_file;
 use super::out_folder::{free_to_take, nearest_existing, partial_of, resolve};
-use super::own::{existing_file, is_ours, new_file, open_to, private_folder, sync_folder};
 use crate::error::{Error, Result};
+use crate::files::{File, Folder, Found, TryLockError};
 use crate::limits::LOCK_BYTES_MAX;
 use crate::text::quoted;
 
@@ -54,13 +55,13 @@ pub struct Making<'a> {
 pub(super) struct Partial {
     out: PathBuf,
     path: PathBuf,
-    parent: Dir,
-    folder: Dir,
+    parent: Folder,
+    folder: Folder,
     /// Held open, and so locked, until the folder is published or gone.
     lock: File,
     access: Access,
     /// The parents that were made for it: the folders they were made in, and their names.
-    made: Vec<(Dir, OsString)>,
+    made: Vec<(Folder, OsString)>,
     /// The files that were made in it.
     files: Mutex<BTreeSet<String>>,
     keep: bool,
@@ -95,8 +96,7 @@ impl Partial {
             .and_then(|parent| begin(&parent, &path, making).map(|begun| (parent, begun)));
         match begun {
             Ok((parent, Begun { folder, lock, is_locked, was_left, files, left })) => {
-                let files = Mutex::new(files);
-                let (keep, journal) = (false, None);
+                let (files, keep, journal) = (Mutex::new(files), false, None);
                 Ok(Self {
                     out,
                     path,
@@ -125,6 +125,11 @@ impl Partial {
         &self.path
     }
 
+    /// Where its lock lies, for messages.
+    pub fn lock_path(&self) -> PathBuf {
+        self.path.join(LOCK)
+    }
+
     /// Makes a file in it, which must not be there; a `/` in its name leads into folders there, which are made if they have to be.
     ///
     /// # Errors
@@ -132,13 +137,12 @@ impl Partial {
     pub fn create_file(&self, name: &str, access: Access) -> io::Result<File> {
         self.note(name)?;
         for folder in folders_of(name).rev() {
-            match self.folder.create_dir_with(folder, &private_folder()) {
+            match self.folder.make_private_folder(folder) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
             }
         }
-        let file = self.folder.open_with(name, &new_file(access.file_mode()))?;
-        Ok(file.into_std())
+        self.folder.make_file(name, access.file_mode())
     }
 
     /// Begins its journal, or goes on with the one that is there, and returns what that had finished. Where nobody could see that this
@@ -167,7 +171,7 @@ impl Partial {
     /// # Errors
     /// Those of the system.
     pub fn kept_file(&self, name: &str, access: Access) -> io::Result<File> {
-        let file = self.folder.open_with(name, &existing_file())?.into_std();
+        let file = self.folder.open_file(name)?;
         access.narrow(&file)?;
         Ok(file)
     }
@@ -192,11 +196,26 @@ impl Partial {
         self.folder.remove_file(name)
     }
 
-    /// Puts the names of its files on the disk, and its own. Where that cannot be, a power cut takes more of what is finished.
-    pub fn sync_names(&self) {
-        let _ = self.lock.sync_data();
-        let _ = sync_folder(&self.folder);
-        let _ = sync_folder(&self.parent);
+    /// Moves a file of this name out of another folder into it, in the place of one that is there.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn move_in(&self, name: &str, from: &Folder) -> io::Result<()> {
+        self.note(name)?;
+        from.move_to(name, &self.folder)
+    }
+
+    /// From now on all of it stays, whatever happens.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Puts the names of its files on the disk, and its own.
+    ///
+    /// # Errors
+    /// The disk is full or fails.
+    pub fn sync_names(&self) -> io::Result<()> {
+        self.lock.sync_data().and_then(|()| self.folder.sync()).and_then(|()| self.parent.sync())
     }
 
     /// Lists files in the lock, and puts that on the disk, before the first of them is made: after a power cut, too, none is there that
@@ -206,8 +225,7 @@ impl Partial {
     /// Those of the system.
     pub fn expect<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
         names.into_iter().try_for_each(|name| self.note(name))?;
-        let _ = self.lock.sync_data();
-        Ok(())
+        self.lock.sync_data().map_err(|cause| unlisted(&cause))
     }
 
     /// Lists a file in the lock before it is made, so that a merge that is killed leaves none that is not known for its own.
@@ -217,7 +235,10 @@ impl Partial {
         }
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let is_listed = files.insert(name.into()) && !is_weights_file(name);
-        if is_listed { (&self.lock).write_all(format!("{name}\n").as_bytes()) } else { Ok(()) }
+        if !is_listed {
+            return Ok(());
+        }
+        (&self.lock).write_all(format!("{name}\n").as_bytes()).map_err(|cause| unlisted(&cause))
     }
 
     /// Gives the folder its name; the rename is on the disk when this returns.
@@ -227,31 +248,35 @@ impl Partial {
     /// failed, OUT is there. The message says so.
     pub fn publish(mut self) -> Result<()> {
         let failed = |e: io::Error| Error::writing(&self.path, &e);
-        let umask = self.lock.metadata().map(|lock| Access::ANY.of_new_file(&lock)).map_err(failed)?;
-        let access = self.access.and(umask);
+        let lock = self.lock.metadata().map_err(|e| Error::writing(&self.lock_path(), &e))?;
+        let access = self.access.and(Access::ANY.of_new_file(&lock));
         let files = self.files.get_mut().unwrap_or_else(PoisonError::into_inner).clone();
-        for folder in folders(&files).into_iter().rev() {
-            let folder = self.folder.open_dir_nofollow(folder).map_err(failed)?;
-            open_to(&folder, access).and_then(|()| sync_folder(&folder)).map_err(failed)?;
+        let ready = |folder: &Folder| folder.set_mode(access.folder_mode()).and_then(|()| folder.sync());
+        for name in folders(&files).into_iter().rev() {
+            let inside = self.folder.open_folder(name).and_then(|inside| ready(&inside));
+            inside.map_err(|e| Error::writing(&self.path.join(name), &e))?;
         }
-        open_to(&self.folder, access).and_then(|()| sync_folder(&self.folder)).map_err(failed)?;
+        ready(&self.folder).map_err(failed)?;
+        self.made.iter().try_for_each(|(parent, _)| parent.sync()).map_err(failed)?;
         self.still_there().map_err(failed)?;
         self.keep = true;
         // Some systems rename no folder in which files are open.
         let has_journal = self.journal.take().inspect(|journal| journal.kept().nothing()).is_some();
         self.rename().map_err(|e| self.not_renamed(&e))?;
-        // Only now: what is killed before is known for a merge's leftover, and what is killed after is whole.
+        // Only now, and once the name is on the disk: what is stopped before is known for a merge's leftover, and what is stopped after
+        // is whole.
+        let named = self.parent.sync();
         let without_journal = if has_journal { self.folder.remove_file(JOURNAL) } else { Ok(()) };
-        let finished = without_journal
-            .and_then(|()| self.folder.remove_file(LOCK))
-            .and_then(|()| sync_folder(&self.folder));
-        finished.and_then(|()| sync_folder(&self.parent)).map_err(|e| self.not_known_to_last(&e))
+        let finished =
+            without_journal.and_then(|()| self.folder.remove_file(LOCK)).and_then(|()| self.folder.sync());
+        named.map_err(|e| self.not_known_to_last(&e))?;
+        finished.map_err(|e| self.not_cleared(&e))
     }
 
     /// Whether `OUT.partial` is still this folder, as far as that can be known.
     fn still_there(&self) -> io::Result<()> {
-        let (there, ours) = (self.parent.symlink_metadata(name_of(&self.path))?, self.folder.dir_metadata()?);
-        if there.dev() == ours.dev() && there.ino() == ours.ino() {
+        let (there, ours) = (self.parent.look(name_of(&self.path))?, self.folder.found()?);
+        if there.number() == ours.number() {
             return Ok(());
         }
         Err(io::Error::other("another folder has been put in its place"))
@@ -260,10 +285,10 @@ impl Partial {
     /// Replaces an empty folder too, which only POSIX's rename does by itself.
     fn rename(&self) -> io::Result<()> {
         let (from, to) = (name_of(&self.path), name_of(&self.out));
-        if cfg!(not(unix)) && self.parent.is_dir(to) {
-            self.parent.remove_dir(to)?;
+        if cfg!(not(unix)) && self.parent.look(to).is_ok_and(|there| there.is_folder()) {
+            self.parent.remove_folder(to)?;
         }
-        self.parent.rename(from, &self.parent, to)
+        self.parent.rename(from, to)
     }
 
     fn not_renamed(&self, cause: &io::Error) -> Error {
@@ -273,6 +298,21 @@ impl Partial {
         let (partial, out) = (self.path.display(), self.out.display());
         Error::output(format!("the merge is complete, but {partial} could not be renamed to {out}: {cause}"))
             .hint(format!("the finished files are in {partial}: move them where you want them"))
+    }
+
+    fn not_cleared(&self, cause: &io::Error) -> Error {
+        let out = self.out.display();
+        let mut there = vec![JOURNAL, LOCK];
+        there.retain(|name| self.folder.look(name).is_ok());
+        let there = there.join(" and ");
+        let (left, files) = if there.is_empty() {
+            let both = format!("{JOURNAL} and {LOCK}");
+            (format!("whether {both} are gone from there for good is unknown"), both + ", if they are there")
+        } else {
+            (format!("{there} could not be removed from there"), there)
+        };
+        Error::output(format!("the merge is complete and {out} has all its files, but {left}: {cause}"))
+            .hint(format!("remove {files}: only the merge needed them"))
     }
 
     fn not_known_to_last(&self, cause: &io::Error) -> Error {
@@ -294,9 +334,11 @@ impl Drop for Partial {
             let files = std::mem::take(self.files.get_mut().unwrap_or_else(PoisonError::into_inner));
             // What cannot be removed now is cleared by the next merge to the same place: the lock goes last.
             if clear(&self.folder, &files).is_ok() {
+                // What is left without a lock is nobody's. Where this cannot be done, a power cut may leave that.
+                let _ = self.folder.sync();
                 let _ = self.folder.remove_file(LOCK);
             }
-            let _ = self.still_there().and_then(|()| self.parent.remove_dir(name_of(&self.path)));
+            let _ = self.still_there().and_then(|()| self.parent.remove_folder(name_of(&self.path)));
             remove_parents(&mut self.made);
         }
     }
@@ -337,8 +379,9 @@ impl WorkFolder {
         };
         let listed = [partial_of(Path::new(name)), name.into()];
         let mut listed = listed.iter().flat_map(|folder| in_both(folder));
-        let failed = |cause| Error::writing(&self.path().join(LOCK), &cause);
-        listed.try_for_each(|file| self.0.note(&file)).map_err(failed)
+        let failed = |cause| Error::writing(&self.0.lock_path(), &cause);
+        let noted = listed.try_for_each(|file| self.0.note(&file));
+        noted.and_then(|()| self.0.expect([])).map_err(failed)
     }
 }
 
@@ -348,27 +391,29 @@ fn name_of(path: &Path) -> &Path {
 }
 
 /// Opens the folder that a path lies in; what is missing on the way is made, and noted.
-fn parent_of(path: &Path, made: &mut Vec<(Dir, OsString)>) -> Result<Dir> {
+fn parent_of(path: &Path, made: &mut Vec<(Folder, OsString)>) -> Result<Folder> {
     let parent = path.parent().unwrap_or(path);
     let failed = |e: io::Error| Error::writing(parent, &e);
     let existing = nearest_existing(parent).unwrap_or(parent);
-    let mut folder = Dir::open_ambient_dir(existing, cap_std::ambient_authority()).map_err(failed)?;
+    let mut folder = Folder::open(existing).map_err(failed)?;
     for part in parent.strip_prefix(existing).unwrap_or(Path::new("")) {
-        match folder.create_dir(part) {
+        // Before it is made: what is made is noted, and goes again.
+        let place = folder.try_clone().map_err(failed)?;
+        match folder.make_folder(part) {
             // Another merge may make the same one at the same time.
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
-            Ok(()) => made.push((folder.try_clone().map_err(failed)?, part.into())),
+            Ok(()) => made.push((place, part.into())),
             Err(_) => {}
         }
-        folder = folder.open_dir_nofollow(part).map_err(failed)?;
+        folder = folder.open_folder(part).map_err(failed)?;
     }
     Ok(folder)
 }
 
 /// Removes the parents that were made, unless something else has come there.
-fn remove_parents(made: &mut Vec<(Dir, OsString)>) {
+fn remove_parents(made: &mut Vec<(Folder, OsString)>) {
     while let Some((folder, name)) = made.pop() {
-        if folder.remove_dir(name).is_err() {
+        if folder.remove_folder(name).is_err() {
             return;
         }
     }
@@ -379,7 +424,7 @@ type Lock = (File, bool);
 
 /// A folder that is ours.
 struct Begun {
-    folder: Dir,
+    folder: Folder,
     lock: File,
     is_locked: bool,
     was_left: bool,
@@ -389,31 +434,31 @@ struct Begun {
 }
 
 /// Makes or takes over the folder.
-fn begin(parent: &Dir, path: &Path, making: Option<Making<'_>>) -> Result<Begun> {
+fn begin(parent: &Folder, path: &Path, making: Option<Making<'_>>) -> Result<Begun> {
     let failed = |e: io::Error| Error::writing(path, &e);
     let name = name_of(path);
-    let is_new = match parent.create_dir_with(name, &private_folder()) {
+    let is_new = match parent.make_private_folder(name) {
         Ok(()) => true,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
         Err(e) => return Err(failed(e)),
     };
     let begun = locked(parent, path, is_new, making);
     if is_new && begun.is_err() {
-        let _ = parent.remove_dir(name);
+        let _ = parent.remove_folder(name);
     }
     begun
 }
 
 /// Opens the folder and locks it, if it is ours.
-fn locked(parent: &Dir, path: &Path, is_new: bool, making: Option<Making<'_>>) -> Result<Begun> {
+fn locked(parent: &Folder, path: &Path, is_new: bool, making: Option<Making<'_>>) -> Result<Begun> {
     let failed = |e: io::Error| Error::writing(path, &e);
     let name = name_of(path);
     // Neither a link nor somebody else's folder, into which what follows could lead.
-    if !parent.symlink_metadata(name).map_err(failed)?.is_dir() {
+    if !parent.look(name).map_err(failed)?.is_folder() {
         return Err(in_the_way(path, "it is no folder"));
     }
-    let folder = parent.open_dir_nofollow(name).map_err(failed)?;
-    is_ours(&folder.dir_metadata().map_err(failed)?).map_err(|what| in_the_way(path, what))?;
+    let folder = parent.open_folder(name).map_err(failed)?;
+    folder.found().map_err(failed)?.is_ours().map_err(|what| in_the_way(path, what))?;
     let ((lock, is_locked), files, left) = if is_new {
         (new_lock(&folder, path)?, BTreeSet::new(), None)
     } else {
@@ -423,10 +468,10 @@ fn locked(parent: &Dir, path: &Path, is_new: bool, making: Option<Making<'_>>) -
 }
 
 /// Locks a folder that was just made, if that can be.
-fn new_lock(folder: &Dir, path: &Path) -> Result<Lock> {
+fn new_lock(folder: &Folder, path: &Path) -> Result<Lock> {
     let failed = |e: io::Error| Error::writing(&path.join(LOCK), &e);
-    let mut lock = match folder.open_with(LOCK, &new_file(Access::ANY.file_mode())) {
-        Ok(lock) => lock.into_std(),
+    let mut lock = match folder.make_file(LOCK, Access::ANY.file_mode()) {
+        Ok(lock) => lock,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(in_use(path)),
         Err(e) => return Err(failed(e)),
     };
@@ -435,39 +480,54 @@ fn new_lock(folder: &Dir, path: &Path) -> Result<Lock> {
         // Some network file systems have no locks. The folder is new, so nobody else is in it.
         locked => locked.is_ok(),
     };
-    lock.write_all(MARK).map_err(failed)?;
+    if let Err(cause) = lock.write_all(MARK) {
+        // Nothing is in the folder yet that this would have to guard, and with it in there the folder could not be removed.
+        let _ = folder.remove_file(LOCK);
+        return Err(failed(cause));
+    }
+    sync_lock(folder, &lock);
     Ok((lock, is_locked))
+}
+
+/// Puts the lock and its name on the disk before anything else is made: what a power cut leaves is known for a merge's by it. Where that
+/// cannot be, it may not be known.
+fn sync_lock(folder: &Folder, lock: &File) {
+    let _ = lock.sync_data();
+    let _ = folder.sync();
 }
 
 /// Locks what a stopped merge left, and clears it but for what is finished of the same output: these files stay.
 fn take_over(
-    folder: &Dir,
+    folder: &Folder,
     path: &Path,
     making: Option<Making<'_>>,
 ) -> Result<(Lock, BTreeSet<String>, Option<Left>)> {
     let failed = |e: io::Error| Error::writing(path, &e);
     let not_ours = |what: &str| in_the_way(path, what);
-    if !folder.symlink_metadata(LOCK).is_ok_and(|found| found.is_file()) {
+    if !folder.look(LOCK).is_ok_and(|found| found.is_file()) {
         // Killed between making the folder and the lock.
         return match only_ours(folder, None) {
             Ok(_) => Ok((new_lock(folder, path)?, BTreeSet::new(), None)),
             Err(_) => Err(not_ours("no merge is making it (it holds no .lock), and it is not empty")),
         };
     }
-    let mut lock = folder.open_with(LOCK, &existing_file()).map_err(failed)?.into_std();
+    let mut lock = folder.open_file(LOCK).map_err(failed)?;
     match lock.try_lock() {
         Ok(()) if is_still_there(&lock, folder) => {}
         Ok(()) | Err(TryLockError::WouldBlock) => return Err(in_use(path)),
         Err(TryLockError::Error(e)) => {
-            return Err(not_ours(&format!("whether a merge is making it cannot be seen ({e})")));
+            // What it holds may be all that there is of an output's parts.
+            let refusal = not_ours(&format!("whether a merge is making it cannot be seen ({e})"));
+            return Err(refusal
+                .hint("go on where its file system has locks; or delete it if nothing in it is of use"));
         }
     }
     let mut text = Vec::new();
     (&lock).take(LOCK_BYTES_MAX).read_to_end(&mut text).map_err(failed)?;
     let files = match listed(&text) {
         Some(files) => files,
-        // Killed between making the lock and marking it: then there is nothing else.
-        None if text.is_empty() && only_ours(folder, None).is_ok() => BTreeSet::new(),
+        // Stopped between making the lock and marking it, be it by a power cut: then there is nothing else.
+        None if is_half_marked(&text) && only_ours(folder, None).is_ok() => BTreeSet::new(),
         None => return Err(not_ours("its .lock is not one of a merge")),
     };
     let files = only_ours(folder, Some(files)).map_err(|what| not_ours(&what))?;
@@ -475,23 +535,25 @@ fn take_over(
     let stays = |file: &String| left.is_some() && (is_weights_file(file) || file == JOURNAL);
     let (stay, go): (BTreeSet<String>, BTreeSet<String>) = files.into_iter().partition(stays);
     clear(folder, &go).map_err(failed)?;
-    let listed = if left.is_some() {
-        // What is listed stays listed at every moment. A line that was cut off goes.
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        lock.set_len(whole as u64).and_then(|()| lock.seek(SeekFrom::End(0)).map(drop))
-    } else {
-        lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(MARK))
+    // What is there stays listed at every moment, on the disk too: names go after their files. A line that was cut off goes.
+    let is_marked = text.starts_with(MARK);
+    let whole = match () {
+        () if !is_marked => 0,
+        () if left.is_none() && folder.sync().is_ok() => MARK.len(),
+        () => text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1),
     };
-    listed.map_err(failed)?;
+    let relisted = lock.set_len(whole as u64).and_then(|()| lock.seek(SeekFrom::End(0)));
+    relisted.and_then(|_| if is_marked { Ok(()) } else { lock.write_all(MARK) }).map_err(failed)?;
+    sync_lock(folder, &lock);
     Ok(((lock, true), stay, left))
 }
 
 /// What of the same output is finished in a folder.
-fn left_by(folder: &Dir, path: &Path, making: Option<Making<'_>>) -> Result<Option<Left>> {
+fn left_by(folder: &Folder, path: &Path, making: Option<Making<'_>>) -> Result<Option<Left>> {
     if making.is_some_and(|making| making.anew) {
         return Ok(None);
     }
-    let read = folder.open_with(JOURNAL, &existing_file()).and_then(|file| left_in(&mut file.into_std()));
+    let read = folder.open_file(JOURNAL).and_then(|mut file| left_in(&mut file));
     let left = match read {
         Ok(left) => left.filter(|left| !left.finished.is_empty()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -507,46 +569,23 @@ fn left_by(folder: &Dir, path: &Path, making: Option<Making<'_>>) -> Result<Opti
     }
 }
 
-/// Checks that what a stopped merge has left at `out`, if anything, is of what is made, as far as that is said: keys that `making` lacks
-/// are not compared. A merge that is at work there is left to whoever makes the output, and so is what is not this user's.
-///
-/// # Errors
-/// Kind `Config`, with what differs.
-pub fn check_left(out: &Path, making: impl FnOnce() -> Value) -> Result<()> {
-    let Ok(path) = resolve(out).map(|out| partial_of(&out)) else { return Ok(()) };
-    let Some(left) = left_at(&path) else { return Ok(()) };
-    let making = making();
-    let differs = !differing(&left.making, &making).is_empty();
-    if differs { Err(of_another(&path, &left.making, Some(&making))) } else { Ok(()) }
+/// Why a file could not be listed in the lock.
+fn unlisted(cause: &io::Error) -> io::Error {
+    io::Error::new(cause.kind(), format!("it cannot be listed in {LOCK}: {cause}"))
 }
 
-fn left_at(path: &Path) -> Option<Left> {
-    let parent = Dir::open_ambient_dir(path.parent()?, cap_std::ambient_authority()).ok()?;
-    let folder = parent.open_dir_nofollow(name_of(path)).ok()?;
-    is_ours(&folder.dir_metadata().ok()?).ok()?;
-    folder.open_with(LOCK, &existing_file()).ok()?.into_std().try_lock_shared().ok()?;
-    let mut journal = folder.open_with(JOURNAL, &existing_file()).ok()?.into_std();
-    left_in(&mut journal).ok()?.filter(|left| !left.finished.is_empty())
+/// Whether a lock's mark did not come to the disk whole: there is the beginning of it, or its length.
+fn is_half_marked(lock: &[u8]) -> bool {
+    MARK.starts_with(lock) || lock.len() <= MARK.len() && lock.iter().all(|byte| *byte == 0)
 }
 
-/// The keys of what is made that say something else.
-fn differing<'a>(then: &Value, now: &'a Value) -> Vec<&'a str> {
-    let keys = now.as_object().into_iter().flatten().map(|(key, _)| key);
-    keys.filter(|key| then[*key] != now[*key]).map(String::as_str).collect()
-}
-
-fn of_another(path: &Path, then: &Value, now: Option<&Value>) -> Error {
-    let (shown, differ) = (path.display(), now.map_or_else(Vec::new, |now| differing(then, now)));
-    let other = if differ.is_empty() { String::new() } else { format!(" (changed: {})", differ.join(", ")) };
-    let refusal = Error::config(format!("{shown} holds part of a different merge{other}"));
-    refusal.hint("give --restart to begin anew; or merge as before, or into another folder")
-}
-
-/// The files that a lock lists, if it is one of a merge. The last line may have been cut off: then its file was not made.
+/// The files that a lock lists, if it is one of a merge. A line may have been cut off, or not have come to the disk: then its file was
+/// not made.
 fn listed(lock: &[u8]) -> Option<BTreeSet<String>> {
     let text = std::str::from_utf8(lock.strip_prefix(MARK)?).ok()?;
     let (lines, _cut_off) = text.rsplit_once('\n').unwrap_or_default();
-    Some(lines.split('\n').map(str::to_owned).collect())
+    let is_whole = |name: &&str| !name.is_empty() && !name.contains('\0');
+    Some(lines.split('\n').filter(is_whole).map(str::to_owned).collect())
 }
 
 /// The folders that the path of a file leads through, the innermost first.
@@ -570,31 +609,31 @@ fn in_use(path: &Path) -> Error {
 }
 
 /// Between opening and locking, its owner may have removed the file: the lock would guard nothing.
-fn is_still_there(lock: &File, folder: &Dir) -> bool {
-    match (Metadata::from_file(lock), folder.symlink_metadata(LOCK)) {
-        (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
+fn is_still_there(lock: &File, folder: &Folder) -> bool {
+    match (Found::of(lock), folder.look(LOCK)) {
+        (Ok(held), Ok(there)) => held.number() == there.number(),
         _ => false,
     }
 }
 
-/// The files that a merge made in a folder, if it holds nothing else, its lock aside: weights, and those listed; or, without
-/// a list, if it holds nothing at all.
+/// The files that a merge made in a folder, if it holds nothing else, its lock aside: weights, the journal, and those listed; or,
+/// without a list, if it holds nothing at all.
 fn only_ours(
-    folder: &Dir,
+    folder: &Folder,
     listed: Option<BTreeSet<String>>,
 ) -> std::result::Result<BTreeSet<String>, String> {
     let (marked, mut files) = (listed.is_some(), listed.unwrap_or_default());
     let folders: BTreeSet<String> = folders(&files).into_iter().map(str::to_owned).collect();
     let mut places = vec![String::new()];
     while let Some(place) = places.pop() {
-        let inside = if place.is_empty() { folder.try_clone() } else { folder.open_dir_nofollow(&place) };
-        let entries = inside.and_then(|inside| entries(&inside));
+        let inside = if place.is_empty() { folder.try_clone() } else { folder.open_folder(&place) };
+        let entries = inside.and_then(|inside| inside.entries());
         for (name, kind) in entries.map_err(|e| format!("it cannot be listed ({e})"))? {
             let path =
                 format!("{place}{}{}", if place.is_empty() { "" } else { "/" }, name.to_string_lossy());
             if kind.is_dir() && folders.contains(&path) {
                 places.push(path);
-            } else if kind.is_file() && marked && is_weights_file(&path) {
+            } else if kind.is_file() && marked && (is_weights_file(&path) || path == JOURNAL) {
                 files.insert(path);
             } else if !(kind.is_file() && (path == LOCK || files.contains(&path))) {
                 return Err(format!("it holds {}, which no merge wrote", quoted(&path)));
@@ -604,16 +643,9 @@ fn only_ours(
     Ok(files)
 }
 
-fn entries(folder: &Dir) -> io::Result<Vec<(OsString, FileType)>> {
-    folder
-        .entries()?
-        .map(|entry| entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?))))
-        .collect()
-}
-
 /// Removes these files and the folders that they lie in, by their names: listing a folder needs one more open file, of which there
 /// may be none left.
-fn clear(folder: &Dir, files: &BTreeSet<String>) -> io::Result<()> {
+fn clear(folder: &Folder, files: &BTreeSet<String>) -> io::Result<()> {
     let gone = |removed: io::Result<()>| match removed {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
@@ -621,7 +653,7 @@ fn clear(folder: &Dir, files: &BTreeSet<String>) -> io::Result<()> {
     // The journal last: as long as it is there, what is left can still be gone on with.
     let (journal, others): (Vec<&String>, Vec<&String>) = files.iter().partition(|file| *file == JOURNAL);
     others.into_iter().chain(journal).try_for_each(|file| gone(folder.remove_file(file)))?;
-    folders(files).into_iter().rev().try_for_each(|inside| gone(folder.remove_dir(inside)))
+    folders(files).into_iter().rev().try_for_each(|inside| gone(folder.remove_folder(inside)))
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Writing an output checkpoint: tensors by position, in any order, from any thread; then the small files;
 //! then, all at once, its name.
 
+mod gathered;
+
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,15 +12,18 @@ use std::time::Instant;
 use super::companions::companion_bytes_max;
 use super::file::{Access, raise_open_file_limit, with_limit_hint};
 use super::folder::InputFile;
-use super::journal::{Finished, Journal, Kept};
+use super::journal::{Finished, JOURNAL, Journal, Kept};
 use super::layout::{INDEX, Layout, Place, Shard};
 use super::out_file::{OutFile, Storing};
 use super::out_folder::free_bytes;
 use super::partial::{Making, Partial};
 use super::sidecars::{Content, MODEL_CONFIG, Sidecar};
 use crate::error::{Error, Result};
+use crate::files::File;
 use crate::text::bytes as size;
 use crate::threads;
+
+pub use gathered::Made;
 
 const COPY_BYTES: usize = 1 << 20;
 
@@ -66,7 +70,8 @@ impl Sink {
         let mut finished = Vec::new();
         if let Some(making) = made {
             let begun = sink.partial.journal(making.what, layout);
-            (sink.journal, finished) = begun.map_err(|e| Error::writing(sink.partial.path(), &e))?;
+            (sink.journal, finished) =
+                begun.map_err(|e| Error::writing(&sink.partial.path().join(JOURNAL), &e))?;
             let shards = layout.shards.iter().map(|shard| &*shard.file).collect();
             sink.partial.keep_only(&shards).map_err(|e| Error::writing(sink.partial.path(), &e))?;
         }
@@ -77,7 +82,8 @@ impl Sink {
             shards.push(file);
         }
         if sink.journal.is_some() {
-            sink.partial.sync_names();
+            // Where that cannot be, a power cut takes more of what is finished.
+            let _ = sink.partial.sync_names();
         }
         sink.shards = Arc::new(shards);
         sink.storing = Some(Storing::begin(&sink.shards, sink.journal.clone()));
@@ -88,11 +94,15 @@ impl Sink {
     fn shard(&self, shard: &Shard, may_be_there: bool) -> Result<OutFile> {
         if may_be_there {
             let path = self.partial.path().join(&shard.file);
-            if let Ok(file) = self.partial.kept_file(&shard.file, self.access) {
-                if file.metadata().is_ok_and(|there| there.is_file() && there.len() == shard.bytes) {
+            let kept = self.partial.kept_file(&shard.file, self.access);
+            match kept.and_then(|file| file.metadata().map(|there| (file, there))) {
+                Ok((file, there)) if there.is_file() && there.len() == shard.bytes => {
                     return Ok(OutFile::as_it_is(path, file));
                 }
-                self.partial.remove_file(&shard.file).map_err(|e| self.write_error(&path, &e))?;
+                Ok(_) => self.partial.remove_file(&shard.file).map_err(|e| self.write_error(&path, &e))?,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                // What cannot be opened now may hold what is finished: another time it can be gone on with.
+                Err(e) => return Err(self.write_error(&path, &e)),
             }
         }
         let (path, file) = self.create_file(&shard.file, self.access)?;
@@ -112,7 +122,9 @@ impl Sink {
     ) -> Result<Vec<Finished>> {
         // Of two lines about one tensor the later one counts.
         let last: BTreeMap<usize, Finished> = finished.into_iter().map(|one| (one.tensor, one)).collect();
-        let noted: Vec<Finished> = last.into_values().filter(|one| one.tensor < self.places.len()).collect();
+        let is_here =
+            |one: &Finished| self.places.get(one.tensor).is_some_and(|place| place.shard < self.shards.len());
+        let noted: Vec<Finished> = last.into_values().filter(is_here).collect();
         let is_proven = |number: usize| {
             let Finished { tensor, digest, .. } = &noted[number];
             let Place { shard, offset, bytes } = self.places[*tensor];
@@ -128,8 +140,7 @@ impl Sink {
     /// Notes that all of a tensor is written, for a merge that goes on if this one is stopped.
     pub fn finished(&self, finished: &Finished) {
         if let Some(journal) = &self.journal {
-            journal.note(finished);
-            journal.count(self.places[finished.tensor].bytes);
+            journal.note(finished, self.places[finished.tensor].bytes);
         }
     }
 
@@ -171,18 +182,21 @@ impl Sink {
             self.index.take().map(|index| Sidecar { file: INDEX.into(), content: Content::Bytes(index) });
         let (last, first): (Vec<_>, Vec<_>) =
             sidecars.iter().partition(|sidecar| sidecar.file == MODEL_CONFIG);
-        // A failure that its thread is told of must not be missed here.
-        self.storing = None;
+        // A failure that is reported to its thread must not be missed here. What was gathered has no such thread: it is stored already, and is
+        // all that there is of the parts.
+        let is_gathered = self.storing.take().is_none();
         for shard in self.shards.iter() {
             go_on()?;
             shard.sync().map_err(|e| {
-                self.keep_nothing();
+                if !is_gathered {
+                    self.keep_nothing();
+                }
                 self.write_error(&shard.path, &e)
             })?;
         }
         let names = first.iter().chain(&last).map(|sidecar| &*sidecar.file);
         let listed = self.partial.expect(names.chain(index.as_ref().map(|_| INDEX)));
-        listed.map_err(|e| self.write_error(self.partial.path(), &e))?;
+        listed.map_err(|e| self.write_error(&self.partial.lock_path(), &e))?;
         for sidecar in first.into_iter().chain(&index).chain(last) {
             self.write_sidecar(sidecar)?;
         }
@@ -225,7 +239,6 @@ impl Sink {
                     original.check_size(copied, companion_bytes_max(name))?;
                     made.write_all(&buffer[..count]).map_err(|e| self.write_error(&path, &e))?;
                 }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(Error::reading(&original.path(), &e)),
             }
         }
@@ -417,6 +430,52 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sink = Sink::create(&dir.path().join("out"), &layout(&mixed(), 40), Access::ANY, None).unwrap().0;
         let _ = sink.write_at(1, 39, &[0; 2]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_shard_that_cannot_be_opened_for_a_moment_stays_and_the_cause_is_reported() {
+        use crate::files::Op;
+        use crate::files::hook::{Fault, Hooked, Planted};
+        const BYTES: usize = 64 << 20; // so many stay
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (out, shard) = (root.join("out"), root.join("out.partial/model.safetensors"));
+        let (layout, what) = (layout(&[tensor("w", Dtype::U8, &[BYTES])], 1 << 30), serde_json::json!({}));
+        let making = Some(Making { what: &what, anew: false });
+        let sink = Sink::create(&out, &layout, Access::ANY, making).unwrap().0;
+        let digest = blake3::hash(&vec![0; BYTES]);
+        sink.finished(&Finished { tensor: 0, digest, found: serde_json::Value::Null });
+        drop(sink);
+        let hooked = Hooked::on(&root);
+        let mut reported = 0;
+        for op in [Op::Open, Op::Look, Op::SetMode] {
+            for call in 0.. {
+                let fault = Fault::Error(rustix::io::Errno::IO);
+                hooked.plant(Some(Planted { op, call, fault, lasts: false }));
+                let result = Sink::create(&out, &layout, Access::ANY, making);
+                let hits = hooked.hits();
+                hooked.plant(None);
+                if hits.is_empty() {
+                    break;
+                }
+                assert!(shard.exists(), "{op:?} {call}: what is finished is gone");
+                match result {
+                    Ok((_, finished)) => assert_eq!(finished.len(), 1, "{op:?} {call}"),
+                    Err(error) if hits == [shard.clone()] => {
+                        let said = &error.message;
+                        assert!(
+                            said.contains("model.safetensors") && said.contains("os error 5"),
+                            "{op:?} {call}: {said}"
+                        );
+                        reported += 1;
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        assert!(reported > 1, "{reported}");
+        assert_eq!(Sink::create(&out, &layout, Access::ANY, making).unwrap().1.len(), 1);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! Opening reads headers only. Nothing is trusted twice: the files' sizes and times are kept, so that a
 //! checkpoint that changes under a merge is noticed instead of merged.
 
-use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +24,7 @@ use super::sidecars::MODEL_CONFIG as CONFIG;
 use super::source_file::{Elsewhere, SourceFile, Stamp};
 use super::weight_files::{TensorIndex, WeightFiles, contradiction};
 use crate::error::{Error, Kind, Result};
+use crate::files::{self, File, Metadata};
 use crate::hub::{RemoteFile, Snapshot, Wanted, is_hex};
 use crate::limits::{CONFIG_BYTES_MAX, TENSORS_MAX};
 use crate::text::{cut_to, one_line, quoted};
@@ -61,7 +61,7 @@ impl Source {
     /// Kind `Input`: something is missing, damaged, or contradicts itself.
     pub fn open(name: &str, place: impl Into<Located>) -> Result<Self> {
         let Located { place, snapshot, unreachable } = place.into();
-        if place.is_file() {
+        if files::is_file(&place) {
             return Self::open_tensors(name, &place);
         }
         raise_open_file_limit();
@@ -111,12 +111,12 @@ impl Source {
     pub fn open_tensors(name: &str, place: &Path) -> Result<Self> {
         raise_open_file_limit();
         let no_config = (Map::new(), String::new());
-        if place.is_dir() {
+        if files::is_folder(place) {
             return Self::of_folder(name, ModelFolder::open(place)?, no_config);
         }
         // A link that the user named is the user's own, as one on the way to a folder is.
-        let place = if place.is_symlink() {
-            place.canonicalize().map_err(|e| Error::reading(place, &e))?
+        let place = if files::is_link(place) {
+            files::real(place).map_err(|e| Error::reading(place, &e))?
         } else {
             place.to_path_buf()
         };
@@ -216,6 +216,11 @@ impl Source {
     /// The tensors in file order: shards by name, inside a shard by offset.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
         self.tensors.values()
+    }
+
+    /// How many files of weights it has.
+    pub fn file_count(&self) -> usize {
+        self.files.len()
     }
 
     /// The tensor of this name.

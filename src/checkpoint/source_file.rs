@@ -1,7 +1,6 @@
 //! One file of an input checkpoint: read by position, past the page cache or mapped, as it was when its header was read.
 
 use std::fmt;
-use std::fs::{self, File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -10,12 +9,12 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
-use super::file::{Reads, read_exact_at, read_exact_past_cache};
+use super::file::{Reads, read_exact_past_cache};
 use super::folder::InputFile;
 use super::handles::{Handles, Slot};
 use super::header::TensorInfo;
-use super::mapped::Mapped;
 use crate::error::{Error, Result};
+use crate::files::{self, File, Mapped, Metadata};
 use crate::hub::{Snapshot, is_hex, is_verified};
 use crate::text::quoted;
 
@@ -222,7 +221,7 @@ impl SourceFile {
         let last = metadata.len() - place.len() as u64;
         for number in 0..PLACES {
             let offset = (u128::from(last) * u128::from(number) / u128::from(PLACES - 1)) as u64;
-            read_exact_at(&file, &mut place, offset).ok()?;
+            file.read_exact_at(&mut place, offset).ok()?;
             hasher.update(&place);
         }
         Some(hasher.finalize().to_hex().to_string())
@@ -310,7 +309,7 @@ impl SourceFile {
         let direct = if past_cache { handles.direct() } else { None };
         let read = match direct {
             Some(direct) => read_exact_past_cache(&handles.file, direct, into, offset),
-            None => read_exact_at(&handles.file, into, offset),
+            None => handles.file.read_exact_at(into, offset),
         };
         read.map_err(|e| self.read_error(tensor, &e))
     }
@@ -353,7 +352,7 @@ impl SourceFile {
             let error = Error::input(what).in_file(path);
             return Err(error.hint("merge again when nothing writes to it any more"));
         }
-        self.verify(&fs::metadata(path).map_err(|e| Error::reading(path, &e))?)
+        self.verify(&files::metadata(path).map_err(|e| Error::reading(path, &e))?)
     }
 
     fn read_error(&self, tensor: &TensorInfo, cause: &io::Error) -> Error {
@@ -370,7 +369,7 @@ impl SourceFile {
 
 /// The Hugging Face cache names large files by their SHA-256 and links to them.
 fn blob_sha256(path: &Path) -> Option<String> {
-    let target = fs::read_link(path).ok()?;
+    let target = files::link_target(path).ok()?;
     let name = target.file_name()?.to_str()?;
     let in_blobs = target.parent()?.file_name()? == "blobs";
     (in_blobs && name.len() == 64 && is_hex(name)).then(|| name.to_owned())

@@ -11,7 +11,7 @@ use super::machine::MachineArgs;
 use super::progress::Progress;
 use super::values::{WorkArgs, check_page, size};
 use super::warnings::checked;
-use super::{FitArgs, physical_bytes, show};
+use super::{FitArgs, show};
 use crate::analyze::{
     Agreed, Analysis, Column, Group, Predictions, QUANTILES, Request, Sums, Tensor, analyze, findings, html,
     measured_bytes, pair,
@@ -21,6 +21,7 @@ use crate::decoder::Machine;
 use crate::error::{Error, Result};
 use crate::eval::{Cut, Model, Texts, Windows};
 use crate::hub::Remote;
+use crate::machine::physical_bytes;
 use crate::page::digits;
 use crate::plan::Choices;
 use crate::predict::{self, Agreement, Parents, Reading};
@@ -42,7 +43,7 @@ pub(super) struct AnalyzeArgs {
     rank: Vec<Regex>,
     #[command(flatten)]
     work: WorkArgs,
-    /// Memory for reading texts, where some are given [default: 2GiB, at most half of the machine's]
+    /// Memory for reading texts, where some are given [default: 2GiB, at most half of what is free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     host_memory: Option<u64>,
     #[command(flatten)]

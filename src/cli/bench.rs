@@ -146,7 +146,7 @@ fn merge(args: &BenchMergeArgs) -> Result<()> {
     // A device that is not there is reported before anything is made.
     let (device, passed_over) = super::choose(&args.run.device)?;
     if !args.json {
-        RunArgs::tell(&device, passed_over);
+        RunArgs::report_choice(&device, passed_over);
     }
     args.report.as_deref().map_or(Ok(()), |file| check_page(file, "--report"))?;
     let setup = args.setup()?;

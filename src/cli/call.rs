@@ -100,7 +100,7 @@ impl PlannedTensors {
             progress.expect(prepared.plan.layout.total_bytes, "written");
             let reads = common.run.reads(prepared);
             let merged = merge_tensors(prepared, (device, budget), reads, deposit, &progress)?;
-            show::odd_values(&prepared.plan, &merged, None);
+            show::odd_values(&prepared.plan, merged.iter().enumerate(), None);
             Ok(())
         })
     }
@@ -131,7 +131,8 @@ pub fn flags() -> [(&'static str, Vec<Flag>); 3] {
     // In memory nothing is cut into files.
     let in_memory = of(Taken::<CommonArgs>::command(), &["out-shard-size"]);
     [
-        ("merge", of(Taken::<MergeOptions>::command(), &[])),
+        // Parts are made by processes that know nothing of each other.
+        ("merge", of(Taken::<MergeOptions>::command(), &["part"])),
         ("plan", of(Taken::<PlanOptions>::command(), &[])),
         ("merge_state_dicts", in_memory),
     ]
@@ -165,6 +166,7 @@ mod tests {
             assert!([&merge, &plan, &in_memory].iter().all(|flags| flags.contains(&flag)), "{name}");
         }
         assert!(has(&merge, "trace") && !has(&plan, "trace") && !has(&in_memory, "trace"));
+        assert!(!has(&merge, "part"));
         assert!(has(&merge, "out-shard-size") && !has(&in_memory, "out-shard-size"));
         for name in ["json", "quiet", "verbose", "help", "cuda", "lazy-unpickle", "chunk-tiles"] {
             assert!([&merge, &plan, &in_memory].iter().all(|flags| !has(flags, name)), "{name}");

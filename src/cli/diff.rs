@@ -5,10 +5,11 @@ use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
 use super::values::{WorkArgs, count};
-use super::{end, kinds, physical_bytes, show};
+use super::{end, kinds, show};
 use crate::checkpoint::Reads;
 use crate::diff::{Differences, Lone, Sums, TensorPair, Values, compared_bytes, diff};
 use crate::error::Result;
+use crate::machine::physical_bytes;
 use crate::prepare_comparison;
 use crate::text::{cut_to, escaped};
 

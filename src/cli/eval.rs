@@ -8,8 +8,9 @@ use serde_json::{Value as Json, json};
 
 use super::machine::MachineArgs;
 use super::progress::Progress;
+use super::resources::half_of_memory;
+use super::show;
 use super::values::{WorkArgs, size};
-use super::{physical_bytes, show};
 use crate::decoder::{Decoder, Machine};
 use crate::error::{Error, Result};
 use crate::eval::{Chat, Cut, Form, Listen, Model, Plan, Prompt, Score, Texts, Windows, losses};
@@ -28,7 +29,7 @@ pub(super) struct EvalArgs {
     texts: TextArgs,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Memory for states and logits [default: 2GiB, at most half of the machine's]
+    /// Memory for states and logits [default: 2GiB, at most half of what is free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     host_memory: Option<u64>,
     #[command(flatten)]
@@ -237,7 +238,7 @@ pub(super) const MEMORY: u64 = 2 << 30;
 
 /// What reading texts may take, in bytes.
 pub(super) fn memory(given: Option<u64>) -> u64 {
-    given.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2))
+    given.unwrap_or_else(|| half_of_memory(MEMORY))
 }
 
 /// A model, how texts are cut for it, and its windows of each set.

@@ -37,7 +37,7 @@ pub(super) struct PredictArgs {
     /// Tokens of the vocabulary to keep for each token of the texts; a vocabulary of up to twice as many is kept whole
     #[arg(long, value_name = "K", value_parser = count, default_value_t = TOP)]
     top: usize,
-    /// Memory for states and logits [default: 2GiB, at most half of the machine's]
+    /// Memory for states and logits [default: 2GiB, at most half of what is free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     host_memory: Option<u64>,
     #[command(flatten)]

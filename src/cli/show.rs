@@ -238,22 +238,26 @@ fn left(out: &LeftOut) -> String {
     if *tensors == 1 { format!("{model}: {what}") } else { format!("{model}: {what} ({tensors} tensors)") }
 }
 
-/// The end of a merge.
-pub(super) fn done(out: &Path, prepared: &Prepared, moved: (u64, u64), elapsed: Duration) {
+/// The end of a merge of so many tensors, with so many bytes.
+pub(super) fn done(
+    out: &Path,
+    prepared: &Prepared,
+    (tensors, bytes_of_all): (usize, u64),
+    (read, written): (u64, u64),
+    elapsed: Duration,
+) {
     let plan = &prepared.plan;
-    let (read, written) = moved;
     let (inputs, _) = plan.read_bytes(&prepared.sources);
     // Samples are read before the sweeps, and what was not held is read again.
     let again = if read > inputs { format!(" from inputs of {}", bytes(inputs)) } else { String::new() };
     let seconds = elapsed.as_secs_f64();
     talk(&one_line(&format!(
-        "{} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read{again}, {} written)",
-        plan.tensors.len(),
+        "{tensors} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read{again}, {} written)",
         out.display(),
         (read + written) as f64 / 1e9 / seconds,
         bytes(read),
         // Chunks that were mended are written twice.
-        bytes(plan.layout.total_bytes),
+        bytes(bytes_of_all),
     )));
 }
 
@@ -317,13 +321,17 @@ pub(super) fn floor(device: &Device, wall: Duration, shares: &Shares, moved: (u6
     line(&shares.to_string());
 }
 
-/// Odd values by tensor, of the first few; `others` says where those of all are, if anywhere.
-pub(super) fn odd_values(plan: &Plan, merged: &[Merged], others: Option<&str>) {
+/// Odd values of tensors by their places in the plan, of the first few; `others` says where those of all are, if anywhere.
+pub(super) fn odd_values<'a>(
+    plan: &Plan,
+    merged: impl Iterator<Item = (usize, &'a Merged)> + Clone,
+    others: Option<&str>,
+) {
     const SHOWN_MAX: usize = 8;
-    let odd = plan.tensors.iter().zip(merged).filter(|(_, merged)| merged.odd.any());
+    let odd = merged.filter(|(_, merged)| merged.odd.any());
     let tensors = odd.clone().count();
     for (tensor, merged) in odd.take(SHOWN_MAX) {
-        let odd = merged.odd;
+        let (tensor, odd) = (&plan.tensors[tensor], merged.odd);
         let parts = [
             (odd.nan, "NaN read"),
             (odd.infinite, "infinities read"),

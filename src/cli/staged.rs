@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value as Json, json};
 
 use super::progress::Progress;
+use super::resources::limits_on;
 use super::{CommonArgs, MergeFlags, PlanOptions, Warnings, merge_into, merge_on, show, show_plan};
 use crate::backend::device::Device;
 use crate::checkpoint::{Destination, MANIFEST, WorkFolder, check_destinations};
@@ -84,6 +85,10 @@ fn in_work_folder(name: &str) -> String {
 pub(super) fn multi(args: &MultiArgs) -> Result<()> {
     let progress = Progress::new(args.flags.quiet)?;
     args.flags.mergekit.notes.iter().for_each(|note| show::note(note));
+    if args.flags.part.is_some() {
+        let refusal = Error::config("--part means nothing here: several outputs have no parts in common");
+        return Err(refusal.hint("make parts of one output by `mergeforge merge CONFIG OUT --part I/N`"));
+    }
     let mut stages = read_stages(&args.config)?;
     if stages.all_named() {
         stages.keep_all();
@@ -121,6 +126,12 @@ fn merge_all(stages: &Stages, places: &Places<'_>, flags: &MergeFlags, progress:
     let on = flags.device()?;
     let mut survey = Survey::new(places, Some(flags), &on);
     let mut planned = survey.of(stages, &flags.common)?;
+    if flags.part.is_some() && survey.folders > 0 {
+        let refusal = Error::config("--part: documents have to be merged first that every part reads");
+        return Err(refusal.hint(
+            "merge them once, into folders of their names (`mergeforge multi CONFIG -I DIR`); or name these in the config, in place of the documents",
+        ));
+    }
     if !flags.quiet {
         survey.stages.iter().filter(|stage| stage.is_fused).for_each(Stage::note);
     }
@@ -225,6 +236,9 @@ impl<'a> Survey<'a> {
                 show::note(&format!("{name}: {why}, and it is left out (--intermediate-dir keeps it)"));
             }
         }
+        if self.flags.is_some() {
+            self.warnings.of_memory(&self.on.1);
+        }
         self.warnings.refuse(common.fit.strict)?;
         if self.places.out.is_some() || kept {
             if let Some(last) = self.destinations.last_mut() {
@@ -260,7 +274,7 @@ impl<'a> Survey<'a> {
     /// Checks all that a merge into a folder needs, but for the folder.
     fn check(&self, prepared: &Prepared, folder: &Path) -> Result<()> {
         let (device, budget) = self.on;
-        budget.limits(&prepared.plan, device)?;
+        limits_on(&prepared.plan, budget, device)?;
         self.flags.map_or(Ok(()), |flags| flags.check_trace(folder, prepared))
     }
 
@@ -296,9 +310,12 @@ impl Visit for Survey<'_> {
         if self.out_is_there {
             return Ok(());
         }
-        let bytes = output_bytes(prepared, self.copies());
-        self.destinations.push(Destination { out: out.into(), bytes, on_the_way_bytes: 0 });
-        self.check_left(prepared, out)?;
+        // A part looks at its own places, and at the output's.
+        if self.flags.is_none_or(|flags| flags.part.is_none()) {
+            let bytes = output_bytes(prepared, self.copies());
+            self.destinations.push(Destination { out: out.into(), bytes, on_the_way_bytes: 0 });
+            self.check_left(prepared, out)?;
+        }
         self.check(prepared, out)
     }
 
@@ -359,8 +376,8 @@ impl Visit for Merging<'_> {
             None => {}
         }
         let ends = match work {
-            Some(_) => (true, Stopped::LeavesNothing),
-            None => (!flags.no_copy_tokenizer, flags.stopped()),
+            Some(_) => (true, Stopped::LeavesNothing, None),
+            None => (!flags.no_copy_tokenizer, flags.stopped(), None),
         };
         merge_into(prepared, &folder, ends, flags, on, progress, Timeline::new())?;
         Ok(Way::Folder(folder))

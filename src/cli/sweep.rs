@@ -15,8 +15,9 @@ use self::serve::Served;
 use super::eval::{Heard, MEMORY, TextArgs};
 use super::machine;
 use super::progress::Progress;
+use super::resources::half_of_memory;
 use super::values::count;
-use super::{CommonArgs, physical_bytes, show};
+use super::{CommonArgs, show};
 use crate::backend::device::Device;
 use crate::checkpoint::{InputFile, OTHER_VOCABULARIES, Source, TOKENIZER};
 use crate::config::Config;
@@ -37,7 +38,7 @@ use crate::{Options, Prepared, Stopped, output_bytes, prepare_config, prepare_mo
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(
-    mut_arg("host_memory", |arg| arg.help("Memory for states, logits and merges [default: 2GiB, at most half of the machine's]")),
+    mut_arg("host_memory", |arg| arg.help("Memory for states, logits and merges [default: 2GiB, at most half of what is free]")),
     mut_arg("out_shard_size", |arg| arg.hide(true))
 )]
 pub(super) struct SweepArgs {
@@ -250,7 +251,7 @@ fn by_texts(
     progress: &Progress,
 ) -> Result<Found> {
     let choices = args.common.choices();
-    let memory = args.common.run.host_memory.unwrap_or_else(|| MEMORY.min(physical_bytes() / 2));
+    let memory = args.common.run.host_memory.unwrap_or_else(|| half_of_memory(MEMORY));
     budget.host_bytes = MERGE_MEMORY.min(memory / 4);
     let threads = budget.threads;
     let run = &args.common.run;

@@ -4,6 +4,8 @@ use super::show;
 use crate::Prepared;
 use crate::config::Warning;
 use crate::error::{Error, Result};
+use crate::preflight::{self, There};
+use crate::stream::Budget;
 
 /// Plans, and reports the warnings, those of the config too, or refuses them if `strict`.
 pub(super) fn checked(
@@ -33,6 +35,11 @@ impl Warnings {
 
     pub(super) fn of_plan(&mut self, prepared: &Prepared) {
         self.add(prepared.plan.warnings.iter().cloned());
+    }
+
+    /// Of memory that a merge may take and others have now.
+    pub(super) fn of_memory(&mut self, budget: &Budget) {
+        self.add(preflight::doubt(budget.host_bytes, &There::now()).into_iter());
     }
 
     pub(super) fn of_result(&mut self, warning: Error) {

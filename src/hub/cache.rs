@@ -8,13 +8,13 @@
 //! CACHE/.locks/models--ORG--NAME/HASH.lock     held while a blob is written
 //! ```
 
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::read_small;
 use crate::error::{Error, Result};
+use crate::files::{self, File};
 use crate::limits::REFERENCE_BYTES_MAX;
 use crate::text::quoted;
 
@@ -40,7 +40,7 @@ impl Repository {
 
     /// Whether anything of it is here.
     pub fn exists(&self) -> bool {
-        self.folder.is_dir()
+        files::is_folder(&self.folder)
     }
 
     /// The folder of a commit.
@@ -55,7 +55,7 @@ impl Repository {
 
     /// Whether a blob is here, whole. After a power failure it may have its name and nothing else.
     pub(super) fn has_blob(&self, hash: &str, bytes: u64) -> bool {
-        fs::metadata(self.blob(hash)).is_ok_and(|blob| blob.is_file() && blob.len() == bytes)
+        files::metadata(&self.blob(hash)).is_ok_and(|blob| blob.is_file() && blob.len() == bytes)
     }
 
     /// The beginning of a blob.
@@ -65,7 +65,7 @@ impl Repository {
 
     /// The commits that are here, sorted. An unreadable folder holds none.
     pub fn commits(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.folder.join("snapshots")).into_iter().flatten().flatten();
+        let entries = files::list(&self.folder.join("snapshots")).into_iter().flatten().flatten();
         let mut names: Vec<String> =
             entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
@@ -122,23 +122,21 @@ impl Repository {
         make_parent(&link)?;
         let mut target: PathBuf = file.split('/').map(|_| "..").chain([".."]).collect();
         target.extend(["blobs", hash]);
-        let made = symlink(&target, &link);
+        let made = files::link(&target, &link);
         match made {
             Ok(()) => Ok(()),
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {
                 // A link to nothing, or one that another process has made meanwhile.
-                if link.exists() {
+                if files::exists(&link) {
                     return Ok(());
                 }
-                fs::remove_file(&link).map_err(|cause| unwritable(&link, &cause))?;
+                files::remove_file(&link).map_err(|cause| unwritable(&link, &cause))?;
                 self.link(commit, file, hash)
             }
             Err(cause)
                 if matches!(cause.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) =>
             {
-                let made = fs::hard_link(self.blob(hash), &link);
-                made.or_else(|_| fs::copy(self.blob(hash), &link).map(drop))
-                    .map_err(|cause| unwritable(&link, &cause))
+                files::link_or_copy(&self.blob(hash), &link).map_err(|cause| unwritable(&link, &cause))
             }
             Err(cause) => Err(unwritable(&link, &cause)),
         }
@@ -148,19 +146,15 @@ impl Repository {
     pub(super) fn lock(&self, hash: &str) -> Option<File> {
         let path = self.locks.join(format!("{hash}.lock"));
         make_parent(&path).ok()?;
-        let mut options = File::options();
-        options.create(true).truncate(false).read(true).write(true);
         // As the Hub's own client makes them: a group may share a cache.
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o664);
-        options.open(&path).ok()
+        File::open_or_make(&path, 0o664).ok()
     }
 }
 
 /// Makes the folder that a file is to lie in.
 pub(super) fn make_parent(file: &Path) -> Result<()> {
     let folder = file.parent().expect("a file lies in a folder");
-    fs::create_dir_all(folder).map_err(|cause| unwritable(folder, &cause))
+    files::make_folders(folder, 0o777).map_err(|cause| unwritable(folder, &cause))
 }
 
 /// Writes a small file, whole or not at all.
@@ -172,11 +166,13 @@ pub(super) fn replace(file: &Path, content: &[u8]) -> Result<()> {
     let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
     let unique = format!("{name}.{}-{number}.incomplete", std::process::id());
     let partial = file.with_file_name(unique);
-    let written = File::create(&partial)
+    // One that is there is what a process of the same number left.
+    let _ = files::remove_file(&partial);
+    let written = File::make(&partial)
         .and_then(|mut made| made.write_all(content).and_then(|()| made.sync_all()))
-        .and_then(|()| fs::rename(&partial, file));
+        .and_then(|()| files::rename(&partial, file));
     written.map_err(|cause| {
-        let _ = fs::remove_file(&partial);
+        let _ = files::remove_file(&partial);
         unwritable(file, &cause)
     })
 }
@@ -184,17 +180,6 @@ pub(super) fn replace(file: &Path, content: &[u8]) -> Result<()> {
 /// A file of the cache that cannot be written.
 pub(super) fn unwritable(path: &Path, cause: &io::Error) -> Error {
     Error::writing(path, cause).hint("models from the Hub are kept there; HF_HUB_CACHE names another folder")
-}
-
-#[cfg(unix)]
-fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    std::os::unix::fs::symlink(target, link)
-}
-
-/// Only some users may make links there; where they may not, the file itself is put in its place.
-#[cfg(windows)]
-fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    std::os::windows::fs::symlink_file(target, link)
 }
 
 /// Whether a text is a number in base 16.
@@ -232,6 +217,7 @@ pub(super) fn shown(file: &str) -> String {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn files_are_linked_from_their_snapshot_and_found_there() {

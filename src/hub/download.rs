@@ -4,7 +4,6 @@
 //! download that was cut off goes on from there, whoever began it, and the hash is computed while the file comes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,6 +17,7 @@ use super::hashes::Hasher;
 use super::refusals::damaged;
 use super::snapshot::Snapshot;
 use crate::error::{Error, Kind, Result};
+use crate::files::{self, File, TryLockError};
 use crate::threads;
 
 /// Connections at once.
@@ -56,7 +56,7 @@ impl Wanted {
         if repository.has_blob(hash, *bytes) {
             return 0;
         }
-        let begun = fs::metadata(repository.incomplete(hash)).map_or(0, |metadata| metadata.len());
+        let begun = files::metadata(&repository.incomplete(hash)).map_or(0, |metadata| metadata.len());
         if begun > *bytes { *bytes } else { bytes - begun }
     }
 }
@@ -239,8 +239,7 @@ impl Fetching<'_> {
         let path = repository.incomplete(&entry.hash);
         let failed = |cause| unwritable(&path, &cause);
         make_parent(&path)?;
-        let options = File::options().create(true).truncate(false).read(true).write(true).clone();
-        let mut begun = options.open(&path).map_err(failed)?;
+        let mut begun = File::open_or_make(&path, 0o666).map_err(failed)?;
         let mut written = begun.metadata().map_err(failed)?.len();
         if written > entry.bytes {
             begun.set_len(0).map_err(failed)?;
@@ -318,7 +317,7 @@ impl Fetching<'_> {
         let failed = |cause| unwritable(&path, &cause);
         let found = sink.hasher.finish();
         if found != entry.hash {
-            fs::remove_file(&path).map_err(failed)?;
+            files::remove_file(&path).map_err(failed)?;
             if !sink.was_begun {
                 return Err(damaged(snapshot.name(), name, &found, &entry.hash));
             }
@@ -328,9 +327,9 @@ impl Fetching<'_> {
         }
         sink.file.sync_all().map_err(failed)?;
         let blob = repository.blob(&entry.hash);
-        match fs::rename(&path, &blob) {
+        match files::rename(&path, &blob) {
             // Another process without a lock was first.
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound && blob.exists() => {}
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound && files::exists(&blob) => {}
             renamed => renamed.map_err(failed)?,
         }
         snapshot.keep_verified(&entry.hash);

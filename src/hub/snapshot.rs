@@ -1,7 +1,6 @@
 //! A repository at a commit: the list of its files, and those that are here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +15,7 @@ use super::file::{Entry, RemoteFile};
 use super::refusals::{damaged, explained};
 use crate::cache::{make_private, read_small};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::limits::{KEPT_BYTES_MAX, REPOSITORY_FILES_MAX, REPOSITORY_PAGES_MAX};
 
 /// Pieces of a file by their places.
@@ -109,15 +109,16 @@ impl Snapshot {
         // All of it may be here, in a cache that nobody may write to. What cannot be written will say so.
         let _ = repository.keep_reference(revision, &commit);
         let made = make_parent(&repository.snapshot(&commit).join("file"));
-        made.and_then(|()| make_parent(&repository.blob("file")))
-            .or_else(|failure| if repository.snapshot(&commit).is_dir() { Ok(()) } else { Err(failure) })?;
+        made.and_then(|()| make_parent(&repository.blob("file"))).or_else(|failure| {
+            if files::is_folder(&repository.snapshot(&commit)) { Ok(()) } else { Err(failure) }
+        })?;
         let is_offline = client.is_offline();
         let (client, known) = (Arc::clone(client), known.map(Path::to_path_buf));
         let mut snapshot = Self { commit, repository, client, files, known, stop, remote: Mutex::default() };
         if is_offline {
             // What can be had: that is here, or known by its header.
             let is_known = |file: &str| {
-                snapshot.is_here(file) || snapshot.head_file(file).is_some_and(|head| head.is_file())
+                snapshot.is_here(file) || snapshot.head_file(file).is_some_and(|head| files::is_file(&head))
             };
             let known: Vec<String> = snapshot.files.keys().filter(|file| is_known(file)).cloned().collect();
             snapshot.files.retain(|file, _| known.binary_search(file).is_ok());
@@ -178,7 +179,7 @@ impl Snapshot {
 
     /// Whether a file of it lies in the cache.
     pub fn is_here(&self, file: &str) -> bool {
-        let here = fs::metadata(self.folder().join(file));
+        let here = files::metadata(&self.folder().join(file));
         here.is_ok_and(|here| self.files.get(file).is_none_or(|entry| entry.bytes == here.len()))
     }
 
@@ -239,7 +240,7 @@ impl Snapshot {
 
     /// Forgets them: they were not those of the file.
     pub fn forget_pieces(&self, file: &str) {
-        let _ = self.head_file(file).map(fs::remove_file);
+        let _ = self.head_file(file).map(|head| files::remove_file(&head));
     }
 
     fn head_file(&self, file: &str) -> Option<PathBuf> {
@@ -269,7 +270,7 @@ fn verified_file(known: &Path, hash: &str) -> PathBuf {
 
 /// What shows that a file has changed.
 fn stamp(path: &Path) -> Option<String> {
-    let metadata = fs::metadata(path).ok()?;
+    let metadata = files::metadata(path).ok()?;
     let modified = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
     Some(format!("{} {}", metadata.len(), modified.as_nanos()))
 }

@@ -1,6 +1,5 @@
 //! A result that is there already, compared with what a plan would make: whether it can stand for it.
 
-use std::fs;
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -10,10 +9,11 @@ use serde_json::{Value, json};
 
 use super::inputs::{self, agree, name_of};
 use super::manifest::OptionsRecord;
-use super::model_files;
+use super::{config_name, model_files};
 use crate::Prepared;
 use crate::cache::read_small;
-use crate::checkpoint::{Content, MANIFEST, MERGE_CONFIG, ModelFolder, Shard, Sidecar, Source};
+use crate::checkpoint::{Content, MANIFEST, ModelFolder, Shard, Sidecar, Source};
+use crate::files;
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::plan::{Choices, PartlyHeldPolicy, Tensor};
 
@@ -76,9 +76,10 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
     if recorded.mergeforge != version {
         found.push(format!("mergeforge {} made it, and this is {version}", recorded.mergeforge));
     }
-    let recipe = read_small(&folder.join(MERGE_CONFIG), config.source.len() as u64);
+    let name = config_name(prepared);
+    let recipe = read_small(&folder.join(name), config.source.len() as u64);
     if !recipe.is_ok_and(|recipe| recipe == config.source.as_bytes()) {
-        found.push(format!("its recipe ({MERGE_CONFIG}) is another one"));
+        found.push(format!("its recipe ({name}) is another one"));
     }
     if recorded.seed != plan.seed {
         found.push(format!("its seed is {}, not {}", recorded.seed, plan.seed));
@@ -93,7 +94,7 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
         others.extend(gone.into_iter().filter(|name| !others.contains(name)).collect::<Vec<_>>());
     }
     // What no hash identifies is the same if nobody has changed it since.
-    if let Ok(made) = fs::metadata(folder.join(MANIFEST)).and_then(|found| found.modified()) {
+    if let Ok(made) = files::metadata(&folder.join(MANIFEST)).and_then(|found| found.modified()) {
         let changed = prepared.sources.iter().filter(|source| source.changed_after(made));
         let changed: Vec<String> =
             changed.map(|source| source.name.clone()).filter(|name| !others.contains(name)).collect();
@@ -106,7 +107,7 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
     if recorded.tensors.len() != plan.tensors.len() || !plan.tensors.iter().all(is_there) {
         found.push("it has other tensors".into());
     }
-    let size = |shard: &Shard| fs::metadata(folder.join(&shard.file)).ok().map(|found| found.len());
+    let size = |shard: &Shard| files::metadata(&folder.join(&shard.file)).ok().map(|found| found.len());
     let mut wrong: Vec<String> = plan
         .layout
         .shards
@@ -117,7 +118,8 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
     let wanted = model_files(prepared, copied);
     // What is merged anew is copied of files that are not there yet.
     let known = !prepared.sources.iter().any(Source::is_planned);
-    let is_wrong = |file: &&Sidecar| !folder.join(&file.file).is_file() || known && !holds(folder, file);
+    let is_wrong =
+        |file: &&Sidecar| !files::is_file(&folder.join(&file.file)) || known && !holds(folder, file);
     wrong.extend(wanted.iter().filter(is_wrong).map(|file| file.file.clone()));
     if !wrong.is_empty() {
         found.push(format!("files are missing or hold something else: {}", few(&wrong)));
@@ -125,7 +127,7 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
     let is_wanted = |file: &Sidecar| wanted.iter().any(|wanted| wanted.file == file.file);
     let beyond =
         model_files(prepared, true).into_iter().filter(|file| !is_wanted(file)).map(|file| file.file);
-    let beyond: Vec<String> = beyond.filter(|file| folder.join(file).is_file()).collect();
+    let beyond: Vec<String> = beyond.filter(|file| files::is_file(&folder.join(file))).collect();
     if !beyond.is_empty() {
         found.push(format!("files are there that would not be: {}", few(&beyond)));
     }

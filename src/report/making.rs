@@ -4,8 +4,11 @@ use serde_json::{Value, json};
 
 use super::{inputs, made, manifest_in};
 use crate::Prepared;
-use crate::checkpoint::{Source, TOKENIZER};
+use crate::checkpoint::{Layout, Source, TOKENIZER};
 use crate::limits::TOKENIZER_READ_BYTES_MAX;
+
+/// What the places of tensors are called.
+pub(crate) const LAYOUT: &str = "the tensors or the sizes of shards";
 
 /// The files that say which token has which number.
 const TOKEN_FILES: [&str; 4] =
@@ -15,25 +18,44 @@ const TOKEN_FILES: [&str; 4] =
 /// merged, nothing is said of inputs.
 pub(crate) fn making(prepared: &Prepared) -> Value {
     let plan = &prepared.plan;
-    let mut layout = blake3::Hasher::new();
-    for shard in &plan.layout.shards {
-        layout.update(shard.file.as_bytes());
-        layout.update(&shard.header);
-    }
     let mut making = json!({
         "the version of mergeforge": env!("CARGO_PKG_VERSION"),
         "the config": blake3::hash(prepared.config.source.as_bytes()).to_hex().as_str(),
         "the seed": plan.seed,
         "an option": made::options(prepared),
-        "the tensors or the sizes of shards": layout.finalize().to_hex().as_str(),
+        (LAYOUT): layout_digest(&plan.layout),
     });
     if !prepared.sources.iter().any(Source::is_planned) {
         // Every source, whatever it is read for: models, adapters, files of elements, tokenizers, and those of other documents.
         let sources =
             prepared.sources.iter().enumerate().map(|(number, source)| source_of(prepared, number, source));
-        making["an input"] = json!([inputs::models(prepared), sources.collect::<Vec<_>>()]);
+        making["an input"] = json!([unhashed(inputs::models(prepared).into()), sources.collect::<Vec<_>>()]);
     }
     making
+}
+
+/// Which tensors go where.
+pub(crate) fn layout_digest(layout: &Layout) -> String {
+    let mut digest = blake3::Hasher::new();
+    for shard in &layout.shards {
+        digest.update(shard.file.as_bytes());
+        digest.update(&shard.header);
+    }
+    digest.finalize().to_hex().to_string()
+}
+
+/// Records of inputs without the hashes that one merge has computed and another one of the same inputs may not have: what is known of
+/// them by name stands among the sources.
+fn unhashed(mut records: Value) -> Value {
+    match &mut records {
+        Value::Object(record) => {
+            record.retain(|key, _| !["sha256", "sha256_verified"].contains(&key.as_str()));
+            record.values_mut().for_each(|value| *value = unhashed(value.take()));
+        }
+        Value::Array(all) => all.iter_mut().for_each(|value| *value = unhashed(value.take())),
+        _ => {}
+    }
+    records
 }
 
 /// What says that a source has the same bytes.

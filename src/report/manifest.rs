@@ -268,6 +268,13 @@ impl Manifest {
         text
     }
 
+    /// The same as a value, without what it says of tensors.
+    pub(crate) fn without_tensors(&self) -> Value {
+        let none = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        let (odd_values, remarks, tensors) = none;
+        Self { odd_values, remarks, tensors, ..self.clone() }.value()
+    }
+
     /// The same as a value.
     pub fn value(&self) -> Value {
         let mut value = plain(self);

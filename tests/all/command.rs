@@ -28,6 +28,9 @@ pub fn mergeforge() -> Command {
         "https_proxy",
         "ALL_PROXY",
         "all_proxy",
+        "RANK",
+        "SLURM_ARRAY_TASK_ID",
+        "JOB_COMPLETION_INDEX",
     ] {
         command.env_remove(key);
     }
@@ -98,12 +101,23 @@ pub fn run<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) ->
 /// end begins with its parent's.)
 #[cfg(target_os = "linux")]
 pub fn run_watched<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> (Ended, u64) {
+    watched("VmHWM:", arguments)
+}
+
+/// The same without pages of files, which the system takes back when it likes: the most that was seen.
+#[cfg(target_os = "linux")]
+pub fn run_watched_alone<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> (Ended, u64) {
+    watched("RssAnon:", arguments)
+}
+
+#[cfg(target_os = "linux")]
+fn watched<S: AsRef<std::ffi::OsStr>>(line: &str, arguments: impl IntoIterator<Item = S>) -> (Ended, u64) {
     let mut child = mergeforge().args(arguments).spawn().expect("the program starts");
     let (status, mut peak_bytes) = (format!("/proc/{}/status", child.id()), 0);
     while child.try_wait().expect("it is a child").is_none() {
         let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let most = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-        peak_bytes = most.map_or(peak_bytes, |kilobytes| kilobytes.parse::<u64>().unwrap() << 10);
+        let most = text.lines().find_map(|of| of.strip_prefix(line)?.trim().strip_suffix(" kB"));
+        peak_bytes = most.map_or(peak_bytes, |now| peak_bytes.max(now.parse::<u64>().unwrap() << 10));
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     (child.wait_with_output().expect("it has ended").into(), peak_bytes)

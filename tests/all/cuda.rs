@@ -18,6 +18,7 @@ use crate::averages;
 use crate::command::{self, Ended, ROOT, assert_nothing_left, mergeforge};
 use crate::cuda_driver::{Driver, Sanitizer};
 use crate::float64;
+use crate::kills;
 use crate::models::{self, PLAIN, Tensors, stored, tuned, weights};
 use crate::same_bytes;
 
@@ -67,6 +68,63 @@ fn models_with_adapters_give_the_bytes_of_the_cpu() {
             merged(merge(driver(), &[], folder.path(), &["--no-cache", "--device", device]), folder.path())
         };
         assert!(on("cpu") == on("cuda"), "{method}");
+    }
+}
+
+/// Each has its share of the tensors. One that fails ends the merge for all, and so does a signal.
+#[test]
+fn all_devices_together_give_the_bytes_of_the_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    for (seed, name) in (1..).zip(["base", "a", "b"]) {
+        let tensor = |i: u64| {
+            (
+                format!("model.layers.{i}.w.weight"),
+                stored(Dtype::BF16, &[30, 700], &weights(21_000, 10 * seed + i)),
+            )
+        };
+        models::write(&folder.path().join(name), &(0..9).map(tensor).collect(), PLAIN);
+    }
+    let path = folder.path().display();
+    let models = ["a", "b"]
+        .map(|name| format!("- {{model: {path}/{name}, parameters: {{weight: 0.5, density: 0.5}}}}\n"));
+    let config = format!("merge_method: dare_ties\nbase_model: {path}/base\nmodels:\n{}", models.concat());
+    std::fs::write(folder.path().join("config.yml"), config).unwrap();
+    let on = |devices: &str, more: &[&str]| {
+        let flags = [&["--no-cache", "--out-shard-size", "50kB", "--json", "--quiet"], more].concat();
+        let ended = merge(driver(), &[("DEVICES", devices)], folder.path(), &flags).succeeded();
+        let device: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        (device["run"]["device"].as_str().unwrap().to_owned(), {
+            let out = folder.path().join("out");
+            let files = ["mergeforge.json", "model-00001-of-00008.safetensors"]
+                .map(|file| std::fs::read(out.join(file)).ok());
+            let tensors = models::read(&out);
+            std::fs::remove_dir_all(&out).unwrap();
+            (tensors, files)
+        })
+    };
+    let (_, cpu) = on("1", &["--device", "cpu"]);
+    let mut names = Vec::new();
+    for devices in ["1", "2", "3"] {
+        let (name, together) = on(devices, &["--device", "cuda:all"]);
+        assert!(together == cpu, "{devices} devices");
+        names.push(name.matches(", ").count() + 1);
+    }
+    assert_eq!(names, [1, 2, 3]);
+    // More devices than tensors are left, and few threads.
+    let (_, together) = on("12", &["--device", "cuda:all", "-j2"]);
+    assert!(together == cpu, "12 devices");
+    let flags = ["--no-cache", "--device", "cuda:all"];
+    let none = ["no CUDA-capable device is detected"];
+    merge(driver(), &[("DEVICES", "0")], folder.path(), &flags).failed(5, &none);
+    let count = folder.path().join("count");
+    let counted = [("DEVICES", "2"), ("COUNT_FILE", count.to_str().unwrap())];
+    merged(merge(driver(), &counted, folder.path(), &flags), folder.path());
+    let calls: u64 = std::fs::read_to_string(&count).unwrap().trim().parse().unwrap();
+    for call in [calls / 4, calls / 2, calls * 3 / 4] {
+        let call = call.to_string();
+        let settings = [("DEVICES", "2"), ("LOST_AFTER", call.as_str())];
+        merge(driver(), &settings, folder.path(), &flags).failed(5, &["error: CUDA"]);
+        assert_nothing_left(folder.path());
     }
 }
 
@@ -366,10 +424,15 @@ fn every_method_gives_the_bytes_of_the_cpu() {
             &["--threads", "2", "--chunk-tiles", "16"],
             &["--threads", "2", "--chunk-tiles", "16", "--device-memory", "12MB"],
         ];
+        let peak_file = folder.path().join("peak");
         for (seed, more) in ways.iter().enumerate() {
             let more = [&["--device", "cuda"], *more].concat();
-            let found =
-                merged(merge(driver(), &[("SEED", &seed.to_string())], folder.path(), &more), folder.path());
+            let settings = [("SEED", &*seed.to_string()), ("PEAK_FILE", peak_file.to_str().unwrap())];
+            let found = merged(merge(driver(), &settings, folder.path(), &more), folder.path());
+            if more.contains(&"--device-memory") {
+                let peak: u64 = std::fs::read_to_string(&peak_file).unwrap().trim().parse().unwrap();
+                assert!((1_000_000..=12_000_000).contains(&peak), "{way}: {peak} bytes of the device");
+            }
             for (name, tensor) in &expected {
                 assert!(found[name] == *tensor, "{way}, {more:?}, seed {seed}: {name} differs");
             }
@@ -879,4 +942,9 @@ fn benches_time_every_kernel() {
     for row in rows {
         assert!(row["seconds"].as_f64().unwrap() > 0.0 && row["gb_per_s"].as_f64().unwrap() > 0.0, "{row}");
     }
+}
+
+#[test]
+fn a_merge_survives_kills_at_any_moment() {
+    kills::survives("cuda", 20_000, &|| command_on(driver(), &[], &[]), &["--device", "cuda"]);
 }

@@ -787,3 +787,44 @@ fn of_two_merges_to_one_place_one_is_refused() {
         fs::remove_dir_all(&out).unwrap();
     }
 }
+
+#[test]
+fn a_merge_needs_nobody_who_hears_of_it() {
+    let case = Case::new();
+    let config = command::config(case.path(), &case.config());
+    let out = case.path().join("out");
+    let start = || {
+        let mut command = mergeforge();
+        command.arg("merge").args([&config, &out]);
+        command
+    };
+    let merged = || {
+        let merged = fingerprint(&out).into_iter().map(|(file, (hash, _))| (file, hash));
+        let merged: BTreeMap<PathBuf, blake3::Hash> = merged.collect();
+        fs::remove_dir_all(&out).unwrap();
+        merged
+    };
+    assert!(start().output().unwrap().status.success());
+    let expected = merged();
+    let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
+    // A pipe that nobody reads, and that has no room left.
+    let stuck = || {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        while writer.write(&[b'x'; 4096]).is_ok() {}
+        (reader, writer)
+    };
+    for more in [&[][..], &["--json"]] {
+        let mut child = start().args(more).spawn().unwrap();
+        drop((child.stderr.take(), more.is_empty().then(|| child.stdout.take())));
+        assert!(child.wait_with_output().unwrap().status.success(), "closed, {more:?}");
+        assert!(merged() == expected, "closed, {more:?}");
+        let output = start().args(more).stderr(full()).output().unwrap();
+        assert!(output.status.success(), "full, {more:?}");
+        assert!(merged() == expected, "full, {more:?}");
+        let (_reader, writer) = stuck();
+        let output = start().args(more).stderr(writer).output().unwrap();
+        assert!(output.status.success(), "stuck, {more:?}");
+        assert!(merged() == expected, "stuck, {more:?}");
+    }
+}

@@ -28,7 +28,9 @@ const LAYERS: &[(&str, &[&str])] = &[
             "dtype",
             "timeline",
             "threads",
+            "machine",
             "page",
+            "files",
         ],
     ),
     (
@@ -48,16 +50,30 @@ const LAYERS: &[(&str, &[&str])] = &[
             "page",
         ],
     ),
+    ("preflight", &["lib", "stream", "checkpoint", "backend", "machine"]),
     (
         "merging",
-        &["lib", "report", "check", "thresholds", "stream", "plan", "backend", "checkpoint", "timeline"],
+        &[
+            "lib",
+            "parts",
+            "report",
+            "check",
+            "thresholds",
+            "stream",
+            "plan",
+            "backend",
+            "checkpoint",
+            "timeline",
+            "threads",
+        ],
     ),
+    ("parts", &["lib", "preflight", "report", "stream", "checkpoint", "hub", "dtype", "cache", "files"]),
     ("written", &["stages", "config"]),
     ("diff", &["stream", "plan", "input", "checkpoint", "dtype", "threads", "instructions"]),
     ("schema", &["config", "method"]),
-    ("check", &["backend", "kernel", "dtype", "timeline", "cache"]),
+    ("check", &["backend", "kernel", "dtype", "timeline", "cache", "files"]),
     ("extract", &["plan", "input", "products", "checkpoint", "kernel", "dtype", "threads", "instructions"]),
-    ("thresholds", &["plan", "input", "recipe", "checkpoint", "kernel", "stream", "cache"]),
+    ("thresholds", &["plan", "input", "recipe", "checkpoint", "kernel", "stream", "cache", "files"]),
     ("stages", &["lib", "plan", "report", "checkpoint", "hub", "config"]),
     (
         "verify",
@@ -73,6 +89,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "config",
             "timeline",
             "threads",
+            "files",
         ],
     ),
     (
@@ -89,6 +106,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "dtype",
             "timeline",
             "cache",
+            "files",
         ],
     ),
     (
@@ -142,13 +160,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("decoder", &["backend", "products", "threads", "instructions"]),
     ("products", &["instructions"]),
     ("kernel", &["dtype"]),
-    ("checkpoint", &["hub", "dtype", "threads"]),
-    ("hub", &["cache", "threads"]),
+    ("checkpoint", &["hub", "dtype", "threads", "files"]),
+    ("hub", &["cache", "threads", "files"]),
     ("config", &["dtype"]),
     ("dtype", &[]),
     ("timeline", &[]),
     ("threads", &[]),
-    ("cache", &[]),
+    ("machine", &[]),
+    ("cache", &["files"]),
+    ("files", &[]),
     ("instructions", &[]),
     ("page", &[]),
     ("error", &[]),
@@ -163,6 +183,9 @@ const ALL: &[&str] = &[
     "bench",
     "analyze",
     "merging",
+    "preflight",
+    "machine",
+    "parts",
     "written",
     "diff",
     "schema",
@@ -191,6 +214,7 @@ const ALL: &[&str] = &[
     "timeline",
     "threads",
     "cache",
+    "files",
     "instructions",
     "page",
 ];
@@ -206,9 +230,21 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("stderr()", &["cli"]),
     // What may be a pipe without an end, or vast. Models' files are opened by `checkpoint::InputFile`, small ones of our own by
     // `cache::read_small`; here are the user's own words, what this program wrote a moment ago, and the system's.
-    ("File::open(", &["bench", "eval", "sweep", "written"]),
+    ("File::open(", &["bench", "cache", "eval", "sweep", "written"]),
     ("fs::read(", &["bench", "sweep"]),
-    ("fs::read_to_string(", &["backend", "bench", "cli", "threads"]),
+    ("fs::read_to_string(", &["backend", "bench", "machine", "threads"]),
+    // All that a merge does with files goes through one place. Beside it: benches, a sweep's own commands, what commands write beside a
+    // merge, the user's own words, and the system's.
+    ("std::fs", &["backend", "bench", "cli", "eval", "files", "machine", "sweep", "threads", "written"]),
+    ("rustix::fs", &["bench", "cli", "files"]),
+    ("cap_std", &["files"]),
+    ("cap_fs_ext", &["files"]),
+    ("memmap2", &["files"]),
+    ("canonicalize()", &["cli", "files"]),
+    ("symlink_metadata()", &[]),
+    ("is_symlink()", &["files"]),
+    ("read_dir()", &[]),
+    ("read_link()", &[]),
     // One place knows YAML.
     ("serde_saphyr", &["config"]),
     // A fused operation rounds once where the contract rounds twice.
@@ -226,8 +262,8 @@ const UNSAFE: &[&str] = &[
     "backend/cuda.rs",
     "backend/libraries.rs",
     "backend/wgpu/driver.rs",
-    "checkpoint/mapped.rs",
     "cli/signals.rs",
+    "files/mapped.rs",
     "python/src/tensors.rs",
 ];
 
@@ -435,6 +471,62 @@ fn the_table_names_layers_that_exist() {
     }
 }
 
+/// Names between backticks, without what stands in brackets.
+fn names(cell: &str) -> Vec<&str> {
+    let mut depth = 0;
+    let quoted = cell.split('`').enumerate().filter(|(at, text)| {
+        let is_open = depth > 0;
+        depth += text.matches('(').count();
+        depth -= text.matches(')').count();
+        at % 2 == 1 && !is_open
+    });
+    quoted.map(|(_, name)| name).collect()
+}
+
+/// The rows of a page's table of layers: each layer, and those that it may use, in order of their names.
+fn rows_of_page(page: &str) -> Vec<(&str, Vec<&str>)> {
+    let table = page.split_once("| layer | may use |\n").expect("the page has the table").1;
+    let rows = table.lines().skip(1).take_while(|line| line.starts_with('|'));
+    let cells = rows.map(|row| row.trim_matches(['|', ' ']).split_once(" | ").expect("a row has two cells"));
+    let mut rows: Vec<(&str, Vec<&str>)> = cells
+        .flat_map(|(layers, below)| {
+            let root = below.contains("the root").then_some("lib");
+            let is_layer = |name: &&str| LAYERS.iter().any(|(layer, _)| layer == name);
+            let mut below: Vec<&str> = if below == "everything" {
+                ALL.to_vec()
+            } else {
+                names(below).into_iter().filter(is_layer).chain(root).collect()
+            };
+            below.sort_unstable();
+            names(layers).into_iter().map(move |layer| (layer, below.clone()))
+        })
+        .collect();
+    rows.sort_unstable();
+    rows
+}
+
+#[test]
+fn the_page_has_the_same_table() {
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    let sorted = |below: &[&'static str]| {
+        let mut below = below.to_vec();
+        below.sort_unstable();
+        below
+    };
+    let mut table: Vec<(&str, Vec<&str>)> =
+        LAYERS.iter().map(|(layer, below)| (*layer, sorted(below))).collect();
+    table.sort_unstable();
+    let rows = rows_of_page(&page);
+    let differing: Vec<_> = rows
+        .iter()
+        .filter(|row| !table.contains(row))
+        .map(|row| format!("the page has {row:?}"))
+        .chain(table.iter().filter(|row| !rows.contains(row)).map(|row| format!("the test has {row:?}")))
+        .collect();
+    assert!(differing.is_empty() && rows.len() == table.len(), "{}", differing.join("\n"));
+}
+
 /// Where a file has `unsafe` code that may not, and whether one has none that may.
 fn unsafe_violations(file: &File) -> Vec<String> {
     let code = blank_out(&file.text);
@@ -458,12 +550,8 @@ fn planted_unsafe_code_is_found() {
         ("kernel.rs", "fn f() {\n    unsafe { g() };\n}", &["src/kernel.rs:2: unsafe code"]),
         ("cli.rs", "#[cfg(test)]\nmod tests {\n    unsafe fn f() {}\n}", &["src/cli.rs:3: unsafe code"]),
         ("plan.rs", "// unsafe\n/* unsafe */ let x = (\"unsafe\", r#\"\"unsafe\"#); not_unsafe();", &[]),
-        ("checkpoint/mapped.rs", "unsafe fn f() {}", &[]),
-        (
-            "checkpoint/mapped.rs",
-            "fn f() {}",
-            &["src/checkpoint/mapped.rs: no unsafe code, which it may have"],
-        ),
+        ("files/mapped.rs", "unsafe fn f() {}", &[]),
+        ("files/mapped.rs", "fn f() {}", &["src/files/mapped.rs: no unsafe code, which it may have"]),
     ];
     for (path, text, expected) in cases {
         assert_eq!(
@@ -499,10 +587,19 @@ fn planted_violations_are_found() {
         ("kernel.rs", "a.mul_add(b, c)", "src/kernel.rs:1: kernel says mul_add"),
         // In two parts: whoever looks for unfinished code looks here too.
         ("cli.rs", concat!("todo", "!()"), "src/cli.rs:1: cli says todo!"),
-        ("plan/models.rs", "let text = std::fs::read(file);", "src/plan/models.rs:1: plan says fs::read("),
+        ("plan/models.rs", "let text = fs::read(file);", "src/plan/models.rs:1: plan says fs::read("),
+        ("plan/models.rs", "std::fs::rename(a, b)", "src/plan/models.rs:1: plan says std::fs"),
+        ("thresholds.rs", "use rustix::fs::fsync;", "src/thresholds.rs:1: thresholds says rustix::fs"),
+        (
+            "checkpoint/own.rs",
+            "use cap_std::ambient_authority;",
+            "src/checkpoint/own.rs:1: checkpoint says cap_std",
+        ),
+        ("checkpoint/own.rs", "memmap2::Mmap", "src/checkpoint/own.rs:1: checkpoint says memmap2"),
+        ("hub.rs", "place.canonicalize()?", "src/hub.rs:1: hub says canonicalize()"),
         (
             "checkpoint/file.rs",
-            "use std::fs::File;\nFile::open(path)?",
+            "use crate::files::File;\nFile::open(path)?",
             "src/checkpoint/file.rs:2: checkpoint says File::open(",
         ),
         ("extra.rs", "", "src/extra.rs: the layer extra is not in the table"),

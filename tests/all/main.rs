@@ -44,6 +44,7 @@ mod hub_server;
 mod inputs;
 mod kept;
 mod kernel_files;
+mod kills;
 mod layers;
 mod limits;
 mod memory;
@@ -54,6 +55,9 @@ mod modules;
 mod moe;
 mod oracle;
 mod pages;
+mod parts;
+#[cfg(target_os = "linux")]
+mod peaks;
 mod pickles;
 mod predict;
 mod quantised;

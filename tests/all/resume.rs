@@ -265,6 +265,24 @@ fn another_merge_is_refused_by_what_differs() {
 }
 
 #[test]
+fn hashes_of_inputs_make_no_other_merge() {
+    let case = Case::new(ELEMENTS);
+    let hashing = ["--hash-inputs"];
+    case.merge(&hashing).succeeded();
+    let whole = case.output();
+    fs::remove_dir_all(case.path().join("out")).unwrap();
+    let mut child = case.start(&hashing);
+    while case.noted() < TENSORS / 2 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    let _ = child.kill();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), None, "it was over before the signal");
+    let ended = case.merge(&hashing).succeeded();
+    assert!(ended.stderr.contains("this merge goes on from there"), "{}", ended.stderr);
+    assert_eq!(case.output(), whole);
+}
+
+#[test]
 fn who_stops_a_merge_keeps_what_is_worth_it_and_hears_how_to_go_on() {
     let small = Case::new(ELEMENTS);
     small.stopped_at(TENSORS / 2, Signal::INT).failed(130, &["interrupted"]);

@@ -19,7 +19,7 @@ use crate::models::{self, PLAIN, RUN, Run, Stored, Tensors, stored, tuned, weigh
 const COLUMNS: usize = 300;
 
 /// A tokenizer of words; the special ones stand behind the others.
-fn tokenizer(words: &[&str], special: &[&str]) -> Value {
+pub fn tokenizer(words: &[&str], special: &[&str]) -> Value {
     let vocabulary: serde_json::Map<String, Value> =
         words.iter().zip(0..).map(|(word, id)| ((*word).into(), json!(id))).collect();
     let added = |(word, id): (&&str, usize)| {
@@ -42,7 +42,7 @@ fn tensors(rows: usize, dtype: Dtype, seed: u64) -> Tensors {
     ])
 }
 
-fn write(folder: &Path, tensors: &Tensors, tokenizer: &Value, config: &Value) {
+pub fn write(folder: &Path, tensors: &Tensors, tokenizer: &Value, config: &Value) {
     models::write(folder, tensors, PLAIN);
     fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let mut whole: Value = serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();

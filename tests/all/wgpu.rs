@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 use crate::averages;
 use crate::command::{self, Ended, assert_nothing_left, mergeforge};
 use crate::float64;
+use crate::kills;
 use crate::models::{self, PLAIN, Tensors, stored, tuned, weights};
 use crate::same_bytes;
 
@@ -487,4 +488,14 @@ fn what_is_not_there_is_reported() {
     assert_eq!(devices["auto"], "cpu");
     let ours = devices["devices"].as_array().unwrap().iter().find(|device| device["id"] == "wgpu:0").unwrap();
     assert_eq!((&ours["facts"]["kind"], &ours["facts"]["backend"]), (&"software".into(), &"vulkan".into()));
+}
+
+#[test]
+fn a_merge_survives_kills_at_any_moment() {
+    let program = || {
+        let mut command = mergeforge();
+        command.env("MERGEFORGE_WGPU", "").env("MERGEFORGE_CACHE", cache());
+        command
+    };
+    kills::survives(DEVICE, 60_000, &program, &["--device", DEVICE]);
 }

@@ -150,6 +150,7 @@ pub(super) fn devices() -> Result<Vec<Device>> {
             identity: Some(identity(adapter, &hooks)?),
             facts,
             unusable: missing(&limits),
+            others: Vec::new(),
         })
     };
     adapters().iter().enumerate().map(device).collect()

@@ -7,6 +7,7 @@ use crate::bench::shapes::SHAPES;
 use crate::bench::synth::Spec;
 use crate::checkpoint::free_bytes;
 use crate::error::{Error, Result};
+use crate::machine::available_bytes;
 use crate::text::bytes;
 
 /// In a set's folder, what is not to stay.
@@ -63,24 +64,8 @@ pub(super) fn check_room(spec: &Spec, dir: &Path, models: &[usize]) -> Result<()
 
 fn room(dir: &Path) -> Option<u64> {
     let free = free_bytes(dir)?;
-    let memory = || available_memory().map(|memory| memory.saturating_sub(MEMORY_LEFT));
+    let memory = || available_bytes().map(|memory| memory.saturating_sub(MEMORY_LEFT));
     Some(if in_memory(dir) { memory().map_or(free, |memory| free.min(memory)) } else { free })
-}
-
-/// Memory that can be had without swapping, of the machine or of the container.
-fn available_memory() -> Option<u64> {
-    let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let machine = kilobytes(&info, "MemAvailable:")?;
-    let limit = number("/sys/fs/cgroup/memory.max");
-    let container = limit.zip(number("/sys/fs/cgroup/memory.current"));
-    Some(container.map_or(machine, |(limit, taken)| machine.min(limit.saturating_sub(taken))))
-}
-
-/// A line `Name:  123 kB` of a file in `/proc`, in bytes.
-pub(super) fn kilobytes(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
 }
 
 /// Whether files below this folder, which need not be there yet, lie in memory.
@@ -205,11 +190,5 @@ mod tests {
             error.message.contains(&format!("{} bytes", spec.model_bytes() * ((1 << 20) + 1))),
             "{error}"
         );
-    }
-
-    #[test]
-    fn lines_of_proc_are_kilobytes() {
-        assert_eq!(kilobytes("VmPeak:\t 9 kB\nVmHWM:\t   12 kB\n", "VmHWM:"), Some(12 << 10));
-        assert_eq!(kilobytes("nothing", "VmHWM:"), None);
     }
 }

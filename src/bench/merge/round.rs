@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::place::{OUT, WORK, kilobytes};
+use super::place::{OUT, WORK};
 use crate::error::Result;
+use crate::machine::kilobytes;
 use crate::report::{Report, stages_json};
 use crate::stream::Watch;
 use crate::timeline::{By, Record, Stage, Timeline};

@@ -328,3 +328,67 @@ fn a_place_that_was_taken_meanwhile_is_refused() {
     assert!(refused.message.contains("exists and is not empty"), "{}", refused.message);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no OUT.partial is left");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_partial_folder_that_cannot_be_made_leaves_nothing_nor_do_its_parents() {
+    use crate::files::Op;
+    use crate::files::hook::{Fault, Hooked, Planted};
+    use rustix::io::Errno;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let out = root.join("a/b/out");
+    let hooked = Hooked::on(&root);
+    let mut failed = 0;
+    for op in [Op::Open, Op::Make, Op::MakeFolder, Op::Write, Op::Sync, Op::SyncFolder, Op::Lock, Op::Look] {
+        for call in 0.. {
+            hooked.plant(Some(Planted { op, call, fault: Fault::Error(Errno::NOSPC), lasts: false }));
+            let begun = Partial::create(&out, Access::ANY, None);
+            let is_hit = !hooked.hits().is_empty();
+            hooked.plant(None);
+            failed += usize::from(begun.is_err());
+            drop(begun);
+            assert!(is_empty(&root).unwrap(), "{op:?} {call}");
+            if !is_hit {
+                break;
+            }
+        }
+    }
+    assert!(failed > 8, "{failed}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_removed_after_the_rename_is_named() {
+    use crate::files::Op;
+    use crate::files::hook::{Fault, Hooked, Planted};
+    use rustix::io::Errno;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let out = root.join("out");
+    let hooked = Hooked::on(&root);
+    let layout = crate::checkpoint::layout::layout::<crate::checkpoint::layout::OutTensor>(&[], 1 << 30);
+    let published = |op, call, fault| {
+        let _ = fs::remove_dir_all(&out);
+        let what = serde_json::json!({});
+        let mut partial =
+            Partial::create(&out, Access::ANY, Some(Making { what: &what, anew: false })).unwrap();
+        drop(partial.journal(&what, &layout).unwrap().0.expect("it is locked"));
+        hooked.plant(Some(Planted { op, call, fault: Fault::Error(fault), lasts: false }));
+        let error = partial.publish().unwrap_err();
+        assert_eq!(hooked.hits().len(), 1);
+        hooked.plant(None);
+        assert!(out.is_dir());
+        (error.message, error.hint.unwrap())
+    };
+    for (call, left) in [(0, ".journal and .lock"), (1, ".lock")] {
+        let (message, hint) = published(Op::Remove, call, Errno::ACCESS);
+        assert!(message.contains(&format!("but {left} could not be removed")), "{message}");
+        assert!(hint.starts_with(&format!("remove {left}:")), "{hint}");
+    }
+    // The folder, its parent, and the folder once more.
+    let (message, hint) = published(Op::SyncFolder, 2, Errno::IO);
+    assert!(message.contains("gone from there for good is unknown"), "{message}");
+    assert!(hint.contains("if they are there"), "{hint}");
+    assert!(published(Op::SyncFolder, 1, Errno::IO).0.contains("whether its name is there too is unknown"));
+}

@@ -93,6 +93,8 @@ _KINDS: dict[str, type[Error]] = {
     "output": OutputError,
     "device": DeviceError,
     "network": NetworkError,
+    # Parts of an output that are not made yet, which no function here asks for.
+    "unready": OutputError,
 }
 
 

@@ -7,11 +7,12 @@
 //!
 //! Linux only: elsewhere nothing is mapped, and files are read by position.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 #[cfg(target_os = "linux")]
 use std::sync::{Mutex, PoisonError};
+
+use super::File;
 
 /// A file in memory, of which nothing is there until it is brought.
 #[derive(Debug)]
@@ -83,7 +84,7 @@ impl WritableMap {
     /// # Errors
     /// It cannot be mapped.
     pub fn new(file: &File, piece_bytes: usize) -> io::Result<Self> {
-        let map = memmap2::MmapRaw::map_raw(file)?;
+        let map = memmap2::MmapRaw::map_raw(&file.0)?;
         let turns = (0..map.len() / piece_bytes).map(|_| Mutex::default()).collect();
         Ok(Self { map, piece_bytes, turns })
     }
@@ -130,7 +131,6 @@ impl WritableMap {
 #[cfg(target_os = "linux")]
 mod linux {
     use std::ffi::{c_int, c_void};
-    use std::fs::File;
     use std::io;
     use std::mem::MaybeUninit;
     use std::ops::Range;
@@ -139,6 +139,8 @@ mod linux {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
+
+    use crate::files::{File, On, Op, ask};
 
     /// Most files that are mapped at once, as many as twelve models of some hundred shards have. More are read.
     const FILES_MAX: usize = 4096;
@@ -190,7 +192,8 @@ mod linux {
             // SAFETY: the memory is only read. If somebody writes to the file meanwhile, other values are read: every
             // pattern of bits is a value, no decision about memory depends on one, and the merge fails in the end since
             // the file has changed. If it is cut short, the handler installed above puts zeros there.
-            let map = unsafe { MmapOptions::new().len(bytes).map(file) }.ok()?;
+            let map = || unsafe { MmapOptions::new().len(bytes).map(&file.0) };
+            let map = ask(Op::Map, On::File(&file.0), map).ok()?;
             let start = map.as_ptr() as usize;
             let place = MappedFile::claim(&(start..start + bytes))?;
             Some(Self { map, place })
@@ -309,9 +312,8 @@ mod tests {
 
     fn file(bytes: &[u8]) -> (tempfile::TempDir, File) {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        std::fs::write(&path, bytes).unwrap();
-        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let file = File::make(&folder.path().join("file")).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
         (folder, file)
     }
 
@@ -353,7 +355,7 @@ mod tests {
         map.write(2, &[1; 2000]).unwrap();
         map.write(3, &[2; 2000]).unwrap();
         let mut read = vec![0; 10_000];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut read, 0).unwrap();
+        file.read_exact_at(&mut read, 0).unwrap();
         let expected = [&[7; 4000][..], &[1; 2000], &[2; 2000], &[7; 2000]].concat();
         assert!(read == expected);
     }

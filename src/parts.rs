@@ -1,0 +1,204 @@
+//! An output made in parts: each has some of the shards, in a folder of its own beside the output, `OUT.parts/2-of-4`. Whoever makes them,
+//! in whatever order and how often, they are put together to the bytes of one merge.
+//!
+//! A part is an output like any other: built in `2-of-4.partial`, gone on with where it was stopped, and renamed when it is complete.
+//! What it says of itself is its record (`record.rs`); the first one has the files beside the tensors, too.
+
+mod finish;
+mod record;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+pub use finish::{Done, Finished, finish};
+use record::{BESIDE, RECORD, Record};
+
+use crate::checkpoint::{
+    Content, Destination, Layout, Sidecar, check_destinations, check_left, check_out, partial_path, parts_of,
+    remove_folder,
+};
+use crate::error::{Error, Result};
+use crate::hub::Remote;
+use crate::limits::PARTS_MAX;
+use crate::report::{self, Report, differences};
+use crate::{Options, Prepared, Stopped, free_for, places_of_inputs, preflight};
+
+/// Which part of an output, of how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    number: usize,
+    of: usize,
+}
+
+impl Part {
+    /// The part `number`, from 1, of `of`; none where there is no such part.
+    pub fn new(number: usize, of: usize) -> Option<Self> {
+        ((1..=of).contains(&number) && of <= PARTS_MAX).then_some(Self { number, of })
+    }
+
+    /// The one that has the files beside the tensors.
+    pub fn is_first(self) -> bool {
+        self.number == 1
+    }
+
+    /// Its shards, of all.
+    pub fn shards(self, layout: &Layout) -> Range<usize> {
+        layout.share(self.number, self.of)
+    }
+
+    /// The folder that it is made in.
+    ///
+    /// # Errors
+    /// Kind `Config`: `out` is no place for an output.
+    pub fn folder(self, out: &Path) -> Result<PathBuf> {
+        parts_of(out).map(|parts| parts.join(self.folder_name()))
+    }
+
+    fn folder_name(self) -> String {
+        format!("{}-of-{}", self.number, self.of)
+    }
+
+    /// The part that has a folder of this name.
+    fn of_folder(name: &str) -> Option<Self> {
+        let (number, of) = name.split_once("-of-")?;
+        let part = Self::new(number.parse().ok()?, of.parse().ok()?)?;
+        (part.folder_name() == name).then_some(part)
+    }
+}
+
+/// As `--part` takes it.
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+/// All that the bytes of a part depend on.
+pub(crate) fn making(prepared: &Prepared, options: &Options) -> Value {
+    let mut making = report::making(prepared);
+    making[FILES] = json!({ "tokenizer": options.copy_tokenizer, "card": options.model_card });
+    making
+}
+
+/// What the choice of files beside the tensors is called.
+const FILES: &str = "the files beside the tensors";
+
+/// The same for the output as one, whose tensors do not depend on them.
+fn making_of_all(making: &Value) -> Value {
+    let keys = making.as_object().into_iter().flatten().filter(|(key, _)| *key != FILES);
+    keys.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Where a part is already, if it is: in its folder, moved from there by whoever puts parts together, or in the output.
+///
+/// # Errors
+/// Kind `Config`: a part of something else is there. Kind `Input`: what is there cannot be read.
+pub fn made(prepared: &Prepared, options: &Options, part: Part) -> Result<Option<PathBuf>> {
+    let out = &options.out;
+    if differences(out, prepared, options.copy_tokenizer).is_empty() {
+        return Ok(Some(out.clone()));
+    }
+    let folder = part.folder(out)?;
+    if options.stopped == Stopped::Restarts {
+        return Ok(None);
+    }
+    let Some(record) = Record::read(&folder)? else { return Ok(None) };
+    let making = making(prepared, options);
+    if record.making != making {
+        let changed = record.changed(&making).join(", ");
+        let what = format!("{} holds a part of a different merge (changed: {changed})", folder.display());
+        let hint = "give --restart to make it again; or merge as before, or into another folder";
+        return Err(Error::config(what).hint(hint));
+    }
+    Ok(record.is_whole(&folder, out)?.then_some(folder))
+}
+
+/// Removes what is there of a part that is to be made, if it is not whole, or is to be made anew.
+pub(crate) fn clear(prepared: &Prepared, options: &Options, part: Part) -> Result<()> {
+    let folder = part.folder(&options.out)?;
+    if made(prepared, options, part)?.is_some() {
+        let refusal = Error::config(format!("{} is there already", folder.display()));
+        return Err(refusal.hint("give --restart to make it again"));
+    }
+    Record::read(&folder)?.map_or(Ok(()), |record| record.remove(&folder))
+}
+
+/// Refuses places that are not free, or a disk that is too small, before anything is read.
+///
+/// # Errors
+/// What is wrong with the places or the disk.
+pub fn check_room(prepared: &Prepared, options: &Options, part: Part) -> Result<()> {
+    let inputs: Vec<PathBuf> = places_of_inputs(prepared).collect();
+    check_out(&options.out, &inputs)?;
+    check_half_made(&options.out, || report::making(prepared))?;
+    let (folder, layout) = (part.folder(&options.out)?, &prepared.plan.layout);
+    preflight::check(prepared, part.shards(layout).len(), options)?;
+    let of_shards: u64 = layout.shards[part.shards(layout)].iter().map(|shard| shard.bytes).sum();
+    let others = if part.is_first() {
+        crate::output_bytes(prepared, options.copy_tokenizer) - layout.file_bytes
+    } else {
+        0
+    };
+    let destination = Destination { out: folder, bytes: of_shards + others, on_the_way_bytes: 0 };
+    let beside = (destination.out.clone(), destination.bytes);
+    if Record::read(&beside.0)?.is_none() {
+        check_destinations(&[destination], &inputs)?;
+        if options.stopped == Stopped::GoesOn {
+            check_left(&beside.0, || making(prepared, options))?;
+        }
+    }
+    if prepared.choices.remote != Remote::Streamed {
+        free_for(&prepared.absent(), &[(&beside.0, beside.1)])?;
+    }
+    Ok(())
+}
+
+/// Refuses an output beside which something else is half made: parts of it could not be put together.
+///
+/// # Errors
+/// Kind `Config`, with what differs.
+fn check_half_made(out: &Path, making: impl FnOnce() -> Value) -> Result<()> {
+    check_left(out, making).map_err(|refusal| {
+        let partial = partial_path(out).unwrap_or_else(|_| out.to_path_buf());
+        refusal.hint(format!(
+            "go on with that merge, or remove {} where it is of no use; or make these parts for another output",
+            partial.display()
+        ))
+    })
+}
+
+/// The files beside the shards of a part.
+pub(crate) fn sidecars(
+    report: &mut Report,
+    prepared: &Prepared,
+    options: &Options,
+    (part, command): (Part, &[String]),
+) -> Result<Vec<Sidecar>> {
+    let mut files = if part.is_first() { report.beside(prepared, options)? } else { Vec::new() };
+    let names = files.iter().map(|sidecar| sidecar.file.clone()).collect();
+    let record = Record::of(report, prepared, (part, command), making(prepared, options), names);
+    for sidecar in &mut files {
+        // Apart from the shards, with which they would look like a model.
+        sidecar.file = format!("{BESIDE}/{}", sidecar.file);
+    }
+    files.push(Sidecar { file: RECORD.into(), content: Content::Bytes(record.text()) });
+    Ok(files)
+}
+
+impl Record {
+    /// Removes its part.
+    fn remove(&self, folder: &Path) -> Result<()> {
+        let beside = self.files.iter().map(|file| format!("{BESIDE}/{file}"));
+        let files: BTreeSet<String> =
+            self.shards.iter().map(|(file, _)| file.clone()).chain(beside).collect();
+        match remove_folder(folder, &files, RECORD) {
+            // By another process.
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|cause| Error::writing(folder, &cause)),
+        }
+    }
+}

@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::method::{Method, Scope, Settings, Value, ValueKind};
 use crate::plan::{Action, Merge, Plan, layered};
 use crate::stream::Watch;
+use crate::text::labels;
 
 pub use findings::{Finding, findings};
 use pass::{Found, Job, Pass};
@@ -59,18 +60,14 @@ pub struct Request {
 pub struct Column {
     /// As the config has it.
     pub name: String,
-    /// The last part of it, where that is enough to tell the models apart.
+    /// As much of its end as tells the models apart.
     pub short: String,
 }
 
-/// A model among others.
-fn column(name: &str, names: &[String]) -> Column {
-    fn last(name: &str) -> &str {
-        name.trim_end_matches('/').rsplit('/').next().unwrap_or(name)
-    }
-    let is_alone = names.iter().filter(|other| last(other) == last(name)).count() == 1;
-    let short = if is_alone && !last(name).is_empty() { last(name) } else { name };
-    Column { name: name.to_owned(), short: short.to_owned() }
+/// Models beside each other.
+fn as_columns(names: &[String]) -> Vec<Column> {
+    let of = |(name, short): (&String, String)| Column { name: name.clone(), short };
+    names.iter().zip(labels(names)).map(of).collect()
 }
 
 /// The columns, and which of them is the base.
@@ -227,7 +224,7 @@ fn compared(plan: &Plan) -> Result<Compared> {
     }
     let base = plan.base.and_then(|base| columns.get_index_of(&base));
     let names: Vec<String> = columns.iter().map(|model| plan.models[*model].name.clone()).collect();
-    let columns = Columns { columns: names.iter().map(|name| column(name, &names)).collect(), base };
+    let columns = Columns { columns: as_columns(&names), base };
     let job = |(tensor, merge, places): (usize, &Merge, Vec<usize>)| {
         let count = places.len();
         let own_base = places.iter().position(|column| Some(*column) == columns.base);

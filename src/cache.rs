@@ -31,13 +31,19 @@ pub fn folder() -> Option<PathBuf> {
 /// # Errors
 /// Those of the system, and these.
 pub fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
+    let file = open_regular(path)?;
     let mut content = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut content)?;
     if content.len() as u64 > bytes_max { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(content) }
+}
+
+/// Opens what has to be a regular file.
+///
+/// # Errors
+/// Those of the system, and that it is none.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 /// The ending of a file that is being written.

@@ -55,7 +55,7 @@ pub use out_folder::{
 };
 pub use partial::{Making, WorkFolder, check_left, remove_folder, remove_lock};
 pub use sidecars::{CARD, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, MOE_CONFIG, Sidecar};
-pub use sink::{Made, Sink};
+pub use sink::{InParts, Sink};
 pub use source::Source;
 pub use source_file::Elsewhere;
 pub use weight_files::{is_weights, parse_index};

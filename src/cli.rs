@@ -68,7 +68,7 @@ use mergekit::MergekitArgs;
 use progress::Progress;
 use reading::Reading;
 use resources::{cores, default_host_bytes, limits_on};
-use warnings::{Warnings, checked};
+use warnings::{Warnings, checked, checked_space};
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
 #[derive(Debug, Parser)]
@@ -79,8 +79,8 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 `diff` found differences; 2 the command, the config or the plan is wrong, or a model is not there; 3 a file of an \
-                          input, or of an output that `verify` reads, is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 6 the Hub cannot be reached; 7 `finish` misses parts; 130 interrupted. \
-                          After 2 and 3 the same command ends in the same way; after 4 to 7 and 130, or a signal, it may succeed when it is tried again. \
+                          input, or of an output that `verify` reads, is missing or damaged; 4 the output cannot be written; 5 the device is missing or failed; 6 the Hub cannot be reached; 7 `finish` misses parts; 8 the system failed to read an input; 130 interrupted. \
+                          After 2 and 3 the same command ends in the same way; after 4 to 8 and 130, or a signal, it may succeed when it is tried again. \
                           NO_COLOR is respected. MERGEFORGE_CACHE names the folder \
                           of what merges remember (by default mergeforge/ in ~/.cache; empty: nowhere).";
 
@@ -199,7 +199,7 @@ struct MergeFlags {
     quiet: bool,
     #[arg(long, hide = true)]
     no_quiet: bool,
-    /// Print the manifest as JSON when done, and with it, as `run`, how the merge went
+    /// Print the manifest as JSON when done, and with it, as `run`, how the merge went; of a part, which it is, where it lies and its files
     #[arg(long)]
     json: bool,
     /// Read every input file whole before the merge, so that the manifest says its SHA-256
@@ -393,7 +393,7 @@ pub fn run(words: Vec<OsString>, program: Vec<OsString>) -> u8 {
     }
     let command = match Cli::try_parse_from(&words) {
         Ok(cli) => cli.command,
-        Err(answer) => return usage(&answer),
+        Err(answer) => return usage(&answer, &words),
     };
     let _ = STARTED.set(Started { program, arguments: words.into_iter().skip(1).collect() });
     let outcome = match command {
@@ -441,8 +441,8 @@ fn end(outcome: Result<()>) -> u8 {
 }
 
 /// The help that was asked for, or what is wrong with the command.
-fn usage(answer: &clap::Error) -> u8 {
-    show::usage(answer);
+fn usage(answer: &clap::Error, words: &[OsString]) -> u8 {
+    show::usage(answer, shell::taken(answer, words));
     match u8::try_from(answer.exit_code()) {
         Ok(0) => end(show::delivered()),
         code => code.unwrap_or(2),
@@ -493,15 +493,19 @@ fn merge_on(
     }
     let part = flags.part.map(|asked| asked.part(flags.quiet)).transpose()?;
     let ends = (!flags.no_copy_tokenizer, flags.stopped(), part);
-    let Some(report) = merge_into(prepared, out, ends, flags, on, progress, timeline)? else { return Ok(()) };
-    if let Some(file) = &flags.trace {
+    let report = merge_into(prepared, out, ends, flags, on, progress, timeline)?;
+    if let (Some(file), Some(report)) = (&flags.trace, &report) {
         report.write_trace(file, prepared)?;
         if !flags.quiet {
-            show::traced(file, &report);
+            show::traced(file, report);
         }
     }
-    if flags.json {
-        show::json(&report.json());
+    match (part, report) {
+        (Some(part), report) if flags.json => {
+            show::json(&parts::json(prepared, out, part, report.as_ref())?);
+        }
+        (None, Some(report)) if flags.json => show::json(&report.json()),
+        _ => {}
     }
     Ok(())
 }
@@ -566,7 +570,13 @@ fn run_plan(config: &Written, args: &PlanOptions) -> Result<()> {
             show_plan(&moe::prepared(&config, &args.common, &args.untrained)?, None, &[], args)
         }
         AnyConfig::Merges(stages) => match stages.single() {
-            Ok(config) => show_plan(&prepared(config, &args.common)?, space.as_ref(), &[], args),
+            Ok(config) => {
+                let prepared = match &space {
+                    Some(space) => checked_space(space, args.common.fit.strict, &args.common.choices())?,
+                    None => prepared(config, &args.common)?,
+                };
+                show_plan(&prepared, space.as_ref(), &[], args)
+            }
             Err(stages) => staged::plan(&stages, args),
         },
     }

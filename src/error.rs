@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::io;
 use std::panic;
 use std::path::Path;
 use std::sync::Once;
@@ -58,7 +59,7 @@ pub struct Error {
     /// The file that is wrong, as the user reaches it, where it is one: the config, whose place `about` is, or a file of a checkpoint.
     pub file: Option<Box<str>>,
     /// What the system said, where that is why an input could not be read.
-    pub cause: Option<std::io::ErrorKind>,
+    pub cause: Option<io::ErrorKind>,
     /// What else is wrong, where several things are, each with its own hint. These have no others.
     pub others: Vec<Self>,
 }
@@ -115,13 +116,19 @@ impl Error {
     }
 
     /// An input file that the system would not let us read.
-    pub fn reading(path: &Path, cause: &std::io::Error) -> Self {
+    pub fn reading(path: &Path, cause: &io::Error) -> Self {
         let error = Self::input(format!("cannot read {}: {cause}", path.display())).in_file(path);
-        Self { cause: Some(cause.kind()), ..error }
+        error.caused_by(cause)
+    }
+
+    /// Says why an input could not be read, as the system says it.
+    #[must_use]
+    pub fn caused_by(self, cause: &io::Error) -> Self {
+        Self { cause: Some(cause.kind()), ..self }
     }
 
     /// An output file that the system would not let us write.
-    pub fn writing(path: &Path, cause: &std::io::Error) -> Self {
+    pub fn writing(path: &Path, cause: &io::Error) -> Self {
         Self::output(format!("cannot write {}: {cause}", path.display())).in_file(path)
     }
 
@@ -187,11 +194,18 @@ impl Error {
         std::iter::once(self).chain(others).collect()
     }
 
-    /// The process exit code: 2 for config, 3 for input, 4 for output, 5 for the device, 6 for the Hub, 7 for what is not made yet, 130
-    /// when interrupted. After 2 and 3 the same command ends in the same way; after the others it may succeed another time.
+    /// Whether the system failed to read an input, which may go well another time.
+    pub fn may_be_read_again(&self) -> bool {
+        self.cause.is_some_and(is_of_the_moment)
+    }
+
+    /// The process exit code: 2 for config, 3 for input, 4 for output, 5 for the device, 6 for the Hub, 7 for what is not made yet, 8 for
+    /// an input that the system failed to read, 130 when interrupted. After 2 and 3 the same command ends in the same way; after the
+    /// others it may succeed another time.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Config => 2,
+            Kind::Input if self.may_be_read_again() => 8,
             Kind::Input => 3,
             Kind::Output => 4,
             Kind::Device | Kind::DeviceMemory => 5,
@@ -200,6 +214,30 @@ impl Error {
             Kind::Interrupted => 130,
         }
     }
+}
+
+/// Whether this is the system's failure, as of a disk or of a network, and nothing that is wrong with the file.
+fn is_of_the_moment(cause: io::ErrorKind) -> bool {
+    use io::ErrorKind::{
+        InvalidData, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+        UnexpectedEof, Unsupported,
+    };
+    // A loop of links, too, is a mistake in a folder; its kind has no name yet.
+    let is_loop = cfg!(unix) && cause == io::Error::from_raw_os_error(libc::ELOOP).kind();
+    // An error of the disk has no name among these.
+    !is_loop
+        && !matches!(
+            cause,
+            InvalidData
+                | InvalidFilename
+                | InvalidInput
+                | IsADirectory
+                | NotADirectory
+                | NotFound
+                | PermissionDenied
+                | UnexpectedEof
+                | Unsupported
+        )
 }
 
 impl fmt::Display for Error {
@@ -308,6 +346,23 @@ pub fn without_panic<T>(run: impl FnOnce() -> T) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_system_failed_to_read_may_be_tried_again() {
+        let of = |cause: io::Error| Error::reading(Path::new("a"), &cause).exit_code();
+        // EIO, ESTALE and EMFILE of Linux.
+        #[cfg(target_os = "linux")]
+        assert_eq!([5, 116, 24].map(|code| of(io::Error::from_raw_os_error(code))), [8; 3]);
+        assert_eq!(of(io::ErrorKind::TimedOut.into()), 8);
+        for of_the_file in
+            [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::UnexpectedEof]
+        {
+            assert_eq!(of(of_the_file.into()), 3, "{of_the_file}");
+        }
+        #[cfg(unix)]
+        assert_eq!(of(io::Error::from_raw_os_error(libc::ELOOP)), 3);
+        assert_eq!(Error::input("damaged").exit_code(), 3);
+    }
 
     #[test]
     fn several_errors_are_one_and_each_keeps_its_hint() {

@@ -6,6 +6,8 @@
 
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) mod disk;
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) mod faulty;
 mod folder;
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) mod hook;
@@ -150,18 +152,32 @@ impl File {
         Self::at(path, Op::Make, fs::OpenOptions::new().read(true).write(true).create_new(true))
     }
 
-    /// Opens a file for reading and writing, and makes it where it is not there, with this mode where the system has modes.
+    /// Opens a file for reading and writing, and makes it where it is not there, with this mode where the system has modes. A link in
+    /// its place is not followed, where the system can refuse that, and a pipe is not waited for.
     ///
     /// # Errors
     /// Those of the system.
     pub fn open_or_make(path: &Path, mode: u32) -> io::Result<Self> {
         let mut options = fs::OpenOptions::new();
-        options.create(true).truncate(false).read(true).write(true);
+        options.read(true).write(true);
         #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
+        {
+            use std::os::unix::fs::OpenOptionsExt;
+            let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+            options.custom_flags(flags.bits().cast_signed()).mode(mode);
+        }
         #[cfg(not(unix))]
         let _ = mode;
-        Self::at(path, Op::Make, &options)
+        let open = || Self::at(path, Op::Open, &options);
+        match open() {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        match Self::at(path, Op::Make, options.clone().create_new(true)) {
+            // Another process has made it meanwhile.
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => open(),
+            result => result,
+        }
     }
 
     /// Opens what the user has named for writing, as it is, and makes it where it is not there.
@@ -496,8 +512,24 @@ pub fn make_folders(folder: &Path, mode: u32) -> io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, mode);
     #[cfg(not(unix))]
     let _ = mode;
-    builder.recursive(true);
-    ask(Op::MakeFolder, On::Path(folder), || builder.create(folder))
+    let make = || -> io::Result<()> {
+        ask(Op::MakeFolder, On::Path(folder), || builder.create(folder))?;
+        hook::done(&Done::MadeFolder(On::Path(folder)));
+        Ok(())
+    };
+    let result = match (make(), folder.parent()) {
+        (Err(cause), Some(parent)) if cause.kind() == io::ErrorKind::NotFound => {
+            make_folders(parent, mode)?;
+            make()
+        }
+        (result, _) => result,
+    };
+    result.or_else(|cause| match metadata(folder) {
+        Ok(found) if found.is_dir() => Ok(()),
+        _ if folder.as_os_str().is_empty() => Ok(()),
+        Err(unseen) if !leads_nowhere(unseen.kind()) => Err(unseen),
+        _ => Err(cause),
+    })
 }
 
 /// Gives a file another name on the same disk; what has that name goes.
@@ -530,7 +562,9 @@ pub fn link(target: &Path, link: &Path) -> io::Result<()> {
         return std::os::unix::fs::symlink(target, link);
         #[cfg(windows)]
         return std::os::windows::fs::symlink_file(target, link);
-    })
+    })?;
+    hook::done(&Done::Made(On::Path(link)));
+    Ok(())
 }
 
 /// Gives a file one more name, or where that cannot be copies it. What has that name already, by another process, is taken for the same
@@ -550,7 +584,11 @@ pub fn link_or_copy(file: &Path, to: &Path) -> io::Result<()> {
     name.push(to.file_name().unwrap_or_default());
     let unfinished = to.with_file_name(name);
     let copied = ask(Op::Make, On::Path(&unfinished), || fs::copy(file, &unfinished));
-    let named = copied.and_then(|_| rename(&unfinished, to));
+    // On the disk, before its name says that it is whole.
+    let synced = copied.and_then(|_| {
+        File::at(&unfinished, Op::Open, fs::OpenOptions::new().read(true).write(cfg!(windows)))?.sync_all()
+    });
+    let named = synced.and_then(|()| rename(&unfinished, to));
     if named.is_err() {
         let _ = remove_file(&unfinished);
     }

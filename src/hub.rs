@@ -17,12 +17,20 @@ mod hashes;
 mod refusals;
 mod snapshot;
 
+pub(crate) use cache::SHARED_BLOBS;
 pub use cache::{Repository, is_hex, is_hub_name};
 pub use download::{Wanted, fetch, missing_bytes};
 pub use environment::Environment;
 pub use file::RemoteFile;
 pub(crate) use hashes::Hasher;
-pub use snapshot::{Pieces, Snapshot, is_verified};
+pub use snapshot::{Pieces, Snapshot, is_verified, suspect};
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "../tests/all/hub_server/mod.rs"]
+mod hub_server;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -68,7 +68,7 @@ pub(crate) use merging::{open_device, verified};
 use plan::{Choices, Compared, Place, Plan, Readable};
 use report::Intermediate;
 use serde_json::{Value as Json, json};
-use stages::{FusedStage, Made, Way};
+use stages::{FusedStage, Outcomes, Way};
 use stream::{Budget, Watch};
 pub use written::{
     AnyConfig, Written, read_any, read_any_or_space, read_config, read_moe, read_space, read_stages,
@@ -143,7 +143,7 @@ impl Prepared {
 /// # Errors
 /// Everything that is wrong with the config or the headers.
 pub fn prepare_config(config: Config, choices: &Choices) -> Result<Prepared> {
-    prepare_among(config, &Made::new(), choices)
+    prepare_among(config, &Outcomes::new(), choices)
 }
 
 /// The same where some models are there already: checkpoints in memory, which the config means by their names.
@@ -156,7 +156,7 @@ pub fn prepare_given(config: Config, given: Vec<Source>, choices: &Choices) -> R
 }
 
 /// The same of a document that may name the results of others.
-fn prepare_among(config: Config, made: &Made, choices: &Choices) -> Result<Prepared> {
+fn prepare_among(config: Config, made: &Outcomes, choices: &Choices) -> Result<Prepared> {
     plan::check_counts(&config)?;
     let (mut config, notes) = plan::with_found_models(config);
     let unread = std::mem::take(&mut config.problems);
@@ -221,7 +221,7 @@ pub fn prepare_moe(moe: &MoeConfig, untrained: bool, choices: &Choices) -> Resul
         [] => plan::check_moe(moe, untrained).err().map_or_else(Vec::new, Error::one_by_one),
         unread => unread.to_vec(),
     };
-    let sources = open(&config, &places, &Made::new(), problems, choices.remote)?;
+    let sources = open(&config, &places, &Outcomes::new(), problems, choices.remote)?;
     let plan = Plan::moe(moe, &config, &sources, choices)?;
     let companions = companions(&plan, &sources)?;
     let (own, results, choices) = (places.len(), HashMap::new(), *choices);
@@ -264,7 +264,7 @@ pub fn open_model(name: &str, remote: Remote) -> Result<StoredModel> {
         }
     }
     let (mut model, mut adapter) = (None, None);
-    for (place, source) in places.keys().zip(open(&config, &places, &Made::new(), Vec::new(), remote)?) {
+    for (place, source) in places.keys().zip(open(&config, &places, &Outcomes::new(), Vec::new(), remote)?) {
         *(if matches!(place, Place::Model(_)) { &mut model } else { &mut adapter }) = Some(source);
     }
     Ok(StoredModel { model, adapter })
@@ -277,7 +277,7 @@ pub fn open_model(name: &str, remote: Remote) -> Result<StoredModel> {
 pub fn prepare_model(name: &str, remote: Remote) -> Result<Readable> {
     let config = config_of(name)?;
     let places = plan::places(&config);
-    let sources = open(&config, &places, &Made::new(), Vec::new(), remote)?;
+    let sources = open(&config, &places, &Outcomes::new(), Vec::new(), remote)?;
     Readable::new(&config, sources)
 }
 
@@ -293,7 +293,7 @@ pub fn prepare_comparison(tuned: &str, base: &str, remote: Remote) -> Result<Com
     });
     let config = Config::parse("", &config.to_string())?;
     let places = plan::places(&config);
-    let sources = open(&config, &places, &Made::new(), Vec::new(), remote)?;
+    let sources = open(&config, &places, &Outcomes::new(), Vec::new(), remote)?;
     Compared::new(&config, sources)
 }
 
@@ -359,7 +359,7 @@ fn meant_path(config: &Config, at: Position) -> Option<String> {
 fn open(
     config: &Config,
     places: &IndexMap<Place, Position>,
-    made: &Made,
+    made: &Outcomes,
     mut problems: Vec<Error>,
     remote: Remote,
 ) -> Result<Vec<Source>> {
@@ -392,7 +392,8 @@ fn open(
                 // Where the config's places mean nothing, what is known is the file that is wrong.
                 return Error { hint, ..error };
             }
-            Error { kind: error.kind, hint, ..config.error_at(*at, error.message) }
+            let Error { kind, cause, message, .. } = error;
+            Error { kind, hint, cause, ..config.error_at(*at, message) }
         })
     };
     let mut sources = Vec::new();

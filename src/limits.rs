@@ -102,7 +102,7 @@ pub const ADAPTER_RANK_MAX: u64 = 1 << 16;
 pub const PATTERNS_MAX: usize = 1 << 12;
 
 /// The memory for these patterns. A pattern of a module's name takes some kilobytes.
-pub const PATTERN_BYTES_MAX: usize = 64 << 20;
+pub const PATTERN_BYTES_MAX: usize = 32 << 20;
 
 /// A chat template that is rendered. Long ones have some 50 kB.
 pub const TEMPLATE_BYTES_MAX: usize = 1 << 18;
@@ -148,6 +148,10 @@ pub const LOCK_BYTES_MAX: u64 = 4 << 20;
 
 /// The thresholds that a merge keeps for the next one. Twelve thousand tensors with all their densities need half of this.
 pub const THRESHOLDS_BYTES_MAX: u64 = 64 << 20;
+
+/// What is hashed of a file in the cache of the Hub whose length nobody has listed. A tokenizer has 20 MB; a damaged one
+/// may be a hole of any length.
+pub const HASHED_BYTES_MAX: u64 = 64 << 20;
 
 /// A reference in the cache of the Hub. A commit has 40 characters.
 pub const REFERENCE_BYTES_MAX: u64 = 4096;

@@ -39,7 +39,7 @@ pub fn merge_recording(
 ) -> Result<Report> {
     check_room(prepared, options)?;
     let layout = &prepared.plan.layout;
-    let goal = Goal { out: &options.out, layout, making: report::making(prepared), part: None };
+    let goal = Goal { out: &options.out, layout, making: report::making(prepared)?, part: None };
     carry_out(prepared, options, &goal, watch, timeline)
 }
 
@@ -59,7 +59,7 @@ pub fn merge_part(
     parts::check_room(prepared, options, part)?;
     let layout = &prepared.plan.layout;
     let (out, layout) = (part.folder(&options.out)?, layout.part(&part.shards(layout)));
-    let making = parts::making(prepared, options);
+    let making = parts::making(prepared, options)?;
     let goal = Goal { out: &out, layout: &layout, making, part: Some((part, command)) };
     carry_out(prepared, options, &goal, watch, timeline)
 }
@@ -138,7 +138,7 @@ fn merge_to(
     let merged = rest.into_iter().zip(merged).chain(known).collect::<BTreeMap<_, _>>();
     let shares = timeline.shares(timeline.origin().elapsed(), workers);
     let names: Vec<String> = engines.iter().map(|(backend, _)| backend.name()).collect();
-    let mut report = Report::new(prepared, names.join(", "), merged, timeline, shares);
+    let mut report = Report::new(prepared, names.join(", "), merged, timeline, shares)?;
     report.threads_missing = threads - workers;
     let streamed = Instant::now();
     let sidecars = match goal.part {
@@ -322,4 +322,4 @@ fn access(sources: &[Source]) -> Access {
 }
 
 #[cfg(all(test, target_os = "linux"))]
-mod tests;
+pub(crate) mod tests;

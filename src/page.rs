@@ -20,6 +20,9 @@ pub use heat_map::{HeatMap, Mark, Scale, heat_map};
 /// A drawing's width in its own units, and about that in pixels; it scales with the page.
 pub const WIDTH: u32 = 960;
 
+/// The width of a letter of a name, about.
+const LETTER: f64 = 7.0;
+
 /// A colour of pages: what it is called in the style, in the light set and in the dark one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Colour {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-pub use finish::{Done, Finished, finish};
+pub use finish::{Done, Whole, finish, manifest};
 use record::{BESIDE, RECORD, Record};
 
 use crate::checkpoint::{
@@ -78,10 +78,13 @@ impl fmt::Display for Part {
 }
 
 /// All that the bytes of a part depend on.
-pub(crate) fn making(prepared: &Prepared, options: &Options) -> Value {
-    let mut making = report::making(prepared);
+///
+/// # Errors
+/// Those of [`report::making`].
+pub(crate) fn making(prepared: &Prepared, options: &Options) -> Result<Value> {
+    let mut making = report::making(prepared)?;
     making[FILES] = json!({ "tokenizer": options.copy_tokenizer, "card": options.model_card });
-    making
+    Ok(making)
 }
 
 /// What the choice of files beside the tensors is called.
@@ -98,33 +101,52 @@ fn making_of_all(making: &Value) -> Value {
 /// # Errors
 /// Kind `Config`: a part of something else is there. Kind `Input`: what is there cannot be read.
 pub fn made(prepared: &Prepared, options: &Options, part: Part) -> Result<Option<PathBuf>> {
+    Ok(match looked_at(prepared, options, part)? {
+        There::Made(place) => Some(place),
+        There::Left(_) | There::Nothing => None,
+    })
+}
+
+/// What is there of a part.
+enum There {
+    /// All of it, in this place.
+    Made(PathBuf),
+    /// One that is not whole, or is to be made anew.
+    Left(Box<Record>),
+    Nothing,
+}
+
+/// Looks once: another process may make it at any moment.
+fn looked_at(prepared: &Prepared, options: &Options, part: Part) -> Result<There> {
     let out = &options.out;
-    if differences(out, prepared, options.copy_tokenizer).is_empty() {
-        return Ok(Some(out.clone()));
+    if differences(out, prepared, options.copy_tokenizer)?.is_empty() {
+        return Ok(There::Made(out.clone()));
     }
     let folder = part.folder(out)?;
+    let Some(record) = Record::read(&folder)? else { return Ok(There::Nothing) };
     if options.stopped == Stopped::Restarts {
-        return Ok(None);
+        return Ok(There::Left(Box::new(record)));
     }
-    let Some(record) = Record::read(&folder)? else { return Ok(None) };
-    let making = making(prepared, options);
+    let making = making(prepared, options)?;
     if record.making != making {
         let changed = record.changed(&making).join(", ");
         let what = format!("{} holds a part of a different merge (changed: {changed})", folder.display());
         let hint = "give --restart to make it again; or merge as before, or into another folder";
         return Err(Error::config(what).hint(hint));
     }
-    Ok(record.is_whole(&folder, out)?.then_some(folder))
+    Ok(if record.is_whole(&folder, out)? { There::Made(folder) } else { There::Left(Box::new(record)) })
 }
 
 /// Removes what is there of a part that is to be made, if it is not whole, or is to be made anew.
 pub(crate) fn clear(prepared: &Prepared, options: &Options, part: Part) -> Result<()> {
-    let folder = part.folder(&options.out)?;
-    if made(prepared, options, part)?.is_some() {
-        let refusal = Error::config(format!("{} is there already", folder.display()));
-        return Err(refusal.hint("give --restart to make it again"));
+    match looked_at(prepared, options, part)? {
+        There::Made(place) => {
+            let refusal = Error::config(format!("{} is there already", place.display()));
+            Err(refusal.hint("give --restart to make it again"))
+        }
+        There::Left(record) => record.remove(&part.folder(&options.out)?),
+        There::Nothing => Ok(()),
     }
-    Record::read(&folder)?.map_or(Ok(()), |record| record.remove(&folder))
 }
 
 /// Refuses places that are not free, or a disk that is too small, before anything is read.
@@ -161,7 +183,7 @@ pub fn check_room(prepared: &Prepared, options: &Options, part: Part) -> Result<
 ///
 /// # Errors
 /// Kind `Config`, with what differs.
-fn check_half_made(out: &Path, making: impl FnOnce() -> Value) -> Result<()> {
+fn check_half_made(out: &Path, making: impl FnOnce() -> Result<Value>) -> Result<()> {
     check_left(out, making).map_err(|refusal| {
         let partial = partial_path(out).unwrap_or_else(|_| out.to_path_buf());
         refusal.hint(format!(
@@ -180,7 +202,7 @@ pub(crate) fn sidecars(
 ) -> Result<Vec<Sidecar>> {
     let mut files = if part.is_first() { report.beside(prepared, options)? } else { Vec::new() };
     let names = files.iter().map(|sidecar| sidecar.file.clone()).collect();
-    let record = Record::of(report, prepared, (part, command), making(prepared, options), names);
+    let record = Record::of(report, prepared, (part, command), making(prepared, options)?, names);
     for sidecar in &mut files {
         // Apart from the shards, with which they would look like a model.
         sidecar.file = format!("{BESIDE}/{}", sidecar.file);

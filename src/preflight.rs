@@ -14,7 +14,7 @@ const OTHER_FILES: usize = 12;
 
 /// What a merge needs at the most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needs {
+pub struct Requirements {
     /// Memory beside the program, in bytes.
     pub memory_bytes: u64,
     /// Memory of the device, in bytes.
@@ -25,7 +25,7 @@ pub struct Needs {
 
 /// What there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct There {
+pub struct Capacity {
     /// Memory that this process may have in all, in bytes.
     pub memory_bytes: u64,
     /// Memory that can be had now, in bytes, where the system says it.
@@ -34,7 +34,7 @@ pub struct There {
     pub open_files: usize,
 }
 
-impl Needs {
+impl Requirements {
     /// Those of a plan of which so many shards are made, whose inputs are read so, with such a budget on that device and those that
     /// merge beside it.
     pub fn of(prepared: &Prepared, shards: usize, reads: Reads, budget: &Budget, device: &Device) -> Self {
@@ -62,7 +62,7 @@ impl Needs {
     ///
     /// # Errors
     /// Kind `Config`, with what is needed and what there is.
-    pub fn check(&self, there: &There) -> Result<()> {
+    pub fn check(&self, there: &Capacity) -> Result<()> {
         let mut refusals = Vec::new();
         if self.memory_bytes > there.memory_bytes {
             let (asked, all) = (bytes(self.memory_bytes), bytes(there.memory_bytes));
@@ -86,14 +86,14 @@ impl Needs {
 /// Refuses to make so many shards of a plan where the system can never give what that needs.
 ///
 /// # Errors
-/// Those of [`Needs::check`].
+/// Those of [`Requirements::check`].
 pub(crate) fn check(prepared: &Prepared, shards: usize, options: &Options) -> Result<()> {
     let Options { reads, budget, device, .. } = options;
-    Needs::of(prepared, shards, *reads, budget, device).check(&There::now())
+    Requirements::of(prepared, shards, *reads, budget, device).check(&Capacity::now())
 }
 
 /// What is doubtful of so much memory: others have it now, and may give it back.
-pub fn doubt(memory_bytes: u64, there: &There) -> Option<Error> {
+pub fn doubt(memory_bytes: u64, there: &Capacity) -> Option<Error> {
     let free = there.free_memory_bytes.filter(|free| memory_bytes > *free)?;
     let doubt = format!(
         "this merge may take {} of memory, and {} are free now: the system may end it",
@@ -103,7 +103,7 @@ pub fn doubt(memory_bytes: u64, there: &There) -> Option<Error> {
     Some(Error::config(doubt).hint("end other programs, or give less with --host-memory"))
 }
 
-impl There {
+impl Capacity {
     /// What there is now.
     pub fn now() -> Self {
         let memory_bytes = physical_bytes();
@@ -115,17 +115,19 @@ impl There {
 mod tests {
     use super::*;
 
-    const THERE: There = There { memory_bytes: 1000, free_memory_bytes: Some(500), open_files: 100 };
+    const THERE: Capacity = Capacity { memory_bytes: 1000, free_memory_bytes: Some(500), open_files: 100 };
 
     #[test]
     fn what_cannot_be_is_refused_and_what_may_not_be_is_doubted() {
-        let fits = Needs { memory_bytes: 500, device_bytes: 1 << 40, open_files: 100 };
+        let fits = Requirements { memory_bytes: 500, device_bytes: 1 << 40, open_files: 100 };
         fits.check(&THERE).unwrap();
         assert!(doubt(500, &THERE).is_none());
         assert!(doubt(501, &THERE).unwrap().message.contains("501"));
-        assert!(doubt(501, &There { free_memory_bytes: None, ..THERE }).is_none());
-        let both =
-            Needs { memory_bytes: 1001, open_files: 101, ..fits }.check(&THERE).unwrap_err().to_string();
+        assert!(doubt(501, &Capacity { free_memory_bytes: None, ..THERE }).is_none());
+        let both = Requirements { memory_bytes: 1001, open_files: 101, ..fits }
+            .check(&THERE)
+            .unwrap_err()
+            .to_string();
         assert!(both.contains("--host-memory") && both.contains("101 files"), "{both}");
     }
 }

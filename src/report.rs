@@ -83,13 +83,17 @@ impl Intermediate {
 }
 
 impl Report {
+    /// What is reported of tensors that were merged, by their places in the plan.
+    ///
+    /// # Errors
+    /// Kind `Input`: what says which bytes an input is cannot be read.
     pub(crate) fn new(
         prepared: &Prepared,
         device: String,
         merged: BTreeMap<usize, Merged>,
         timeline: Timeline,
         shares: Shares,
-    ) -> Self {
+    ) -> Result<Self> {
         let plan = &prepared.plan;
         let (places, merged): (Vec<usize>, Vec<Merged>) = merged.into_iter().unzip();
         let left_out = |left: &LeftOut| LeftOutRecord {
@@ -108,7 +112,7 @@ impl Report {
             config,
             seed: plan.seed,
             options: made::options(prepared),
-            inputs: records(inputs::models(prepared)),
+            inputs: records(inputs::models(prepared)?),
             element_files: records(inputs::element_files(prepared)),
             left_out: plan.left_out.iter().map(left_out).collect(),
             // In the order of the inputs.
@@ -133,7 +137,7 @@ impl Report {
             "chunks_mended": merged.iter().map(|merged| merged.mended).sum::<u64>(),
         });
         let finishing = Duration::ZERO;
-        Self { device, merged, places, timeline, shares, finishing, threads_missing: 0, manifest, run }
+        Ok(Self { device, merged, places, timeline, shares, finishing, threads_missing: 0, manifest, run })
     }
 
     /// The odd values of all tensors together, and how many tensors have some.

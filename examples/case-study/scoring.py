@@ -152,10 +152,12 @@ class Files:
         self.sets = [some(one, tokenizer, prompts, folder, windows, pairs) for one in sets]
         self.names = {one.path.name: one.name for one in self.sets}
         if prompts.form == "chat template":
-            self.form = ["--chat", "--qa-prompt", "{question}{answer}", "--abstract-prompt", "{text}{abstract}"]
+            chat, form = ["--chat"], "{}"
         else:
-            self.form = ["--qa-prompt", prompts.form.format("{question}") + "{answer}"]
-            self.form += ["--abstract-prompt", prompts.form.format("{text}") + "{abstract}"]
+            chat, form = [], prompts.form
+        kinds = {one.kind for one in self.sets}
+        asked = [[f"--{kind}-prompt", form.format(f"{{{first}}}") + f"{{{last}}}"] for kind, (first, last) in KEYS.items() if kind in kinds]
+        self.form = [*chat, *(word for words in asked for word in words)]
         # Pairs are read whole: a longer one than the window would lose a part of its prompt.
         self.longest = max(len(ids) for one in self.sets if one.kind != "text" for ids, _ in items(one, tokenizer, prompts))
 

@@ -3,6 +3,7 @@
 
 use super::sums::{Sums, Task};
 use super::{Analysis, Group, predictions};
+use crate::method::draws_masks;
 use crate::page::digits;
 use crate::text::escaped;
 
@@ -55,6 +56,17 @@ fn bound(share: f64) -> String {
 
 fn finding(about: &'static str, value: f64, threshold: f64, holds: bool, text: String) -> Finding {
     Finding { about, value, threshold: Some(threshold), holds, text }
+}
+
+/// What a finding on trimming has to add where the method drops elements at random.
+fn at_random(analysis: &Analysis) -> String {
+    let name = analysis.method.name;
+    if !draws_masks(name) {
+        return String::new();
+    }
+    let how =
+        if name.starts_with("della") { "small ones more often than large ones" } else { "large or small" };
+    format!(" That is trimming by magnitude; {name} drops elements at random, {how}.")
 }
 
 /// The findings, in the order of the questions that people ask.
@@ -227,12 +239,13 @@ fn conflict(analysis: &Analysis) -> Option<Finding> {
     };
     let text = format!(
         "Task vectors disagree in sign at {} of the elements, where {} of their magnitudes lie. Of what trimming keeps at {}, with the \
-         config's weights, {} is outvoted ({bound} {}): {so}.",
+         config's weights, {} is outvoted ({bound} {}): {so}.{}",
         percent(vote.disagree_share()?),
         percent(vote.mass_disagree_share()?),
         analysis.density_in_words(),
         percent(value),
         self::bound(OUTVOTED),
+        at_random(analysis),
     );
     Some(finding("conflict", value, OUTVOTED, holds, text))
 }
@@ -285,7 +298,7 @@ fn overlap(analysis: &Analysis) -> Option<Finding> {
     };
     let text = format!(
         "Of the elements that trimming keeps of {} or {} at {}, it keeps {} of both, {} times as many as by chance ({bound} \
-         {SAME_ELEMENTS}): {so}. Of what it keeps of the first, it keeps {} of the second too, and {} the other way.",
+         {SAME_ELEMENTS}): {so}. Of what it keeps of the first, it keeps {} of the second too, and {} the other way.{}",
         name(analysis, pair.0),
         name(analysis, pair.1),
         analysis.density_in_words(),
@@ -293,6 +306,7 @@ fn overlap(analysis: &Analysis) -> Option<Finding> {
         digits(factor),
         percent(of_first),
         percent(of_second),
+        at_random(analysis),
     );
     Some(finding("overlap", factor, SAME_ELEMENTS, holds, text))
 }
@@ -308,8 +322,9 @@ fn sparse(analysis: &Analysis) -> Option<Finding> {
     let text = if holds {
         format!(
             "Elements that a model did not change, exact zeros of its task vector: {list} (at least {}). Trimming to a density above \
-             what is left changes nothing there.",
-            bound(SPARSE)
+             what is left changes nothing there.{}",
+            bound(SPARSE),
+            at_random(analysis)
         )
     } else {
         format!("Few elements are unchanged, exact zeros of a task vector: {list} (below {}).", bound(SPARSE))

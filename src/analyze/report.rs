@@ -94,8 +94,15 @@ impl Page<'_> {
         for Finding { text, .. } in findings(self.analysis) {
             let _ = writeln!(html, "<li>{}</li>", escaped(&text));
         }
+        let what = if self.analysis.predictions.is_empty() {
+            "These follow"
+        } else {
+            "What is said of texts was measured on them, all else follows"
+        };
         html + "</ul>\n"
-            + &note("These follow from the weights alone. Whether a merge does well is not among them.")
+            + &note(&format!(
+                "{what} from the weights alone. Whether a merge does well is not among the findings."
+            ))
     }
 
     fn models(&self) -> String {

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use super::file::{Access, with_limit_hint};
 use super::header::{is_lfs_pointer, lfs_pointer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files::{self, File, Folder, Metadata};
-use crate::hub::{self, Snapshot, is_hex};
+use crate::hub::{self, SHARED_BLOBS, Snapshot, is_hex};
 use crate::limits::FILES_MAX;
 use crate::text::bytes;
 
@@ -69,7 +69,7 @@ impl ModelFolder {
     fn opened(path: &Path, snapshot: Option<Arc<Snapshot>>) -> Result<Arc<Self>> {
         let failed = |e: io::Error| with_limit_hint(Error::reading(path, &e), &e);
         let real = files::real(path).map_err(failed)?;
-        let (root, within) = match root_of(&real) {
+        let (root, within) = match root_of(&real)? {
             Some(root) => (root.to_path_buf(), real.strip_prefix(root).unwrap_or(Path::new("")).into()),
             None => (real, PathBuf::new()),
         };
@@ -140,16 +140,14 @@ impl ModelFolder {
 
     /// Whether there is something of this name, be it a link to nothing.
     pub fn has(&self, name: &str) -> bool {
-        match &self.planned {
-            Some(files) => files.contains_key(name) || self.is_folder(name),
-            None => {
-                files::metadata_of_link(&self.path.join(name)).is_ok()
-                    || self
-                        .snapshot
-                        .as_ref()
-                        .is_some_and(|snapshot| snapshot.has(name) || snapshot.is_folder(name))
-            }
+        if let Some(files) = &self.planned {
+            return files.contains_key(name) || self.is_folder(name);
         }
+        let found = files::metadata_of_link(&self.path.join(name)).map_err(|cause| cause.kind());
+        // What cannot be looked at may be there: whoever opens it will say so.
+        let is_absent = |cause| files::leads_nowhere(cause) || cause == io::ErrorKind::NotADirectory;
+        let is_on_hub = |snapshot: &Arc<Snapshot>| snapshot.has(name) || snapshot.is_folder(name);
+        !found.is_err_and(is_absent) || self.snapshot.as_ref().is_some_and(is_on_hub)
     }
 
     /// Whether a folder of this name is in it, be it through a link.
@@ -265,10 +263,12 @@ impl ModelFolder {
             }
             None => format!("{} lies outside of the model's folder", self.path.join(name).display()),
         };
-        Error::input(message).hint(
-            "links are followed within a model's folder, and from a snapshot of the Hugging Face cache into its blobs: \
-             if the file belongs to the model, put it there in place of the link",
-        )
+        let hint = "links are followed within a model's folder, and from a snapshot of the Hugging Face cache into its blobs: \
+                    if the file belongs to the model, put it there in place of the link";
+        match self.blobs() {
+            Some(_) => Error::input(message).hint(format!("{hint}; else {}", again(&self.path.join(name)))),
+            None => Error::input(message).hint(hint),
+        }
     }
 
     fn unreachable(&self, name: &str, cause: &io::Error) -> Error {
@@ -303,11 +303,27 @@ fn number(_file: &Metadata) -> Option<(u64, u64)> {
 
 /// What no link leaves of the Hugging Face cache, for one of its `models--ORG--NAME/snapshots/COMMIT`: the repository; the whole
 /// cache where repositories share blobs in it (`huggingface_hub` from version 2 on), which this marker says.
-fn root_of(real: &Path) -> Option<&Path> {
-    let snapshots = real.parent().filter(|folder| folder.ends_with("snapshots"))?;
-    let repository = snapshots.parent().filter(|repository| files::is_folder(&repository.join("blobs")))?;
-    let cache = repository.parent()?;
-    Some(if files::is_file(&cache.join("blobs/.huggingface-shared-blobs")) { cache } else { repository })
+///
+/// # Errors
+/// Kind `Input`: the system does not say.
+fn root_of(real: &Path) -> Result<Option<&Path>> {
+    let snapshots = real.parent().filter(|folder| folder.ends_with("snapshots"));
+    let Some(repository) = snapshots.and_then(Path::parent) else { return Ok(None) };
+    let Some(cache) = repository.parent() else { return Ok(None) };
+    if !leads_to(&repository.join("blobs"), Metadata::is_dir)? {
+        return Ok(None);
+    }
+    let are_shared = leads_to(&cache.join("blobs").join(SHARED_BLOBS), Metadata::is_file)?;
+    Ok(Some(if are_shared { cache } else { repository }))
+}
+
+/// Whether a path leads to something of a kind. What could not be looked at may be there the next time.
+fn leads_to(path: &Path, is_kind: fn(&Metadata) -> bool) -> Result<bool> {
+    match files::metadata(path) {
+        Ok(found) => Ok(is_kind(&found)),
+        Err(e) if files::leads_nowhere(e.kind()) || e.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        Err(e) => Err(Error::reading(path, &e)),
+    }
 }
 
 /// A file of a model's folder.
@@ -372,7 +388,7 @@ impl InputFile {
         }
         let path = self.path();
         self.bring()?;
-        let place = self.folder.place_of(&self.name)?;
+        let place = self.folder.place_of(&self.name).map_err(|e| self.kept(e))?;
         let handle = self.folder.handle()?;
         let opened = || {
             // Asked first, since opening a device can have effects.
@@ -385,9 +401,17 @@ impl InputFile {
         };
         match opened() {
             Ok(Some(opened)) => Ok(opened),
-            Ok(None) => Err(irregular(&path)),
+            Ok(None) => Err(self.kept(irregular(&path))),
             Err(e) => Err(with_limit_hint(Error::reading(&path, &e), &e)),
         }
+    }
+
+    /// What is wrong with it, with the way out where it lies in the Hub's cache: there it can be had again.
+    pub(super) fn kept(&self, error: Error) -> Error {
+        let is_in_cache = self.folder.blobs().is_some();
+        let is_of_file = error.kind == Kind::Input && error.cause.is_none_or(files::leads_nowhere);
+        let can_help = error.hint.as_ref().is_none_or(|hint| hint.contains("download"));
+        if is_in_cache && is_of_file && can_help { error.hint(again(&self.path())) } else { error }
     }
 
     /// All of it, if it has no more than `bytes_max`.
@@ -401,6 +425,20 @@ impl InputFile {
         file.take(bytes_max + 1).read_to_end(&mut content).map_err(|e| Error::reading(&self.path(), &e))?;
         self.check_size(content.len() as u64, bytes_max)?;
         if is_lfs_pointer(&content) { Err(lfs_pointer(&self.path())) } else { Ok(content) }
+    }
+
+    /// The same of one that need not be there, or may be something that no such file is: then nothing.
+    ///
+    /// # Errors
+    /// Kind `Input`: the system does not let it be read. Kind `Network` or `Output`: it cannot be had, or not be kept.
+    pub fn read_if_sound(&self, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        match self.read(bytes_max) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.kind == Kind::Input && error.cause.is_none_or(files::leads_nowhere) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Refuses a size that no file of this kind has.
@@ -417,7 +455,9 @@ impl InputFile {
             bytes(size),
             bytes(bytes_max)
         );
-        Err(Error::input(message).hint("no published model has one that large: download the file again"))
+        Err(self.kept(
+            Error::input(message).hint("no published model has one that large: download the file again"),
+        ))
     }
 
     /// Whether two files of at most `bytes_max` hold the same bytes: seen by their sizes, else block by block.
@@ -442,6 +482,13 @@ impl InputFile {
             }
         }
     }
+}
+
+/// The way out where a file of the Hub's cache is not what it should be.
+fn again(path: &Path) -> String {
+    let blob = files::real(path).ok().filter(|blob| blob != path);
+    let blob = blob.map_or_else(String::new, |blob| format!(" and {}", blob.display()));
+    format!("remove {}{blob}: what the Hub's cache lacks of a model is fetched again", path.display())
 }
 
 /// The next bytes of a file; none at its end.

@@ -46,7 +46,7 @@ pub(super) fn expanded(path: &Path) -> PathBuf {
     Environment::of_this_process().expand(path)
 }
 
-fn locate_in(
+pub(crate) fn locate_in(
     environment: &Environment,
     path: &str,
     revision: Option<&str>,
@@ -56,18 +56,24 @@ fn locate_in(
         return Err(Error::config("a model has an empty name"));
     }
     let folder = environment.expand(Path::new(path));
-    if files::is_folder(&folder) {
-        return match revision {
-            None => Ok(folder.into()),
-            Some(revision) => Err(revision_of_folder(&folder, revision)),
-        };
-    }
-    if files::is_file(&folder) && revision.is_none() {
-        return Ok(folder.into());
-    }
-    if files::exists(&folder) {
-        return Err(Error::config(format!("{} is a file, not a model folder", folder.display()))
-            .hint("give the folder that holds config.json and the safetensors files"));
+    match files::metadata(&folder) {
+        Ok(found) if found.is_dir() => {
+            return match revision {
+                None => Ok(folder.into()),
+                Some(revision) => Err(revision_of_folder(&folder, revision)),
+            };
+        }
+        Ok(found) if found.is_file() && revision.is_none() => return Ok(folder.into()),
+        Ok(_) => {
+            return Err(Error::config(format!("{} is a file, not a model folder", folder.display()))
+                .hint("give the folder that holds config.json and the safetensors files"));
+        }
+        Err(cause) => {
+            let unread = Error::reading(&folder, &cause);
+            if unread.may_be_read_again() {
+                return Err(unread);
+            }
+        }
     }
     if !is_hub_name(path) {
         let (place, folder) = (&folder, quoted(&folder.display().to_string()));
@@ -86,19 +92,31 @@ fn in_cache_or_on_hub(
 ) -> Result<Located> {
     let is_offline = remote == Remote::Offline || environment.is_offline();
     let cached = in_cache(environment, name, revision.unwrap_or("main"));
+    let suspect = cached.as_ref().ok().and_then(|folder| hub::suspect(environment, folder));
+    let damaged = suspect.as_ref().filter(|suspect| suspect.is_damaged).map(|suspect| &suspect.file);
+    if let Some(file) = damaged.filter(|_| is_offline) {
+        return Err(damage(file));
+    }
     match cached {
         // What is wrong with the words is wrong on the Hub too.
         Err(Missing::Wrong(error)) => Err(error),
-        Ok(folder) if is_whole(&folder) => Ok(folder.into()),
+        Ok(folder) if suspect.is_none() && is_whole(&folder) => Ok(folder.into()),
         Err(Missing::Absent(error)) if is_offline => Err(error),
         cached => match (hub::snapshot(environment, name, revision, is_offline), cached) {
             (Ok(snapshot), _) => {
                 bring_small(&snapshot);
                 Ok(Located { place: snapshot.folder(), snapshot: Some(snapshot), unreachable: None })
             }
-            (Err(_), Ok(folder)) if is_offline => Ok(folder.into()),
-            // It may do as it is.
-            (Err(failure), Ok(folder)) => Ok(Located { unreachable: Some(failure), ..folder.into() }),
+            (Err(failure), Ok(folder)) => match damaged {
+                Some(file) => {
+                    let message =
+                        format!("{} in the cache is damaged, and {}", file.display(), failure.message);
+                    Err(Error { message, ..failure })
+                }
+                None if is_offline => Ok(folder.into()),
+                // It may do as it is.
+                None => Ok(Located { unreachable: Some(failure), ..folder.into() }),
+            },
             (Err(failure), Err(_)) if failure.kind == Kind::Network => {
                 let message = format!(
                     "model {name:?}: there is no folder of that name here, it is not in the cache, and {}",
@@ -109,6 +127,14 @@ fn in_cache_or_on_hub(
             (Err(failure), Err(_)) => Err(failure),
         },
     }
+}
+
+/// What is said where a file of the cache is damaged, and nobody can be asked for it.
+fn damage(file: &Path) -> Error {
+    let what = "it has another length than the Hub lists, or begins with zeros";
+    Error::input(format!("{} in the cache is damaged: {what}", file.display())).in_file(file).hint(
+        "run it where the Hub can be reached, without --offline and HF_HUB_OFFLINE: the file is fetched anew",
+    )
 }
 
 /// Fetches, side by side, the small files that a plan looks at in nearly every model. What cannot be had will say so when it is opened,
@@ -219,7 +245,7 @@ fn where_it_ends(place: &Path) -> String {
         place.is_absolute().then(|| place.ancestors().find(|above| files::is_folder(above))).flatten();
     missing
         .and_then(holds_none)
-        .unwrap_or_else(|| "relative paths start at the current folder, not at the config".into())
+        .unwrap_or_else(|| "relative paths start at the current folder, those in a config too".into())
 }
 
 /// A folder wins over the cache, but it holds one state: taking it for the asked revision would be a guess.
@@ -312,6 +338,39 @@ mod tests {
         for (file, whole) in [("adapter_config.json", false), ("adapter_model.safetensors", true)] {
             fs::write(snapshot.join(file), "{}").unwrap();
             assert_eq!(is_whole(), whole, "{file}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_damaged_in_the_cache_is_refused_where_nobody_can_be_asked() {
+        let (_home, places, snapshot) = cache();
+        let blobs = snapshot.join("../../blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        let located = || locate(&places, "org/name", None);
+        // Of "hello\n", as git and SHA-256 have it.
+        for hash in [
+            "ce013625030ba8dba906f756967f9e9ca394464a",
+            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
+        ] {
+            let (blob, file) = (blobs.join(hash), snapshot.join("LICENSE"));
+            let _ = fs::remove_file(&file);
+            std::os::unix::fs::symlink(format!("../../blobs/{hash}"), &file).unwrap();
+            for (content, is_refused) in
+                [(&b"hello\n"[..], false), (b"", true), (&[0; 6], true), (b"Hello\n", false)]
+            {
+                fs::write(&blob, content).unwrap();
+                match located() {
+                    // What others call so is taken for it: not everybody uses these hashes.
+                    Ok(_) => assert!(!is_refused, "{content:?}"),
+                    Err(error) => {
+                        assert!(is_refused && error.exit_code() == 3, "{error}");
+                        assert!(error.message.contains("LICENSE in the cache is damaged"), "{error}");
+                    }
+                }
+            }
+            fs::remove_file(&blob).unwrap();
+            located().unwrap();
         }
     }
 

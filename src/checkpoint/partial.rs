@@ -92,8 +92,12 @@ impl Partial {
 
     fn begin(path: PathBuf, out: PathBuf, access: Access, making: Option<Making<'_>>) -> Result<Self> {
         let mut made = Vec::new();
-        let begun = parent_of(&path, &mut made)
-            .and_then(|parent| begin(&parent, &path, making).map(|begun| (parent, begun)));
+        let failed = |cause| Error::writing(&path, &cause);
+        let begun = parent_of(&path, &mut made).and_then(|parent| {
+            // At once: whoever merges into them next does not know that they are new.
+            made.iter().try_for_each(|(place, _)| place.sync()).map_err(failed)?;
+            begin(&parent, &path, making).map(|begun| (parent, begun))
+        });
         match begun {
             Ok((parent, Begun { folder, lock, is_locked, was_left, files, left })) => {
                 let (files, keep, journal) = (Mutex::new(files), false, None);
@@ -257,7 +261,6 @@ impl Partial {
             inside.map_err(|e| Error::writing(&self.path.join(name), &e))?;
         }
         ready(&self.folder).map_err(failed)?;
-        self.made.iter().try_for_each(|(parent, _)| parent.sync()).map_err(failed)?;
         self.still_there().map_err(failed)?;
         self.keep = true;
         // Some systems rename no folder in which files are open.
@@ -503,6 +506,7 @@ fn take_over(
     making: Option<Making<'_>>,
 ) -> Result<(Lock, BTreeSet<String>, Option<Left>)> {
     let failed = |e: io::Error| Error::writing(path, &e);
+    let unread = |e: io::Error| Error::output(format!("cannot read {}: {e}", path.join(LOCK).display()));
     let not_ours = |what: &str| in_the_way(path, what);
     if !folder.look(LOCK).is_ok_and(|found| found.is_file()) {
         // Killed between making the folder and the lock.
@@ -511,19 +515,19 @@ fn take_over(
             Err(_) => Err(not_ours("no merge is making it (it holds no .lock), and it is not empty")),
         };
     }
-    let mut lock = folder.open_file(LOCK).map_err(failed)?;
+    let mut lock = folder.open_file(LOCK).map_err(unread)?;
     match lock.try_lock() {
-        Ok(()) if is_still_there(&lock, folder) => {}
+        Ok(()) if is_still_there(&lock, folder).map_err(unread)? => {}
         Ok(()) | Err(TryLockError::WouldBlock) => return Err(in_use(path)),
         Err(TryLockError::Error(e)) => {
             // What it holds may be all that there is of an output's parts.
-            let refusal = not_ours(&format!("whether a merge is making it cannot be seen ({e})"));
+            let refusal = not_ours(&format!("whether a merge is making it cannot be seen ({LOCK}: {e})"));
             return Err(refusal
                 .hint("go on where its file system has locks; or delete it if nothing in it is of use"));
         }
     }
     let mut text = Vec::new();
-    (&lock).take(LOCK_BYTES_MAX).read_to_end(&mut text).map_err(failed)?;
+    (&lock).take(LOCK_BYTES_MAX).read_to_end(&mut text).map_err(unread)?;
     let files = match listed(&text) {
         Some(files) => files,
         // Stopped between making the lock and marking it, be it by a power cut: then there is nothing else.
@@ -543,7 +547,8 @@ fn take_over(
         () => text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1),
     };
     let relisted = lock.set_len(whole as u64).and_then(|()| lock.seek(SeekFrom::End(0)));
-    relisted.and_then(|_| if is_marked { Ok(()) } else { lock.write_all(MARK) }).map_err(failed)?;
+    let relisted = relisted.and_then(|_| if is_marked { Ok(()) } else { lock.write_all(MARK) });
+    relisted.map_err(|e| Error::writing(&path.join(LOCK), &e))?;
     sync_lock(folder, &lock);
     Ok(((lock, true), stay, left))
 }
@@ -609,10 +614,11 @@ fn in_use(path: &Path) -> Error {
 }
 
 /// Between opening and locking, its owner may have removed the file: the lock would guard nothing.
-fn is_still_there(lock: &File, folder: &Folder) -> bool {
-    match (Found::of(lock), folder.look(LOCK)) {
-        (Ok(held), Ok(there)) => held.number() == there.number(),
-        _ => false,
+fn is_still_there(lock: &File, folder: &Folder) -> io::Result<bool> {
+    match folder.look(LOCK) {
+        Ok(there) => Ok(Found::of(lock)?.number() == there.number()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

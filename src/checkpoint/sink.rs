@@ -23,7 +23,7 @@ use crate::files::File;
 use crate::text::bytes as size;
 use crate::threads;
 
-pub use gathered::Made;
+pub use gathered::InParts;
 
 const COPY_BYTES: usize = 1 << 20;
 

@@ -347,7 +347,10 @@ impl Source {
 
     /// Of each file a digest of a few places of it; none of those that lie elsewhere. Times can be put back, and fine-tunes of one model
     /// have the same headers.
-    pub fn samples(&self) -> Vec<Option<String>> {
+    ///
+    /// # Errors
+    /// Kind `Input`: one cannot be read, or has changed.
+    pub fn samples(&self) -> Result<Vec<Option<String>>> {
         self.files.iter().map(SourceFile::sample).collect()
     }
 
@@ -384,7 +387,7 @@ impl Source {
         let (file, metadata) = input.open()?;
         self.access = self.access.and_file(&metadata);
         let stamp = Stamp::of(&metadata);
-        let header = self.header(&name, &file, &path, stamp.bytes)?;
+        let header = self.header(&name, &file, &path, stamp.bytes).map_err(|error| input.kept(error))?;
         self.add_tensors(name, input, stamp, header)
     }
 
@@ -540,7 +543,7 @@ fn read_config(
     let file = folder.file(name);
     let broken = |what: &dyn std::fmt::Display| {
         let path = file.path();
-        Error::input(format!("{}: not a JSON object: {what}", path.display())).in_file(&path)
+        file.kept(Error::input(format!("{}: not a JSON object: {what}", path.display())).in_file(&path))
     };
     let text = String::from_utf8(file.read(CONFIG_BYTES_MAX)?).map_err(|e| broken(&e))?;
     let config = serde_json::from_str(&text).map_err(|e| {

@@ -1,7 +1,7 @@
 //! One file of an input checkpoint: read by position, past the page cache or mapped, as it was when its header was read.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -209,22 +209,26 @@ impl SourceFile {
     }
 
     /// A digest of a few places of it, if it is here.
-    pub(super) fn sample(&self) -> Option<String> {
+    pub(super) fn sample(&self) -> Result<Option<String>> {
         const PLACES: u64 = 16;
         const PLACE_BYTES: u64 = 4096;
         if self.elsewhere().is_some() {
-            return None;
+            return Ok(None);
         }
-        let (file, metadata) = self.file.open().ok()?;
+        let (file, metadata) = self.file.open()?;
         let (mut hasher, mut place) =
             (blake3::Hasher::new(), vec![0; metadata.len().min(PLACE_BYTES) as usize]);
         let last = metadata.len() - place.len() as u64;
         for number in 0..PLACES {
             let offset = (u128::from(last) * u128::from(number) / u128::from(PLACES - 1)) as u64;
-            file.read_exact_at(&mut place, offset).ok()?;
+            file.read_exact_at(&mut place, offset).map_err(|cause| match cause.kind() {
+                // It has become shorter.
+                ErrorKind::UnexpectedEof => self.changed(),
+                _ => Error::reading(&self.file.path(), &cause),
+            })?;
             hasher.update(&place);
         }
-        Some(hasher.finalize().to_hex().to_string())
+        Ok(Some(hasher.finalize().to_hex().to_string()))
     }
 
     /// The same without its time: what two copies of the file have in common.
@@ -363,7 +367,9 @@ impl SourceFile {
             let error = Error::input(what).in_file(&path);
             return error.hint("merge again when nothing writes to it any more");
         }
-        Error::input(format!("cannot read tensor {name} from {shown}: {cause}")).in_file(&path)
+        Error::input(format!("cannot read tensor {name} from {shown}: {cause}"))
+            .in_file(&path)
+            .caused_by(cause)
     }
 }
 

@@ -6,10 +6,10 @@ use clap::Args;
 use regex::Regex;
 use serde_json::{Map, Value as Json, json};
 
-use super::eval::{Heard, TextArgs, memory, open};
+use super::eval::{Heard, TextArgs, memory, names_of, open};
 use super::machine::MachineArgs;
 use super::progress::Progress;
-use super::values::{WorkArgs, check_page, size};
+use super::values::{SETS, WorkArgs, check_page, size};
 use super::warnings::checked;
 use super::{FitArgs, show};
 use crate::analyze::{
@@ -30,7 +30,7 @@ use crate::{AnyConfig, Prepared, prepare_config, read_any};
 
 /// What is measured of a merge before it is made.
 #[derive(Debug, Args)]
-#[command(after_help = MEMORY)]
+#[command(after_help = MEMORY, override_usage = "mergeforge analyze <CONFIG> [OPTIONS] [--text <FILE>...]")]
 pub(super) struct AnalyzeArgs {
     /// The config: a mergekit YAML of one merge
     config: PathBuf,
@@ -44,7 +44,7 @@ pub(super) struct AnalyzeArgs {
     #[command(flatten)]
     work: WorkArgs,
     /// Memory for reading texts, where some are given [default: 2GiB, at most half of what is free]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = SETS)]
     host_memory: Option<u64>,
     #[command(flatten)]
     texts: TextArgs,
@@ -128,7 +128,7 @@ impl Readers {
             Reading { model, sets }
         };
         let readings: Vec<Reading<'_>> = analysis.columns.iter().map(reading).collect();
-        let sets: Vec<String> = self.texts.iter().map(|texts| texts.name.clone()).collect();
+        let sets = names_of(&self.texts);
         let options = predict::Options { groups: 1, top: TOP, memory, threads };
         let parents = Parents::measure(&readings, &sets, &options, machine, &Heard(progress))?;
         let of_set = |(set, name): (usize, String)| {

@@ -3,24 +3,25 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::Args;
-use serde_json::{Value as Json, json};
+use clap::{ArgGroup, Args};
+use serde_json::{Map, Value as Json, json};
 
 use super::machine::MachineArgs;
 use super::progress::Progress;
 use super::resources::half_of_memory;
 use super::show;
-use super::values::{WorkArgs, size};
+use super::values::{SETS, WorkArgs, size};
 use crate::decoder::{Decoder, Machine};
 use crate::error::{Error, Result};
 use crate::eval::{Chat, Cut, Form, Listen, Model, Plan, Prompt, Score, Texts, Windows, losses};
 use crate::hub::Remote;
 use crate::prepare_model;
 use crate::stream::Watch;
-use crate::text::{bytes, cut_to, escaped};
+use crate::text::{bytes, cut_to, escaped, labels};
 use crate::tokenizer::Runner;
 
 #[derive(Debug, Args)]
+#[command(override_usage = "mergeforge eval <MODEL>... [OPTIONS] --text <FILE>...")]
 pub(super) struct EvalArgs {
     /// The models, as in a config: folders, or names on the Hugging Face Hub, perhaps with @revision and +ADAPTER
     #[arg(required = true, value_name = "MODEL")]
@@ -38,6 +39,7 @@ pub(super) struct EvalArgs {
 
 /// What is read, and how.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new(SETS).args(["text", "qa", "abstracts"]).multiple(true))]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct TextArgs {
     /// A file of text (.txt), or with an object {"text": …} a line (.jsonl); may be given several times
@@ -50,42 +52,58 @@ pub(super) struct TextArgs {
     #[arg(long = "abstract", value_name = "FILE", num_args = 1..)]
     abstracts: Vec<PathBuf>,
     /// The most tokens that are read together [default: 2048, or fewer where the model was made for fewer]
-    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    #[arg(long, value_name = "TOKENS", value_parser = window, requires = SETS)]
     window: Option<usize>,
     /// The tokens from one window of a text to the next; where they overlap, tokens count once, with more before them [default:
     /// the window]
-    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    #[arg(long, value_name = "TOKENS", value_parser = stride, requires = "text")]
     stride: Option<usize>,
     /// Take each line of a .txt file as a text of its own
-    #[arg(long)]
+    #[arg(long, requires = "text")]
     lines: bool,
-    /// Read all texts of a file as one, so that windows are full
-    #[arg(long)]
+    /// Read all texts of a file of --text as one, so that windows are full
+    #[arg(long, requires = "text")]
     packed: bool,
-    /// Put the tokens that begin and end a text around each, where the tokenizer does not
-    #[arg(long)]
+    /// Put the tokens that begin and end a text around each of --text, where the tokenizer does not
+    #[arg(long, requires = "text")]
     frame: bool,
     /// Ask as the model's chat template has it
-    #[arg(long)]
+    #[arg(long, requires = SETS)]
     pub(super) chat: bool,
     /// What is made of a line of --qa: its fields in braces, the one that counts at the end [default: "Question: {question}\nAnswer:
     /// {answer}", with --chat "{question}{answer}"]
-    #[arg(long, value_name = "TEXT", value_parser = prompt)]
+    #[arg(long, value_name = "TEXT", value_parser = prompt, requires = "qa")]
     qa_prompt: Option<Prompt>,
     /// The same of --abstract [default: "{text}\n\nAbstract: {abstract}", with --chat "Write an abstract of this text.\n\n{text}{abstract}"]
-    #[arg(long, value_name = "TEXT", value_parser = prompt)]
+    #[arg(long, value_name = "TEXT", value_parser = prompt, requires = "abstracts")]
     abstract_prompt: Option<Prompt>,
 }
 
-fn tokens(text: &str) -> std::result::Result<usize, String> {
+/// At least a token, and another that it leads to.
+fn window(text: &str) -> std::result::Result<usize, String> {
+    tokens(text, 2)
+}
+
+fn stride(text: &str) -> std::result::Result<usize, String> {
+    tokens(text, 1)
+}
+
+fn tokens(text: &str, least: usize) -> std::result::Result<usize, String> {
     const MOST: usize = 1 << 20;
-    let tokens = text.parse().ok().filter(|tokens| (2..=MOST).contains(tokens));
-    tokens.ok_or_else(|| format!("expected a number of tokens from 2 to {MOST}"))
+    let tokens = text.parse().ok().filter(|tokens| (least..=MOST).contains(tokens));
+    tokens.ok_or_else(|| format!("expected a number of tokens from {least} to {MOST}"))
 }
 
 /// A prompt as it is typed, where `\n` is a new line.
 fn prompt(text: &str) -> std::result::Result<Prompt, String> {
-    Prompt::parse(&text.replace("\\n", "\n")).map_err(|error| error.message)
+    let prompt = Prompt::parse(&text.replace("\\n", "\n")).map_err(|error| error.message)?;
+    match prompt.fields() {
+        1 => {
+            Err("it has one field, of which all would count: give two or more, and the one that counts last"
+                .into())
+        }
+        _ => Ok(prompt),
+    }
 }
 
 /// The window where neither the user nor the model asks for a smaller one.
@@ -117,6 +135,22 @@ impl TextArgs {
             return Err(Error::config("there is nothing to read").hint(hint));
         }
         Ok(all)
+    }
+
+    /// How texts are read, as the flags say it, by their names.
+    pub(super) fn how(&self) -> Map<String, Json> {
+        let prompt = |of: &Option<Prompt>| of.as_ref().map(Prompt::written).map(str::to_owned);
+        let how: [(&str, Json); 8] = [
+            ("--window", self.window.into()),
+            ("--stride", self.stride.into()),
+            ("--lines", self.lines.into()),
+            ("--packed", self.packed.into()),
+            ("--frame", self.frame.into()),
+            ("--chat", self.chat.into()),
+            ("--qa-prompt", prompt(&self.qa_prompt).into()),
+            ("--abstract-prompt", prompt(&self.abstract_prompt).into()),
+        ];
+        how.into_iter().map(|(flag, value)| (flag.to_owned(), value)).collect()
     }
 
     /// How texts are cut for a model, and what is to say of that.
@@ -241,6 +275,11 @@ pub(super) fn memory(given: Option<u64>) -> u64 {
     given.unwrap_or_else(|| half_of_memory(MEMORY))
 }
 
+/// Whether it is a file of YAML.
+fn is_config(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "yml" || ending == "yaml") && path.is_file()
+}
+
 /// A model, how texts are cut for it, and its windows of each set.
 pub(super) fn open(
     name: &str,
@@ -248,6 +287,13 @@ pub(super) fn open(
     args: &TextArgs,
     remote: Remote,
 ) -> Result<(Model, Cut, Vec<Windows>)> {
+    if is_config(Path::new(name)) {
+        let called = escaped(name);
+        let hint = format!(
+            "`mergeforge merge {called} OUT` makes one; of sums of models `mergeforge predict {called}` needs none"
+        );
+        return Err(Error::config(format!("{called} is a config, and no model's folder")).hint(hint));
+    }
     let model = Model::new(prepare_model(name, remote)?)?;
     let runner = Runner::open(model.folder())?;
     let chat = args.chat.then(|| Chat::of(model.folder(), &runner)).transpose()?;
@@ -257,8 +303,21 @@ pub(super) fn open(
     Ok((model, cut, windows))
 }
 
+/// What sets are called: by their files' names, and where these are the same by more of the paths.
+pub(super) fn names_of(texts: &[Texts]) -> Vec<String> {
+    labels(&texts.iter().map(|texts| &*texts.file).collect::<Vec<_>>())
+}
+
+/// The column of names, in characters: longer ones are cut, where what tells them apart may be.
+pub(super) fn wide(names: &[String]) -> usize {
+    names.iter().map(|name| name.chars().count()).max().unwrap_or(0).clamp(32, 72)
+}
+
 fn table(texts: &[Texts], models: &[Evaluated], machine: &str) {
-    for (number, texts) in texts.iter().enumerate() {
+    let names: Vec<&str> = models.iter().map(|model| &*model.name).collect();
+    let names: Vec<String> = labels(&names).iter().map(|name| escaped(name)).collect();
+    let wide = wide(&names);
+    for ((number, texts), called) in texts.iter().enumerate().zip(names_of(texts)) {
         let set = &models[0].sets[number].windows;
         let counts = match texts.form {
             Form::Text { .. } => "",
@@ -267,20 +326,20 @@ fn table(texts: &[Texts], models: &[Evaluated], machine: &str) {
         };
         show::line(&format!(
             "{} ({} {}{counts})",
-            escaped(&texts.name),
+            escaped(&called),
             set.texts,
             if set.texts == 1 { "text" } else { "texts" }
         ));
         show::line(&format!(
-            "  {:<32} {:>9} {:>11} {:>8} {:>11} {:>9}",
+            "  {:<wide$} {:>9} {:>11} {:>8} {:>11} {:>9}",
             "model", "tokens", "perplexity", "±", "per word", "bits/byte"
         ));
-        for model in models {
+        for (model, name) in models.iter().zip(&names) {
             let Read { score, windows } = &model.sets[number];
             let spread = score.perplexity() * score.error;
             show::line(&format!(
-                "  {:<32} {:>9} {:>11} {:>8} {:>11} {:>9.4}",
-                cut_to(&escaped(short(&model.name)), 32),
+                "  {:<wide$} {:>9} {:>11} {:>8} {:>11} {:>9.4}",
+                cut_to(name, wide),
                 score.counted,
                 figure(score.perplexity()),
                 if spread.is_finite() { figure(spread) } else { "–".into() },
@@ -289,13 +348,13 @@ fn table(texts: &[Texts], models: &[Evaluated], machine: &str) {
             ));
             if windows.shortened > 0 {
                 show::line(&format!(
-                    "  {:<32} {} texts are longer than a window and were cut",
+                    "  {:<wide$} {} texts are longer than a window and were cut",
                     "", windows.shortened
                 ));
             }
         }
     }
-    for model in models {
+    for (model, name) in models.iter().zip(&names) {
         let Cut { window, stride, packed, framed } = model.cut;
         let overlap = if stride < window {
             format!("a new one every {stride} tokens")
@@ -306,7 +365,7 @@ fn table(texts: &[Texts], models: &[Evaluated], machine: &str) {
         let framed = if framed { ", framed" } else { "" };
         show::line(&format!(
             "{}: windows of {window} tokens, {overlap}{packed}{framed}; {} of memory, {} pass{} over the weights, {:.0} tokens/s on {machine}",
-            escaped(short(&model.name)),
+            name,
             bytes(model.memory),
             model.passes,
             if model.passes == 1 { "" } else { "es" },
@@ -315,18 +374,10 @@ fn table(texts: &[Texts], models: &[Evaluated], machine: &str) {
     }
 }
 
-/// The last part of a path; of a name with an adapter all of it.
-pub(super) fn short(name: &str) -> &str {
-    if name.contains('+') {
-        return name;
-    }
-    Path::new(name).file_name().and_then(|name| name.to_str()).unwrap_or(name)
-}
-
 /// A number of about four digits.
 pub(super) fn figure(number: f64) -> String {
     match number.abs() {
-        10_000.0.. => format!("{number:.3e}"),
+        1e9.. => format!("{number:.3e}"),
         1000.0.. => format!("{number:.0}"),
         100.0.. => format!("{number:.1}"),
         10.0.. => format!("{number:.2}"),

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::show;
-use super::values::size;
+use super::values::{SETS, size};
 use crate::backend::device::Device;
 use crate::backend::devices::{candidates, processor};
 use crate::decoder::{Cuda, Machine, Processor, Sums};
@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 pub(super) struct MachineArgs {
     /// Where texts are read: auto (an NVIDIA GPU with cuBLAS, or else the CPU), cpu, or a device that `mergeforge devices` lists as
     /// cuda
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = SETS)]
     device: String,
     /// Memory of the device for states and logits [default: 90 % of what is free]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = SETS)]
     device_memory: Option<u64>,
 }
 

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::{Map, Value as Json, json};
 
 use super::progress::Progress;
 use super::values::count;
 use super::{STARTED, cores, show};
+use crate::checkpoint::MANIFEST;
 use crate::error::{Error, Result};
-use crate::parts::{self, Part};
+use crate::parts::{self, Part, Whole};
 use crate::text::bytes as size;
 use crate::timeline::Timeline;
 use crate::{Options, Prepared, check_room, merge_part, merge_recording, report::Report};
@@ -191,6 +193,24 @@ pub(super) fn check(prepared: &Prepared, options: &Options, part: Option<Part>, 
     Ok(true)
 }
 
+/// A part for programs, made now or before.
+pub(super) fn json(prepared: &Prepared, out: &Path, part: Part, report: Option<&Report>) -> Result<Json> {
+    let layout = &prepared.plan.layout;
+    let (shards, folder) = (part.shards(layout), part.folder(out)?);
+    let files: Map<String, Json> =
+        layout.shards[shards.clone()].iter().map(|of| (of.file.clone(), of.bytes.into())).collect();
+    let mut json = json!({
+        "part": part.to_string(),
+        // Once all are put together it is in the output.
+        "folder": if out.join(MANIFEST).is_file() { out } else { &*folder },
+        "made_before": report.is_none(), "files": files, "tensors": layout.tensors_in(&shards).len(),
+    });
+    if let Some(report) = report {
+        json["run"] = report.run().clone();
+    }
+    Ok(json)
+}
+
 /// The tensors and the bytes of them that are merged.
 pub(super) fn amount(prepared: &Prepared, part: Option<Part>) -> (usize, u64) {
     let layout = &prepared.plan.layout;
@@ -272,20 +292,24 @@ pub(super) fn finish(args: &FinishArgs) -> Result<()> {
         show::note(&format!("{out} is whole, but not all of its parts are removed: {}", left.message));
     }
     match done.made {
-        Some(finished) => {
-            if !args.quiet {
-                let (parts, shards, bytes) = (finished.parts, finished.shards, size(finished.bytes));
-                let tensors = finished.manifest.tensors.len();
-                show::progress(&format!(
-                    "{tensors} tensors in {shards} file(s) of {out}, {bytes}, of {parts} part(s)"
-                ));
-            }
-            if args.json {
-                show::json(&finished.manifest.value());
-            }
+        Some(Whole { parts, shards, tensors, bytes }) if !args.quiet => {
+            let bytes = size(bytes);
+            show::progress(&format!(
+                "{tensors} tensors in {shards} file(s) of {out}, {bytes}, of {parts} part(s)"
+            ));
         }
-        None if !args.quiet => show::note(&format!("{out} is there already: there is nothing left to do")),
-        None => {}
+        None if !args.quiet => {
+            let read = if args.verify {
+                format!(" (`mergeforge verify {out}` reads it again)")
+            } else {
+                String::new()
+            };
+            show::note(&format!("{out} is there already: there is nothing left to do{read}"));
+        }
+        _ => {}
+    }
+    if args.json {
+        show::json(&parts::manifest(&args.out)?);
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use indexmap::IndexMap;
 use serde_json::{Value as Json, json};
 
-use super::eval::{Heard, TextArgs, figure, memory, open, short};
+use super::eval::{Heard, TextArgs, figure, memory, names_of, open, wide};
 use super::machine::MachineArgs;
 use super::progress::Progress;
 use super::show;
@@ -17,10 +17,11 @@ use crate::eval::{Texts, Windows};
 use crate::hub::Remote;
 use crate::plan::{Choices, PlannedModel};
 use crate::predict::{Blend, Coefficients, Estimate, Options, Parents, Reading};
-use crate::text::{bytes, cut_to, escaped};
+use crate::text::{bytes, cut_to, escaped, labels};
 use crate::{Prepared, prepare_config, read_config};
 
 #[derive(Debug, Args)]
+#[command(override_usage = "mergeforge predict <CONFIG>... [OPTIONS] --text <FILE>...")]
 pub(super) struct PredictArgs {
     /// The configs: mergekit YAMLs whose merges are weighted sums (`linear`, `task_arithmetic`, `average`), of models that mostly are the
     /// same
@@ -179,24 +180,28 @@ impl Found<'_> {
 
     fn table(&self) {
         let parents = self.parents;
-        for (number, texts) in self.texts.iter().enumerate() {
+        let files = labels(&self.files);
+        let names = [labels(&parents.names), files].map(|of| of.iter().map(|name| escaped(name)).collect());
+        let [models, files]: [Vec<String>; 2] = names;
+        let wide = wide(&models).max(wide(&files));
+        for ((number, _), called) in self.texts.iter().enumerate().zip(names_of(self.texts)) {
             let windows = &self.windows[number];
             let form = if windows.texts == 1 { "text" } else { "texts" };
             show::line(&format!(
                 "{} ({} {form}, {} tokens count)",
-                escaped(&texts.name),
+                escaped(&called),
                 windows.texts,
                 parents.counted(number)
             ));
             let titles = ("model or merge", "perplexity", "±", "loss");
-            show::line(&format!("  {:<32} {:>11} {:>8} {:>8}", titles.0, titles.1, titles.2, titles.3));
-            for (parent, name) in parents.names.iter().enumerate() {
-                row(short(name), parents.loss_of_parent(number, parent), "measured");
+            show::line(&format!("  {:<wide$} {:>11} {:>8} {:>8}", titles.0, titles.1, titles.2, titles.3));
+            for (parent, name) in models.iter().enumerate() {
+                row((name, wide), parents.loss_of_parent(number, parent), "measured");
             }
-            for (merge, (file, estimate)) in self.files.iter().zip(&self.predicted[number]).enumerate() {
+            for (merge, (file, estimate)) in files.iter().zip(&self.predicted[number]).enumerate() {
                 let remark =
                     self.beyond(merge).map(|beyond| format!("predicted, beyond the parents: {beyond}"));
-                row(short(file), *estimate, remark.as_deref().unwrap_or("predicted"));
+                row((file, wide), *estimate, remark.as_deref().unwrap_or("predicted"));
             }
         }
         let facts = &parents.facts;
@@ -271,11 +276,11 @@ impl Found<'_> {
     }
 }
 
-fn row(name: &str, estimate: Estimate, remark: &str) {
+fn row((name, wide): (&str, usize), estimate: Estimate, remark: &str) {
     let spread = estimate.perplexity() * estimate.error;
     show::line(&format!(
-        "  {:<32} {:>11} {:>8} {:>8.4}  {remark}",
-        cut_to(&escaped(name), 32),
+        "  {:<wide$} {:>11} {:>8} {:>8.4}  {remark}",
+        cut_to(name, wide),
         figure(estimate.perplexity()),
         if spread.is_finite() { figure(spread) } else { "–".into() },
         estimate.loss,

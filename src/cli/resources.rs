@@ -12,7 +12,7 @@ use crate::checkpoint::{Reads, free_bytes};
 use crate::error::{Error, Result};
 use crate::machine::{available_bytes, physical_bytes};
 use crate::plan::Plan;
-use crate::preflight::{Needs, There};
+use crate::preflight::{Capacity, Requirements};
 use crate::stream::Budget;
 use crate::text::bytes;
 use crate::{Prepared, output_bytes};
@@ -125,8 +125,10 @@ pub(super) fn needs_line(
     (budget, device): (&Budget, &Device),
     out: &Path,
 ) -> String {
-    let (needs, there) =
-        (Needs::of(prepared, prepared.plan.layout.shards.len(), reads, budget, device), There::now());
+    let (needs, there) = (
+        Requirements::of(prepared, prepared.plan.layout.shards.len(), reads, budget, device),
+        Capacity::now(),
+    );
     let free = |free: Option<u64>| free.map_or(String::new(), |free| format!(" ({} free)", bytes(free)));
     let of_devices: u64 = device.all().filter_map(|one| one.memory_bytes).sum();
     let of_device = match needs.device_bytes {
@@ -146,8 +148,10 @@ pub(super) fn needs_line(
 
 /// The same for programs.
 pub(super) fn needs_json(prepared: &Prepared, reads: Reads, budget: &Budget, device: &Device) -> Json {
-    let (needs, there) =
-        (Needs::of(prepared, prepared.plan.layout.shards.len(), reads, budget, device), There::now());
+    let (needs, there) = (
+        Requirements::of(prepared, prepared.plan.layout.shards.len(), reads, budget, device),
+        Capacity::now(),
+    );
     json!({
         "disk_bytes": output_bytes(prepared, true), "memory_bytes": needs.memory_bytes,
         "device_memory_bytes": needs.device_bytes, "open_files": needs.open_files,

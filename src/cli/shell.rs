@@ -1,10 +1,12 @@
 //! `mergeforge completions`, `man` and `schema`: what shells, manuals and editors know of commands and configs.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::builder::Resettable;
-use clap::{Args, Command, CommandFactory, Id};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Args, Command, CommandFactory, Id};
 use clap_complete::Shell;
 
 use super::{Cli, show};
@@ -29,6 +31,22 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<()> {
     clap_complete::generate(args.shell, &mut offered(&Cli::command()), "mergeforge", &mut script);
     show::text(&String::from_utf8_lossy(&script));
     Ok(())
+}
+
+/// What to say where an argument is missing that an option of several values may have taken.
+pub(super) fn taken(answer: &clap::Error, words: &[OsString]) -> Option<String> {
+    let Some(ContextValue::Strings(missing)) = answer.get(ContextKind::InvalidArg) else { return None };
+    let is_argument = |name: &String| name.starts_with('<') && !name.starts_with("<-");
+    if answer.kind() != ErrorKind::MissingRequiredArgument || !missing.iter().any(is_argument) {
+        return None;
+    }
+    let mut cli = Cli::command();
+    cli.build();
+    let command = cli.find_subcommand(words.get(1)?)?;
+    let takes_more = |argument: &&Arg| argument.get_num_args().is_some_and(|values| values.max_values() > 1);
+    let mut options = command.get_arguments().filter(takes_more).filter_map(Arg::get_long);
+    let given = options.find(|long| words.iter().any(|word| *word == *format!("--{long}")))?;
+    Some(format!("--{given} takes all words up to the next option: options of several values come last"))
 }
 
 /// A command without what is taken and not offered: clap's generators offer hidden flags too.

@@ -56,15 +56,17 @@ pub(super) fn wrong_usage(answer: &clap::Error) -> Error {
 }
 
 /// The help, or what is wrong with the command, as clap words it.
-pub(super) fn usage(answer: &clap::Error) {
+pub(super) fn usage(answer: &clap::Error, hint: Option<String>) {
     if AS_JSON.load(Ordering::Relaxed) && answer.use_stderr() {
-        return error(&wrong_usage(answer));
+        let wrong = wrong_usage(answer);
+        return error(&Error { hint: hint.or(wrong.hint.clone()), ..wrong });
     }
     if let Err(cause) = answer.print()
         && !answer.use_stderr()
     {
         undelivered(cause);
     }
+    hint.iter().for_each(|hint| put_hint(hint));
 }
 
 /// Whether all that was printed to standard output got there.
@@ -128,9 +130,11 @@ fn report(code: &str, word: &str, error: &Error) {
         return put_message(&plain_json(&object.to_string()));
     }
     put_message(&format!("{}: {}", coloured(code, word), error.message));
-    if let Some(hint) = &error.hint {
-        put_message(&format!("{}: {hint}", coloured("1;36", "hint")));
-    }
+    error.hint.iter().for_each(|hint| put_hint(hint));
+}
+
+fn put_hint(hint: &str) {
+    put_message(&format!("{}: {hint}", coloured("1;36", "hint")));
 }
 
 const ERROR: &str = "error";

@@ -279,12 +279,12 @@ impl<'a> Survey<'a> {
     }
 
     /// Whether a result is there already, and may stay so; then says what of it is not what would be merged.
-    fn is_there(&mut self, folder: &Path, prepared: &Prepared) -> bool {
+    fn is_there(&mut self, folder: &Path, prepared: &Prepared) -> Result<bool> {
         // Ours appear whole or not at all.
         if !folder.join("config.json").is_file() && !folder.join(MANIFEST).is_file() {
-            return false;
+            return Ok(false);
         }
-        let (shown, others) = (folder.display(), differences(folder, prepared, self.copies()));
+        let (shown, others) = (folder.display(), differences(folder, prepared, self.copies())?);
         if others.is_empty() {
             show::note(&format!("{shown} is there already: it is taken as it is"));
         } else {
@@ -293,7 +293,7 @@ impl<'a> Survey<'a> {
             let hint = "it is taken as it is; remove it to have it merged again, or give another folder";
             self.warnings.of_result(Error::config(warning).hint(hint));
         }
-        true
+        Ok(true)
     }
 
     /// Whether the donor's files go into folders that stay.
@@ -306,7 +306,7 @@ impl Visit for Survey<'_> {
     fn output(&mut self, prepared: &Prepared) -> Result<()> {
         self.planned(prepared);
         let Some(out) = self.places.out else { return Ok(()) };
-        self.out_is_there = self.places.out_stays && self.is_there(out, prepared);
+        self.out_is_there = self.places.out_stays && self.is_there(out, prepared)?;
         if self.out_is_there {
             return Ok(());
         }
@@ -331,7 +331,7 @@ impl Visit for Survey<'_> {
         self.stages.push(Stage::new(name, prepared, false, why));
         let folder = self.places.folder(name);
         let is_kept = self.places.kept.is_some();
-        if is_kept && !self.places.again && self.is_there(&folder, prepared) {
+        if is_kept && !self.places.again && self.is_there(&folder, prepared)? {
             self.there.insert(name.into());
             return Ok(Way::Folder(folder));
         }
@@ -441,3 +441,6 @@ impl Stage {
         format!("{name}: {way}, because {why}")
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;

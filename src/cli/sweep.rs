@@ -4,6 +4,7 @@ mod found;
 mod serve;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
@@ -12,16 +13,16 @@ use serde_json::{Value as Json, json};
 
 use self::found::Found;
 use self::serve::Served;
-use super::eval::{Heard, MEMORY, TextArgs};
+use super::eval::{Heard, MEMORY, TextArgs, names_of};
 use super::machine;
 use super::progress::Progress;
 use super::resources::half_of_memory;
 use super::values::count;
+use super::warnings::checked_space;
 use super::{CommonArgs, show};
 use crate::backend::device::Device;
 use crate::checkpoint::{InputFile, OTHER_VOCABULARIES, Source, TOKENIZER};
-use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::eval::{Chat, Model, Texts, Windows};
 use crate::hub::Remote;
 use crate::plan::{Choices, PartlyHeldPolicy};
@@ -29,17 +30,19 @@ use crate::predict::{self, Parents, Reading};
 use crate::stream::{Budget, Watch};
 use crate::sweep::{
     ANY, ByCommand, ByTexts, Candidate, Direction, Engine, Journal, Merges, Objective, Outcome, Predictions,
-    Request, Search, Set, Sweeping,
+    Request, Search, Set, Sweeping, TEXTS, TOKENS,
 };
-use crate::text::escaped;
+use crate::text::{bytes, escaped};
 use crate::tokenizer::Runner;
-use crate::{Options, Prepared, Stopped, output_bytes, prepare_config, prepare_model, read_space};
+use crate::{Options, Prepared, Stopped, output_bytes, prepare_model, read_space};
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(
     mut_arg("host_memory", |arg| arg.help("Memory for states, logits and merges [default: 2GiB, at most half of what is free]")),
-    mut_arg("out_shard_size", |arg| arg.hide(true))
+    mut_arg("out_shard_size", |arg| arg.hide(true)),
+    override_usage = "mergeforge sweep <CONFIG> <OUT> [OPTIONS] --text <FILE>...\n       \
+                      mergeforge sweep <CONFIG> <OUT> [OPTIONS] --objective-cmd <COMMAND>"
 )]
 pub(super) struct SweepArgs {
     /// The config: a mergekit YAML with `{range: [0, 1.5]}` or `{choice: [0.2, 0.5]}` in the places of numbers, or a list as
@@ -54,7 +57,7 @@ pub(super) struct SweepArgs {
     weights: Vec<(String, f64)>,
     /// Score candidates by a program, in the place of texts: {model} stands for the candidate's folder, {out} for a file or folder
     /// for its JSON, which may be its last line as well
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = OF_TEXTS)]
     objective_cmd: Option<String>,
     /// What of the program's JSON counts, like `medqa_4options.acc`; may be given several times [default: score, or the only number]
     #[arg(long = "metric", value_name = "NAME", requires = "objective_cmd")]
@@ -100,6 +103,23 @@ pub(super) struct SweepArgs {
     common: CommonArgs,
 }
 
+/// What means something only where texts are read.
+const OF_TEXTS: [&str; 13] = [
+    "text",
+    "qa",
+    "abstracts",
+    "window",
+    "stride",
+    "lines",
+    "packed",
+    "frame",
+    "chat",
+    "qa_prompt",
+    "abstract_prompt",
+    "try_tokens",
+    "no_predict",
+];
+
 fn weight(text: &str) -> std::result::Result<(String, f64), String> {
     let (name, number) = text.rsplit_once('=').unwrap_or((text, ""));
     match number.parse::<f64>() {
@@ -114,6 +134,9 @@ const JOURNAL: &str = "sweep.jsonl";
 /// Memory of the merge of a layer.
 pub(super) const MERGE_MEMORY: u64 = 256 << 20;
 
+/// Of the memory, what part merges have where that is less.
+const MERGES_PART: u64 = 4;
+
 /// The same of a device, for each candidate.
 const DEVICE_MERGE_MEMORY: u64 = 512 << 20;
 
@@ -125,13 +148,15 @@ pub(super) fn run(args: &SweepArgs) -> Result<()> {
     // How much there is to do, another program knows.
     let progress = Progress::new(args.quiet || args.serve)?;
     let mut request = args.request()?;
+    check_folder(&args.out)?;
+    let first = checked_space(&request.space, args.common.fit.strict, &args.common.choices())?;
     let (device, budget) = args.common.run.device(!args.quiet, &|_| Ok(()))?;
     let found = match &args.objective_cmd {
-        Some(command) => by_command(args, command, &mut request, device, budget, &progress),
-        None => by_texts(args, &mut request, device, budget, &progress),
+        Some(command) => by_command(args, command, &mut request, &first, (device, budget), &progress),
+        None => by_texts(args, &mut request, first, (device, budget), &progress),
     };
     progress.finish();
-    let found = found?;
+    let found = found.map_err(|why| what_is_kept(&args.out, why))?;
     found.write(&args.out, &args.config, &request)?;
     if args.serve {
         show::json_line(&serve::last(&args.out, &request, &found));
@@ -141,6 +166,37 @@ pub(super) fn run(args: &SweepArgs) -> Result<()> {
         found.table(&args.out, &request);
     }
     Ok(())
+}
+
+/// Refuses a folder with anything but a sweep in it: what is found would be put beside it, or in its place.
+fn check_folder(out: &Path) -> Result<()> {
+    let refused =
+        |why: &str| Err(Error::config(format!("the folder {} {why}", out.display())).hint(NEW_FOLDER));
+    match fs::read_dir(out) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(()),
+        Err(cause) if cause.kind() == ErrorKind::NotADirectory => refused("exists and is no folder"),
+        Err(cause) => refused(&format!("cannot be looked into: {cause}")),
+        Ok(mut inside) => match inside.next() {
+            Some(_) if !out.join(JOURNAL).is_file() => {
+                refused(&format!("is not empty, and has no {JOURNAL}: no sweep made it"))
+            }
+            _ => Ok(()),
+        },
+    }
+}
+
+const NEW_FOLDER: &str = "give a folder that is new or empty, or that of an earlier sweep";
+
+/// Why a sweep ended. Where that was the user's wish, what was measured until then is of use.
+fn what_is_kept(out: &Path, why: Error) -> Error {
+    match Journal::count(&out.join(JOURNAL)) {
+        count if count > 0 && why.kind == Kind::Interrupted => {
+            let are = if count == 1 { "measurement is" } else { "measurements are" };
+            let message = format!("interrupted: {count} {are} kept in {}", out.display());
+            Error { message: escaped(&message), ..why }.hint("the same command goes on with what is there")
+        }
+        _ => why,
+    }
 }
 
 /// Tries what the search chooses, or what another program asks for.
@@ -188,26 +244,24 @@ impl SweepArgs {
         })
     }
 
-    /// The weight of each of what is measured.
-    fn weights(&self, names: impl Iterator<Item = String>) -> Result<Vec<(String, f64)>> {
-        let mut weights: Vec<(String, f64)> = names.map(|name| (name, 1.0)).collect();
+    /// The weight of each of what is measured: its name, and its file or the name again.
+    fn weights<'n>(&self, measured: impl Iterator<Item = [&'n str; 2]>) -> Result<Vec<(String, f64)>> {
+        let (names, files): (Vec<&str>, Vec<&str>) = measured.map(|[name, file]| (name, file)).unzip();
+        let mut weights: Vec<(String, f64)> = names.iter().map(|name| ((*name).to_owned(), 1.0)).collect();
         for (name, weight) in &self.weights {
-            // The whole name, or the file's without its folder, or without its ending too.
-            let ways: [fn(&str) -> &str; 3] = [
-                |name| name,
-                file_of,
-                |name| {
-                    let file = file_of(name);
-                    file.split('.').next().unwrap_or(file)
-                },
+            // The name, the file's path, that without its folder, or without its ending too.
+            let ways: [&dyn Fn(usize) -> bool; 4] = [
+                &|place| names[place] == name,
+                &|place| files[place] == name,
+                &|place| file_of(names[place]) == name,
+                &|place| file_of(names[place]).split('.').next() == Some(name),
             ];
-            let meant = |way: &fn(&str) -> &str| -> Vec<usize> {
-                (0..weights.len()).filter(|place| way(&weights[*place].0) == name).collect()
+            let meant = |is: &&dyn Fn(usize) -> bool| -> Vec<usize> {
+                (0..names.len()).filter(|place| is(*place)).collect()
             };
             let meant = ways.iter().map(meant).find(|found| !found.is_empty()).unwrap_or_default();
             let [place] = meant[..] else {
-                let known: Vec<&str> = weights.iter().map(|(known, _)| known.as_str()).collect();
-                let hint = format!("what is measured: {}", escaped(&known.join(", ")));
+                let hint = format!("what is measured: {}", escaped(&names.join(", ")));
                 let what = if meant.is_empty() { "nothing is called so" } else { "several are called so" };
                 return Err(Error::config(format!("--weight {}: {what}", escaped(name))).hint(hint));
             };
@@ -237,35 +291,31 @@ fn file_of(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
-/// The config in the middle of the space: what is wrong with any candidate is most likely wrong with that.
-fn middle(request: &Request) -> Result<Config> {
-    let middle: Vec<f64> = request.space.knobs.iter().map(crate::config::Knob::middle).collect();
-    request.config(&middle)
-}
-
 fn by_texts(
     args: &SweepArgs,
     request: &mut Request,
-    device: Device,
-    mut budget: Budget,
+    first: Prepared,
+    (device, mut budget): (Device, Budget),
     progress: &Progress,
 ) -> Result<Found> {
     let choices = args.common.choices();
     let memory = args.common.run.host_memory.unwrap_or_else(|| half_of_memory(MEMORY));
-    budget.host_bytes = MERGE_MEMORY.min(memory / 4);
+    budget.host_bytes = MERGE_MEMORY.min(memory / MERGES_PART);
     let threads = budget.threads;
     let run = &args.common.run;
     // Each candidate of those that are read together has memory of a device for its merge; half is for reading.
     budget.device_bytes = DEVICE_MERGE_MEMORY.min(budget.device_bytes / 2 / request.together.max(1) as u64);
     let left = budget.device_bytes * request.together as u64;
+    check_memory(&budget, &first, &device, memory)?;
     let machine = machine::beside_merges(&run.device, (run.device_memory, left), threads)?;
     let engine = Engine::new(device, budget, memory, machine);
-    let first = Candidate::open(middle(request)?, &choices, &engine, progress)?;
+    let first = Candidate::of(first, &engine, progress)?;
     run.hub.bring(&first.prepared, progress)?;
     first.prepared.plan.notes.iter().for_each(|note| show::note(note));
-    let sets = sets(&args.texts, &first)?;
-    request.weights = args.weights(sets.iter().map(|set| set.name.clone()))?;
-    let by = texts_of(&sets, args.try_tokens, &engine.machine.id());
+    let texts = args.texts.read()?;
+    let sets = sets(&args.texts, &texts, &first)?;
+    request.weights = args.weights(sets.iter().zip(&texts).map(|(set, of)| [&*set.name, &*of.file]))?;
+    let by = measured_by(args, &texts, &sets, &engine.machine.id());
     let (heard, silent) = (Heard(progress), Silent(progress));
     let mut objective = ByTexts::new(&sets, args.try_tokens, choices, engine, &silent, &heard);
     // What is kept for predictions stays until the end, beside each candidate.
@@ -308,27 +358,45 @@ fn by_texts(
     Ok(Found { search, outcome, predictions, predicted, tokens, direction, flags })
 }
 
+/// Refuses memory of which the part for merges is too small for one.
+///
+/// # Errors
+/// Kind `Config`, with the memory that would be enough.
+fn check_memory(budget: &Budget, first: &Prepared, device: &Device, memory: u64) -> Result<()> {
+    let with = |host_bytes: u64| Budget { host_bytes, ..*budget }.limits(&first.plan, device);
+    let (Err(why), Ok(_)) = (with(budget.host_bytes), with(MERGE_MEMORY)) else { return Ok(()) };
+    let (mut least, mut enough) = (budget.host_bytes, MERGE_MEMORY);
+    while enough - least > 1 {
+        let middle = least.midpoint(enough);
+        if with(middle).is_ok() { enough = middle } else { least = middle }
+    }
+    let (given, needed) = (bytes(memory), bytes(MERGES_PART * enough));
+    let message =
+        format!("--host-memory {given}: this sweep needs more than {needed}, a quarter of it for merges");
+    Err(Error { message, ..why }
+        .hint("give it more: by default a sweep has 2GiB, at most half of what is free"))
+}
+
 fn by_command(
     args: &SweepArgs,
     command: &str,
     request: &mut Request,
-    device: Device,
-    budget: Budget,
+    first: &Prepared,
+    (device, budget): (Device, Budget),
     progress: &Progress,
 ) -> Result<Found> {
     let choices = args.common.choices();
-    let first = prepare_config(middle(request)?, &choices)?;
-    args.common.run.hub.bring(&first, progress)?;
+    args.common.run.hub.bring(first, progress)?;
     first.plan.notes.iter().for_each(|note| show::note(note));
     let metrics = if args.metrics.is_empty() { vec![ANY.to_owned()] } else { args.metrics.clone() };
-    request.weights = args.weights(metrics.iter().cloned())?;
+    request.weights = args.weights(metrics.iter().map(|name| [&**name; 2]))?;
     let options = Options {
-        out: folder_of_candidates(&args.out, output_bytes(&first, true))?,
+        out: folder_of_candidates(&args.out, output_bytes(first, true))?,
         device,
         budget,
         copy_tokenizer: true,
         model_card: false,
-        reads: args.common.run.reads(&first),
+        reads: args.common.run.reads(first),
         cache: None,
         recall: false,
         stopped: Stopped::LeavesNothing,
@@ -340,10 +408,10 @@ fn by_command(
     let timeout = args.objective_timeout.map(Duration::from_secs);
     let mut objective = ByCommand::new(command, metrics, direction, timeout, choices, options, &silent)?;
     let mut search = Search::new(&request.space.knobs);
-    let merges = Merges::of(request, search.pool(), &first, threads, progress)?;
+    let merges = Merges::of(request, search.pool(), first, threads, progress)?;
     search.keep(merges.points);
     // Each is tried on all that the program measures, so the most promising ones need no second look.
-    let mut journal = args.journal(&setup(args, request, &first, &by)?)?;
+    let mut journal = args.journal(&setup(args, request, first, &by)?)?;
     let served = Served { request, predictions: None, tokens: None, direction };
     let outcome = sweep(args, &served, &mut objective, &mut search, &mut journal, progress)?;
     let (predictions, predicted, tokens, flags) = (None, Vec::new(), None, args.merge_flags());
@@ -381,26 +449,20 @@ impl Watch for Silent<'_> {
 }
 
 /// The sets of texts, as the merge's tokenizer has them.
-fn sets(args: &TextArgs, first: &Candidate) -> Result<Vec<Set>> {
-    let texts = args.read()?;
+fn sets(args: &TextArgs, texts: &[Texts], first: &Candidate) -> Result<Vec<Set>> {
     let donor = first.prepared.donor();
     let runner = Runner::open(donor)?;
     let chat = args.chat.then(|| Chat::of(donor, &runner)).transpose()?;
     let cut = args.cut("the merge", first.decoder())?;
     let vocabulary = first.decoder().vocabulary;
-    let of = |(place, set): (usize, &Texts)| {
-        let others = || texts.iter().enumerate().filter(|(other, _)| *other != place).map(|(_, set)| set);
-        if others().any(|other| other.file == set.file) {
+    let of = |((place, set), name): ((usize, &Texts), String)| {
+        if texts[..place].iter().any(|other| other.file == set.file) {
             return Err(Error::config(format!("{} is given twice", escaped(&set.file)))
                 .hint("give each file once; --weight makes one count more"));
         }
-        // Files of one name in several folders are known by their paths.
-        let alike = others().any(|other| other.name == set.name);
-        let name = if alike { &set.file } else { &set.name };
-        let windows = Windows::of(set, &runner, chat.as_ref(), cut, vocabulary)?;
-        Ok(Set { name: name.clone(), windows })
+        Ok(Set { name, windows: Windows::of(set, &runner, chat.as_ref(), cut, vocabulary)? })
     };
-    texts.iter().enumerate().map(of).collect()
+    texts.iter().enumerate().zip(names_of(texts)).map(of).collect()
 }
 
 /// The parents of merges, opened, with the windows that tries read.
@@ -485,18 +547,30 @@ fn files_beside(first: &Prepared) -> Result<Json> {
     Ok(digests.into())
 }
 
-/// What texts are, and what reads them, so that others are noticed: losses differ in their last digits between devices.
-fn texts_of(sets: &[Set], try_tokens: usize, machine: &str) -> Json {
-    let of = |set: &Set| {
+/// What texts are, how they are cut, and what reads them, so that others are noticed: losses differ in their last digits between
+/// devices.
+fn measured_by(args: &SweepArgs, texts: &[Texts], sets: &[Set], machine: &str) -> Json {
+    let digest = |hasher: blake3::Hasher| hasher.finalize().to_hex().to_string();
+    let of = |(texts, set): (&Texts, &Set)| {
         let mut hasher = blake3::Hasher::new();
-        for window in &set.windows.windows {
-            hasher.update(&(window.tokens.len() as u64).to_le_bytes());
-            hasher.update(&(window.counts_from as u64).to_le_bytes());
-            for token in &window.tokens {
-                hasher.update(&token.to_le_bytes());
-            }
+        for part in texts.rows.iter().flat_map(|(before, counts)| [before, counts]) {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
         }
-        json!({ "name": set.name, "blake3": hasher.finalize().to_hex().as_str() })
+        json!({ "name": set.name, "blake3": digest(hasher) })
     };
-    json!({ "texts": sets.iter().map(of).collect::<Vec<_>>(), "try_tokens": try_tokens, "read on": machine })
+    let mut tokens = blake3::Hasher::new();
+    for window in sets.iter().flat_map(|set| &set.windows.windows) {
+        tokens.update(&(window.tokens.len() as u64).to_le_bytes());
+        tokens.update(&(window.counts_from as u64).to_le_bytes());
+        for token in &window.tokens {
+            tokens.update(&token.to_le_bytes());
+        }
+    }
+    let mut by = args.texts.how();
+    by.insert(TEXTS.into(), texts.iter().zip(sets).map(of).collect());
+    by.insert(TOKENS.into(), digest(tokens).into());
+    by.insert("--try-tokens".into(), args.try_tokens.into());
+    by.insert("read on".into(), machine.into());
+    by.into()
 }

@@ -8,6 +8,9 @@ use super::cores;
 use super::hub::HubArgs;
 use crate::error::{Error, Result};
 
+/// The group of the options that name files of texts: what means something to these alone needs one of them.
+pub(super) const SETS: &str = "sets";
+
 /// How what makes no model of its own works, and what it prints.
 #[derive(Debug, Args)]
 pub(super) struct WorkArgs {
@@ -36,7 +39,7 @@ pub(super) fn check_page(file: &Path, flag: &str) -> Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if file.is_dir() || !folder.is_dir() {
         let refusal = format!("the page {} cannot be written", file.display());
-        return Err(Error::config(refusal).hint(format!("{flag} takes a file in a folder that exists")));
+        return Err(Error::output(refusal).hint(format!("{flag} takes a file in a folder that exists")));
     }
     Ok(())
 }

@@ -121,7 +121,7 @@ fn look_at_inputs(
         }
         inputs.hashed = Some(known);
     }
-    let changed = inputs_changed(output, &prepared);
+    let changed = inputs_changed(output, &prepared)?;
     if !changed.is_empty() {
         findings.problems.extend(changed);
         return Ok(());

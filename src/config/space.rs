@@ -167,6 +167,22 @@ impl Space {
         self.knobs.iter().map(Knob::middle).collect()
     }
 
+    /// That point with each of the methods, the first one first.
+    pub fn middles(&self) -> Vec<Vec<f64>> {
+        let middle = self.middle();
+        let method = self.knobs.iter().zip(0..).find_map(|(knob, place)| match &knob.values {
+            Values::Among(of) if knob.name == METHOD => Some((place, of.len())),
+            _ => None,
+        });
+        let Some((place, count)) = method else { return vec![middle] };
+        let with = |method: usize| {
+            let mut point = middle.clone();
+            point[place] = method as f64;
+            point
+        };
+        (0..count).map(with).collect()
+    }
+
     /// How many points there are, if no value is any of a range.
     pub fn points(&self) -> Option<u64> {
         let of = |knob: &Knob| match &knob.values {
@@ -385,6 +401,7 @@ mod tests {
             .replace("{range: [0.5, 1]}", "1");
         assert_eq!(filled, expected);
         assert!(space.words(&[0.0; 5]).starts_with("ties, medical weight 0, "));
+        assert_eq!(space.middles(), [[0.0, 0.75, 0.0, 0.0, 0.75], [1.0, 0.75, 0.0, 0.0, 0.75]]);
         assert_eq!(space.knobs[1].rounded(0.123_456), 0.123);
         assert_eq!(space.knobs[1].rounded(9.0), 1.5);
     }

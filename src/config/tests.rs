@@ -493,6 +493,12 @@ fn what_is_not_a_config_is_refused() {
     assert_eq!(parse(&format!("\u{feff}base_model: 1.50\n{MODELS}")).base_model.unwrap().value.path, "1.50");
     parse(&format!("{MODELS}...\n"));
     parse(&MODELS.replace('\n', "\r\n"));
+    let texts = |source: &str| -> Vec<String> {
+        yaml::parse("c.yaml", source).unwrap().iter().map(|document| document.text.to_owned()).collect()
+    };
+    assert_eq!(texts("a: 1\n--- # b\nb: 2\n"), ["a: 1\n", "b: 2\n"]);
+    assert_eq!(texts("a: 1\n---\nb: 2\r---\rc: 3\n"), ["a: 1\n", "b: 2\r", "c: 3\n"]);
+    assert_eq!(texts("a: 1\r\n---\r\nb: 2\r\n"), ["a: 1\r\n", "b: 2\r\n"]);
 }
 
 /// A limit that did not hold would show as a test without an end.

@@ -96,11 +96,16 @@ fn parts<'s>(source: &'s str, roots: &[Node]) -> Vec<&'s str> {
     let mut begins = 0;
     let mut parts = Vec::with_capacity(roots.len());
     for next in roots.iter().skip(1) {
-        let before = &source[..next.bytes.start];
-        let separator = before.rfind("\n---").map_or(before.len(), |newline| newline + 1);
+        let next = next.bytes.start;
+        // YAML has three ends of lines.
+        let begins_line = |at: usize| source[..at].ends_with(['\n', '\r']);
+        let found =
+            source[begins..next].rmatch_indices("---").map(|(at, _)| begins + at).find(|at| begins_line(*at));
+        let separator = found.unwrap_or(next);
         parts.push(&source[begins..separator]);
-        let line = source[separator..].find('\n').map_or(source.len(), |newline| separator + newline + 1);
-        begins = line.min(next.bytes.start);
+        let line = source[separator..].find(['\n', '\r']).map_or(source.len(), |end| separator + end);
+        let end = if source[line..].starts_with("\r\n") { line + 2 } else { line + 1 };
+        begins = end.min(next);
     }
     parts.push(&source[begins..]);
     parts

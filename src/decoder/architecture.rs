@@ -72,7 +72,12 @@ impl Decoder {
     /// # Errors
     /// Why it has no forward pass here: in words that follow the model's name and a colon.
     pub fn of(config: &Map<String, Json>) -> Result<Self, String> {
-        let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or("of no type");
+        if config.is_empty() {
+            return Err("it has no config.json, which says how its forward pass goes".into());
+        }
+        let Some(model_type) = config.get("model_type").and_then(Json::as_str) else {
+            return Err("its config.json has no model_type, which says how its forward pass goes".into());
+        };
         let family = FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
             let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
             format!("no forward pass for models of type {model_type}, only {}", known.join(", "))

@@ -36,8 +36,12 @@ impl Model {
     pub fn new(opened: Readable) -> Result<Self> {
         let Readable { name, sources, source, inputs, config, tensors, notes } = opened;
         let decoder = Decoder::of(&config).map_err(|why| {
-            Error::config(format!("{name}: {why}"))
-                .hint("evaluate it with transformers or lm-eval; its merges are made here all the same")
+            let hint = if config.is_empty() {
+                "give the folder that holds config.json, the tokenizer and the safetensors files"
+            } else {
+                "evaluate it with transformers or lm-eval; its merges are made here all the same"
+            };
+            Error::config(format!("{name}: {why}")).hint(hint)
         })?;
         let (decoder, weights) = fitting(&name, decoder, &tensors)?;
         Ok(Self { name, sources, decoder, notes, own: source, inputs, weights })

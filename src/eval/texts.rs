@@ -87,6 +87,11 @@ impl Prompt {
         Self::parse(form.usual_prompt(chat)).expect("it is well formed")
     }
 
+    /// How many fields it has.
+    pub fn fields(&self) -> usize {
+        self.parts.len()
+    }
+
     /// As it was written.
     pub fn written(&self) -> &str {
         &self.written
@@ -184,11 +189,19 @@ fn rows(file: &str, text: &str, form: Form, prompt: &Prompt) -> Result<Vec<(Stri
             };
             Error::config(format!("{}:{}: {why}", escaped(file), number + 1)).hint(hint)
         };
-        let row: Json = serde_json::from_str(line).map_err(|cause| at(format!("it is no JSON: {cause}")))?;
+        let row: Json = serde_json::from_str(line).map_err(|cause| at(no_json(&cause)))?;
         let row = row.as_object().ok_or_else(|| at("it is no object".into()))?;
         prompt.fill(row).map_err(at)
     };
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(row).collect()
+}
+
+/// What is wrong with a line: its own number stands before this, and the reader of JSON saw no other line.
+fn no_json(cause: &serde_json::Error) -> String {
+    let place = format!(" at line {} column {}", cause.line(), cause.column());
+    let why = cause.to_string();
+    let column = cause.column().max(1);
+    format!("it is no JSON: {} at character {column}", why.strip_suffix(&place).unwrap_or(&why))
 }
 
 fn read_text(path: &Path) -> Result<String> {
@@ -263,7 +276,12 @@ mod tests {
             ("b.jsonl", b"{\"text\": 1}\n[]", lines, "b.jsonl:2: it is no object"),
             ("b.jsonl", b"{\"question\": \"q\"}", Form::Qa, "b.jsonl:1: it has no field \"answer\""),
             ("b.jsonl", b"{\"text\": \"q\", \"abstract\": \" \"}", Form::Abstract, "\"abstract\" is empty"),
-            ("b.jsonl", b"{", Form::Qa, "it is no JSON"),
+            (
+                "b.jsonl",
+                b"{",
+                Form::Qa,
+                "b.jsonl:1: it is no JSON: EOF while parsing an object at character 1",
+            ),
         ] {
             let refused = read(name, text, form).unwrap_err();
             assert!(refused.message.contains(why) && refused.hint.is_some(), "{}", refused.message);

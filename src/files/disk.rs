@@ -2,15 +2,16 @@
 //!
 //! What was synced stays. Of everything else each write, each change of a size, and each name that was given or taken may have come to
 //! the disk or not, whatever came after it; and of a write the first half, or nothing but its length. That is more than most file
-//! systems do, which keep some order among names.
+//! systems do, which keep some order among names. One thing they all do that have a journal: what is moved to another folder is in one
+//! of the two, or for a moment in both.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::hook::{Event, What};
+use super::hook::{Event, Made, What};
 
 /// What is on a disk below a folder: files and folders by their numbers. That of the folder itself is 0.
 #[derive(Debug, Clone)]
@@ -20,6 +21,7 @@ pub(crate) struct Disk(BTreeMap<usize, Node>);
 enum Node {
     File(Vec<u8>),
     Folder(BTreeMap<OsString, usize>),
+    Link(PathBuf),
 }
 
 /// How much of what was not synced comes to the disk.
@@ -75,6 +77,8 @@ impl Disk {
         let node = if found.is_dir() {
             let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
             Node::Folder(entries.map(|entry| (entry.file_name(), self.add(&entry.path(), numbers))).collect())
+        } else if found.file_type().is_symlink() {
+            Node::Link(fs::read_link(path).unwrap())
         } else {
             use std::io::Read;
             let mut bytes = Vec::new();
@@ -88,7 +92,8 @@ impl Disk {
     /// Makes a folder hold what the disk does, and nothing else.
     pub(crate) fn write(&self, folder: &Path) {
         for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-            if entry.is_dir() { fs::remove_dir_all(entry).unwrap() } else { fs::remove_file(entry).unwrap() }
+            let is_folder = fs::symlink_metadata(&entry).unwrap().is_dir();
+            if is_folder { fs::remove_dir_all(entry).unwrap() } else { fs::remove_file(entry).unwrap() }
         }
         self.write_node(0, folder);
     }
@@ -106,11 +111,44 @@ impl Disk {
                 }
                 entries.iter().for_each(|(name, node)| self.write_node(*node, &path.join(name)));
             }
+            Node::Link(target) => std::os::unix::fs::symlink(target, path).unwrap(),
         }
     }
 
     /// What a power cut may leave after these events.
     pub(crate) fn cut(&self, events: &[Event], random: &mut Random) -> Self {
+        let shares = (random.share(), random.share());
+        self.after(events, shares, random)
+    }
+
+    /// What a power cut leaves if all comes to the disk but the new name that one of these events gives; none where it gives none, or
+    /// that was synced.
+    pub(crate) fn without(&self, events: &[Event], lost: usize) -> Option<Self> {
+        let Event { at, what } = &events[lost];
+        let (What::Made { folder, kind: Made::Link(_), .. } | What::Renamed { to: (folder, _), .. }) = what
+        else {
+            return None;
+        };
+        let syncs = |event: &Event| matches!(&event.what, What::Synced { node, before } if node == folder && at < before);
+        let others: Vec<Event> = [&events[..lost], &events[lost + 1..]].concat();
+        let all = (Share::All, Share::All);
+        (!events.iter().any(syncs)).then(|| self.after(&others, all, &mut Random::new(lost as u64)))
+    }
+
+    /// The events without the syncs of folders, or without those of files: what happens where a disk only says that it has put
+    /// something there.
+    pub(crate) fn lie(&self, events: &[Event], about_folders: bool) -> Vec<Event> {
+        let made = events.iter().filter_map(|event| match &event.what {
+            What::Made { node, kind: Made::Folder, .. } => Some(*node),
+            _ => None,
+        });
+        let is_folder = |(node, found): (&usize, &Node)| matches!(found, Node::Folder(_)).then_some(*node);
+        let folders: BTreeSet<usize> = self.0.iter().filter_map(is_folder).chain(made).collect();
+        let is_lie = |event: &Event| matches!(&event.what, What::Synced { node, .. } if folders.contains(node) == about_folders);
+        events.iter().filter(|event| !is_lie(event)).cloned().collect()
+    }
+
+    fn after(&self, events: &[Event], (names, contents): (Share, Share), random: &mut Random) -> Self {
         let mut disk = self.clone();
         let mut synced: HashMap<usize, usize> = HashMap::new();
         for event in events {
@@ -119,15 +157,17 @@ impl Disk {
                 *last = before.max(*last);
             }
         }
-        let (names, contents) = (random.share(), random.share());
         for Event { at, what } in events {
             let mut lasts = |node: &usize, share: Share| {
                 synced.get(node).is_some_and(|before| at < before) || random.takes(share)
             };
             match what {
-                What::Made { folder, name, node, is_folder } => {
-                    let made =
-                        if *is_folder { Node::Folder(BTreeMap::new()) } else { Node::File(Vec::new()) };
+                What::Made { folder, name, node, kind } => {
+                    let made = match kind {
+                        Made::File => Node::File(Vec::new()),
+                        Made::Folder => Node::Folder(BTreeMap::new()),
+                        Made::Link(target) => Node::Link(target.clone()),
+                    };
                     disk.0.insert(*node, made);
                     if lasts(folder, names) {
                         disk.entries(*folder).insert(name.clone(), *node);
@@ -135,9 +175,9 @@ impl Disk {
                 }
                 What::Renamed { from: (from_folder, from), to: (to_folder, to), node } => {
                     // Between two folders each has its part; in one they are one.
-                    let comes = lasts(to_folder, names);
-                    let goes = if from_folder == to_folder { comes } else { lasts(from_folder, names) };
-                    if goes {
+                    let leaves = lasts(from_folder, names);
+                    let comes = leaves || from_folder != to_folder && lasts(to_folder, names);
+                    if leaves {
                         disk.entries(*from_folder).remove(from);
                     }
                     if comes {

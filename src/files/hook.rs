@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use super::{Done, On, Op};
 
@@ -29,6 +30,8 @@ pub(crate) enum Fault {
     Error(rustix::io::Errno),
     /// Half of what is wanted is read or written.
     Short,
+    /// It takes that long.
+    Slow(Duration),
 }
 
 /// The calls of one kind that go wrong: from this one on, or this one alone.
@@ -50,7 +53,7 @@ pub(crate) struct Hook {
 #[derive(Debug, Default)]
 struct State {
     calls: BTreeMap<Op, usize>,
-    planted: Option<Planted>,
+    planted: Vec<Planted>,
     /// What the calls that went wrong were about.
     hits: Vec<PathBuf>,
     /// The same of those before.
@@ -82,7 +85,7 @@ pub(crate) enum What {
         folder: usize,
         name: OsString,
         node: usize,
-        is_folder: bool,
+        kind: Made,
     },
     Wrote {
         file: usize,
@@ -110,6 +113,15 @@ pub(crate) enum What {
     },
 }
 
+/// What was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Made {
+    File,
+    Folder,
+    /// A link that says this.
+    Link(PathBuf),
+}
+
 /// A hook in use, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Hooked(Arc<Hook>);
@@ -124,9 +136,9 @@ impl Hooked {
     }
 
     /// Lets calls go wrong, counted from now on.
-    pub(crate) fn plant(&self, planted: Option<Planted>) {
+    pub(crate) fn plant(&self, planted: impl IntoIterator<Item = Planted>) {
         let mut state = self.0.state();
-        (state.calls, state.planted) = (BTreeMap::new(), planted);
+        (state.calls, state.planted) = (BTreeMap::new(), planted.into_iter().collect());
         state.last = std::mem::take(&mut state.hits);
     }
 
@@ -208,11 +220,17 @@ pub(super) fn asked(op: Op, on: On<'_>, bytes: usize) -> io::Result<usize> {
     let goes_wrong = |planted: &Planted| {
         planted.op == op && (call == planted.call || planted.lasts && call > planted.call)
     };
-    let Some(planted) = state.planted.filter(goes_wrong) else { return Ok(bytes) };
+    let Some(planted) = state.planted.iter().copied().find(goes_wrong) else { return Ok(bytes) };
     state.hits.push(path);
+    // Others are not kept waiting.
+    drop(state);
     match planted.fault {
         Fault::Error(cause) => Err(cause.into()),
         Fault::Short => Ok(bytes.div_ceil(2)),
+        Fault::Slow(time) => {
+            std::thread::sleep(time);
+            Ok(bytes)
+        }
     }
 }
 
@@ -256,7 +274,12 @@ impl Record {
                 let (folder, node) = (folder(self)?, self.next);
                 self.nodes.insert(number(path)?, node);
                 self.next += 1;
-                What::Made { folder, name: name()?, node, is_folder: matches!(done, Done::MadeFolder(_)) }
+                let kind = match (done, std::fs::read_link(path)) {
+                    (Done::MadeFolder(_), _) => Made::Folder,
+                    (_, Ok(target)) => Made::Link(target),
+                    _ => Made::File,
+                };
+                What::Made { folder, name: name()?, node, kind }
             }
             Done::Wrote(file, offset, bytes) => {
                 use std::io::Seek;

@@ -8,15 +8,19 @@
 //! CACHE/.locks/models--ORG--NAME/HASH.lock     held while a blob is written
 //! ```
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cache::read_small;
+use super::hashes::Hasher;
+use crate::cache::{open_regular, read_small};
 use crate::error::{Error, Result};
 use crate::files::{self, File};
-use crate::limits::REFERENCE_BYTES_MAX;
+use crate::limits::{HASHED_BYTES_MAX, REFERENCE_BYTES_MAX};
 use crate::text::quoted;
+
+/// The file in `CACHE/blobs` that says that repositories share what is there.
+pub(crate) const SHARED_BLOBS: &str = ".huggingface-shared-blobs";
 
 /// A commit may be shortened to this many characters, as git does.
 const COMMIT_PREFIX_MIN: usize = 7;
@@ -53,9 +57,10 @@ impl Repository {
         self.folder.join("blobs").join(hash)
     }
 
-    /// Whether a blob is here, whole. After a power failure it may have its name and nothing else.
+    /// Whether a blob is here, whole as far as [`condition`] says.
     pub(super) fn has_blob(&self, hash: &str, bytes: u64) -> bool {
-        files::metadata(&self.blob(hash)).is_ok_and(|blob| blob.is_file() && blob.len() == bytes)
+        let blob = self.blob(hash);
+        condition(&blob, hash, Some(bytes)) == Condition::Sound && !is_led_away(&blob)
     }
 
     /// The beginning of a blob.
@@ -83,11 +88,13 @@ impl Repository {
         }
         if let Ok(commit) = read_small(&self.folder.join("refs").join(revision), REFERENCE_BYTES_MAX) {
             let commit = String::from_utf8_lossy(&commit).trim().to_owned();
-            if is_hex(&commit) {
+            // One that a power cut has shortened is none, unless it is here.
+            if is_digest(&commit) || is_hex(&commit) && files::is_folder(&self.snapshot(&commit)) {
                 return Ok(Some(commit));
             }
             return Err(Error::config(format!(
-                "the cache entry of {name:?} for {revision:?} holds no commit"
+                "the cache entry of {name:?} for {revision:?} holds no commit, but {}",
+                quoted(&commit)
             ))
             .hint(format!("remove {}", self.folder.join("refs").join(revision).display())));
         }
@@ -126,11 +133,24 @@ impl Repository {
         match made {
             Ok(()) => Ok(()),
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {
-                // A link to nothing, or one that another process has made meanwhile.
-                if files::exists(&link) {
+                let failed = |cause| unwritable(&link, &cause);
+                let bytes = files::metadata(&self.blob(hash)).map_err(failed)?.len();
+                let said = match files::link_target(&link) {
+                    Ok(said) => Some(said),
+                    Err(cause) if files::is_link(&link) => return Err(failed(cause)),
+                    Err(_) => None,
+                };
+                let is_right = condition(&link, hash, Some(bytes)) == Condition::Sound
+                    && said.as_ref().is_none_or(|said| *said == target);
+                if is_right {
+                    // Another process has made it meanwhile.
                     return Ok(());
                 }
-                files::remove_file(&link).map_err(|cause| unwritable(&link, &cause))?;
+                if said.is_none() {
+                    // It may be somebody's.
+                    return Err(failed(cause));
+                }
+                files::remove_file(&link).map_err(failed)?;
                 self.link(commit, file, hash)
             }
             Err(cause)
@@ -157,6 +177,80 @@ pub(super) fn make_parent(file: &Path) -> Result<()> {
     files::make_folders(folder, 0o777).map_err(|cause| unwritable(folder, &cause))
 }
 
+/// What can be seen of a file that is called by a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// It is whole, as far as that shows without reading all of a large one.
+    Sound,
+    /// It has another hash, and no length is known that it should have: not everybody calls files by the same hash.
+    Doubtful,
+    /// It is no file, has another length than is known, or begins with what a power cut leaves of a file that nobody has put on the
+    /// disk: nothing, or zeros.
+    Damaged,
+}
+
+/// How a file is that is called by a hash and should have so many bytes, if that is known.
+pub(super) fn condition(path: &Path, hash: &str, bytes: Option<u64>) -> Condition {
+    /// No format of weights begins with so many zeros, and no text.
+    const BEGINNING: usize = 8;
+    let found = match files::metadata(path) {
+        Ok(found) => found,
+        Err(cause) if files::leads_nowhere(cause.kind()) || cause.kind() == io::ErrorKind::NotADirectory => {
+            return Condition::Damaged;
+        }
+        // Whoever reads what cannot be read will say so.
+        Err(_) => return Condition::Sound,
+    };
+    if !found.is_file() || bytes.is_some_and(|bytes| bytes != found.len()) {
+        return Condition::Damaged;
+    }
+    let beginning = || {
+        let mut beginning = Vec::new();
+        open_regular(path)?.take(BEGINNING as u64).read_to_end(&mut beginning).map(|_| beginning)
+    };
+    let Ok(beginning) = beginning() else { return Condition::Sound };
+    let is_blank = beginning.iter().all(|byte| *byte == 0);
+    if found.len() > HASHED_BYTES_MAX {
+        return if is_blank { Condition::Damaged } else { Condition::Sound };
+    }
+    if bytes.is_some() && !is_blank {
+        return Condition::Sound;
+    }
+    match hash_of(path, hash.len(), found.len()) {
+        Ok(found) if found != hash && is_blank => Condition::Damaged,
+        Ok(found) if found != hash => Condition::Doubtful,
+        _ => Condition::Sound,
+    }
+}
+
+/// Whether a file of a snapshot is a link to what should be a blob and leads to somewhere else.
+pub(super) fn leads_on(file: &Path) -> bool {
+    let folder = file.parent().expect("a file lies in a folder");
+    files::link_target(file).is_ok_and(|target| is_led_away(&folder.join(target)))
+}
+
+/// Whether a link is in the place of a blob, and not one to a blob that repositories share (`huggingface_hub` from version 2 on), which lies
+/// in `CACHE/blobs/01/0123…`.
+fn is_led_away(blob: &Path) -> bool {
+    let is_shared = || -> io::Result<bool> {
+        let all = blob.parent().unwrap_or(blob).join("../../blobs");
+        let (all, real) = (files::real(&all)?, files::real(blob)?);
+        Ok(real.ancestors().nth(2) == Some(&all) && files::is_file(&all.join(SHARED_BLOBS)))
+    };
+    files::is_link(blob) && !is_shared().unwrap_or(false)
+}
+
+/// The hash of so many digits that a file of this length is called by.
+fn hash_of(path: &Path, digits: usize, bytes: u64) -> io::Result<String> {
+    let (mut file, mut hasher, mut room) = (open_regular(path)?, Hasher::of(digits, bytes), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut room)? {
+            0 => return Ok(hasher.finish()),
+            count => hasher.update(&room[..count]),
+        }
+    }
+}
+
 /// Writes a small file, whole or not at all.
 pub(super) fn replace(file: &Path, content: &[u8]) -> Result<()> {
     static WRITTEN: AtomicU64 = AtomicU64::new(0);
@@ -177,14 +271,43 @@ pub(super) fn replace(file: &Path, content: &[u8]) -> Result<()> {
     })
 }
 
-/// A file of the cache that cannot be written.
+/// A file or folder of the cache that cannot be written.
 pub(super) fn unwritable(path: &Path, cause: &io::Error) -> Error {
-    Error::writing(path, cause).hint("models from the Hub are kept there; HF_HUB_CACHE names another folder")
+    use io::ErrorKind::{AlreadyExists, IsADirectory, NotADirectory, NotFound};
+    let is_taken = matches!(cause.kind(), AlreadyExists | IsADirectory | NotADirectory)
+        || files::leads_nowhere(cause.kind()) && cause.kind() != NotFound;
+    let hint = match in_the_way(path).filter(|_| is_taken) {
+        Some(place) => {
+            format!("{} is not what belongs there: move it away, and it is made anew", place.display())
+        }
+        None if files::is_full(cause) => {
+            "the disk of the Hub's cache is full: free some space, or let HF_HOME or HF_HUB_CACHE name a folder on another disk"
+                .into()
+        }
+        None => "models from the Hub are kept there; HF_HOME or HF_HUB_CACHE names another folder".into(),
+    };
+    Error::writing(path, cause).hint(hint)
+}
+
+/// What is in a place of the cache, or on the way there, where something else belongs.
+fn in_the_way(path: &Path) -> Option<&Path> {
+    let place = path.ancestors().find(|place| files::metadata_of_link(place).is_ok())?;
+    let is_wrong = match files::metadata(place) {
+        Ok(found) => !found.is_dir() || place == path,
+        Err(cause) => files::leads_nowhere(cause.kind()),
+    };
+    is_wrong.then_some(place)
 }
 
 /// Whether a text is a number in base 16.
 pub fn is_hex(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether a text is all of a hash, as that of a commit or of a blob.
+pub(super) fn is_digest(text: &str) -> bool {
+    // SHA-1, or SHA-256 where git is set to it.
+    matches!(text.len(), 40 | 64) && is_hex(text)
 }
 
 /// `org/name` or `name` as the Hub allows them. Keeps `..` and separators out of the cache path.

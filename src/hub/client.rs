@@ -114,7 +114,7 @@ impl Client {
         }
         let config = Agent::config_builder()
             .tls_config(tls.build())
-            .proxy(Proxy::try_from_env())
+            .proxy(environment.has_proxies().then(Proxy::try_from_env).flatten())
             .user_agent(concat!("mergeforge/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             // Each hop is looked at: what the Hub says of a file stands in its own answer, and the token is for it alone.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -80,6 +81,9 @@ pub fn fetch(wanted: &[Wanted], watch: &dyn Watch) -> Result<()> {
             (wanted.clone(), wanted.snapshot.remote(&wanted.file).expect("what is wanted is listed"))
         });
     }
+    let by_folder: BTreeMap<_, _> =
+        wanted.iter().map(|wanted| (wanted.snapshot.folder(), &wanted.snapshot)).collect();
+    by_folder.into_values().try_for_each(|snapshot| snapshot.settle())?;
     let fetching = Fetching {
         files: by_blob.into_values().collect(),
         state: Mutex::default(),
@@ -237,10 +241,14 @@ impl Fetching<'_> {
             return Ok(());
         }
         let path = repository.incomplete(&entry.hash);
-        let failed = |cause| unwritable(&path, &cause);
+        let failed = |cause| unwritten(&path, &cause);
         make_parent(&path)?;
         let mut begun = File::open_or_make(&path, 0o666).map_err(failed)?;
-        let mut written = begun.metadata().map_err(failed)?.len();
+        let found = begun.metadata().map_err(failed)?;
+        if !found.is_file() {
+            return Err(failed(io::ErrorKind::AlreadyExists.into()));
+        }
+        let mut written = found.len();
         if written > entry.bytes {
             begun.set_len(0).map_err(failed)?;
             written = 0;
@@ -299,7 +307,7 @@ impl Fetching<'_> {
             sink.file
                 .seek(SeekFrom::Start(written))
                 .and_then(|_| sink.file.write_all(&chunk))
-                .map_err(|cause| unwritable(&path(), &cause))?;
+                .map_err(|cause| unwritten(&path(), &cause))?;
             sink.hasher.update(&chunk);
             state = self.state();
             state.chunks -= 1;
@@ -314,7 +322,7 @@ impl Fetching<'_> {
         let Wanted { snapshot, file: name } = &self.files[file].0;
         let (entry, repository) = (self.files[file].0.entry(), snapshot.repository());
         let path = repository.incomplete(&entry.hash);
-        let failed = |cause| unwritable(&path, &cause);
+        let failed = |cause| unwritten(&path, &cause);
         let found = sink.hasher.finish();
         if found != entry.hash {
             files::remove_file(&path).map_err(failed)?;
@@ -330,11 +338,20 @@ impl Fetching<'_> {
         match files::rename(&path, &blob) {
             // Another process without a lock was first.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound && files::exists(&blob) => {}
-            renamed => renamed.map_err(failed)?,
+            renamed => renamed.map_err(|cause| unwritten(&blob, &cause))?,
         }
         snapshot.keep_verified(&entry.hash);
         self.state().stages[file] = Stage::Done;
         Ok(())
+    }
+}
+
+/// As [`unwritable`], of weights, which need not be kept.
+fn unwritten(path: &Path, cause: &io::Error) -> Error {
+    let error = unwritable(path, cause);
+    match error.hint.clone().filter(|_| files::is_full(cause)) {
+        Some(hint) => error.hint(format!("{hint}; or read weights without keeping them: --stream")),
+        None => error,
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Environment {
     values: BTreeMap<&'static str, OsString>,
     /// Where lists of files and headers are kept.
     known: Option<PathBuf>,
+    /// Whether the proxies count that the process's own variables name.
+    has_proxies: bool,
 }
 
 impl Environment {
@@ -44,6 +46,7 @@ impl Environment {
             home: std::env::home_dir(),
             values: NAMES.iter().filter_map(value).collect(),
             known: cache::folder().map(|folder| folder.join("hub")),
+            has_proxies: true,
         }
     }
 
@@ -60,6 +63,13 @@ impl Environment {
         assert!(NAMES.contains(&name), "{name} is read");
         self.values.insert(name, value.into());
         self
+    }
+
+    /// The same with a folder for lists of files and headers.
+    #[cfg(test)]
+    #[must_use]
+    pub fn knowing(self, known: &Path) -> Self {
+        Self { known: Some(known.to_path_buf()), ..self }
     }
 
     /// Replaces a leading `~` by the home folder.
@@ -107,6 +117,11 @@ impl Environment {
     /// Where lists of files and headers are kept, if anywhere.
     pub(super) fn known(&self) -> Option<&Path> {
         self.known.as_deref()
+    }
+
+    /// Whether requests go by the proxies that are named in the environment of the process; not in tests, whose Hub is near.
+    pub(super) fn has_proxies(&self) -> bool {
+        self.has_proxies
     }
 
     /// Whether no connection may be made.

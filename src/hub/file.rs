@@ -48,7 +48,7 @@ impl Entry {
 
     /// What computes the hash of its content.
     pub(super) fn hasher(&self) -> Hasher {
-        if self.is_large() { Hasher::sha256() } else { Hasher::git(self.bytes) }
+        Hasher::of(self.hash.len(), self.bytes)
     }
 }
 

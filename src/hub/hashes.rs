@@ -22,6 +22,11 @@ impl Hasher {
         Self::Git(Sha1::new().chain_update(format!("blob {bytes}\0")))
     }
 
+    /// That of a hash of so many digits, of so many bytes.
+    pub(super) fn of(digits: usize, bytes: u64) -> Self {
+        if digits == 64 { Self::sha256() } else { Self::git(bytes) }
+    }
+
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),

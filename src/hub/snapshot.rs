@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::cache::{Repository, is_hex, is_plain_file, make_parent, replace};
+use super::cache::{
+    Condition, Repository, condition, is_digest, is_hex, is_plain_file, leads_on, make_parent, replace,
+    unwritable,
+};
 use super::client::{Client, Refusal, encoded, network};
 use super::environment::Environment;
 use super::file::{Entry, RemoteFile};
@@ -83,11 +86,11 @@ impl Snapshot {
         let path: String = name.split('/').map(encoded).collect::<Vec<_>>().join("/");
         let commit = match repository.commit_of(revision)? {
             Some(commit) => commit,
-            None if revision.len() == 40 && is_hex(revision) => revision.to_owned(),
+            None if is_digest(revision) => revision.to_owned(),
             None => {
                 let url = client.url(&format!("api/models/{path}/revision/{}", encoded(revision)));
                 let RevisionInfo { sha } = client.json(&url, &stopped, &refusal)?.0;
-                if sha.len() < 40 || !is_hex(&sha) {
+                if !is_digest(&sha) {
                     return Err(network(format!("{} names no commit for {name}", client.endpoint())));
                 }
                 sha
@@ -177,10 +180,13 @@ impl Snapshot {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Whether a file of it lies in the cache.
+    /// Whether a file of it lies in the cache, sound as far as that shows without reading all of it.
     pub fn is_here(&self, file: &str) -> bool {
-        let here = files::metadata(&self.folder().join(file));
-        here.is_ok_and(|here| self.files.get(file).is_none_or(|entry| entry.bytes == here.len()))
+        let place = self.folder().join(file);
+        let is_sound = |entry: &Entry| {
+            condition(&place, &entry.hash, Some(entry.bytes)) == Condition::Sound && !leads_on(&place)
+        };
+        self.files.get(file).map_or_else(|| files::is_file(&place), is_sound)
     }
 
     /// Fetches a file into the cache through memory, if it is not there.
@@ -206,6 +212,20 @@ impl Snapshot {
             replace(&blob, &content)?;
         }
         self.repository.link(&self.commit, file, &entry.hash)
+    }
+
+    /// Puts on the disk which files are here. With its weights a model is taken for whole, so those come after all others.
+    ///
+    /// # Errors
+    /// Kind `Output`: the disk fails.
+    pub(super) fn settle(&self) -> Result<()> {
+        let above = self.files.keys().flat_map(|file| Path::new(file).ancestors().skip(1));
+        let mut folders: BTreeSet<PathBuf> = above.map(|above| self.folder().join(above)).collect();
+        folders.extend(self.repository.blob("file").parent().map(Path::to_path_buf));
+        folders.iter().filter(|folder| files::is_folder(folder)).try_for_each(|folder| {
+            let synced = files::Folder::open(folder).and_then(|open| open.sync());
+            synced.map_err(|cause| unwritable(folder, &cause))
+        })
     }
 
     /// A file that is read by ranges.
@@ -254,6 +274,50 @@ impl Snapshot {
             let _ = keep(&verified_file(known, hash), stamp.as_bytes());
         }
     }
+}
+
+/// A file of a snapshot's folder whose blob is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspect {
+    /// The file.
+    pub file: PathBuf,
+    /// Whether it is damaged for certain; else the Hub would know.
+    pub is_damaged: bool,
+}
+
+/// A file of a snapshot's folder whose blob is damaged, or may be, as far as that shows without reading all of large ones.
+pub fn suspect(environment: &Environment, folder: &Path) -> Option<Suspect> {
+    let list = environment.known().and_then(|known| kept_list(&known.join(folder.file_name()?).join(LIST)));
+    let condition_of = |file: &Path| {
+        let entry = list.as_ref().and_then(|list| list.get(file.file_name()?.to_str()?));
+        let Ok(target) = files::link_target(file) else {
+            // A copy, or somebody's own.
+            let found = entry.map(|entry| condition(file, &entry.hash, Some(entry.bytes)))?;
+            return Some(if found == Condition::Sound { found } else { Condition::Doubtful });
+        };
+        let hash = target.file_name()?.to_str().filter(|name| is_digest(name))?;
+        // What was there once and is removed, or elsewhere, may be wanted.
+        let is_gone = !files::exists(file) || leads_on(file);
+        Some(if is_gone {
+            Condition::Doubtful
+        } else {
+            condition(file, hash, entry.map(|entry| entry.bytes))
+        })
+    };
+    let suspect = |file: PathBuf| match condition_of(&file)? {
+        Condition::Sound => None,
+        found => Some(Suspect { file, is_damaged: found == Condition::Damaged }),
+    };
+    let entries = files::list(folder).into_iter().flatten().flatten();
+    let found = entries.filter_map(|entry| suspect(entry.path())).max_by_key(|suspect| suspect.is_damaged);
+    // What somebody has removed, or a power cut: it was fetched once.
+    let blobs = folder.ancestors().nth(2)?.join("blobs");
+    let is_lost = |(name, entry): (&String, &Entry)| {
+        let file = folder.join(name);
+        let is_lost = files::metadata_of_link(&file).is_err() && files::exists(&blobs.join(&entry.hash));
+        is_lost.then_some(Suspect { file, is_damaged: false })
+    };
+    found.or_else(|| list.iter().flatten().find_map(is_lost))
 }
 
 /// Whether a file was seen to have this SHA-256, and has not changed since.

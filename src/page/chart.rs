@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{COLOURS, GRID, WIDTH, digits, escaped, key};
+use super::{COLOURS, GRID, LETTER, WIDTH, digits, escaped, key};
+use crate::text::cut_to;
 
 /// An axis.
 #[derive(Debug, Clone, Default)]
@@ -87,7 +88,7 @@ impl Range {
     /// The number of a tick, with as many digits as the steps have.
     fn label(&self, axis: &Axis, tick: f64) -> String {
         if !axis.names.is_empty() {
-            return axis.names.get(tick.round() as usize).map_or(String::new(), |name| escaped(name));
+            return axis.names.get(tick.round() as usize).cloned().unwrap_or_default();
         }
         let step = (self.high - self.low) / (self.ticks.len().max(2) - 1) as f64;
         let most = self.high.abs().max(self.low.abs());
@@ -122,18 +123,23 @@ pub fn chart(chart: &Chart) -> String {
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             LEFT - 6.0,
             at_y + 4.0,
-            up.label(y, *tick)
+            escaped(&up.label(y, *tick))
         );
     }
+    // Names are as long as there is room to the next one, and end where the drawing does.
+    let room = width / (across.ticks.len().max(2) - 1) as f64;
     for tick in &across.ticks {
         let (at_x, _) = at(&(*tick, up.low));
         let bottom = ABOVE + height;
+        let label = cut_to(&across.label(x, *tick), (room / LETTER) as usize);
+        let half = 0.5 * LETTER * label.chars().count() as f64;
         let _ = writeln!(
             svg,
             "<path d=\"M{at_x:.1} {bottom}v4\" stroke=\"{grid}\" fill=\"none\"/>\
-             <text x=\"{at_x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            at_x.min(f64::from(WIDTH) - half).max(half),
             bottom + 17.0,
-            across.label(x, *tick)
+            escaped(&label)
         );
     }
     let _ = writeln!(
@@ -192,6 +198,21 @@ mod tests {
         assert_eq!(range(&[-0.2, 0.1, f64::NAN], None).2, "-0.2 -0.1 0.0 0.1");
         assert_eq!(range(&[7.0], None), (2.0, 12.0, "2 4 6 8 10 12".into()));
         assert_eq!(range(&[], None).2, "0.0 0.2 0.4 0.6 0.8 1.0");
+    }
+
+    #[test]
+    fn names_of_an_axis_end_within_the_drawing() {
+        let names = ["task_arithmetic", "ties", "a long name of a <model>"].map(str::to_owned);
+        let points = vec![(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)];
+        let series = [Series { name: "a", points, line: false, dots: true }];
+        let x = Axis { names: &names, ..Axis::default() };
+        let svg = chart(&Chart { x, y: Axis::default(), series: &series });
+        for name in ["task_arithmetic", "ties", "a long name of a &lt;model&gt;"] {
+            let (before, _) = svg.split_once(&format!("\" text-anchor=\"middle\">{name}<")).unwrap();
+            let (_, x) = before.rsplit_once("<text x=\"").unwrap();
+            let x: f64 = x.split('"').next().unwrap().parse().unwrap();
+            assert!(x + 0.5 * LETTER * name.len().min(24) as f64 <= f64::from(WIDTH), "{name} at {x}");
+        }
     }
 
     #[test]

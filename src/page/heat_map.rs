@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::{COLOURS, DIM, GRID, INK, PAPER, WIDTH, digits, escaped};
+use super::{COLOURS, DIM, GRID, INK, LETTER, PAPER, WIDTH, digits, escaped};
 
 /// How numbers become shades.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,9 +56,8 @@ const BELOW: f64 = 44.0;
 /// From this width on a cell has its number in it.
 const WRITTEN: f64 = 40.0;
 
-/// The widths of a column at the most, of a letter, and of all names at the most.
+/// The widths of a column at the most, and of all names at the most.
 const COLUMN_MAX: f64 = 72.0;
-const LETTER: f64 = 7.0;
 const NAMES_MAX: f64 = 260.0;
 
 /// The shade of a number: which colour, and how much of it.
@@ -162,7 +161,12 @@ fn legend(svg: &mut String, map: &HeatMap) {
         Scale::From(low, high) => (low, high),
         Scale::Signed(most) => (-most, most),
     };
-    let end = f64::from(WIDTH) - 70.0;
+    let is_beyond =
+        |is: fn(f64, f64) -> bool, end: f64| map.values.iter().flatten().any(|value| is(*value, end));
+    let more = |is_beyond: bool, words: &'static str| if is_beyond { words } else { "" };
+    let less = more(is_beyond(|value, low| value < low, low), " or less");
+    let more = more(is_beyond(|value, high| value > high, high), " or more");
+    let end = f64::from(WIDTH) - 70.0 - LETTER * more.len() as f64;
     let start = end - PART * PARTS as f64;
     let _ = writeln!(svg, "<text x=\"0\" y=\"16\" font-size=\"13\">{}</text>", escaped(map.what));
     for part in 0..PARTS {
@@ -180,9 +184,12 @@ fn legend(svg: &mut String, map: &HeatMap) {
         PART * PARTS as f64,
         DIM.css()
     );
-    for (x, anchor, value) in [(start - 5.0, "end", low), (end + 5.0, "start", high)] {
-        let _ =
-            writeln!(svg, "<text x=\"{x:.1}\" y=\"16\" text-anchor=\"{anchor}\">{}</text>", digits(value));
+    for (x, anchor, value, words) in [(start - 5.0, "end", low, less), (end + 5.0, "start", high, more)] {
+        let _ = writeln!(
+            svg,
+            "<text x=\"{x:.1}\" y=\"16\" text-anchor=\"{anchor}\">{}{words}</text>",
+            digits(value)
+        );
     }
 }
 
@@ -225,6 +232,12 @@ mod tests {
         assert!(cell("q&lt;, layer 1").contains("var(--blue)\" fill-opacity=\"0.500\""));
         assert!(cell("k, layer 0").contains("fill-opacity=\"0.000\""));
         assert!(cell("k, layer 1").contains("var(--vermilion)\" fill-opacity=\"1.000\""));
+        // One is beyond the scale's one end, none beyond the other.
+        assert!(
+            svg.contains(">-1.00 or less<") && svg.contains(">1.00<") && !svg.contains("or more"),
+            "{svg}"
+        );
+        assert!(map(&[Some(3.0); 4], Scale::From(0.0, 2.0)).contains(">2.00 or more<"));
     }
 
     #[test]

@@ -10,12 +10,12 @@ use super::record::{BESIDE, Record};
 use super::{Part, check_half_made, making_of_all};
 use crate::checkpoint::layout::DATA_BYTES_MAX;
 use crate::checkpoint::{
-    Access, Content, MANIFEST, Made, ModelFolder, OutTensor, Sidecar, Sink, laid_out, partial_path, parts_of,
-    remove_lock,
+    Access, Content, Finished, InParts, Layout, MANIFEST, ModelFolder, OutTensor, Sidecar, Sink, laid_out,
+    partial_path, parts_of, remove_lock,
 };
 use crate::error::{Error, Kind, Result};
 use crate::files::{self, Folder};
-use crate::preflight::{Needs, There};
+use crate::preflight::{Capacity, Requirements};
 use crate::report::{FileRecord, LAYOUT, Manifest, add_tensors, layout_digest, manifest_in};
 use crate::stream::{Merged, Watch};
 use crate::text::quoted;
@@ -28,22 +28,22 @@ const ELEMENTS_MAX: u64 = DATA_BYTES_MAX / 8;
 
 /// An output that was put together.
 #[derive(Debug)]
-pub struct Finished {
+pub struct Whole {
     /// Of how many parts.
     pub parts: usize,
     /// How many files have its tensors.
     pub shards: usize,
+    /// How many tensors it has.
+    pub tensors: usize,
     /// Bytes of its tensors.
     pub bytes: u64,
-    /// What it is.
-    pub manifest: Manifest,
 }
 
 /// What became of an output.
 #[derive(Debug)]
 pub struct Done {
     /// What was put together; nothing where that was done before, or meanwhile by another process.
-    pub made: Option<Finished>,
+    pub made: Option<Whole>,
     /// Why something is left of the parts. The output is whole nevertheless.
     pub left: Option<Error>,
 }
@@ -62,14 +62,12 @@ pub fn finish(out: &Path, read: bool, threads: usize, watch: &dyn Watch) -> Resu
     }
     let stop = || watch.stop();
     let to_go_on = |error: Error| {
-        match error.kind {
-        Kind::Interrupted => error.hint(format!(
-            "the parts are still there: the same command goes on from there; {} and {}, removed, give them up",
-            folder.display(),
-            partial_path(out).unwrap_or_default().display()
-        )),
-        _ => error,
-    }
+        if error.kind != Kind::Interrupted {
+            return error;
+        }
+        let (parts, partial) = (folder.display(), partial_path(out).unwrap_or_default());
+        let goes_on = "the parts are still there, and the same command goes on from there";
+        error.hint(format!("{goes_on}; {parts} and {}, removed, give them up", partial.display()))
     };
     let (records, joined, sidecars, sink) = match gathered(out, &folder, (read, threads), &stop) {
         Ok(gathered) => gathered,
@@ -79,9 +77,18 @@ pub fn finish(out: &Path, read: bool, threads: usize, watch: &dyn Watch) -> Resu
     };
     sink.finish(&sidecars, &stop).map_err(to_go_on)?;
     let left = remove(&folder, &records).err();
-    let (shards, bytes) = (joined.layout.shards.len(), joined.layout.total_bytes);
-    let made = Finished { parts: records.len(), shards, bytes, manifest: joined.manifest };
+    let Layout { shards, places, total_bytes, .. } = &joined.layout;
+    let made =
+        Whole { parts: records.len(), shards: shards.len(), tensors: places.len(), bytes: *total_bytes };
     Ok(Done { made: Some(made), left })
+}
+
+/// The manifest of an output that is there.
+///
+/// # Errors
+/// Kind `Input`: it has none, or not what a merge writes.
+pub fn manifest(out: &Path) -> Result<Value> {
+    Manifest::of(&ModelFolder::open(out)?).map(|(manifest, _)| manifest.value())
 }
 
 /// All parts, what they say together, the files beside the tensors, and the output with all shards in it.
@@ -96,13 +103,13 @@ fn gathered(
     let records = all_of(out, &parts_in(folder)?)?;
     let joined = Joined::of(&records)?;
     let first = &records[0];
-    Needs::of_parts(joined.layout.shards.len(), records.len()).check(&There::now())?;
+    Requirements::of_parts(joined.layout.shards.len(), records.len()).check(&Capacity::now())?;
     let access = access(&records)?;
     let folders: Vec<PathBuf> =
         records.iter().flat_map(|(folder, record)| record.shards.iter().map(|_| folder.clone())).collect();
     let making = making_of_all(&first.1.making);
-    check_half_made(out, || making.clone())?;
-    let made = Made {
+    check_half_made(out, || Ok(making.clone()))?;
+    let made = InParts {
         layout: &joined.layout,
         folders: &folders,
         finished: &joined.finished,
@@ -149,7 +156,7 @@ fn all_of(out: &Path, found: &BTreeMap<(usize, usize), PathBuf>) -> Result<Vec<(
     if let Some(of) = records.iter().find_map(|(of, parts)| (parts.len() == *of).then_some(*of)) {
         return Ok(records.remove(&of).into_iter().flat_map(BTreeMap::into_values).collect());
     }
-    // Where there are some of several numbers, of which most are there.
+    // Of parts of several N, those of which most are there.
     let most = records.into_iter().max_by_key(|(_, parts)| parts.len());
     let Some((of, parts)) = most else {
         let refusal = format!("there are no parts of {}", out.display());
@@ -204,8 +211,8 @@ fn access(records: &[(PathBuf, Record)]) -> Result<Access> {
 
 /// What parts say together.
 struct Joined {
-    layout: crate::checkpoint::Layout,
-    finished: Vec<crate::checkpoint::Finished>,
+    layout: Layout,
+    finished: Vec<Finished>,
     manifest: Manifest,
     /// The shards of each part, of all.
     shards: Vec<Range<usize>>,
@@ -245,7 +252,7 @@ impl Joined {
                 let noted = tensor.noted(tensors.len()).filter(|_| elements <= ELEMENTS_MAX);
                 let of = noted.as_ref().and_then(Merged::from_noted);
                 let (Some(noted), Some(of), Some(count)) = (noted, of, counts.get_mut(tensor.shard)) else {
-                    return Err(damaged("are not to be understood"));
+                    return Err(damaged("cannot be understood"));
                 };
                 *count += 1;
                 tensors.push(tensor.stored());

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Intermediate;
 use crate::Prepared;
 use crate::checkpoint::{Source, TOKENIZER};
+use crate::error::Result;
 use crate::input::{self, At};
 use crate::limits::TOKENIZER_READ_BYTES_MAX;
 use crate::plan::PlannedModel;
@@ -51,9 +52,12 @@ impl Coverage {
 /// Which bytes the models are, and their adapters, beside the names that the config calls them by; behind them the models of which
 /// others are merged on the way. Of what is merged while it is read there is nothing but the name; of what was merged into a folder
 /// first, which may be gone by now, there are its own inputs too.
-pub(crate) fn models(prepared: &Prepared) -> Vec<Value> {
+///
+/// # Errors
+/// Kind `Input`: a tokenizer cannot be read.
+pub(crate) fn models(prepared: &Prepared) -> Result<Vec<Value>> {
     let coverage = Coverage::of(prepared);
-    let of = |source: usize, name: &str| {
+    let of = |source: usize, name: &str| -> Result<Value> {
         let result = prepared.results.get(&source);
         let mut found = match result {
             Some(result) if !result.is_in_folder => json!({ "model": name }),
@@ -69,23 +73,24 @@ pub(crate) fn models(prepared: &Prepared) -> Vec<Value> {
         // Where vocabularies become one, they say which rows are whose.
         let file = prepared.sources[source].folder.file(TOKENIZER);
         if prepared.plan.tokenizer.vocabulary.is_some()
-            && let Ok(text) = file.read(TOKENIZER_READ_BYTES_MAX)
+            && let Some(text) = file.read_if_sound(TOKENIZER_READ_BYTES_MAX)?
         {
             found["tokenizer_blake3"] = blake3::hash(&text).to_hex().as_str().into();
         }
-        found
+        Ok(found)
     };
-    let adapted = |model: &PlannedModel| {
-        let mut found = of(model.source, &model.name);
+    let adapted = |model: &PlannedModel| -> Result<Value> {
+        let mut found = of(model.source, &model.name)?;
         if let Some(adapter) = model.adapter {
             let source = &prepared.sources[adapter];
             found["adapter"] = named("adapter", &source.name, source);
             found["adapter"]["tensors"] = coverage.json(prepared, adapter);
         }
-        found
+        Ok(found)
     };
     let of_stages = prepared.models_of_stages().map(|source| of(source, &prepared.sources[source].name));
-    let mut all: Vec<Value> = prepared.plan.models.iter().map(adapted).chain(of_stages).collect();
+    let mut all: Vec<Value> =
+        prepared.plan.models.iter().map(adapted).chain(of_stages).collect::<Result<_>>()?;
     // Results of results have their inputs in common: only those of one name are compared.
     let mut places: HashMap<Option<String>, Vec<usize>> = HashMap::new();
     let name = |input: &Value| name_of(input).map(str::to_owned);
@@ -100,7 +105,7 @@ pub(crate) fn models(prepared: &Prepared) -> Vec<Value> {
             all.push(input);
         }
     }
-    all
+    Ok(all)
 }
 
 /// The same of the files that say something of models' elements.

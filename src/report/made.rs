@@ -13,6 +13,7 @@ use super::{config_name, model_files};
 use crate::Prepared;
 use crate::cache::read_small;
 use crate::checkpoint::{Content, MANIFEST, ModelFolder, Shard, Sidecar, Source};
+use crate::error::Result;
 use crate::files;
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::plan::{Choices, PartlyHeldPolicy, Tensor};
@@ -66,9 +67,12 @@ pub(crate) fn manifest_in<T: DeserializeOwned>(folder: &Path) -> Option<T> {
 
 /// What of the result in a folder is not what a plan would make now, as far as its manifest and the sizes of its files show; nothing
 /// if it can stand for that. `copied` says whether the donor's files would be there.
-pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> Vec<String> {
+///
+/// # Errors
+/// Kind `Input`: what says which bytes an input is cannot be read.
+pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> Result<Vec<String>> {
     let Some(recorded) = manifest_in::<Recorded>(folder) else {
-        return vec![format!("it has no {MANIFEST} that says what it was made of")];
+        return Ok(vec![format!("it has no {MANIFEST} that says what it was made of")]);
     };
     let Prepared { config, plan, .. } = prepared;
     let mut found = Vec::new();
@@ -85,7 +89,7 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
         found.push(format!("its seed is {}, not {}", recorded.seed, plan.seed));
     }
     found.extend(other_options(&recorded.options, &json!(options(prepared))));
-    let inputs = [inputs::models(prepared), inputs::element_files(prepared)].concat();
+    let inputs = [inputs::models(prepared)?, inputs::element_files(prepared)].concat();
     let recorded_inputs = [recorded.inputs, recorded.element_files].concat();
     let mut others = named_beyond(&inputs, &recorded_inputs);
     // What is merged anew is another input, and what that is made of in the end is not known yet.
@@ -131,7 +135,7 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> V
     if !beyond.is_empty() {
         found.push(format!("files are there that would not be: {}", few(&beyond)));
     }
-    found
+    Ok(found)
 }
 
 /// Whether a folder holds a file with this content.

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{inputs, made, manifest_in};
 use crate::Prepared;
 use crate::checkpoint::{Layout, Source, TOKENIZER};
+use crate::error::Result;
 use crate::limits::TOKENIZER_READ_BYTES_MAX;
 
 /// What the places of tensors are called.
@@ -16,7 +17,10 @@ const TOKEN_FILES: [&str; 4] =
 
 /// What the bytes of a plan's tensors and their places depend on: by what it is called where it differs. Where an input is still to be
 /// merged, nothing is said of inputs.
-pub(crate) fn making(prepared: &Prepared) -> Value {
+///
+/// # Errors
+/// Kind `Input`: what says which bytes an input is cannot be read.
+pub(crate) fn making(prepared: &Prepared) -> Result<Value> {
     let plan = &prepared.plan;
     let mut making = json!({
         "the version of mergeforge": env!("CARGO_PKG_VERSION"),
@@ -29,9 +33,10 @@ pub(crate) fn making(prepared: &Prepared) -> Value {
         // Every source, whatever it is read for: models, adapters, files of elements, tokenizers, and those of other documents.
         let sources =
             prepared.sources.iter().enumerate().map(|(number, source)| source_of(prepared, number, source));
-        making["an input"] = json!([unhashed(inputs::models(prepared).into()), sources.collect::<Vec<_>>()]);
+        let sources = sources.collect::<Result<Vec<Value>>>()?;
+        making["an input"] = json!([unhashed(inputs::models(prepared)?.into()), sources]);
     }
-    making
+    Ok(making)
 }
 
 /// Which tensors go where.
@@ -59,34 +64,36 @@ fn unhashed(mut records: Value) -> Value {
 }
 
 /// What says that a source has the same bytes.
-fn source_of(prepared: &Prepared, number: usize, source: &Source) -> Value {
-    let tokens = prepared.plan.tokenizer.vocabulary.is_some().then(|| {
-        let hash = |name| {
-            source.folder.file(name).read(TOKENIZER_READ_BYTES_MAX).ok().map(|text| blake3::hash(&text))
-        };
-        TOKEN_FILES.map(|name| hash(name).map(|hash| hash.to_hex().to_string()))
-    });
+fn source_of(prepared: &Prepared, number: usize, source: &Source) -> Result<Value> {
+    let hash = |name: &&str| -> Result<Option<String>> {
+        let text = source.folder.file(*name).read_if_sound(TOKENIZER_READ_BYTES_MAX)?;
+        Ok(text.map(|text| blake3::hash(&text).to_hex().to_string()))
+    };
+    let tokens = match prepared.plan.tokenizer.vocabulary {
+        Some(_) => Some(TOKEN_FILES.iter().map(hash).collect::<Result<Vec<_>>>()?),
+        None => None,
+    };
     match prepared.results.get(&number) {
         // It is merged while it is read: of the other sources, which are here too.
-        Some(result) if !result.is_in_folder => Value::Null,
+        Some(result) if !result.is_in_folder => Ok(Value::Null),
         // It may have been merged again, to the same bytes at another time.
         Some(_) => match manifest_in::<Value>(&source.folder.real()) {
-            Some(manifest) => json!({ "tensors": manifest["tensors"], "tokens": tokens }),
-            None => json!({ "files": stable(source), "tokens": tokens }),
+            Some(manifest) => Ok(json!({ "tensors": manifest["tensors"], "tokens": tokens })),
+            None => Ok(json!({ "files": stable(source)?, "tokens": tokens })),
         },
-        None => json!({ "files": stable(source), "tokens": tokens }),
+        None => Ok(json!({ "files": stable(source)?, "tokens": tokens })),
     }
 }
 
 /// Which bytes the files of a source are: by their SHA-256 where that is known, wherever they lie, else by size, time, header and a few
 /// places of their content.
-fn stable(source: &Source) -> Value {
+fn stable(source: &Source) -> Result<Value> {
     let mut identity = source.identity();
     let files = identity["files"].as_array_mut().map(std::mem::take).unwrap_or_default();
     let stable = |(file, sample): (Value, Option<String>)| match file.get("sha256") {
         Some(sha256) => json!({ "file": file["file"], "bytes": file["bytes"], "sha256": sha256 }),
         None => json!({ "of": file, "sample": sample }),
     };
-    identity["files"] = files.into_iter().zip(source.samples()).map(stable).collect();
-    identity
+    identity["files"] = files.into_iter().zip(source.samples()?).map(stable).collect();
+    Ok(identity)
 }

@@ -88,7 +88,14 @@ impl Candidate {
     /// # Errors
     /// The config is wrong, or its result has no forward pass here.
     pub fn open(config: Config, choices: &Choices, engine: &Engine, watch: &dyn Watch) -> Result<Self> {
-        let prepared = prepare_config(config, choices)?;
+        Self::of(prepare_config(config, choices)?, engine, watch)
+    }
+
+    /// The same of a merge that is planned.
+    ///
+    /// # Errors
+    /// Its result has no forward pass here.
+    pub fn of(prepared: Prepared, engine: &Engine, watch: &dyn Watch) -> Result<Self> {
         let name = "the merge";
         if let Some(vocabulary) = &prepared.plan.tokenizer.vocabulary
             && vocabulary.leader != prepared.plan.models[prepared.plan.donor].name

@@ -88,7 +88,8 @@ impl<'o> ByCommand<'o> {
         Ok(Self { command, metrics, direction, timeout, choices, options, folder, watch })
     }
 
-    fn score(&mut self, config: Config, seed: u64) -> Result<Measured> {
+    /// What the program makes of a candidate.
+    fn given(&mut self, config: Config, seed: u64) -> Result<Given> {
         let prepared = prepare_config(config, &Choices { seed, ..self.choices })?;
         let folder = match self.folder.take() {
             Some(folder) => folder,
@@ -100,16 +101,41 @@ impl<'o> ByCommand<'o> {
         let merged = merge(&prepared, &Options { out: model.clone(), ..self.options.clone() }, self.watch);
         let given = merged.and_then(|_| self.run(&model, &out));
         self.folder.iter().for_each(Folder::clear);
-        let given = given?;
-        let values =
-            self.metrics.iter().map(|metric| metric_of(&given, metric)).collect::<Result<Vec<f64>>>()?;
+        given
+    }
+
+    /// What counts of that.
+    fn score(&self, given: &Given) -> Result<Measured> {
+        let of = |metric: &String| Ok(self.direction.sign() * metric_of(&given.numbers, metric)?.0);
+        let values = self.metrics.iter().map(of).collect::<Result<Vec<f64>>>()?;
         let errors = vec![f64::NAN; values.len()];
-        let values = values.into_iter().map(|value| self.direction.sign() * value).collect();
         Ok(Measured { values, errors })
     }
 
-    /// Runs the program, and returns the numbers that it gave, by name.
-    fn run(&self, model: &Path, out: &Path) -> Result<Vec<(String, f64)>> {
+    /// Refuses numbers that the program says are better the other way: the best would be the worst.
+    ///
+    /// # Errors
+    /// Kind `Config`.
+    fn check_direction(&self, given: &Given) -> Result<()> {
+        let wanted = self.direction == Direction::Maximize;
+        for metric in &self.metrics {
+            let Ok((_, names)) = metric_of(&given.numbers, metric) else { continue };
+            if names.iter().any(|name| given.is_higher_better(name) == Some(!wanted)) {
+                let (is, way_out) = if wanted {
+                    ("lower numbers are better, and --maximize looks for the highest", "leave out --maximize")
+                } else {
+                    ("higher numbers are better, and the lowest would be looked for", "add --maximize")
+                };
+                let message =
+                    format!("--objective-cmd says of {} (higher_is_better) that {is}", quoted(metric));
+                return Err(Error::config(message).hint(way_out));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the program, and returns what it gave.
+    fn run(&self, model: &Path, out: &Path) -> Result<Given> {
         let place = |path: &Path| shell_word(&path.to_string_lossy());
         let command = self.command.replace(MODEL, &place(model)).replace(OUT, &place(out));
         let failed = |why: &str| {
@@ -152,7 +178,28 @@ impl<'o> ByCommand<'o> {
         let json = json.ok_or_else(|| failed("gave no JSON, neither as its last line nor in {out}"))?;
         let mut numbers = Vec::new();
         collect(&json, "", &mut numbers);
-        if numbers.is_empty() { Err(failed("gave JSON without numbers")) } else { Ok(numbers) }
+        if numbers.is_empty() {
+            return Err(failed("gave JSON without numbers"));
+        }
+        Ok(Given { numbers, higher: json["higher_is_better"].clone() })
+    }
+}
+
+/// What a program gave.
+struct Given {
+    /// Its numbers, by name.
+    numbers: Vec<(String, f64)>,
+    /// Of each task and metric whether higher is better, as lm-eval says it.
+    higher: Json,
+}
+
+impl Given {
+    /// Whether a higher number of this name is better, where the program says so.
+    fn is_higher_better(&self, name: &str) -> Option<bool> {
+        let (task, metric) = name.rsplit_once('.')?;
+        // Behind a comma stands the filter of the answers.
+        let metric = metric.split(',').next().unwrap_or(metric);
+        self.higher.get(task)?.get(metric)?.as_bool()
     }
 }
 
@@ -327,28 +374,25 @@ fn collect(json: &Json, name: &str, into: &mut Vec<(String, f64)>) {
     }
 }
 
-/// The number that a metric means: by its whole name, or by the end of one, without lm-eval's `,none`.
-fn metric_of(given: &[(String, f64)], metric: &str) -> Result<f64> {
+/// The number that a metric means, and the names of what it is the mean of: by its whole name, or by the end of some, without lm-eval's
+/// `,none`.
+fn metric_of<'g>(given: &'g [(String, f64)], metric: &str) -> Result<(f64, Vec<&'g str>)> {
     if let [(name, only)] = given
         && (name.is_empty() || metric == ANY)
     {
-        return Ok(*only);
+        return Ok((*only, vec![name]));
     }
     let bare = |name: &str| name.strip_suffix(",none").unwrap_or(name).to_owned();
     let exact = given.iter().find(|(name, _)| name == metric || bare(name) == metric);
     let ends = |name: &str| bare(name).rsplit('.').next() == Some(metric);
-    let mut by_end = given.iter().filter(|(name, _)| ends(name));
-    let found = match (exact, by_end.next(), by_end.next()) {
-        (Some(found), ..) | (None, Some(found), None) => Some(found.1),
-        (None, Some(_), Some(_)) => {
-            // The same of several tasks counts alike.
-            let all: Vec<f64> =
-                given.iter().filter(|(name, _)| ends(name)).map(|(_, value)| *value).collect();
-            Some(all.iter().sum::<f64>() / all.len() as f64)
-        }
-        _ => None,
+    // The same of several tasks counts alike.
+    let found: Vec<&(String, f64)> = match exact {
+        Some(exact) => vec![exact],
+        None => given.iter().filter(|(name, _)| ends(name)).collect(),
     };
-    found.filter(|value| value.is_finite()).ok_or_else(|| {
+    let mean = found.iter().map(|(_, value)| value).sum::<f64>() / found.len() as f64;
+    let names = found.iter().map(|(name, _)| &**name).collect();
+    Some((mean, names)).filter(|_| mean.is_finite()).ok_or_else(|| {
         let names: Vec<&str> = given.iter().map(|(name, _)| name.as_str()).collect();
         let meant = crate::error::did_you_mean(metric, names.iter().copied());
         let hint = match meant {
@@ -370,7 +414,13 @@ impl Objective for ByCommand<'_> {
     }
 
     fn measure(&mut self, configs: Vec<(Config, u64)>, _: bool) -> Result<Vec<Result<Measured>>> {
-        configs.into_iter().map(|(config, seed)| of_candidate(self.score(config, seed))).collect()
+        let mut measured = Vec::new();
+        for (config, seed) in configs {
+            let given = of_candidate(self.given(config, seed))?;
+            given.iter().try_for_each(|given| self.check_direction(given))?;
+            measured.push(given.and_then(|given| self.score(&given)));
+        }
+        Ok(measured)
     }
 }
 
@@ -419,10 +469,12 @@ mod tests {
             "group_subtasks": { "mmlu": ["mmlu_law"], "arc_challenge": [] },
             "config": { "batch_size": 8 },
         }));
-        assert_eq!(metric_of(&given, "medqa_4options.acc").unwrap(), 0.25);
-        assert_eq!(metric_of(&given, "medqa_4options.acc,none").unwrap(), 0.25);
-        assert_eq!(metric_of(&given, "acc_norm").unwrap(), 0.3);
-        assert!((metric_of(&given, "acc").unwrap() - 0.3).abs() < 1e-12);
+        assert_eq!(metric_of(&given, "medqa_4options.acc").unwrap().0, 0.25);
+        assert_eq!(metric_of(&given, "medqa_4options.acc,none").unwrap().0, 0.25);
+        assert_eq!(metric_of(&given, "acc_norm").unwrap().0, 0.3);
+        let (mean, names) = metric_of(&given, "acc").unwrap();
+        assert!((mean - 0.3).abs() < 1e-12);
+        assert_eq!(names, ["medqa_4options.acc,none", "arc_challenge.acc,none"]);
         let missing = metric_of(&given, "medqa_4option.acc").unwrap_err();
         assert!(missing.hint.unwrap().contains("medqa_4options.acc"));
         assert!(metric_of(&given, "batch_size").is_err(), "only results count");

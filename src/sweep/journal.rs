@@ -102,6 +102,13 @@ impl Journal {
         Ok(journal)
     }
 
+    /// How many measurements a file has; none where it cannot be read.
+    pub fn count(path: &Path) -> usize {
+        let text = std::fs::read(path).unwrap_or_default();
+        let entries = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+        entries.filter(|entry: &Entry| entry.failed.is_none()).count()
+    }
+
     /// What was measured at a point. What failed is as if it were not there: the reason may be gone.
     pub fn find(&self, point: &[f64], seed: u64, whole: bool) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.is(point, seed, whole))
@@ -128,6 +135,21 @@ impl Journal {
     }
 }
 
+/// Under which names a setup has the texts that are read, each with its digest, and the digest of all tokens that they become.
+pub const TEXTS: &str = "texts";
+/// See [`TEXTS`].
+pub const TOKENS: &str = "tokens";
+
+/// Whether they are the same things in another order.
+fn reordered(before: &Json, now: &Json) -> bool {
+    let sorted = |of: &Json| {
+        let mut each: Vec<String> = of.as_array().into_iter().flatten().map(Json::to_string).collect();
+        each.sort_unstable();
+        each
+    };
+    before.is_array() && sorted(before) == sorted(now)
+}
+
 /// Why measurements of a journal do not count.
 fn other_sweep(path: &Path, before: &Json, now: &Json) -> Error {
     let empty = serde_json::Map::new();
@@ -139,7 +161,16 @@ fn other_sweep(path: &Path, before: &Json, now: &Json) -> Error {
         match parts {
             Some((now, before)) if key == "measured by" && now.keys().eq(before.keys()) => {
                 let parts = now.iter().filter(|(part, value)| before.get(*part) != Some(value));
-                differs.extend(parts.map(|(part, _)| part.as_str()));
+                let mut parts: Vec<&str> = parts
+                    .map(|(part, value)| match &part[..] {
+                        TEXTS if reordered(&before[TEXTS], value) => "the order of texts",
+                        part => part,
+                    })
+                    .collect();
+                // They follow from the rest, where that says why.
+                let says_more = parts.iter().any(|part| *part != TOKENS);
+                parts.retain(|part| *part != TOKENS || !says_more);
+                differs.extend(parts);
             }
             _ => differs.push(key),
         }
@@ -192,6 +223,7 @@ mod tests {
         let journal = Journal::open(&path, &setup, false).unwrap();
         assert_eq!(journal.entries[2..], [failed, entry(0.4)]);
         assert_eq!(journal.find(&[0.4], 0, false), Some(&entry(0.4)));
+        assert_eq!((Journal::count(&path), Journal::count(folder.path())), (3, 0));
         drop(journal);
         let refused = Journal::open(&path, &json!({ "config": "a", "texts": "c" }), false).unwrap_err();
         assert!(refused.message.ends_with("another sweep: texts changed"), "{}", refused.message);
@@ -205,9 +237,22 @@ mod tests {
         let of = |machine: &str| setup(json!({ "texts": "b", "read on": machine }));
         drop(Journal::open(&path, &of("cpu"), false).unwrap());
         drop(Journal::open(&path, &of("cpu"), false).unwrap());
+        let two = |texts: [&str; 2], window: u64, tokens: &str| {
+            setup(json!({ "texts": texts, "--window": window, "tokens": tokens, "read on": "cpu" }))
+        };
         for (other, what) in
-            [(of("cuda:0"), "read on changed"), (setup(json!({ "command": "c" })), "measured by changed")]
+            [(of("cuda:0"), "read on changed"), (two(["b", "c"], 8, "d"), "measured by changed")]
         {
+            let refused = Journal::open(&path, &other, false).unwrap_err();
+            assert!(refused.message.ends_with(&format!("another sweep: {what}")), "{}", refused.message);
+        }
+        drop(Journal::open(&path, &two(["b", "c"], 8, "d"), true).unwrap());
+        for (other, what) in [
+            (two(["c", "b"], 8, "e"), "the order of texts changed"),
+            (two(["b", "e"], 8, "e"), "texts changed"),
+            (two(["b", "c"], 16, "e"), "--window changed"),
+            (two(["b", "c"], 8, "e"), "tokens changed"),
+        ] {
             let refused = Journal::open(&path, &other, false).unwrap_err();
             assert!(refused.message.ends_with(&format!("another sweep: {what}")), "{}", refused.message);
         }

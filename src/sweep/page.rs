@@ -46,11 +46,9 @@ impl Page<'_> {
     pub fn html(&self) -> String {
         let Self { request, outcome, .. } = self;
         let best = &outcome.points[outcome.best];
-        let failed = outcome.points.iter().filter(|point| point.failed.is_some()).count();
-        let failed = if failed > 0 { format!("; {failed} failed") } else { String::new() };
         let mut body = page::paragraph(&format!(
-            "The best of {} candidates that were tried{failed}: {}.",
-            outcome.points.len(),
+            "{}. The best: {}.",
+            outcome.counts(),
             request.space.words(&best.values)
         ));
         self.notes.iter().for_each(|note| body += &page::note(note));
@@ -155,7 +153,7 @@ impl Page<'_> {
                 line: false,
                 dots: true,
             });
-            if self.outcome.points.iter().any(|point| point.whole.is_some() && point.whole != point.tried) {
+            if self.outcome.has_confirmed() {
                 let whole = dots(|point| point.whole.as_ref());
                 series.push(Series { name: "on all texts", points: whole, line: false, dots: true });
             }

@@ -67,8 +67,33 @@ pub struct Outcome {
     pub best: usize,
     /// Those that no other beats on every set.
     pub front: Vec<usize>,
-    /// Candidates that were measured now, those of each seed counted, and in how many seconds.
+    /// How many measurements were made now, those of each seed, and of tries and of all texts, counted, and in how many seconds.
     pub measured: (usize, f64),
+}
+
+impl Outcome {
+    /// Whether some were measured on more than tries read.
+    pub fn has_confirmed(&self) -> bool {
+        // Errors that are not known are NaN, and equal to none.
+        let score = |scores: &Option<Scores>| scores.as_ref().map(|of| of.score);
+        self.points.iter().any(|point| point.whole.is_some() && score(&point.tried) != score(&point.whole))
+    }
+
+    /// How many candidates there are, and what became of them.
+    pub fn counts(&self) -> String {
+        let count = |is: &dyn Fn(&Point) -> bool| self.points.iter().filter(|point| is(point)).count();
+        let all = self.points.len();
+        let (failed, confirmed) =
+            (count(&|point| point.failed.is_some()), count(&|point| point.whole.is_some()));
+        let mut words = format!("{all} {}", if all == 1 { "candidate" } else { "candidates" });
+        if failed > 0 {
+            words += &format!(", {failed} of them failed");
+        }
+        if self.has_confirmed() {
+            words += &format!(", {confirmed} of them measured on all texts");
+        }
+        words
+    }
 }
 
 /// A sweep under way.

@@ -77,10 +77,13 @@ pub fn plan_again(output: &Output, remote: Remote) -> Result<Prepared> {
 }
 
 /// What of the inputs is not what the merge read, by file.
-pub fn inputs_changed(output: &Output, prepared: &Prepared) -> Vec<Problem> {
+///
+/// # Errors
+/// Kind `Input`: what says which bytes an input is cannot be read.
+pub fn inputs_changed(output: &Output, prepared: &Prepared) -> Result<Vec<Problem>> {
     let recorded = output.manifest.inputs.iter().chain(&output.manifest.element_files);
     let recorded: Vec<Value> = recorded.map(|input| of_its_own(json!(input))).collect();
-    let now = [inputs::models(prepared), inputs::element_files(prepared)].concat();
+    let now = [inputs::models(prepared)?, inputs::element_files(prepared)].concat();
     let now: Vec<Value> = now.into_iter().map(of_its_own).collect();
     let problem = |recorded: &Value, what: &str| {
         let name = name_of(recorded).unwrap_or_default();
@@ -104,7 +107,7 @@ pub fn inputs_changed(output: &Output, prepared: &Prepared) -> Vec<Problem> {
     for now in now.iter().filter(|now| !recorded.iter().any(|recorded| name_of(recorded) == name_of(now))) {
         problems.push(problem(now, "the merge did not read it"));
     }
-    problems
+    Ok(problems)
 }
 
 /// An input without what it has of its own inputs, as the result of another document: these are compared themselves, and the folder that

@@ -511,7 +511,7 @@ fn what_cannot_be_compared_is_refused_with_the_way_out() {
         2,
         &["mixture of experts", "task_arithmetic"],
     );
-    fails(&config, &["--out", "/nowhere/page.html"], 2, &["/nowhere/page.html cannot be written", "--out"]);
+    fails(&config, &["--out", "/nowhere/page.html"], 4, &["/nowhere/page.html cannot be written", "--out"]);
     fails(&config, &["--rank", "("], 2, &["--rank"]);
     fails("merge_method: linear\nmodels: [{model: DIR/none, parameters: {weight: 1}}]\n", &[], 2, &["none"]);
     let file = folder.path().join("b/model.safetensors");
@@ -655,6 +655,23 @@ fn the_examples_have_what_the_documents_say() {
     assert!(text.starts_with(&lines.collect::<String>()), "{text}");
     let slerp = command::run(["analyze", "examples/slerp.yml", "--quiet"]).succeeded().stdout;
     assert!(slerp.contains("nearly collinear") && slerp.contains("t = 0.5"), "{slerp}");
+    // What trimming by magnitude keeps is not what masks at random keep.
+    let folder = tempfile::tempdir().unwrap();
+    let ties = std::fs::read_to_string(Path::new(ROOT).join("examples/ties.yml")).unwrap();
+    for (method, says) in [
+        ("dare_ties", 2, "dare_ties drops elements at random, large or small."),
+        ("della", 2, "della drops elements at random, small ones more often than large ones."),
+        ("breadcrumbs_ties", 0, "at random"),
+    ]
+    .map(|(method, times, says)| (method, (times, says)))
+    {
+        let file = command::config(
+            folder.path(),
+            &ties.replace("merge_method: ties", &format!("merge_method: {method}")),
+        );
+        let text = command::run(["analyze", file.to_str().unwrap(), "--quiet"]).succeeded().stdout;
+        assert_eq!(text.matches(says.1).count(), says.0, "{method}: {text}");
+    }
 }
 
 /// The numbers of the example, with ranks.
@@ -719,6 +736,9 @@ fn predictions_stand_beside_the_weights() {
     }
     let page = std::fs::read_to_string(file).unwrap();
     assert!(page.contains("What the models make of texts"));
+    assert!(
+        page.contains("What is said of texts was measured on them, all else follows from the weights alone.")
+    );
     well_formed(&page);
     let refused = command::run(["analyze", "examples/ties.yml", "--quiet", "--text", "/nowhere"]);
     refused.failed(2, &["cannot read /nowhere"]);

@@ -161,7 +161,7 @@ fn what_cannot_be_measured_is_refused_before_anything_is_made() {
         (&["--shape", "gpt-5"], 2, "tinyllama-1.1b"),
         (&["--models", "13"], 2, "from 1 to 12"),
         (&["--density", "0"], 2, "above 0"),
-        (&["--report", "/nowhere/page.html"], 2, "/nowhere/page.html cannot be written"),
+        (&["--report", "/nowhere/page.html"], 4, "/nowhere/page.html cannot be written"),
     ] {
         bench(dir.path(), flags).failed(code, &[says]);
     }

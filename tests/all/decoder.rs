@@ -169,7 +169,7 @@ fn what_has_no_forward_pass_is_refused_by_name() {
             json!("gemma"),
             "no forward pass for models of type gemma, only llama, mistral, qwen2, qwen3",
         ),
-        ("model_type", json!(null), "of type of no type"),
+        ("model_type", json!(null), "its config.json has no model_type"),
         ("hidden_act", json!("gelu"), "no forward pass with the activation \"gelu\""),
         ("partial_rotary_factor", json!(0.5), "partial_rotary_factor of 0.5"),
         ("rope_scaling", json!({ "rope_type": "longrope" }), "positions of type longrope"),

@@ -70,6 +70,95 @@ mod tests {
     use std::collections::HashMap;
     use std::path::PathBuf;
 
+    /// The tables name all apart, and options are refused that mean nothing.
+    #[test]
+    fn what_is_typed_is_read_as_it_is_meant() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for (name, of) in [("a", "base"), ("b", "chat")] {
+            fs::create_dir(at(name)).unwrap();
+            std::os::unix::fs::symlink(models().join(of), at(name).join("final")).unwrap();
+            fs::write(at(name).join("lines.txt"), "A trinket; a jewel.\n").unwrap();
+        }
+        fs::write(at("c.yml"), "merge_method: linear\n").unwrap();
+        fs::write(at("broken.jsonl"), "{\"question\": \"q\", \"answer\": \"a\"}\n{\"question\": x}\n")
+            .unwrap();
+        fs::create_dir(at("bare")).unwrap();
+        fs::copy(models().join("base/model.safetensors"), at("bare/model.safetensors")).unwrap();
+        let run = |words: &[&str]| {
+            let mut program = crate::command::mergeforge();
+            program.args(words).args(["--quiet"]).current_dir(folder.path());
+            crate::command::Ended::from(program.output().unwrap())
+        };
+        let texts = ["--text", "a/lines.txt", "b/lines.txt"];
+        let words = ["eval", "a/final", "b/final", "--device", "cpu", "--window", "4", "--stride", "1"];
+        let table = run(&[&words[..], &texts].concat()).succeeded().stdout;
+        for label in [
+            "\na/final: windows of 4 tokens",
+            "\n  b/final ",
+            "a/lines.txt (1 text)",
+            "\nb/lines.txt (1 text)",
+        ] {
+            assert!(table.contains(label), "no {label:?} in {table}");
+        }
+        let last = "hint: --text takes all words up to the next option: options of several values come last";
+        for (words, says) in [
+            (
+                &["eval", "--text", "a/lines.txt", "a/final"][..],
+                &["mergeforge eval <MODEL>... [OPTIONS] --text", last][..],
+            ),
+            (&["eval", "--qa", "x", "a/final"], &["--qa takes all words"]),
+            (
+                &["predict", "--text", "a/lines.txt", "c.yml"],
+                &["mergeforge predict <CONFIG>... [OPTIONS] --text", last],
+            ),
+            (
+                &["sweep", "c.yml", "--text", "a/lines.txt", "out"],
+                &["mergeforge sweep <CONFIG> <OUT> [OPTIONS] --text", last],
+            ),
+            (
+                &["eval", "a/final", "--text", "x", "--qa-prompt", "{question}{answer}"],
+                &["not provided", "--qa <FILE>"],
+            ),
+            (&["eval", "a/final", "--qa", "x", "--packed"], &["not provided", "--text <FILE>"]),
+            (&["analyze", "c.yml", "--lines"], &["not provided", "--text <FILE>"]),
+            (
+                &["analyze", "c.yml", "--device", "cpu"],
+                &["not provided", "--text <FILE>", "--abstract <FILE>"],
+            ),
+            (
+                &["eval", "a/final", "--qa", "x", "--qa-prompt", "Q: {question}"],
+                &["it has one field", "the one that counts last"],
+            ),
+            (
+                &["eval", "a/final", "--qa", "broken.jsonl"],
+                &["broken.jsonl:2: it is no JSON: expected value at character 14\n"],
+            ),
+            (&["eval", "c.yml", "--text", "x"], &["cannot read x"]),
+            (
+                &["eval", "c.yml", "--text", "a/lines.txt"],
+                &["c.yml is a config, and no model's folder", "mergeforge predict c.yml"],
+            ),
+            (
+                &["eval", "bare", "--text", "a/lines.txt"],
+                &["bare: it has no config.json", "give the folder that holds config.json"],
+            ),
+            (
+                &["eval", "bare/model.safetensors", "--text", "a/lines.txt"],
+                &["it has no config.json", "give the folder"],
+            ),
+        ] {
+            let ended = run(words);
+            assert_eq!(
+                ended.stderr.contains("up to the next option"),
+                says.iter().any(|says| says.contains("takes all words")),
+                "{}",
+                ended.stderr
+            );
+            ended.failed(2, says);
+        }
+    }
+
     const SETS: [&str; 4] =
         ["general_valid.txt", "medical_valid.txt", "chat_valid.jsonl", "medqa_valid.jsonl"];
 

@@ -296,9 +296,9 @@ impl File {
         if self.path == "lib.rs" || self.path == "main.rs" { 0 } else { self.path.split('/').count() }
     }
 
-    /// Without comments, the contents of strings, and the unit tests at the end; nothing of a file of unit tests.
+    /// Without comments, the contents of strings, and the unit tests at the end; nothing of a file of unit tests, or of one beside it.
     fn code(&self) -> String {
-        if self.path.ends_with("/tests.rs") {
+        if self.path.ends_with("/tests.rs") || self.path.contains("/tests/") {
             return String::new();
         }
         let code = blank_out(&self.text);
@@ -629,6 +629,7 @@ fn what_is_allowed_is_not_reported() {
             "let x = r#\"a \"crate::plan\" b\"#; let y: &'static str = \"\\\"mul_add\"; let z = '\\'';",
         ),
         ("kernel.rs", "fn f() {}\n\n#[cfg(test)]\nmod tests {\n    use crate::plan::Plan;\n    dbg!(1);\n}"),
+        ("merging/tests/case.rs", "println!(\"x\"); use crate::plan::Plan;"),
         ("error.rs", "pub fn eprintln_less() { mycrate::plan(); }"),
         ("python/src/a.rs", "use mergeforge::{Written, cli::call};\nuse crate::kernel::{_mergeforge::x};"),
     ];

@@ -41,6 +41,8 @@ mod hardening;
 mod hostile;
 mod hub;
 mod hub_server;
+#[path = "hub_server/tests.rs"]
+mod hub_server_tests;
 mod inputs;
 mod kept;
 mod kernel_files;

@@ -228,17 +228,36 @@ fn what_is_made_is_not_made_again() {
     let before = fs::metadata(case.part_folder("2/2").join("part.json")).unwrap().modified().unwrap();
     let ended = case.part("2/2").succeeded();
     assert!(ended.stderr.contains("part 2/2 is made already, and lies in "), "{}", ended.stderr);
+    let listed = |ended: Ended, made_before: bool, folder: PathBuf| {
+        let said: Value = serde_json::from_str(&ended.succeeded().stdout).unwrap();
+        let (part, before, tensors) = (&said["part"], &said["made_before"], &said["tensors"]);
+        assert_eq!((part.as_str(), before.as_bool()), (Some("2/2"), Some(made_before)), "{said}");
+        assert!(tensors.as_u64() > Some(0) && said["run"].is_object() != made_before, "{said}");
+        let listed = said["files"].as_object().unwrap().iter();
+        let listed = listed.map(|(file, bytes)| (PathBuf::from(file), bytes.as_u64().unwrap() as usize));
+        let shards = made.iter().filter(|(file, _)| file.extension().is_some_and(|end| end == "safetensors"));
+        assert!(listed.eq(shards.map(|(file, bytes)| (file.clone(), bytes.len()))), "{said}");
+        assert_eq!(said["folder"].as_str().map(PathBuf::from), Some(folder));
+    };
+    listed(case.part_with("2/2", &["--json"]), true, case.part_folder("2/2"));
     let after = fs::metadata(case.part_folder("2/2").join("part.json")).unwrap().modified().unwrap();
     assert_eq!(before, after);
-    case.part_with("2/2", &["--restart"]).succeeded();
+    listed(case.part_with("2/2", &["--restart", "--json"]), false, case.part_folder("2/2"));
     assert!(files(&case.part_folder("2/2")) == made);
     assert_ne!(fs::metadata(case.part_folder("2/2").join("part.json")).unwrap().modified().unwrap(), after);
     case.finish(&["--json"]).succeeded();
     for ended in [case.part("1/2"), case.part("2/2")] {
         assert!(ended.succeeded().stderr.contains("is made already, and lies in "));
     }
+    listed(case.part_with("2/2", &["--json"]), true, case.out());
     let ended = case.finish(&[]).succeeded();
     assert!(ended.stderr.contains("out is there already: there is nothing left to do"), "{}", ended.stderr);
+    let again = case.finish(&["--json", "--verify"]).succeeded();
+    let manifest: Value = serde_json::from_str(&again.stdout).unwrap();
+    let written: Value =
+        serde_json::from_slice(&fs::read(case.out().join("mergeforge.json")).unwrap()).unwrap();
+    assert_eq!(manifest, written);
+    assert!(again.stderr.contains("verify "), "{}", again.stderr);
     // Another merge is not taken for it, nor are its parts.
     let other =
         Case { words: case.words.iter().map(|word| word.replace("120kB", "300kB")).collect(), ..case };
@@ -363,8 +382,8 @@ fn damaged_parts_are_found_and_made_again() {
         ("{\"format\":1", "{\"format\":9", 3, "another version of mergeforge made this part"),
         ("\"first_shard\":", "\"first_shard\":1", 3, "leave shards out, or have some twice"),
         ("\"shape\":[", "\"shape\":[1,", 3, "have tensors in other places than were planned"),
-        ("\"shape\":[", "\"shape\":[9223372036854775807,9,", 3, "are not to be understood"),
-        ("\"blake3\":\"", "\"blake3\":\"x", 3, "are not to be understood"),
+        ("\"shape\":[", "\"shape\":[9223372036854775807,9,", 3, "cannot be understood"),
+        ("\"blake3\":\"", "\"blake3\":\"x", 3, "cannot be understood"),
         ("\"part\":[2,2]", "\"part\":[1,2]", 3, "holds part 1 of 2"),
         ("{\"format\"", "{\"for", 3, "no record of a part"),
     ] {

@@ -495,6 +495,26 @@ fn what_is_beyond_the_parents_is_flagged() {
     }
 }
 
+/// Configs and models of one name in several folders.
+#[test]
+fn rows_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = folder.path().join("lines.txt");
+    fs::write(&lines, "A trinket; a jewel.\nWonder or inquiry.").unwrap();
+    let files = ["a", "b"].map(|name| {
+        fs::create_dir(folder.path().join(name)).unwrap();
+        let file = folder.path().join(name).join("sum.yml");
+        fs::write(&file, two("linear", "weight: 1", &format!("weight: {}", name.len()), "")).unwrap();
+        file.display().to_string()
+    });
+    let words = ["predict", &files[0], &files[1], "--quiet", "--text", lines.to_str().unwrap()];
+    let table = run(words).succeeded().stdout;
+    assert!(
+        ["\n  a/sum.yml ", "\n  b/sum.yml ", "\n  medical "].iter().all(|row| table.contains(row)),
+        "{table}"
+    );
+}
+
 /// Several configs are predicted by one measurement: a base of any of them comes first, and a model is read once, whatever it is called.
 #[test]
 fn configs_share_their_models() {

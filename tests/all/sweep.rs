@@ -305,11 +305,143 @@ fn what_cannot_be_swept_is_refused_with_the_way_out() {
     refused(&open, &["--text", text, "--weight", "medical_valid=0"], &["nothing counts"]);
     refused(&open, &["--objective-cmd", "true"], &["where the model goes", "{model}"]);
     refused(&open.replace("dtype", "dtyp"), &["--text", "/nowhere"], &["cannot read /nowhere"]);
-    refused(&open, &["--text", text, "--host-memory", "1MB"], &["--host-memory"]);
+    let memory = ["--text", text, "--device", "cpu", "--host-memory"];
+    let with = |size| [&memory[..], &[size]].concat();
+    refused(&open, &with("1MB"), &["--host-memory 1.0 MB: this sweep needs more than 5.", "give it more"]);
+    refused(&open, &with("5MB"), &["--host-memory 5.0 MB: this sweep needs more than 5."]);
+    // What means something to texts alone, and what cannot be.
+    for option in [&["--text", text][..], &["--window=64"], &["--lines", "--text", text], &["--try-tokens=9"]]
+    {
+        let words = [&["--objective-cmd", "echo {model} 1"], option].concat();
+        refused(&open, &words, &["--objective-cmd", "cannot be used with"]);
+    }
     // A plain merge says where ranges belong.
     let file = command::config(folder.path(), &open);
     let out = folder.path().join("merged");
     command::run(["merge".as_ref(), file.as_os_str(), out.as_os_str()]).failed(2, &["mergeforge sweep"]);
+}
+
+/// Each method of a list as if it stood alone: none is left out without a word, and no warning either.
+#[test]
+fn all_methods_of_a_list_are_looked_at_first() {
+    let folder = TempDir::new().unwrap();
+    let text = models().join("texts/medical_valid.txt");
+    let open = config("task_arithmetic", "", ["{range: [0, 1.5]}", "0.5"]);
+    let by =
+        |methods: &str| open.replace("merge_method: task_arithmetic", &format!("merge_method: {methods}"));
+    let ended = |config: &str, more: &[&str]| {
+        let (file, out) = (command::config(folder.path(), config), folder.path().join("out"));
+        let [file, out, text] = [&file, &out, &text].map(|path| path.to_str().unwrap());
+        let plan = command::run([&["plan", file], more].concat());
+        let sweep = command::run([&["sweep", file, out, "--quiet", "--text", text], more].concat());
+        assert!(!Path::new(out).exists(), "nothing is made");
+        [plan, sweep]
+    };
+    for (alone, list) in [
+        ("no_such", "[task_arithmetic, no_such]"),
+        ("linear", "[ties, linear]"),
+        ("linear", "[ties, task_arithmetic, linear]"),
+        ("slerp", "{choice: [ties, slerp]}"),
+    ] {
+        let [ended_alone, _] = ended(&by(alone), &[]);
+        assert_eq!(ended_alone.code, Some(2));
+        for refused in ended(&by(list), &["--strict"]) {
+            refused.failed(2, &[ended_alone.stderr.split(": ").last().unwrap().trim()]);
+        }
+    }
+    let slip = by("[task_arithmetic, ties]").replace("parameters: {}", "parameters: {densty: 0.5}");
+    for refused in ended(&slip, &["--strict"]) {
+        assert_eq!(refused.stderr.matches("has no parameter `densty`").count(), 2, "{}", refused.stderr);
+        refused.failed(2, &["task_arithmetic has no", "ties has no", "2 in all: --strict makes them errors"]);
+    }
+}
+
+/// What a user keeps in a folder stays as it is.
+#[test]
+fn a_folder_of_something_else_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let file = command::config(folder.path(), &config("task_arithmetic", "", ["{choice: [0.5, 1]}", "0.5"]));
+    let at = |name: &str| folder.path().join(name);
+    let sweep = |out: &Path, more: &[&str]| {
+        let program = ["--objective-cmd", "echo {model} >&2; echo 1", "--tries=1", "--confirm=1", "--quiet"];
+        let words = ["sweep", file.to_str().unwrap(), out.to_str().unwrap()];
+        command::run([&words[..], &program, more].concat())
+    };
+    for name in ["empty", "mine", "mine/sweep.jsonl"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    fs::write(at("mine/best.yml"), "precious").unwrap();
+    for more in [&[][..], &["--restart"]] {
+        sweep(&at("mine"), more).failed(2, &["mine is not empty, and has no sweep.jsonl", "new or empty"]);
+    }
+    sweep(&file, &[]).failed(2, &["exists and is no folder", "new or empty"]);
+    assert_eq!(fs::read_to_string(at("mine/best.yml")).unwrap(), "precious");
+    for out in ["empty", "new/below", "empty"] {
+        let talk = sweep(&at(out), &[]).succeeded().stdout;
+        assert!(at(out).join("best.yml").exists() && talk.contains("candidate"), "{talk}");
+    }
+}
+
+#[test]
+fn what_was_measured_before_an_interruption_is_kept() {
+    let folder = TempDir::new().unwrap();
+    let file = command::config(folder.path(), &config("task_arithmetic", "", ["{range: [0, 1.5]}", "0.5"]));
+    let (out, begun) = (folder.path().join("out"), folder.path().join("begun"));
+    // The second one takes until it is ended.
+    let program =
+        format!("echo {{model}} >> {0}; [ $(wc -l < {0}) = 1 ] || sleep 240; echo 1", begun.display());
+    let mut sweep = command::mergeforge();
+    sweep.args([
+        "sweep",
+        file.to_str().unwrap(),
+        out.to_str().unwrap(),
+        "--quiet",
+        "--objective-cmd",
+        &program,
+    ]);
+    let child = sweep.spawn().unwrap();
+    let asked = Instant::now();
+    while fs::read_to_string(&begun).unwrap_or_default().lines().count() < 2 {
+        assert!(asked.elapsed() < Duration::from_secs(200), "it has not come to the second");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .unwrap();
+    let kept = format!("error: interrupted: 1 measurement is kept in {}\n", out.display());
+    command::Ended::from(child.wait_with_output().unwrap()).failed(130, &[&kept, "the same command goes on"]);
+}
+
+/// The best by a flag that was forgotten would be the worst.
+#[test]
+fn a_programs_word_on_what_is_better_counts() {
+    let folder = TempDir::new().unwrap();
+    let file = command::config(folder.path(), &config("task_arithmetic", "", ["{choice: [0.5, 1]}", "0.5"]));
+    let results = r#"{"results": {"a": {"acc,none": 0.5, "acc_stderr,none": 0.1, "word_perplexity,none": 9}, "b": {"acc,none": 0.7}},
+        "higher_is_better": {"a": {"acc": true, "word_perplexity": false}, "b": {"acc": true}}}"#;
+    let given = folder.path().join("results.json");
+    fs::write(&given, results.replace('\n', "")).unwrap();
+    let program = format!("echo {{model}} >&2; cat {}", given.display());
+    let sweep = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let words = ["sweep", file.to_str().unwrap(), out.to_str().unwrap(), "--objective-cmd", &program];
+        command::run([&words[..], &["--tries=1", "--confirm=1", "--quiet"], more].concat())
+    };
+    for (metric, more, says) in [
+        ("acc", &[][..], ["higher numbers are better", "add --maximize"]),
+        ("a.acc", &[], ["says of \"a.acc\"", "add --maximize"]),
+        ("word_perplexity", &["--maximize"], ["lower numbers are better", "leave out --maximize"]),
+    ] {
+        let ended = sweep("refused", &[&["--restart", "--metric", metric], more].concat());
+        assert!(!ended.stderr.contains("candidates failed"), "{}", ended.stderr);
+        ended.failed(2, &says);
+    }
+    for (name, more) in [
+        ("acc", &["--metric=acc", "--maximize"][..]),
+        ("perplexity", &["--metric=word_perplexity"]),
+        ("stderr", &["--metric=acc_stderr"]),
+    ] {
+        sweep(name, more).succeeded();
+    }
 }
 
 /// Points that make no merge, methods that cannot be predicted, a single try, higher numbers that are better.
@@ -419,7 +551,9 @@ fn a_candidate_that_fails_is_noted_and_the_sweep_goes_on() {
         failed,
         "{again}"
     );
-    assert!(again.contains(&format!("{failed} candidates measured")), "{again}");
+    assert!(again.contains(&format!("\n{failed} measurement")), "{again}");
+    let counts = format!("{} candidates, {failed} of them failed\n", points.len());
+    assert!(again.contains(&counts) && page.contains(counts.trim_end()), "{again}");
     // Where nothing goes well, it is no use to go on.
     sweep(-1.0, &["--restart"]).failed(2, &["all 3 candidates failed", "exit status: 9", "run it by itself"]);
     let journal = fs::read_to_string(out.join("sweep.jsonl")).unwrap();
@@ -499,11 +633,16 @@ fn sets_are_told_apart_and_other_files_are_another_sweep() {
         command::run(words)
     };
     sweep(&[a, a], &[]).failed(2, &["is given twice", a]);
-    sweep(&[a, b], &["--weight", "texts=2"]).failed(2, &["--weight texts: several are called so", a, b]);
+    sweep(&[a, b], &["--weight", "texts=2"])
+        .failed(2, &["--weight texts: several are called so", "a/texts.txt, b/texts.txt"]);
     sweep(&[a, b], &["--weight", "texts.txt=2"]).failed(2, &["several are called so"]);
     let found = sweep(&[a, b], &["--weight", &format!("{b}=2")]).succeeded().stdout;
     let found: Value = serde_json::from_str(&found).unwrap();
-    assert_eq!(found["measured"], json!([{ "name": a, "weight": 1.0 }, { "name": b, "weight": 2.0 }]));
+    let weighted = |name: &str, weight: f64| json!({ "name": name, "weight": weight });
+    assert_eq!(found["measured"], json!([weighted("a/texts.txt", 1.0), weighted("b/texts.txt", 2.0)]));
+    sweep(&[b, a], &["--weight", "b/texts.txt=2"])
+        .failed(2, &["of another sweep: the order of texts changed"]);
+    sweep(&[a, b], &["--stride=32"]).failed(2, &["of another sweep: --stride changed"]);
     let settings = copy.join("tokenizer_config.json");
     let changed = fs::read_to_string(&settings).unwrap() + "\n";
     fs::write(&settings, changed).unwrap();

@@ -173,8 +173,7 @@ class Checks:
             made, _ = json.JSONDecoder().raw_decode(text, re.search(r"^\{$", text, re.MULTILINE).start())
             stages = {stage["stage"]: stage["bytes"] for stage in made["run"]["stages"]}
             found = stages["read"], stages["write"]
-            shards = {tensor["file"] for tensor in made["tensors"].values()}
-            on_disk = sum((out / name).stat().st_size - whole["files"][name]["header_bytes"] for name in shards)
+            on_disk = sum((out / name).stat().st_size - whole["files"][name]["header_bytes"] for name in made["files"])
             if found != bytes_of_part or on_disk != found[1]:
                 fail(f"part {number} has read and written {found} bytes, of which {on_disk} lie there; tools/scale.py says {bytes_of_part}")
         print(f"bytes read and written by {len(predicted)} parts: as tools/scale.py says")

@@ -16,11 +16,11 @@ use crate::files::Folder;
 /// are not compared. A merge that is at work there is left to whoever makes the output, and so is what is not this user's.
 ///
 /// # Errors
-/// Kind `Config`, with what differs.
-pub fn check_left(out: &Path, making: impl FnOnce() -> Value) -> Result<()> {
+/// Kind `Config`, with what differs; and those of `making`.
+pub fn check_left(out: &Path, making: impl FnOnce() -> Result<Value>) -> Result<()> {
     let Ok(path) = resolve(out).map(|out| partial_of(&out)) else { return Ok(()) };
     let Some(left) = left_at(&path) else { return Ok(()) };
-    let making = making();
+    let making = making()?;
     let differs = !differing(&left.making, &making).is_empty();
     if differs { Err(of_another(&path, &left.making, Some(&making))) } else { Ok(()) }
 }
@@ -53,7 +53,7 @@ pub fn remove_lock(out: &Path) {
     let Ok(folder) = Folder::open(out) else { return };
     let Ok(mut lock) = folder.open_file(LOCK) else { return };
     let mut mark = vec![0; MARK.len()];
-    let is_left = lock.try_lock().is_ok() && is_still_there(&lock, &folder);
+    let is_left = lock.try_lock().is_ok() && is_still_there(&lock, &folder).unwrap_or(false);
     if is_left && lock.read_exact(&mut mark).is_ok() && mark == MARK {
         let journal = clear(&folder, &BTreeSet::from([JOURNAL.to_owned()]));
         let _ = journal.and_then(|()| folder.remove_file(LOCK)).and_then(|()| folder.sync());
@@ -71,6 +71,8 @@ pub fn remove_folder(path: &Path, files: &BTreeSet<String>, last: &str) -> io::R
     // A merge that was killed once the folder had its name has left its own files there.
     let own = [JOURNAL, LOCK].map(str::to_owned);
     clear(&folder, &files.iter().cloned().chain(own).collect())?;
+    // After a power cut, too, nothing is there without it.
+    folder.sync()?;
     clear(&folder, &BTreeSet::from([last.to_owned()]))?;
     drop(folder);
     parent.remove_folder(name_of(path))

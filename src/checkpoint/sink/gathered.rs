@@ -19,9 +19,9 @@ use crate::error::{Error, Result};
 use crate::files::{File, Folder};
 use crate::threads;
 
-/// The shards of an output, made.
+/// An output whose shards were made in parts.
 #[derive(Debug)]
-pub struct Made<'a> {
+pub struct InParts<'a> {
     /// How they are laid out.
     pub layout: &'a Layout,
     /// Of each shard the folder that it was made in.
@@ -50,12 +50,12 @@ impl Sink {
     /// system has no locks. Kind `Input`: a shard is damaged. Kind `Unready`: one is in neither place. No shard is lost by any of these.
     pub fn gathered(
         out: &Path,
-        made: &Made<'_>,
+        made: &InParts<'_>,
         (read, threads): (bool, usize),
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self> {
         raise_open_file_limit();
-        let Made { layout, access, making, .. } = *made;
+        let InParts { layout, access, making, .. } = *made;
         let mut partial = Partial::create(out, access, Some(Making { what: making, anew: false }))?;
         let failed = |partial: &Partial, e| Error::writing(partial.path(), &e);
         let (journal, left) = partial.journal(making, layout).map_err(|e| failed(&partial, e))?;
@@ -139,8 +139,8 @@ impl Found {
     }
 
     /// Sees whether it is what was made.
-    fn check(&self, shard: usize, made: &Made<'_>, read: bool, stop: &dyn Fn() -> bool) -> Result<()> {
-        let (path, Made { layout, finished, .. }) = (&self.file.path, made);
+    fn check(&self, shard: usize, made: &InParts<'_>, read: bool, stop: &dyn Fn() -> bool) -> Result<()> {
+        let (path, InParts { layout, finished, .. }) = (&self.file.path, made);
         let damaged = |what: String| Err(Error::input(format!("{}: {what}", path.display())).in_file(path));
         if !self.file.begins_with(&layout.shards[shard].header).map_err(|e| Error::reading(path, &e))? {
             return damaged("its header is not the one that was written".into());

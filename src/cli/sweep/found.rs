@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
-use crate::cli::eval::{figure, short};
+use crate::cli::eval::figure;
 use crate::cli::show;
 use crate::error::{Error, Result};
 use crate::predict::Parents;
 use crate::sweep::{Direction, Outcome, Page, Point, Predictions, Request, Round, Scores, Search};
-use crate::text::{cut_to, escaped};
+use crate::text::{cut_to, escaped, labels};
 
 /// The page.
 const PAGE: &str = "sweep.html";
@@ -88,7 +88,7 @@ impl Found {
             notes.push(format!("A try reads {part} tokens, the most promising candidates read all {all}."));
         }
         if candidates > 0 {
-            notes.push(format!("{candidates} candidates were measured in {seconds:.1} s."));
+            notes.push(format!("{} in {seconds:.1} s.", measurements(candidates)));
         }
         let predicted: Vec<&Vec<f64>> = predicted.iter().flatten().collect();
         let sets = predicted.first().map_or(0, |losses| losses.len());
@@ -134,10 +134,14 @@ impl Found {
         }
         let (candidates, seconds) = outcome.measured;
         let pace = figure(candidates as f64 / seconds.max(1e-9) * 3600.0);
-        let read =
-            tokens.map_or_else(String::new, |[part, all]| format!("a try reads {part} tokens of {all}; "));
+        let counts = outcome.counts();
+        let counts = match tokens {
+            Some([part, all]) if part < all => format!("{counts}; a try reads {part} tokens of {all}"),
+            _ => counts,
+        };
+        show::line(&counts);
         if candidates > 0 {
-            show::line(&format!("{read}{candidates} candidates measured in {seconds:.1} s, {pace} an hour"));
+            show::line(&format!("{} in {seconds:.1} s, {pace} an hour", measurements(candidates)));
         }
         let best = request.space.words(&outcome.points[outcome.best].values);
         let config = best_config(out);
@@ -187,6 +191,11 @@ impl Found {
     }
 }
 
+/// Those of this run: of each try, each confirmation and each seed.
+fn measurements(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "measurement" } else { "measurements" })
+}
+
 /// Steps from one model to the next.
 const STEPS: usize = 20;
 
@@ -211,8 +220,8 @@ fn round(predictions: &Predictions) -> Round {
         losses.map(|(step, loss)| (step as f64 / STEPS as f64, loss)).collect()
     };
     let sets = parents.sets.iter().cloned().enumerate().map(|(set, name)| (name, points(set)));
-    let names = parents.names.iter().take(3).chain(&parents.names[..1]);
-    let names = names.map(|name| short(name).to_owned()).collect();
+    let labels = labels(&parents.names);
+    let names = labels.iter().take(3).chain(&labels[..1]).cloned().collect();
     Round { names, sets: sets.collect() }
 }
 

@@ -14,9 +14,6 @@ mod repository;
 mod serving;
 mod wire;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{Access, Fault, Files, Host, Hub, Who};
+use super::hub_server::{Access, Fault, Files, Host, Hub, Who};
 
 const ID: &str = "org/name";
 

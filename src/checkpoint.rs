@@ -51,9 +51,10 @@ pub use model_config::{ConfigEdits, LayerCount, config_json, per_layer_lists};
 pub(crate) use names::{ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS};
 pub use out_file::{OutFile, Storing};
 pub use out_folder::{
-    Destination, check_destinations, check_out, free_bytes, partial_path, parts_of, same_disk,
+    Destination, check_apart, check_destinations, check_out, free_bytes, in_the_way, partial_path, parts_of,
+    same_disk,
 };
-pub use partial::{Making, WorkFolder, check_left, remove_folder, remove_lock};
+pub use partial::{Making, WorkFolder, check_left, check_only, remove_folder, remove_lock};
 pub use sidecars::{CARD, Content, LINEAR_CONFIG, MANIFEST, MERGE_CONFIG, MODEL_CONFIG, MOE_CONFIG, Sidecar};
 pub use sink::{InParts, Sink};
 pub use source::Source;

@@ -427,7 +427,12 @@ pub fn run(words: Vec<OsString>, program: Vec<OsString>) -> u8 {
         Command::Check(args) => devices::check(&args),
         Command::Bench(command) => bench::run(command),
     };
-    end(outcome.and_then(|()| show::delivered()))
+    let delivered = || {
+        let is_done =
+            "whatever else the command makes is complete: only what goes to standard output is missing";
+        show::delivered().map_err(|error| error.hint(is_done))
+    };
+    end(outcome.and_then(|()| delivered()))
 }
 
 fn end(outcome: Result<()>) -> u8 {
@@ -533,6 +538,7 @@ fn merge_into(
         device: device.clone(),
         copy_tokenizer: copies,
         model_card: !flags.no_write_model_card,
+        inputs_hashed: flags.hash_inputs,
         reads: flags.common.run.reads(prepared),
         cache,
         recall: !flags.no_cache,
@@ -593,11 +599,22 @@ fn show_plan(
     let limits = limits_on(&prepared.plan, &budget, &device)?;
     let reads = args.common.run.reads(prepared);
     if let Some(out) = &args.out {
-        let (copy_tokenizer, model_card, cache) = (true, true, None);
+        let (copy_tokenizer, model_card, inputs_hashed, cache) = (true, true, false, None);
         let (out, device, recall, stopped) = (out.clone(), device.clone(), false, Stopped::GoesOn);
         check_room(
             prepared,
-            &Options { out, device, budget, copy_tokenizer, model_card, reads, cache, recall, stopped },
+            &Options {
+                out,
+                device,
+                budget,
+                copy_tokenizer,
+                model_card,
+                inputs_hashed,
+                reads,
+                cache,
+                recall,
+                stopped,
+            },
         )?;
     }
     check_absent(prepared)?;

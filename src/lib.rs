@@ -483,6 +483,7 @@ pub fn hash_inputs(sources: &[Source], threads: usize, watch: &dyn Watch) -> Res
 
 /// What a merge may use and what it leaves beside the tensors.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a choice of the user's")]
 pub struct Options {
     /// The folder to make.
     pub out: PathBuf,
@@ -494,6 +495,8 @@ pub struct Options {
     pub copy_tokenizer: bool,
     /// Whether a README.md is written.
     pub model_card: bool,
+    /// Whether inputs were, or will be, [hashed](hash_inputs) before the merge. Parts of one output agree in it.
+    pub inputs_hashed: bool,
     /// How the inputs are read.
     pub reads: Reads,
     /// A folder for what later merges can use. It changes no byte.

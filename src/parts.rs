@@ -9,22 +9,25 @@ mod record;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use finish::few;
 pub use finish::{Done, Whole, finish, manifest};
-use record::{BESIDE, RECORD, Record};
+use record::{BESIDE, RECORD, Record, There};
 
 use crate::checkpoint::{
-    Content, Destination, Layout, Sidecar, check_destinations, check_left, check_out, partial_path, parts_of,
-    remove_folder,
+    Content, Destination, Layout, Sidecar, check_apart, check_destinations, check_left, check_only,
+    check_out, partial_path, parts_of, remove_folder,
 };
 use crate::error::{Error, Result};
+use crate::files;
 use crate::hub::Remote;
 use crate::limits::PARTS_MAX;
-use crate::report::{self, Report, differences};
+use crate::report::{self, FileRecord, Report, differences, output_files};
 use crate::{Options, Prepared, Stopped, free_for, places_of_inputs, preflight};
 
 /// Which part of an output, of how many.
@@ -53,7 +56,7 @@ impl Part {
     /// The folder that it is made in.
     ///
     /// # Errors
-    /// Kind `Config`: `out` is no place for an output.
+    /// Kind `Config`: `out` is no place for an output. Kind `Output`: something else has the name of the folder of its parts.
     pub fn folder(self, out: &Path) -> Result<PathBuf> {
         parts_of(out).map(|parts| parts.join(self.folder_name()))
     }
@@ -84,68 +87,98 @@ impl fmt::Display for Part {
 pub(crate) fn making(prepared: &Prepared, options: &Options) -> Result<Value> {
     let mut making = report::making(prepared)?;
     making[FILES] = json!({ "tokenizer": options.copy_tokenizer, "card": options.model_card });
+    making[HASHES] = options.inputs_hashed.into();
     Ok(making)
 }
 
 /// What the choice of files beside the tensors is called.
 const FILES: &str = "the files beside the tensors";
 
-/// The same for the output as one, whose tensors do not depend on them.
+/// What the choice whether the manifest has the hashes of inputs is called. The first part reads them; whoever asks for them means them
+/// of the whole output.
+const HASHES: &str = "--hash-inputs";
+
+/// The same for the output as one, whose tensors do not depend on these.
 fn making_of_all(making: &Value) -> Value {
-    let keys = making.as_object().into_iter().flatten().filter(|(key, _)| *key != FILES);
+    let is_of_tensors = |key: &str| ![FILES, HASHES].contains(&key);
+    let keys = making.as_object().into_iter().flatten().filter(|(key, _)| is_of_tensors(key));
     keys.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Where a part is already, if it is: in its folder, moved from there by whoever puts parts together, or in the output.
 ///
 /// # Errors
-/// Kind `Config`: a part of something else is there. Kind `Input`: what is there cannot be read.
+/// Kind `Config`: a part of something else is there, or it is to be made anew of an output that is whole. Kind `Input`: what is there
+/// cannot be read. Kind `Output`: what is there is no part's alone.
 pub fn made(prepared: &Prepared, options: &Options, part: Part) -> Result<Option<PathBuf>> {
     Ok(match looked_at(prepared, options, part)? {
-        There::Made(place) => Some(place),
-        There::Left(_) | There::Nothing => None,
+        Seen::Made(place) => Some(place),
+        Seen::Left(_) | Seen::Nothing => None,
     })
 }
 
-/// What is there of a part.
-enum There {
+/// What is seen of a part.
+enum Seen {
     /// All of it, in this place.
     Made(PathBuf),
-    /// One that is not whole, or is to be made anew.
-    Left(Box<Record>),
+    /// One that is not whole, or is to be made anew: these files, and nothing else.
+    Left(BTreeSet<String>),
     Nothing,
 }
 
 /// Looks once: another process may make it at any moment.
-fn looked_at(prepared: &Prepared, options: &Options, part: Part) -> Result<There> {
-    let out = &options.out;
+fn looked_at(prepared: &Prepared, options: &Options, part: Part) -> Result<Seen> {
+    let (out, restarts) = (&options.out, options.stopped == Stopped::Restarts);
     if differences(out, prepared, options.copy_tokenizer)?.is_empty() {
-        return Ok(There::Made(out.clone()));
+        if restarts {
+            let what = format!("{} is whole already, and no part of it is made again", out.display());
+            return Err(Error::config(what).hint("remove it first; or leave --restart out"));
+        }
+        return Ok(Seen::Made(out.clone()));
     }
     let folder = part.folder(out)?;
-    let Some(record) = Record::read(&folder)? else { return Ok(There::Nothing) };
-    if options.stopped == Stopped::Restarts {
-        return Ok(There::Left(Box::new(record)));
-    }
-    let making = making(prepared, options)?;
-    if record.making != making {
-        let changed = record.changed(&making).join(", ");
-        let what = format!("{} holds a part of a different merge (changed: {changed})", folder.display());
-        let hint = "give --restart to make it again; or merge as before, or into another folder";
-        return Err(Error::config(what).hint(hint));
-    }
-    Ok(if record.is_whole(&folder, out)? { There::Made(folder) } else { There::Left(Box::new(record)) })
+    let files = match Record::read(&folder)? {
+        There::Nothing => return Ok(Seen::Nothing),
+        There::Unrecorded(_) => files_of(prepared, part),
+        There::Recorded(record) => {
+            let making = making(prepared, options)?;
+            if !restarts && record.making != making {
+                let changed = record.changed(&making).join(", ");
+                let what =
+                    format!("{} holds a part of a different merge (changed: {changed})", folder.display());
+                let hint = "give --restart to make it again; or merge as before, or into another folder";
+                return Err(Error::config(what).hint(hint));
+            }
+            if !restarts && record.lacks(&folder, out)?.is_none() {
+                return Ok(Seen::Made(folder));
+            }
+            record.all_files()
+        }
+    };
+    // What is removed may look like an input, and the other way round.
+    check_apart(&folder, &places_of_inputs(prepared).collect::<Vec<_>>())?;
+    check_only(&folder, &files)?;
+    Ok(Seen::Left(files))
+}
+
+/// The files that a part has in its folder, and perhaps of some more.
+fn files_of(prepared: &Prepared, part: Part) -> BTreeSet<String> {
+    let layout = &prepared.plan.layout;
+    let shards = layout.shards[part.shards(layout)].iter().map(|shard| shard.file.clone());
+    let beside = if part.is_first() { output_files(prepared) } else { Vec::new() };
+    let beside = beside.into_iter().map(|file| format!("{BESIDE}/{file}"));
+    shards.chain(beside).chain([RECORD.to_owned()]).collect()
 }
 
 /// Removes what is there of a part that is to be made, if it is not whole, or is to be made anew.
 pub(crate) fn clear(prepared: &Prepared, options: &Options, part: Part) -> Result<()> {
     match looked_at(prepared, options, part)? {
-        There::Made(place) => {
+        Seen::Made(place) => {
             let refusal = Error::config(format!("{} is there already", place.display()));
             Err(refusal.hint("give --restart to make it again"))
         }
-        There::Left(record) => record.remove(&part.folder(&options.out)?),
-        There::Nothing => Ok(()),
+        Seen::Left(files) => remove(&part.folder(&options.out)?, &files),
+        Seen::Nothing => Ok(()),
     }
 }
 
@@ -167,7 +200,7 @@ pub fn check_room(prepared: &Prepared, options: &Options, part: Part) -> Result<
     };
     let destination = Destination { out: folder, bytes: of_shards + others, on_the_way_bytes: 0 };
     let beside = (destination.out.clone(), destination.bytes);
-    if Record::read(&beside.0)?.is_none() {
+    if matches!(Record::read(&beside.0)?, There::Nothing) {
         check_destinations(&[destination], &inputs)?;
         if options.stopped == Stopped::GoesOn {
             check_left(&beside.0, || making(prepared, options))?;
@@ -201,8 +234,14 @@ pub(crate) fn sidecars(
     (part, command): (Part, &[String]),
 ) -> Result<Vec<Sidecar>> {
     let mut files = if part.is_first() { report.beside(prepared, options)? } else { Vec::new() };
-    let names = files.iter().map(|sidecar| sidecar.file.clone()).collect();
-    let record = Record::of(report, prepared, (part, command), making(prepared, options)?, names);
+    let recorded = &report.manifest().files;
+    let bytes = |sidecar: &Sidecar| match (&sidecar.content, recorded.get(&sidecar.file)) {
+        (Content::Bytes(bytes), _) => bytes.len() as u64,
+        (_, Some(FileRecord::Other { bytes, .. } | FileRecord::Weights { bytes, .. })) => *bytes,
+        (Content::CopyOf(_), None) => unreachable!("what is copied is in the manifest"),
+    };
+    let sizes = files.iter().map(|sidecar| (sidecar.file.clone(), bytes(sidecar))).collect();
+    let record = Record::of(report, prepared, (part, command), making(prepared, options)?, sizes);
     for sidecar in &mut files {
         // Apart from the shards, with which they would look like a model.
         sidecar.file = format!("{BESIDE}/{}", sidecar.file);
@@ -211,16 +250,25 @@ pub(crate) fn sidecars(
     Ok(files)
 }
 
-impl Record {
-    /// Removes its part.
-    fn remove(&self, folder: &Path) -> Result<()> {
-        let beside = self.files.iter().map(|file| format!("{BESIDE}/{file}"));
-        let files: BTreeSet<String> =
-            self.shards.iter().map(|(file, _)| file.clone()).chain(beside).collect();
-        match remove_folder(folder, &files, RECORD) {
-            // By another process.
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(|cause| Error::writing(folder, &cause)),
+/// Removes a part's folder with these files: its record goes last.
+fn remove(folder: &Path, files: &BTreeSet<String>) -> Result<()> {
+    let files = files.iter().filter(|file| *file != RECORD).cloned().collect();
+    match remove_folder(folder, &files, RECORD) {
+        // By another process.
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            let (what, stay) = (folder.display(), few(names_in(folder).into_iter()));
+            Err(Error::output(format!("{what} stays, with what is none of its files: {stay}")))
         }
+        removed => removed.map_err(|cause| Error::writing(folder, &cause)),
     }
+}
+
+/// What a folder holds, by name, as far as the system says so.
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = files::list(folder).into_iter().flatten().filter_map(io::Result::ok);
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    names
 }

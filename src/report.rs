@@ -66,6 +66,8 @@ pub(crate) struct Intermediate {
     pub(crate) is_in_folder: bool,
     /// What the manifest there says of the inputs: the folder may be gone when somebody asks.
     inputs: Vec<Value>,
+    /// The same of the tensors, as the BLAKE3 digest of that.
+    tensors: Option<String>,
 }
 
 impl Intermediate {
@@ -74,11 +76,14 @@ impl Intermediate {
         #[derive(Deserialize)]
         struct Recorded {
             inputs: Vec<Value>,
+            tensors: Value,
         }
         // What somebody else put there has none.
         let manifest = folder.and_then(manifest_in::<Recorded>);
-        let inputs = manifest.map(|manifest| manifest.inputs).unwrap_or_default();
-        Self { models, is_in_folder: folder.is_some(), inputs }
+        let (inputs, tensors) = manifest.map(|manifest| (manifest.inputs, manifest.tensors)).unzip();
+        let digest = |tensors: Value| blake3::hash(tensors.to_string().as_bytes()).to_hex().to_string();
+        let (inputs, tensors) = (inputs.unwrap_or_default(), tensors.map(digest));
+        Self { models, is_in_folder: folder.is_some(), inputs, tensors }
     }
 }
 
@@ -112,7 +117,7 @@ impl Report {
             config,
             seed: plan.seed,
             options: made::options(prepared),
-            inputs: records(inputs::models(prepared)?),
+            inputs: records(inputs::covered_models(prepared)?),
             element_files: records(inputs::element_files(prepared)),
             left_out: plan.left_out.iter().map(left_out).collect(),
             // In the order of the inputs.

@@ -413,8 +413,8 @@ fn placed(config: &Config, problem: Error) -> Error {
         if problem.message.starts_with(&start) || ![Kind::Config, Kind::Input].contains(&problem.kind) {
             return problem;
         }
-        let message = config.error_at(at, format!("{named}{}", problem.message)).message;
-        Error { message, ..problem }
+        let Error { message, file, .. } = config.error_at(at, format!("{named}{}", problem.message));
+        Error { message, file: file.or(problem.file), ..problem }
     };
     Error::all(problem.one_by_one().into_iter().map(placed).collect())
 }

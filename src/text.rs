@@ -47,6 +47,16 @@ pub fn cut_to(text: &str, chars: usize) -> String {
     }
 }
 
+/// A text as one word of the shell's.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@,%".contains(c);
+    if text.chars().all(plain) && !text.is_empty() {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
 /// What paths are called where they stand beside each other: by their last part, or by so many as no other of them ends with. Of a
 /// model with an adapter both have as many.
 pub fn labels<S: AsRef<str>>(paths: &[S]) -> Vec<String> {
@@ -112,6 +122,12 @@ pub fn runs(numbers: &BTreeSet<usize>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shell_takes_each_word_for_one() {
+        assert_eq!(shell_word("/tmp/a b'c"), "'/tmp/a b'\\''c'");
+        assert_eq!((shell_word("--part=1/2"), shell_word("")), ("--part=1/2".into(), "''".into()));
+    }
 
     #[test]
     fn nothing_forges_a_line_or_steers_a_terminal() {

@@ -5,6 +5,7 @@
 mod recompute;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::checkpoint::layout::INDEX;
 use crate::checkpoint::{
     CARD, InputFile, MANIFEST, ModelFolder, ReadAt, TensorInfo, is_weights, parse_index, sha256_of,
 };
-use crate::error::{Error, Result};
+use crate::error::{About, Error, Result};
 use crate::files;
 use crate::limits::INDEX_BYTES_MAX;
 use crate::report::{FileRecord, Manifest, TensorRecord};
@@ -33,6 +34,12 @@ const FOLDERS_DEEP: usize = 4;
 
 /// The way out of most.
 const DAMAGED: &str = "it was changed or damaged after the merge: take a whole copy, or merge again";
+/// What stays whole where nobody may look.
+const FORBIDDEN: &str =
+    "this user may not read it: give the permission (chmod, chown), or verify as a user who has it";
+/// What may go well another time.
+const AGAIN: &str =
+    "it need not be damaged: verify again, and where that fails too look at the disk or the network";
 
 /// A folder with the manifest in it.
 #[derive(Debug)]
@@ -59,8 +66,8 @@ pub struct Findings {
 /// Something that is not as the manifest says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The file, by its name in the folder; or the input.
-    pub file: String,
+    /// The file, by its name in the folder; of what is not in there its path, or the name of the input. None where it is about no file.
+    pub file: Option<String>,
     /// The tensor, where it is about one.
     pub tensor: Option<String>,
     /// What it is, in a line, and the way out.
@@ -86,8 +93,8 @@ impl Output {
             let refusal = Error::config(format!("{} {what}", out.display()));
             return Err(refusal.hint("verify takes the folder that a merge made"));
         }
-        let folder = ModelFolder::open(out)?;
-        let (manifest, sha256) = Manifest::of(&folder)?;
+        let folder = ModelFolder::open(out).map_err(way_out)?;
+        let (manifest, sha256) = Manifest::of(&folder).map_err(way_out)?;
         Ok(Self { folder, manifest, sha256 })
     }
 
@@ -102,7 +109,7 @@ impl Output {
     /// The folder cannot be listed, or the user wants to stop. All else is among what is found.
     pub fn verify(&self, threads: usize, watch: &dyn Watch) -> Result<Findings> {
         let mut findings = Findings::default();
-        let present = self.present()?;
+        let present = self.present().map_err(way_out)?;
         self.check_names(&present, &mut findings);
         let mut jobs = Vec::new();
         let mut whole = true;
@@ -126,8 +133,9 @@ impl Output {
                     }
                     Err(error) => {
                         whole = false;
-                        let error = error.hint(DAMAGED);
-                        findings.problems.push(Problem { file: name.clone(), tensor: None, error });
+                        // Nobody downloaded it, as an input may be.
+                        let error = if error.cause.is_none() { error.hint(DAMAGED) } else { error };
+                        findings.problems.push(unread(name, None, error));
                     }
                 },
                 FileRecord::Other { sha256, .. } => jobs.push(Job::File(name, sha256)),
@@ -280,7 +288,7 @@ impl Output {
         };
         let (places, total_size) = match read() {
             Ok(read) => read,
-            Err(error) => return problems.push(Problem { file: INDEX.into(), tensor: None, error }),
+            Err(error) => return problems.push(unread(INDEX, None, error)),
         };
         for (name, record) in &self.manifest.tensors {
             let what = match places.get(name) {
@@ -324,12 +332,9 @@ impl Output {
             self.manifest.tensors.iter().map(|(name, record)| (record.blake3.as_str(), name)).collect();
         for (job, hashed) in jobs.iter().zip(threads::each(threads, jobs.len(), hash)) {
             match (job, hashed?) {
-                (Job::File(name, _), Err(error)) => {
-                    findings.problems.push(Problem { file: (*name).into(), tensor: None, error });
-                }
+                (Job::File(name, _), Err(error)) => findings.problems.push(unread(name, None, error)),
                 (Job::Tensor(name, tensor), Err(error)) => {
-                    let tensor = Some(tensor.name.clone());
-                    findings.problems.push(Problem { file: (*name).into(), tensor, error });
+                    findings.problems.push(unread(name, Some(&tensor.name), error));
                 }
                 (Job::File(name, sha256), Ok(found)) => {
                     if found != **sha256 {
@@ -358,13 +363,43 @@ impl Output {
         Ok(())
     }
 
+    /// What is wrong with the inputs, or with planning the merge again, each by itself.
+    pub fn of_inputs(&self, error: Error) -> Vec<Problem> {
+        let problem = |error: Error| {
+            let file = error.file.as_deref().map(|file| {
+                Path::new(file)
+                    .strip_prefix(&self.folder.path)
+                    .map_or(file.into(), |in_it| in_it.display().to_string())
+            });
+            // What is wrong with the folder comes before what its config names.
+            Problem { file, tensor: None, error: error.about(About::All) }
+        };
+        error.one_by_one().into_iter().map(problem).collect()
+    }
+
     fn problem(&self, file: &str, tensor: Option<&str>, what: &str) -> Problem {
         let path = self.folder.path.join(file);
         let about = tensor.map_or(String::new(), |tensor| format!(" tensor {}:", quoted(tensor)));
         let error = Error::input(format!("{}:{about} {what}", path.display())).in_file(&path);
         let error = error.hint(DAMAGED);
-        Problem { file: file.into(), tensor: tensor.map(str::to_owned), error }
+        Problem { file: Some(file.into()), tensor: tensor.map(str::to_owned), error }
     }
+}
+
+/// A file, or a tensor in it, that could not be read.
+fn unread(file: &str, tensor: Option<&str>, error: Error) -> Problem {
+    Problem { file: Some(file.into()), tensor: tensor.map(str::to_owned), error: way_out(error) }
+}
+
+/// What could not be read need not be damaged.
+fn way_out(error: Error) -> Error {
+    let hint = match error.cause {
+        _ if error.hint.is_some() => return error,
+        Some(io::ErrorKind::PermissionDenied) => FORBIDDEN,
+        _ if error.may_be_read_again() => AGAIN,
+        _ => DAMAGED,
+    };
+    error.hint(hint)
 }
 
 /// What an index says beside the places of tensors.

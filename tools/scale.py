@@ -169,32 +169,50 @@ def check(program, config, work, factor):
         sys.exit(f"FAIL: more than {factor} times")
 
 
+def whole(text):
+    """The value of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
+
+
+def positive(text):
+    """That of a size or a rate."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-gb", type=float, help="bytes of the output, in GB, in place of 405B in bfloat16")
-    parser.add_argument("--inputs", type=float, help="bytes read for each byte written")
-    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--shard-gb", type=float, default=5)
+    parser.add_argument("--output-gb", type=positive, help="bytes of the output, in GB, in place of 405B in bfloat16")
+    parser.add_argument("--inputs", type=positive, help="bytes read for each byte written")
+    parser.add_argument("--nodes", type=whole, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--shard-gb", type=positive, default=5)
     for name in ["network", "store-read", "store-write", "disk-read", "core-read", "core-compute", "core-hash", "core-write"]:
-        parser.add_argument(f"--{name}", type=float, metavar="GB/S")
+        parser.add_argument(f"--{name}", type=positive, metavar="GB/S")
     parser.add_argument("--store-shared", action="store_true", default=None, help="reads and writes share what the store can do")
     parser.add_argument("--start-seconds", type=float, metavar="SECONDS", help="of each node, beside what it moves")
-    parser.add_argument("--cores", type=int, help="of a node")
+    parser.add_argument("--cores", type=whole, help="of a node")
     parser.add_argument("--check", nargs=3, metavar=("MERGEFORGE", "CONFIG", "WORK"))
-    parser.add_argument("--factor", type=float, default=2.0, help="how far predictions may be off with --check")
+    parser.add_argument("--factor", type=positive, default=2.0, help="how far predictions may be off with --check")
     parser.add_argument("--check-page", metavar="FILE")
     given = parser.parse_args()
     if given.check:
         return check(*given.check, given.factor)
     merges, machines = MERGES, MACHINES
     if given.output_gb or given.inputs:
-        output = MERGES[0].output if given.output_gb is None else round(given.output_gb * 1e9)
+        output = MERGES[0].output if given.output_gb is None else max(1, round(given.output_gb * 1e9))
         merges = [Merge("given", output, given.inputs or MERGES[0].inputs)]
     changed = {field.name: getattr(given, field.name, None) for field in fields(Machine) if field.name != "name"}
     changed = {name: value for name, value in changed.items() if value is not None}
     if changed:
         machines = [replace(machines[0], name="given", **changed)]
-    page = table(merges, machines, given.nodes, round(given.shard_gb * 1e9))
+    page = table(merges, machines, given.nodes, max(1, round(given.shard_gb * 1e9)))
     if given.check_page is None:
         print(page, end="")
     elif BEGIN + "\n" + page + "\n" + END not in Path(given.check_page).read_text():

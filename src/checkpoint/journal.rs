@@ -2,7 +2,8 @@
 //!
 //! `OUT.partial/.journal` begins with a line that says what is being made: all that the bytes of its tensors depend on. A line follows
 //! for each tensor that is finished, with the digest of its bytes. Before each line stands a digest of it, so that one that was cut off
-//! or torn is noticed: what follows it counts no more.
+//! or torn is noticed: what follows it counts no more. Lines about small tensors wait for a moment, or until they are about much: a merge
+//! of a hundred thousand tensors would take as long to note them as to merge them.
 //!
 //! A line is only believed if the tensor has that digest when the merge goes on. So no order of writes has to be kept: where the
 //! system put a line on the disk and not the tensor, the tensor is merged again.
@@ -11,8 +12,9 @@ use std::collections::BTreeSet;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::layout::Layout;
 use crate::files::File;
@@ -24,6 +26,14 @@ pub(super) const JOURNAL: &str = ".journal";
 /// Where less is finished, all of it is removed when a merge stops: it is made again sooner than explained. Small in unit tests, whose merges
 /// stop and go on by the thousand.
 const KEPT_BYTES_MIN: u64 = if cfg!(test) { 4 << 10 } else { 64 << 20 };
+
+/// As many bytes of tensors may be finished before that is written down, and so much time pass between two of them: what is lost if the
+/// merge is killed, and made again. Unit tests do not depend on time.
+const UNWRITTEN_BYTES: u64 = KEPT_BYTES_MIN / 64;
+const UNWRITTEN_TIME: Duration = if cfg!(test) { Duration::MAX } else { Duration::from_millis(10) };
+
+/// Where lines are written at once, whatever they are about, so many bytes of them are in memory.
+const LINES_BYTES: usize = 64 << 10;
 
 /// Digits of the digest before each line.
 const DIGITS: usize = 16;
@@ -61,12 +71,44 @@ impl Left {
 /// The journal of an output in the making.
 #[derive(Debug)]
 pub struct Journal {
-    file: Mutex<File>,
+    lines: Mutex<Lines>,
     /// The same file.
     syncing: File,
     /// Whether lines were written since it was put on the disk last.
     unsynced: AtomicBool,
     kept: Arc<Kept>,
+}
+
+#[derive(Debug)]
+struct Lines {
+    file: File,
+    /// Those that wait.
+    unwritten: String,
+    /// The bytes of the tensors that they are about.
+    unwritten_bytes: u64,
+    /// When the last ones were written.
+    written: Instant,
+}
+
+impl Lines {
+    /// Writes what waits, and returns the bytes of the tensors that it is about. What cannot be written is forgotten.
+    fn write(&mut self) -> io::Result<u64> {
+        let lines = std::mem::take(&mut self.unwritten);
+        let bytes = std::mem::take(&mut self.unwritten_bytes);
+        self.written = Instant::now();
+        let whole = self.file.stream_position()?;
+        self.file.write_all(lines.as_bytes()).inspect_err(|_| {
+            // Half a line would hide those that follow.
+            let _ = self.cut(whole);
+        })?;
+        Ok(bytes)
+    }
+
+    /// Cuts the file to so many bytes: what follows is written behind them.
+    fn cut(&mut self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)?;
+        self.file.seek(SeekFrom::Start(bytes)).map(drop)
+    }
 }
 
 /// Of an output in the making, what stays of it if its merge stops.
@@ -96,7 +138,7 @@ impl Journal {
     /// # Errors
     /// Those of the system.
     pub(super) fn begin(file: File, making: &Value) -> io::Result<Self> {
-        (&file).write_all(line(making).as_bytes())?;
+        (&file).write_all(line(&making.to_string()).as_bytes())?;
         Self::of(file)
     }
 
@@ -106,34 +148,34 @@ impl Journal {
     /// Those of the system.
     pub(super) fn go_on(file: File, left: &Left, layout: &Layout) -> io::Result<Self> {
         let journal = Self::of(file)?;
-        journal.cut(left.bytes)?;
+        journal.lines().cut(left.bytes)?;
         journal.count(left.finished_bytes(layout));
         Ok(journal)
     }
 
     fn of(file: File) -> io::Result<Self> {
         let (unsynced, kept, syncing) = (AtomicBool::default(), Arc::default(), file.try_clone()?);
-        Ok(Self { file: Mutex::new(file), syncing, unsynced, kept })
+        let lines = Lines { file, unwritten: String::new(), unwritten_bytes: 0, written: Instant::now() };
+        Ok(Self { lines: Mutex::new(lines), syncing, unsynced, kept })
     }
 
-    /// Cuts it to so many bytes: what follows is written behind them.
-    fn cut(&self, bytes: u64) -> io::Result<()> {
-        let mut file = self.lines();
-        file.set_len(bytes)?;
-        file.seek(SeekFrom::Start(bytes)).map(drop)
-    }
-
-    fn lines(&self) -> MutexGuard<'_, File> {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a tensor of so many bytes that is finished. Where that fails, or nothing is to stay, it does not count as finished, and is
     /// merged again if this merge stops.
     pub(super) fn note(&self, finished: &Finished, bytes: u64) {
+        let line = finished.line();
+        let mut lines = self.lines();
         // Without the first line, others would say something else.
-        if !self.kept.dropped.load(Ordering::Relaxed) && self.write(finished).is_ok() {
-            self.count(bytes);
-            self.unsynced.store(true, Ordering::Relaxed);
+        if self.kept.dropped.load(Ordering::Relaxed) {
+            return;
+        }
+        lines.unwritten.push_str(&line);
+        lines.unwritten_bytes += bytes;
+        if lines.unwritten_bytes >= UNWRITTEN_BYTES || lines.written.elapsed() >= UNWRITTEN_TIME {
+            self.write(&mut lines);
         }
     }
 
@@ -145,19 +187,31 @@ impl Journal {
         &self,
         finished: impl IntoIterator<Item = &'a Finished>,
     ) -> io::Result<()> {
-        finished.into_iter().try_for_each(|one| self.write(one))?;
+        let mut lines = self.lines();
+        for one in finished {
+            lines.unwritten.push_str(&one.line());
+            if lines.unwritten.len() >= LINES_BYTES {
+                lines.write()?;
+            }
+        }
+        lines.write()?;
+        drop(lines);
         self.syncing.sync_data()
     }
 
-    fn write(&self, finished: &Finished) -> io::Result<()> {
-        let Finished { tensor, digest, found } = finished;
-        let line = line(&json!({ "tensor": tensor, "blake3": digest.to_hex().as_str(), "found": found }));
-        let mut file = self.lines();
-        let whole = file.stream_position()?;
-        file.write_all(line.as_bytes()).inspect_err(|_| {
-            // Half a line would hide those that follow.
-            let _ = file.set_len(whole).and_then(|()| file.seek(SeekFrom::Start(whole)));
-        })
+    /// Writes down what was noted.
+    pub(super) fn write_out(&self) {
+        self.write(&mut self.lines());
+    }
+
+    /// Writes down what waits. Where that fails, it does not count as finished.
+    fn write(&self, lines: &mut Lines) {
+        if !lines.unwritten.is_empty()
+            && let Ok(bytes) = lines.write()
+        {
+            self.count(bytes);
+            self.unsynced.store(true, Ordering::Relaxed);
+        }
     }
 
     /// So many bytes of tensors are finished, noted by this merge or by earlier ones.
@@ -167,6 +221,7 @@ impl Journal {
 
     /// Puts what was noted on the disk.
     pub(super) fn sync(&self) {
+        self.write_out();
         if self.unsynced.swap(false, Ordering::Relaxed) {
             // Not under the lock, for which workers would wait.
             let _ = self.syncing.sync_data();
@@ -176,7 +231,9 @@ impl Journal {
     /// From now on nothing of the output is to be kept, and nothing of it is finished.
     pub(super) fn drop_all(&self) {
         self.kept.nothing();
-        let _ = self.cut(0);
+        let mut lines = self.lines();
+        lines.unwritten.clear();
+        let _ = lines.cut(0);
     }
 
     /// What stays.
@@ -208,8 +265,14 @@ fn left(text: &[u8]) -> Option<Left> {
     Some(left)
 }
 
-fn line(content: &Value) -> String {
-    let text = content.to_string();
+impl Finished {
+    fn line(&self) -> String {
+        let Self { tensor, digest, found } = self;
+        line(&format!(r#"{{"tensor":{tensor},"blake3":"{}","found":{found}}}"#, digest.to_hex()))
+    }
+}
+
+fn line(text: &str) -> String {
     format!("{} {text}\n", &blake3::hash(text.as_bytes()).to_hex()[..DIGITS])
 }
 
@@ -229,6 +292,8 @@ fn finished(line: &Value) -> Option<Finished> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::checkpoint::layout::{OutTensor, layout};
 
@@ -240,6 +305,7 @@ mod tests {
         let mut file = File::from(tempfile::tempfile().unwrap());
         let journal = Journal::begin(file.try_clone().unwrap(), &json!({ "config": "a" })).unwrap();
         finished.iter().for_each(|finished| journal.note(finished, 1));
+        journal.write_out();
         let mut text = Vec::new();
         file.rewind().unwrap();
         file.read_to_end(&mut text).unwrap();
@@ -283,14 +349,40 @@ mod tests {
     fn who_goes_on_writes_behind_what_counts() {
         let mut file = File::from(tempfile::tempfile().unwrap());
         let making = json!({ "config": "a" });
-        Journal::begin(file.try_clone().unwrap(), &making).unwrap().note(&some(1), 1);
+        Journal::begin(file.try_clone().unwrap(), &making).unwrap().note(&some(1), UNWRITTEN_BYTES);
         file.write_all(b"torn").unwrap();
         file.rewind().unwrap();
         let left = left_in(&mut file).unwrap().unwrap();
         let layout = layout::<OutTensor>(&[], None);
-        Journal::go_on(file.try_clone().unwrap(), &left, &layout).unwrap().note(&some(2), 1);
+        Journal::go_on(file.try_clone().unwrap(), &left, &layout).unwrap().note(&some(2), UNWRITTEN_BYTES);
         file.rewind().unwrap();
         assert_eq!(left_in(&mut file).unwrap().unwrap().finished, [some(1), some(2)]);
+    }
+
+    #[test]
+    fn lines_wait_until_they_are_about_much() {
+        let file = File::from(tempfile::tempfile().unwrap());
+        let bytes = || file.metadata().unwrap().len();
+        let journal = Journal::begin(file.try_clone().unwrap(), &json!({ "config": "a" })).unwrap();
+        let counted = || journal.kept().finished_bytes.load(Ordering::Relaxed);
+        let begun = bytes();
+        journal.note(&some(0), UNWRITTEN_BYTES - 1);
+        assert_eq!((bytes(), counted()), (begun, 0));
+        journal.note(&some(1), 1);
+        assert_eq!(counted(), UNWRITTEN_BYTES);
+        let line = (bytes() - begun) / 2;
+        journal.note(&some(2), 0);
+        assert_eq!(bytes(), begun + 2 * line);
+        journal.sync();
+        assert_eq!(bytes(), begun + 3 * line);
+        journal.note(&some(3), 0);
+        journal.drop_all();
+        journal.write_out();
+        assert_eq!(bytes(), 0);
+        // Whoever must know it to be written does not wait.
+        let many: Vec<Finished> = (0..1000).map(|_| some(4)).collect();
+        journal.note_for_good(&many).unwrap();
+        assert_eq!(bytes(), 1000 * line);
     }
 
     #[test]

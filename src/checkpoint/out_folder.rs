@@ -54,9 +54,18 @@ pub fn check_destinations(all: &[Destination], inputs: &[PathBuf]) -> Result<()>
 /// Checks that `out` can become the output: it is new or an empty folder, apart from every input, and can be made.
 ///
 /// # Errors
-/// Kind `Config`, with what stands in the way.
+/// Kind `Config`, with what stands in the way; or `Output`, where the system lets nobody write.
 pub fn check_out(out: &Path, inputs: &[PathBuf]) -> Result<()> {
     checked(out, &real_inputs(inputs)?).map(|_| ())
+}
+
+/// Checks that `out` lies in no input, and holds none.
+///
+/// # Errors
+/// Kind `Config`, with the input.
+pub fn check_apart(out: &Path, inputs: &[PathBuf]) -> Result<()> {
+    let real = resolve(out).map_err(Error::config)?;
+    apart_from_inputs(out, &real, &real_inputs(inputs)?)
 }
 
 /// Inputs without symlinks, each behind its path as it is written.
@@ -98,7 +107,11 @@ fn room(all: &[Destination]) -> Result<()> {
             (1, _) => "the output and what is merged on the way to it need".into(),
             (count, _) => format!("{count} results need"),
         };
-        let refusal = format!("{what} {needed}, and only {free} are free where {} goes", last.out.display());
+        let mut refusal =
+            format!("{what} {needed}, and only {free} are free where {} goes", last.out.display());
+        if left > 0 {
+            refusal += &format!(", with the {} that a stopped merge has left there", size(left));
+        }
         return Err(Error::output(refusal).hint("free some space, or choose another disk"));
     }
     Ok(())
@@ -190,9 +203,19 @@ pub(super) fn partial_of(real: &Path) -> PathBuf {
 /// The sibling of `out` in which its parts lie until they are put together.
 ///
 /// # Errors
-/// Kind `Config`: `out` is no place for an output.
+/// Kind `Config`: `out` is no place for an output. Kind `Output`: something else has that name.
 pub fn parts_of(out: &Path) -> Result<PathBuf> {
-    resolve(out).map(|real| beside(&real, ".parts")).map_err(Error::config)
+    let parts = resolve(out).map(|real| beside(&real, ".parts")).map_err(Error::config)?;
+    match files::metadata(&parts) {
+        Ok(found) if !found.is_dir() => Err(in_the_way(&parts, "it is no folder")),
+        _ => Ok(parts),
+    }
+}
+
+/// Refuses what has the name of something that is to be made.
+pub fn in_the_way(path: &Path, what: &str) -> Error {
+    Error::output(format!("{} is in the way: {what}", path.display()))
+        .hint("move or delete it, or choose another output folder")
 }
 
 /// The sibling in which `out` is built.
@@ -247,17 +270,17 @@ pub(super) fn free_to_take(out: &Path, real: &Path) -> Result<()> {
 }
 
 fn can_be_made(out: &Path, real: &Path) -> Result<()> {
-    let refused = |what: String| {
-        Err(Error::config(format!("the output folder {} cannot be made: {what}", out.display()))
-            .hint("choose another output folder"))
-    };
+    let what = |why: String| format!("the output folder {} cannot be made: {why}", out.display());
+    let refused = |error: Error| Err(error.hint("choose another output folder"));
     let Some(parent) = real.parent().and_then(nearest_existing) else {
-        return refused("no parent folder exists".into());
+        return refused(Error::config(what("no parent folder exists".into())));
     };
     if !files::is_folder(parent) {
-        return refused(format!("{} is no folder", parent.display()));
+        return refused(Error::config(what(format!("{} is no folder", parent.display()))));
     }
-    files::check_writable(parent).or_else(|e| refused(format!("cannot write in {}: {e}", parent.display())))
+    // Another time it may be possible: a file system that others mounted read-only, or rights.
+    let unwritable = |e| refused(Error::output(what(format!("cannot write in {}: {e}", parent.display()))));
+    files::check_writable(parent).or_else(unwritable)
 }
 
 fn is_empty(folder: &Path) -> io::Result<bool> {
@@ -371,17 +394,30 @@ mod tests {
         assert!(refused(&at("dangling/out"), &[]).contains("symlink to nothing"));
     }
 
-    #[cfg(unix)]
+    #[cfg(target_os = "linux")]
     #[test]
-    fn a_folder_that_cannot_be_written_is_refused() {
-        use std::os::unix::fs::PermissionsExt;
-        // Root may write anywhere, so there is nothing to refuse.
-        if rustix::process::geteuid().is_root() {
-            return;
-        }
+    fn a_folder_that_cannot_be_written_may_be_another_time() {
+        use crate::files::Op;
+        use crate::files::hook::{Fault, Hooked, Planted};
         let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o555)).unwrap();
-        assert!(refused(&dir.path().join("deep/out"), &[]).contains("cannot be made"));
+        let root = dir.path().canonicalize().unwrap();
+        let hooked = Hooked::on(&root);
+        let mut refused = 0;
+        for call in 0.. {
+            let fault = Fault::Error(rustix::io::Errno::ROFS);
+            hooked.plant(Some(Planted { op: Op::Look, call, fault, lasts: false }));
+            let outcome = check(&root.join("deep/out"), &[]);
+            if hooked.hits().is_empty() {
+                break;
+            }
+            if let Err(error) = outcome
+                && error.message.contains("deep/out cannot be made: cannot write in")
+            {
+                assert_eq!(error.kind, Kind::Output);
+                refused += 1;
+            }
+        }
+        assert_eq!(refused, 1);
     }
 
     #[test]

@@ -18,13 +18,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 
 use left::of_another;
-pub use left::{check_left, remove_folder, remove_lock};
+pub use left::{check_left, check_only, remove_folder, remove_lock};
 
 use super::file::Access;
 use super::journal::{Finished, JOURNAL, Journal, Left, left_in};
 use super::layout::Layout;
 use super::layout::is_weights_file;
-use super::out_folder::{free_to_take, nearest_existing, partial_of, resolve};
+use super::out_folder::{free_to_take, in_the_way, nearest_existing, partial_of, resolve};
 use crate::error::{Error, Result};
 use crate::files::{File, Folder, Found, TryLockError};
 use crate::limits::LOCK_BYTES_MAX;
@@ -330,6 +330,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
+        self.journal.iter().for_each(|journal| journal.write_out());
         // What an earlier merge left stays, too, where this one did not come to go on with it.
         let is_worth_it =
             self.journal.as_ref().map_or(self.left.is_some(), |journal| journal.kept().bytes().is_some());
@@ -603,14 +604,9 @@ fn folders(files: &BTreeSet<String>) -> BTreeSet<&str> {
     files.iter().flat_map(|file| folders_of(file)).collect()
 }
 
-fn in_the_way(path: &Path, what: &str) -> Error {
-    Error::output(format!("{} is in the way: {what}", path.display()))
-        .hint("move or delete it, or choose another output folder")
-}
-
 fn in_use(path: &Path) -> Error {
-    Error::output(format!("another merge is writing {}", path.display()))
-        .hint("wait for it, or choose another output folder")
+    Error::output(format!("another process is writing {}", path.display()))
+        .hint("wait until it has ended; what is to be another output goes to another folder")
 }
 
 /// Between opening and locking, its owner may have removed the file: the lock would guard nothing.

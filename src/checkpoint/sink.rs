@@ -48,7 +48,7 @@ impl Sink {
     /// noted it: it is to be [proven](Self::proven).
     ///
     /// # Errors
-    /// Kind `Output`: another merge is writing there, something foreign is in the way, or the system refuses. Kind `Config`: something
+    /// Kind `Output`: another process is writing there, something foreign is in the way, or the system refuses. Kind `Config`: something
     /// else is half made there.
     pub fn create(
         out: &Path,

@@ -222,6 +222,7 @@ fn round(args: &BenchMergeArgs, progress: &Progress) -> Result<()> {
         device,
         copy_tokenizer: true,
         model_card: true,
+        inputs_hashed: false,
         reads: args.run.reads(&prepared),
         cache: cache::folder(),
         // Thresholds of an earlier round would leave out half of the work.
@@ -245,6 +246,7 @@ fn floor(config: &Path, out: PathBuf, common: &CommonArgs, json: bool) -> Result
         budget,
         copy_tokenizer: false,
         model_card: false,
+        inputs_hashed: false,
         reads,
         cache: None,
         recall: false,

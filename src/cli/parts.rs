@@ -11,7 +11,7 @@ use super::values::count;
 use super::{STARTED, cores, show};
 use crate::checkpoint::MANIFEST;
 use crate::error::{Error, Result};
-use crate::parts::{self, Part, Whole};
+use crate::parts::{self, Done, Part, Whole};
 use crate::text::bytes as size;
 use crate::timeline::Timeline;
 use crate::{Options, Prepared, check_room, merge_part, merge_recording, report::Report};
@@ -62,7 +62,7 @@ type Scheduler = fn(&dyn Fn(&str) -> Option<String>) -> Option<Result<(Part, Str
 
 const SCHEDULERS: [Scheduler; 3] = [slurm, kubernetes, ranks];
 
-const GIVE: &str = "or say which part it is: --part I/N";
+const GIVE: &str = "say which part it is: --part I/N";
 
 /// The part that the environment says, and by what.
 fn of_environment(variable: &dyn Fn(&str) -> Option<String>) -> Result<(Part, String)> {
@@ -71,14 +71,14 @@ fn of_environment(variable: &dyn Fn(&str) -> Option<String>) -> Result<(Part, St
     match &found[..] {
         [] => Err(Error::config("--part auto: the environment says nothing of parts").hint(format!(
             "it takes SLURM_ARRAY_TASK_ID (Slurm's arrays), JOB_COMPLETION_INDEX with JOB_COMPLETIONS (Kubernetes' Indexed Jobs) or RANK \
-             with WORLD_SIZE; {GIVE}"
+             with WORLD_SIZE; or {GIVE}"
         ))),
         [(first, by), others @ ..] => match others.iter().find(|(other, _)| other != first) {
             None => Ok((*first, by.clone())),
             Some((other, also)) => Err(Error::config(format!(
                 "--part auto: the environment contradicts itself: part {first} by {by}, part {other} by {also}"
             ))
-            .hint(format!("unset what does not count, {GIVE}"))),
+            .hint(format!("unset what does not count, or {GIVE}"))),
         },
     }
 }
@@ -107,8 +107,8 @@ fn indexed(
     let value = variable(index)?;
     let of = || {
         let all = variable(count).ok_or_else(|| {
-            Error::config(format!("--part auto: {index} is {value}, and there is no {count}"))
-                .hint(format!("{missing}, {GIVE}"))
+            Error::config(format!("--part auto: {index} is {value:?}, and there is no {count}"))
+                .hint(format!("{missing}, or {GIVE}"))
         })?;
         let by = format!("{index}={value} of {count}={all}");
         part_of(number(index, &value)?, number(count, &all)?, by)
@@ -133,9 +133,11 @@ fn slurm(variable: &dyn Fn(&str) -> Option<String>) -> Option<Result<(Part, Stri
         let id = number("SLURM_ARRAY_TASK_ID", &id)?;
         let mut others = [0; 3];
         for (other, name) in others.iter_mut().zip(OTHERS) {
-            let refusal =
-                || Error::config(format!("--part auto: SLURM_ARRAY_TASK_ID is {id}, and there is no {name}"));
-            *other = number(name, &variable(name).ok_or_else(|| refusal().hint(GIVE))?)?;
+            let refusal = || {
+                Error::config(format!("--part auto: SLURM_ARRAY_TASK_ID is {id}, and there is no {name}"))
+                    .hint(format!("set {}, as Slurm does, or {GIVE}", OTHERS.join(", ")))
+            };
+            *other = number(name, &variable(name).ok_or_else(refusal)?)?;
         }
         let [first, last, count] = others;
         let by = format!("SLURM_ARRAY_TASK_ID={id} of {first} to {last}");
@@ -286,32 +288,51 @@ const ABOUT: &str = "Exit codes: 0 where OUT is there, made now or before; 7 whe
 pub(super) fn finish(args: &FinishArgs) -> Result<()> {
     let progress = Progress::new(args.quiet)?;
     let threads = args.threads.unwrap_or_else(cores);
-    let out = args.out.display();
     let done = parts::finish(&args.out, args.verify, threads, &progress)?;
-    if let Some(left) = done.left.filter(|_| !args.quiet) {
-        show::note(&format!("{out} is whole, but not all of its parts are removed: {}", left.message));
-    }
-    match done.made {
-        Some(Whole { parts, shards, tensors, bytes }) if !args.quiet => {
-            let bytes = size(bytes);
-            show::progress(&format!(
-                "{tensors} tensors in {shards} file(s) of {out}, {bytes}, of {parts} part(s)"
-            ));
-        }
-        None if !args.quiet => {
-            let read = if args.verify {
-                format!(" (`mergeforge verify {out}` reads it again)")
-            } else {
-                String::new()
-            };
-            show::note(&format!("{out} is there already: there is nothing left to do{read}"));
-        }
-        _ => {}
+    if !args.quiet {
+        show_finished(args, &done);
     }
     if args.json {
         show::json(&parts::manifest(&args.out)?);
     }
     Ok(())
+}
+
+/// What was put together, or removed, and what is left of parts.
+fn show_finished(args: &FinishArgs, done: &Done) {
+    let (out, folder) = (args.out.display(), done.folder.display());
+    match (&done.made, &done.removed) {
+        (Some(Whole { parts, shards, tensors, bytes }), _) => {
+            let bytes = size(*bytes);
+            show::progress(&format!(
+                "{tensors} tensors in {shards} file(s) of {out}, {bytes}, of {parts} part(s)"
+            ));
+        }
+        (None, removed) => {
+            let did = match removed {
+                Some(removed) => format!("what was left of its parts is removed: {removed}"),
+                None => "there is nothing left to do".into(),
+            };
+            let read = if args.verify {
+                format!(" (`mergeforge verify {out}` reads it again)")
+            } else {
+                String::new()
+            };
+            show::note(&format!("{out} is there already: {did}{read}"));
+        }
+    }
+    match (&done.left, &done.stays) {
+        (Some(left), _) => {
+            show::note(&format!("{out} is whole, but not all of its parts are removed: {}", left.message));
+        }
+        (None, Some(stays)) if done.made.is_some() => show::note(&format!(
+            "{folder} stays, with {stays}: `mergeforge finish {out}` once more removes whole parts of it, the rest is yours to delete"
+        )),
+        (None, Some(stays)) => show::note(&format!(
+            "{folder} stays, with {stays}, where no whole part of {out} is left: delete it if nothing in it is of use"
+        )),
+        (None, None) => {}
+    }
 }
 
 #[cfg(test)]
@@ -327,6 +348,14 @@ mod tests {
             Ok((part, by)) => Ok((part.to_string(), by)),
             Err(error) => {
                 assert_eq!(error.exit_code(), 2);
+                let hint = error.hint.unwrap();
+                assert!(!hint.starts_with("or ") && hint.contains("--part "), "{hint}");
+                let lacks_others = error.message.contains("there is no SLURM_");
+                assert_eq!(
+                    lacks_others,
+                    hint.starts_with("set SLURM_ARRAY_TASK_MIN, SLURM_ARRAY_TASK_MAX, "),
+                    "{hint}"
+                );
                 Err(error.message)
             }
         }
@@ -388,7 +417,10 @@ mod tests {
             (&array("9", "1", "4", "4"), "these are not all parts"),
             (&array("x", "1", "4", "4"), "SLURM_ARRAY_TASK_ID is \"x\", and no whole number"),
             (&array("1", "1", "4", "4")[..2], "there is no SLURM_ARRAY_TASK_MAX"),
-            (&[("JOB_COMPLETION_INDEX", "0")], "there is no JOB_COMPLETIONS"),
+            (
+                &[("JOB_COMPLETION_INDEX", "")],
+                "JOB_COMPLETION_INDEX is \"\", and there is no JOB_COMPLETIONS",
+            ),
             (&[("RANK", "2"), ("WORLD_SIZE", "2")], "RANK=2 of WORLD_SIZE=2 is no part"),
             (&[("RANK", "-1"), ("WORLD_SIZE", "2")], "RANK is \"-1\", and no whole number"),
         ];

@@ -196,6 +196,10 @@ impl Watch for Progress {
     }
 
     fn leaves(&self, partial: &Path, finished: u64, all: u64) {
+        // Somebody may have taken it away.
+        if !partial.is_dir() {
+            return;
+        }
         let (finished, all, partial) = (bytes(finished), bytes(all), partial.display());
         self.note(&format!(
             "{finished} of {all} are finished and stay in {partial}: the same command goes on from there, and who removes that folder \

@@ -113,8 +113,8 @@ fn coloured(code: &str, word: &str) -> String {
     if wanted { format!("\x1b[{code}m{word}\x1b[0m") } else { word.into() }
 }
 
-/// The line of an error is escaped already.
-fn report(code: &str, word: &str, error: &Error) {
+/// The line of an error is escaped already. What ends the command has its exit code.
+fn report(code: &str, word: &str, error: &Error, exit_code: Option<u8>) {
     if let Some(host) = host::current() {
         return host.said(word, error);
     }
@@ -123,9 +123,9 @@ fn report(code: &str, word: &str, error: &Error) {
         if let Some(hint) = &error.hint {
             object["hint"] = hint.as_str().into();
         }
-        if word == ERROR {
+        if let Some(exit_code) = exit_code {
             object["kind"] = error.kind.name().into();
-            object["exit_code"] = error.exit_code().into();
+            object["exit_code"] = exit_code.into();
         }
         return put_message(&plain_json(&object.to_string()));
     }
@@ -137,19 +137,18 @@ fn put_hint(hint: &str) {
     put_message(&format!("{}: {hint}", coloured("1;36", "hint")));
 }
 
-const ERROR: &str = "error";
-
 /// Everything that is wrong, and each with its hint.
 pub(super) fn error(error: &Error) {
-    error.clone().one_by_one().iter().for_each(|error| report("1;31", ERROR, error));
+    let exit_code = Some(error.exit_code());
+    error.clone().one_by_one().iter().for_each(|error| report("1;31", "error", error, exit_code));
 }
 
 pub(super) fn warning(warning: &Error) {
-    report("1;33", "warning", warning);
+    report("1;33", "warning", warning, None);
 }
 
 pub(super) fn note(note: &str) {
-    report("1", "note", &Error::config(note));
+    report("1", "note", &Error::config(note), None);
 }
 
 /// How far a merge is.
@@ -255,13 +254,15 @@ pub(super) fn done(
     // Samples are read before the sweeps, and what was not held is read again.
     let again = if read > inputs { format!(" from inputs of {}", bytes(inputs)) } else { String::new() };
     let seconds = elapsed.as_secs_f64();
+    // What another merge had finished. Chunks that were mended are written twice.
+    let there = bytes_of_all.saturating_sub(written);
+    let and_there = if there > 0 { format!(", {} were there", bytes(there)) } else { String::new() };
     talk(&one_line(&format!(
-        "{tensors} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read{again}, {} written)",
+        "{tensors} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read{again}, {} written{and_there})",
         out.display(),
         (read + written) as f64 / 1e9 / seconds,
         bytes(read),
-        // Chunks that were mended are written twice.
-        bytes(bytes_of_all),
+        bytes(bytes_of_all - there),
     )));
 }
 

@@ -396,6 +396,7 @@ fn by_command(
         budget,
         copy_tokenizer: true,
         model_card: false,
+        inputs_hashed: false,
         reads: args.common.run.reads(first),
         cache: None,
         recall: false,

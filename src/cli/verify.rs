@@ -10,8 +10,8 @@ use super::values::{WorkArgs, count};
 use super::{default_host_bytes, show};
 use crate::backend::devices::processor;
 use crate::checkpoint::MANIFEST;
-use crate::error::{Error, Result};
-use crate::report::InputRecord;
+use crate::error::{Error, Kind, Result};
+use crate::report::{InputRecord, Manifest};
 use crate::stream::Budget;
 use crate::text::{bytes as size, one_line};
 use crate::verify::{Findings, Output, Problem, inputs_changed, plan_again, recompute, sample};
@@ -35,12 +35,15 @@ pub(super) struct VerifyArgs {
     work: WorkArgs,
 }
 
-const ABOUT: &str = "Exit codes: 0 where all is as mergeforge.json says, 3 where something is not, others as for all commands. Compared are \
+const ABOUT: &str = "Exit codes: 0 where all is as mergeforge.json says, 3 where something is not, whatever else is wrong, others as for all commands. Compared are \
                      the files by their SHA-256 (but for README.md, which people go on writing), headers, index and tensors with each \
                      other, and every tensor by its BLAKE3 hash. A file of weights that is not listed is an error, another file a \
                      warning. That the manifest itself is the merge's, only a signature of it can say: docs/manifest.md. Inputs are \
                      looked up as in the merge: relative paths start in the current folder. Memory: 1 MiB for each thread; to \
                      make tensors again, as a merge.";
+
+/// The exit code where something is not as the manifest says.
+const DIFFERS: u8 = 3;
 
 /// So many tensors.
 #[derive(Debug, Clone, Copy)]
@@ -72,32 +75,40 @@ pub(super) fn run(args: &VerifyArgs) -> Result<()> {
     progress.expect(output.bytes(), "verified");
     let findings = output.verify(args.work.threads(), &progress);
     progress.finish();
-    let mut findings = findings?;
+    let mut findings = findings.map_err(not_all)?;
+    let files_ok = findings.problems.is_empty();
     let mut inputs = Inputs::default();
     if args.recompute.is_some() || args.hash_inputs {
         // Who cannot look at the inputs still hears of the output.
-        match look_at_inputs(args, &output, &mut findings, &mut inputs, &progress) {
-            Err(error) if !findings.problems.is_empty() => {
-                let file = MANIFEST.into();
-                findings.problems.extend(error.one_by_one().into_iter().map(|error| Problem {
-                    file: String::clone(&file),
-                    tensor: None,
-                    error,
-                }));
-            }
-            looked => looked?,
+        if let Err(error) = look_at_inputs(args, &output, &mut findings, &mut inputs, &progress) {
+            findings.problems.extend(output.of_inputs(not_all(error)));
         }
     }
     if !findings.unlisted.is_empty() {
         show::warning(&unlisted(&findings.unlisted));
     }
     if args.work.json {
-        show::json(&as_json(args, &output, &findings, &inputs));
+        show::json(&as_json(args, &output, &findings, files_ok, &inputs));
     } else if findings.problems.is_empty() {
         lines(args, &output, &inputs).iter().for_each(|line| show::line(line));
+    } else if files_ok {
+        show::note(&whole(args, &output));
     }
-    let errors: Vec<Error> = findings.problems.into_iter().map(|problem| problem.error).collect();
+    as_one(findings.problems.into_iter().map(|problem| problem.error).collect())
+}
+
+/// What differs counts more than what could not be looked at: the exit code is the first one's.
+fn as_one(mut errors: Vec<Error>) -> Result<()> {
+    errors.sort_by_key(|error| error.exit_code() != DIFFERS);
     if errors.is_empty() { Ok(()) } else { Err(Error::all(errors)) }
+}
+
+/// The wish to stop, as that of a command that makes no output.
+fn not_all(error: Error) -> Error {
+    match error.kind {
+        Kind::Interrupted => Error { message: "interrupted: not all was compared".into(), ..error },
+        _ => error,
+    }
 }
 
 /// Plans the merge again, compares its inputs, and makes tensors again.
@@ -177,15 +188,22 @@ fn unlisted(files: &[String]) -> Error {
     Error::config(format!("{named}{more}: not of the merge, {MANIFEST} does not list it"))
 }
 
+/// That all files are as they should be.
+fn whole(args: &VerifyArgs, output: &Output) -> String {
+    let Manifest { tensors, files, .. } = &output.manifest;
+    format!(
+        "{}: {} tensors in {} files, {}, as {MANIFEST} says",
+        args.out.display(),
+        tensors.len(),
+        files.len(),
+        size(output.bytes())
+    )
+}
+
 fn lines(args: &VerifyArgs, output: &Output, inputs: &Inputs) -> Vec<String> {
     let Output { manifest, sha256, .. } = output;
-    let (tensors, files) = (manifest.tensors.len(), manifest.files.len());
     let mut lines = vec![
-        format!(
-            "{}: {tensors} tensors in {files} files, {}, as {MANIFEST} says",
-            args.out.display(),
-            size(output.bytes())
-        ),
+        whole(args, output),
         format!(
             "{MANIFEST}: {} by mergeforge {}, seed {}; SHA-256 {sha256}",
             manifest.method, manifest.mergeforge, manifest.seed
@@ -209,27 +227,45 @@ fn lines(args: &VerifyArgs, output: &Output, inputs: &Inputs) -> Vec<String> {
             .iter()
             .map(|left| format!("left out of {}: {} ({} tensors)", left.model, left.what, left.tensors)),
     );
-    if let Some(hashed) = inputs.hashed {
+    if let Some(hashed) = inputs.hashed.filter(|hashed| *hashed > 0) {
         lines.push(format!("inputs: {hashed} files have the SHA-256 that {MANIFEST} says"));
     }
     if let Some(names) = &inputs.recomputed {
         lines.push(format!(
-            "made again from the inputs: {} of {tensors} tensors, with the same bytes",
-            names.len()
+            "made again from the inputs: {} of {} tensors, with the same bytes",
+            names.len(),
+            manifest.tensors.len()
         ));
     }
     lines.iter().map(|line| one_line(line)).collect()
 }
 
-fn as_json(args: &VerifyArgs, output: &Output, findings: &Findings, inputs: &Inputs) -> Json {
+fn as_json(args: &VerifyArgs, output: &Output, findings: &Findings, files_ok: bool, inputs: &Inputs) -> Json {
     let Output { manifest, sha256, .. } = output;
     let problem = |problem: &Problem| json!({ "file": problem.file, "tensor": problem.tensor, "message": problem.error.message, "hint": problem.error.hint });
     json!({
-        "out": args.out.display().to_string(), "ok": findings.problems.is_empty(), "manifest_sha256": sha256,
+        "out": args.out.display().to_string(), "ok": findings.problems.is_empty(), "files_ok": files_ok, "manifest_sha256": sha256,
         "mergeforge": manifest.mergeforge, "method": manifest.method,
         "tensors": manifest.tensors.len(), "files": manifest.files.len(), "bytes": output.bytes(),
         "problems": findings.problems.iter().map(problem).collect::<Vec<_>>(), "unlisted": findings.unlisted,
         "inputs": manifest.inputs, "left_out": manifest.left_out,
         "inputs_hashed": inputs.hashed, "recomputed": inputs.recomputed,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_differs_decides_the_exit_code() {
+        let of_the_disk = || Error::reading(Path::new("a"), &io::ErrorKind::TimedOut.into());
+        let code = |errors: Vec<Error>| as_one(errors).map_err(|error| error.exit_code());
+        assert_eq!(code(Vec::new()), Ok(()));
+        assert_eq!(code(vec![of_the_disk(), Error::config("gone")]), Err(8));
+        assert_eq!(code(vec![of_the_disk(), Error::input("damaged"), Error::interrupted()]), Err(DIFFERS));
+    }
 }

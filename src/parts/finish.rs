@@ -1,13 +1,13 @@
 //! Parts put together: all are looked at, their shards are moved, and the files beside them written, the manifest among them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::record::{BESIDE, Record};
-use super::{Part, check_half_made, making_of_all};
+use super::record::{BESIDE, Record, There, working_folder};
+use super::{Part, check_half_made, making_of_all, names_in, remove};
 use crate::checkpoint::layout::DATA_BYTES_MAX;
 use crate::checkpoint::{
     Access, Content, Finished, InParts, Layout, MANIFEST, ModelFolder, OutTensor, Sidecar, Sink, laid_out,
@@ -18,9 +18,9 @@ use crate::files::{self, Folder};
 use crate::preflight::{Capacity, Requirements};
 use crate::report::{FileRecord, LAYOUT, Manifest, add_tensors, layout_digest, manifest_in};
 use crate::stream::{Merged, Watch};
-use crate::text::quoted;
+use crate::text::{quoted, shell_word};
 
-/// So many missing parts are named; the rest is counted.
+/// So many parts, or what else there is, are named; the rest is counted.
 const NAMED_MAX: usize = 8;
 
 /// So many elements an output has at most, whatever their type.
@@ -46,14 +46,21 @@ pub struct Done {
     pub made: Option<Whole>,
     /// Why something is left of the parts. The output is whole nevertheless.
     pub left: Option<Error>,
+    /// Where it was there before: parts of it that were left, and are removed now.
+    pub removed: Option<String>,
+    /// The folder of its parts.
+    pub folder: PathBuf,
+    /// What is in that, if it is still there.
+    pub stays: Option<String>,
 }
 
 /// Puts the parts of `out` together, by `threads` threads; `read` says whether all of their tensors are read again, and compared with their
 /// digests.
 ///
 /// # Errors
-/// Kind `Unready`: parts are missing. Kind `Config`: they were made of different things, `out` is something else, or its file system has no
-/// locks. Kind `Input`: one is damaged. Kind `Output`: the system refuses. What is there of the parts stays.
+/// Kind `Unready`: parts are missing or not whole. Kind `Config`: they were made of different things, `out` is something else, or its file
+/// system has no locks. Kind `Input`: one is damaged. Kind `Output`: the system refuses, or another process is at work there. What is there
+/// of the parts stays.
 pub fn finish(out: &Path, read: bool, threads: usize, watch: &dyn Watch) -> Result<Done> {
     let folder = parts_of(out)?;
     let is_there = || files::is_file(&out.join(MANIFEST));
@@ -76,11 +83,12 @@ pub fn finish(out: &Path, read: bool, threads: usize, watch: &dyn Watch) -> Resu
         Err(error) => return Err(to_go_on(error)),
     };
     sink.finish(&sidecars, &stop).map_err(to_go_on)?;
-    let left = remove(&folder, &records).err();
+    let left = remove_all(&folder, &records).1.err();
+    let stays = some(names_in(&folder));
     let Layout { shards, places, total_bytes, .. } = &joined.layout;
     let made =
         Whole { parts: records.len(), shards: shards.len(), tensors: places.len(), bytes: *total_bytes };
-    Ok(Done { made: Some(made), left })
+    Ok(Done { made: Some(made), left, removed: None, folder, stays })
 }
 
 /// The manifest of an output that is there.
@@ -100,7 +108,7 @@ fn gathered(
     how: (bool, usize),
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Gathered> {
-    let records = all_of(out, &parts_in(folder)?)?;
+    let records = all_of(out, parts_in(folder)?)?;
     let joined = Joined::of(&records)?;
     let first = &records[0];
     Requirements::of_parts(joined.layout.shards.len(), records.len()).check(&Capacity::now())?;
@@ -111,6 +119,7 @@ fn gathered(
     check_half_made(out, || Ok(making.clone()))?;
     let made = InParts {
         layout: &joined.layout,
+        tensors: &joined.tensors,
         folders: &folders,
         finished: &joined.finished,
         access,
@@ -121,75 +130,172 @@ fn gathered(
     Ok((records, joined, sidecars, sink))
 }
 
-/// The folders of parts.
-fn parts_in(folder: &Path) -> Result<BTreeMap<(usize, usize), PathBuf>> {
+/// What lies in the folder of parts, by how many there are and which: whole ones or what is left of them, and those that are begun.
+struct Listed {
+    made: BTreeMap<(usize, usize), PathBuf>,
+    begun: BTreeSet<(usize, usize)>,
+}
+
+fn parts_in(folder: &Path) -> Result<Listed> {
+    let (mut made, mut begun) = (BTreeMap::new(), BTreeSet::new());
     let entries = match files::list(folder) {
         Ok(entries) => entries,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Listed { made, begun }),
         Err(cause) => return Err(Error::reading(folder, &cause)),
     };
-    let mut found = BTreeMap::new();
     for entry in entries {
         let entry = entry.map_err(|cause| Error::reading(folder, &cause))?;
-        if let Some(Part { number, of }) = entry.file_name().to_str().and_then(Part::of_folder) {
-            found.insert((of, number), entry.path());
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if let Some(Part { number, of }) = Part::of_folder(name) {
+            made.insert((of, number), entry.path());
+        } else if let Some(Part { number, of }) = name.strip_suffix(".partial").and_then(Part::of_folder) {
+            begun.insert((of, number));
         }
     }
-    Ok(found)
+    Ok(Listed { made, begun })
+}
+
+/// The parts of one number, as far as something of them is there.
+#[derive(Default)]
+struct SomeParts {
+    /// Those that have a record, with their folders.
+    recorded: BTreeMap<usize, (PathBuf, Record)>,
+    /// Why one is not whole, whether it has a record or not.
+    not_whole: BTreeMap<usize, String>,
+}
+
+impl SomeParts {
+    fn whole(&self) -> usize {
+        self.recorded.keys().filter(|number| !self.not_whole.contains_key(number)).count()
+    }
+
+    /// Refuses parts of different merges: those are named that are not of the merge that most are of.
+    fn check_together(&self) -> Result<()> {
+        let mut counts: HashMap<&Value, usize> = HashMap::new();
+        self.recorded.values().for_each(|(_, record)| *counts.entry(&record.making).or_default() += 1);
+        let of_most = self.recorded.values().rev().max_by_key(|(_, record)| counts[&record.making]);
+        let Some((folder, most)) = of_most.filter(|_| counts.len() > 1) else { return Ok(()) };
+        let is_odd = |(_, (_, record)): &(&usize, &(PathBuf, Record))| record.making != most.making;
+        let odd: Vec<(&usize, &(PathBuf, Record))> = self.recorded.iter().filter(is_odd).collect();
+        let changed: BTreeSet<String> =
+            odd.iter().flat_map(|(_, (_, record))| record.changed(&most.making)).collect();
+        let changed = changed.into_iter().collect::<Vec<_>>().join(", ");
+        let names = few(odd.iter().map(|(_, (folder, _))| name_of(folder)));
+        let numbers: Vec<usize> = odd.iter().map(|(number, _)| **number).collect();
+        let what =
+            format!("{} and {names} are parts of different merges (changed: {changed})", folder.display());
+        let (first, again) = (name_of(folder), most.commands(&numbers, " --restart"));
+        Err(Error::config(what).hint(format!(
+            "make {names} again as {first} was made: {again}; or all others, if {names} is right"
+        )))
+    }
+
+    /// What is missing of so many, or not whole, with the commands that make it.
+    fn unready(&self, of: usize, out: &Path) -> Error {
+        let is_missing =
+            |number: &usize| !self.recorded.contains_key(number) && !self.not_whole.contains_key(number);
+        let missing: Vec<usize> = (1..=of).filter(is_missing).collect();
+        let named = few(missing.iter().map(usize::to_string));
+        let mut what: Vec<String> = match missing.len() {
+            0 => Vec::new(),
+            1 => vec![format!("part {named} of {of} is missing")],
+            _ => vec![format!("parts {named} of {of} are missing")],
+        };
+        let why = |(number, why): (&usize, &String)| format!("part {number} of {of} {why}");
+        what.extend(self.not_whole.iter().map(why).take(NAMED_MAX));
+        let more = self.not_whole.len().saturating_sub(NAMED_MAX);
+        what.extend((more > 0).then(|| format!("{more} more are not whole")));
+        let numbers: Vec<usize> =
+            (1..=of).filter(|n| is_missing(n) || self.not_whole.contains_key(n)).collect();
+        let them = if numbers.len() == 1 { "it" } else { "them" };
+        let of_any = format!("mergeforge merge CONFIG {}", shell_word(&out.display().to_string()));
+        let commands = match self.recorded.values().next() {
+            Some((_, record)) => record.commands(&numbers, ""),
+            None => commands(&of_any, &numbers, of, ""),
+        };
+        Error::unready(format!("{}: {}", out.display(), what.join("; ")))
+            .hint(format!("make {them}, and finish then: {commands}"))
+    }
 }
 
 /// All parts of the output, each with its folder; of those that are there, the fewest that are all.
-fn all_of(out: &Path, found: &BTreeMap<(usize, usize), PathBuf>) -> Result<Vec<(PathBuf, Record)>> {
-    let mut records: BTreeMap<usize, BTreeMap<usize, (PathBuf, Record)>> = BTreeMap::new();
-    for ((of, number), folder) in found {
-        let Some(record) = Record::read(folder)? else { continue };
-        if record.part != (*number, *of) {
+fn all_of(out: &Path, Listed { made, begun }: Listed) -> Result<Vec<(PathBuf, Record)>> {
+    let mut all: BTreeMap<usize, SomeParts> = BTreeMap::new();
+    for ((of, number), folder) in made {
+        let record = match Record::read(&folder)? {
+            There::Nothing => continue,
+            There::Unrecorded(why) => {
+                let why = format!("is there without a record that can be read: {why}");
+                all.entry(of).or_default().not_whole.insert(number, why);
+                continue;
+            }
+            There::Recorded(record) => *record,
+        };
+        if record.part != (number, of) {
             let what = format!("{} holds part {} of {}", folder.display(), record.part.0, record.part.1);
             return Err(
                 Error::input(what).hint("give it its name again, or remove it and make this part again")
             );
         }
-        if record.is_whole(folder, out)? {
-            records.entry(*of).or_default().insert(*number, (folder.clone(), record));
+        let parts = all.entry(of).or_default();
+        if let Some(why) = record.lacks(&folder, out)? {
+            parts.not_whole.insert(number, format!("is not whole: {why}"));
+        }
+        parts.recorded.insert(number, (folder, record));
+    }
+    for (of, number) in begun {
+        let parts = all.entry(of).or_default();
+        if !parts.recorded.contains_key(&number) {
+            parts.not_whole.entry(number).or_insert_with(|| "is begun and not finished".into());
         }
     }
-    if let Some(of) = records.iter().find_map(|(of, parts)| (parts.len() == *of).then_some(*of)) {
-        return Ok(records.remove(&of).into_iter().flat_map(BTreeMap::into_values).collect());
-    }
+    let complete = all.iter().find_map(|(of, parts)| (parts.whole() == *of).then_some(*of));
     // Of parts of several N, those of which most are there.
-    let most = records.into_iter().max_by_key(|(_, parts)| parts.len());
-    let Some((of, parts)) = most else {
+    let most =
+        || all.iter().max_by_key(|(_, parts)| (parts.whole(), parts.recorded.len())).map(|(of, _)| *of);
+    let Some((of, parts)) = complete.or_else(most).and_then(|of| all.remove_entry(&of)) else {
         let refusal = format!("there are no parts of {}", out.display());
         return Err(
             Error::unready(refusal).hint("`mergeforge merge CONFIG OUT --part I/N` makes one of them")
         );
     };
-    let missing: Vec<usize> = (1..=of).filter(|number| !parts.contains_key(number)).collect();
-    let named = missing.iter().take(NAMED_MAX).map(usize::to_string).collect::<Vec<_>>().join(", ");
-    let more = match missing.len().saturating_sub(NAMED_MAX) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let what = if missing.len() == 1 { "part" } else { "parts" };
-    let command = parts.into_values().next().map(|(_, record)| record.command).unwrap_or_default();
-    let refusal = format!("{}: {what} {named}{more} of {of} are missing", out.display());
-    let refusal = if missing.len() == 1 { refusal.replace(" are missing", " is missing") } else { refusal };
-    Err(Error::unready(refusal)
-        .hint(format!("make them, and finish then: {}", commands(&command, &missing, of))))
+    parts.check_together()?;
+    if complete.is_some() { Ok(parts.recorded.into_values().collect()) } else { Err(parts.unready(of, out)) }
 }
 
-/// What makes these parts, each to be typed.
-fn commands(words: &[String], numbers: &[usize], of: usize) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@+%".contains(c);
-    let typed = |word: &String| {
-        if word.chars().all(is_plain) && !word.is_empty() {
-            word.clone()
-        } else {
-            format!("'{}'", word.replace('\'', "'\\''"))
-        }
-    };
-    let words = words.iter().map(typed).collect::<Vec<_>>().join(" ");
-    let command = |number: &usize| format!("`mergeforge {words} --part {number}/{of}`");
+impl Record {
+    /// What makes these of the parts, each to be typed.
+    fn commands(&self, numbers: &[usize], flags: &str) -> String {
+        let words = self.command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ");
+        let is_here = self.given_in.is_empty() || self.given_in == working_folder();
+        let there = if is_here { String::new() } else { format!("cd {} && ", shell_word(&self.given_in)) };
+        commands(&format!("{there}mergeforge {words}"), numbers, self.part.1, flags)
+    }
+}
+
+/// The first of some names; the rest is counted.
+pub(super) fn few(mut names: impl ExactSizeIterator<Item = String>) -> String {
+    let first = names.by_ref().take(NAMED_MAX).collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+/// The same, if there are any.
+fn some(names: Vec<String>) -> Option<String> {
+    (!names.is_empty()).then(|| few(names.into_iter()))
+}
+
+/// The last part of a part's folder.
+fn name_of(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What makes these of so many parts, each to be typed.
+fn commands(words: &str, numbers: &[usize], of: usize, flags: &str) -> String {
+    let command = |number: &usize| format!("`{words} --part {number}/{of}{flags}`");
     numbers.iter().take(NAMED_MAX).map(command).collect::<Vec<_>>().join(", ")
 }
 
@@ -212,6 +318,7 @@ fn access(records: &[(PathBuf, Record)]) -> Result<Access> {
 /// What parts say together.
 struct Joined {
     layout: Layout,
+    tensors: Vec<OutTensor>,
     finished: Vec<Finished>,
     manifest: Manifest,
     /// The shards of each part, of all.
@@ -219,20 +326,9 @@ struct Joined {
 }
 
 impl Joined {
-    /// Puts together what parts say, once it is seen that they belong together, and that they have every tensor once.
+    /// Puts together what parts of one merge say, once it is seen that they have every tensor once.
     fn of(records: &[(PathBuf, Record)]) -> Result<Self> {
-        let (first, others) = records.split_first().expect("there is a first part");
-        for (folder, record) in others {
-            let changed = record.changed(&first.1.making);
-            if record.making != first.1.making {
-                let (one, other) = (first.0.display(), folder.display());
-                let what = format!(
-                    "{one} and {other} are parts of different merges (changed: {})",
-                    changed.join(", ")
-                );
-                return Err(Error::config(what).hint("make one of them again, with --restart"));
-            }
-        }
+        let first = records.first().expect("there is a first part");
         let damaged = |what: &str| {
             let folder = first.0.parent().unwrap_or(&first.0).display();
             let refusal = Error::input(format!("{folder}: the records of its parts {what}"));
@@ -276,23 +372,24 @@ impl Joined {
         let Some(Ok(mut manifest)) = manifest else { return Err(damaged("have no manifest")) };
         let files = layout.places.iter().map(|place| &*layout.shards[place.shard].file);
         add_tensors(&mut manifest, &tensors.iter().collect::<Vec<_>>(), files, &merged);
-        Ok(Self { layout, finished, manifest, shards })
+        Ok(Self { layout, tensors, finished, manifest, shards })
     }
 
     /// The files beside the tensors, which the first part has.
     fn sidecars(&self, (folder, record): &(PathBuf, Record)) -> Result<Vec<Sidecar>> {
         let from = ModelFolder::open(folder)?;
         let mut files = Vec::new();
-        for file in &record.files {
+        for (file, _) in &record.files {
             let original = from.file(format!("{BESIDE}/{file}"));
             if let Some(FileRecord::Other { sha256, .. }) = self.manifest.files.get(file)
                 && original.sha256(&|_| Ok(()))?.1 != *sha256
             {
                 let path = original.path();
                 let what = format!("{} was changed after the merge", path.display());
+                let again = record.commands(&[1], " --restart");
                 return Err(Error::input(what)
                     .in_file(&path)
-                    .hint("make the first part again, with --restart"));
+                    .hint(format!("make the first part again: {again}")));
             }
             files.push(Sidecar { file: file.clone(), content: Content::CopyOf(original) });
         }
@@ -312,7 +409,7 @@ impl Joined {
             // What the system did not let us read, or write, is not damaged by that.
             Some(part) if error.kind == Kind::Input && error.cause.is_none() => {
                 let path = error.file.clone().unwrap_or_default();
-                let command = commands(&records[part].1.command, &[part + 1], records.len());
+                let command = records[part].1.commands(&[part + 1], "");
                 error.hint(format!("remove {path}, and make part {} again: {command}", part + 1))
             }
             _ => error,
@@ -324,11 +421,15 @@ impl Joined {
 fn done_before(out: &Path, folder: &Path) -> Result<Done> {
     let manifest = manifest_in::<Value>(out).unwrap_or_default();
     let mut records = Vec::new();
-    for path in parts_in(folder)?.into_values() {
-        let Some(record) = Record::read(&path)? else {
-            // One that was being removed.
-            remove_empty(&path);
-            continue;
+    for path in parts_in(folder)?.made.into_values() {
+        let record = match Record::read(&path)? {
+            There::Recorded(record) => *record,
+            There::Unrecorded(_) => continue,
+            There::Nothing => {
+                // One that was being removed.
+                remove_empty(&path);
+                continue;
+            }
         };
         let is_its = record.tensors.iter().all(|tensor| {
             manifest["tensors"][tensor.name()]["blake3"].as_str() == Some(tensor.blake3.as_str())
@@ -344,7 +445,9 @@ fn done_before(out: &Path, folder: &Path) -> Result<Done> {
         records.push((path, record));
     }
     remove_lock(out);
-    Ok(Done { made: None, left: remove(folder, &records).err() })
+    let (removed, all) = remove_all(folder, &records);
+    let (removed, stays, folder) = (some(removed), some(names_in(folder)), folder.to_path_buf());
+    Ok(Done { made: None, left: all.err(), removed, folder, stays })
 }
 
 /// Removes a folder, if it is empty.
@@ -354,13 +457,17 @@ fn remove_empty(folder: &Path) {
     }
 }
 
-/// Removes the folders of parts, each as far as that can be, and the one that they lie in if it is empty then.
-fn remove(folder: &Path, records: &[(PathBuf, Record)]) -> Result<()> {
-    let mut removed = Ok(());
+/// Removes the folders of parts, each as far as that can be, and the one that they lie in if it is empty then. Returns the names of those
+/// that are gone, and why one is not.
+fn remove_all(folder: &Path, records: &[(PathBuf, Record)]) -> (Vec<String>, Result<()>) {
+    let (mut gone, mut all) = (Vec::new(), Ok(()));
     for (path, record) in records {
-        removed = removed.and(record.remove(path));
+        match remove(path, &record.all_files()) {
+            Ok(()) => gone.push(name_of(path)),
+            left => all = all.and(left),
+        }
     }
     // Of parts of other numbers, or half made ones, whoever made them has to know what becomes of them.
     remove_empty(folder);
-    removed
+    (gone, all)
 }

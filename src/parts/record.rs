@@ -1,5 +1,8 @@
 //! What a part says of itself: `part.json`, beside its shards. All parts together say what the manifest needs.
 
+use std::collections::BTreeSet;
+use std::env;
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +11,7 @@ use serde_json::Value;
 use super::Part;
 use crate::Prepared;
 use crate::cache::read_small;
-use crate::checkpoint::{Finished, OutTensor, partial_path};
+use crate::checkpoint::{Finished, OutTensor, in_the_way, partial_path};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::files;
@@ -33,6 +36,8 @@ pub(super) struct Record {
     pub part: (usize, usize),
     /// The words that make any part, but for the part.
     pub command: Vec<String>,
+    /// The folder that they were given in: relative paths among them start there.
+    pub given_in: String,
     /// All that its bytes depend on, by what it is called where it differs.
     pub making: Value,
     /// The first of its shards, of all.
@@ -45,8 +50,18 @@ pub(super) struct Record {
     pub tensors: Vec<TensorOfPart>,
     /// Of the first part: the manifest without what it says of tensors.
     pub manifest: Option<Value>,
-    /// Of the first part: the files beside the tensors.
-    pub files: Vec<String>,
+    /// Of the first part: the files beside the tensors, and their sizes in bytes.
+    pub files: Vec<(String, u64)>,
+}
+
+/// What there is of a part in its folder.
+pub(super) enum There {
+    /// A part, whole or not, with its record.
+    Recorded(Box<Record>),
+    /// Something without a record that can be read: why, in words.
+    Unrecorded(String),
+    /// Nothing, or an empty folder.
+    Nothing,
 }
 
 /// A tensor of a part.
@@ -92,7 +107,7 @@ impl Record {
         prepared: &Prepared,
         (part, command): (Part, &[String]),
         making: Value,
-        files: Vec<String>,
+        files: Vec<(String, u64)>,
     ) -> Self {
         let (plan, layout) = (&prepared.plan, &prepared.plan.layout);
         let shards = part.shards(layout);
@@ -111,6 +126,7 @@ impl Record {
             format: FORMAT,
             part: (part.number, part.of),
             command: command.to_vec(),
+            given_in: working_folder(),
             making,
             first_shard: shards.start,
             shards: layout.shards[shards.clone()].iter().map(|of| (of.file.clone(), of.bytes)).collect(),
@@ -125,27 +141,38 @@ impl Record {
         serde_json::to_vec(self).expect("a record is plain JSON")
     }
 
-    /// That in a folder; none where there is none.
+    /// That in a folder.
     ///
     /// # Errors
-    /// Kind `Input`: it is not what a merge writes.
-    pub(super) fn read(folder: &Path) -> Result<Option<Self>> {
+    /// Kind `Input`: another version wrote it, or the system does not let us read it. Kind `Output`: the folder is none.
+    pub(super) fn read(folder: &Path) -> Result<There> {
         let path = folder.join(RECORD);
         let text = match read_small(&path, PART_BYTES_MAX) {
             Ok(text) => text,
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(cause) if cause.kind() == io::ErrorKind::NotADirectory => {
+                return Err(in_the_way(folder, "it is no folder"));
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                return match files::list(folder).map(|mut entries| entries.next().is_none()) {
+                    Ok(false) => Ok(There::Unrecorded(format!("it has no {RECORD}"))),
+                    Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                        Err(Error::reading(folder, &cause))
+                    }
+                    _ => Ok(There::Nothing),
+                };
+            }
             Err(cause) => return Err(Error::reading(&path, &cause)),
         };
-        let broken = |what: String| {
-            let refusal = Error::input(format!("{}: {what}", path.display())).in_file(&path);
-            refusal.hint(format!("remove {}, and make this part again", folder.display()))
+        let record: Self = match serde_json::from_slice(&text) {
+            Ok(record) => record,
+            Err(cause) => return Ok(There::Unrecorded(format!("{RECORD} is no record of a part: {cause}"))),
         };
-        let record: Self =
-            serde_json::from_slice(&text).map_err(|cause| broken(format!("no record of a part: {cause}")))?;
         if record.format != FORMAT {
-            return Err(broken("another version of mergeforge made this part".into()));
+            let what = format!("{}: another version of mergeforge made this part", path.display());
+            let hint = format!("remove {}, and make this part again", folder.display());
+            return Err(Error::input(what).in_file(&path).hint(hint));
         }
-        Ok(Some(record))
+        Ok(There::Recorded(Box::new(record)))
     }
 
     /// What differs, in words, where the part was made of something else.
@@ -154,25 +181,48 @@ impl Record {
         keys.filter(|key| self.making[*key] != making[*key]).cloned().collect()
     }
 
-    /// Whether all of its shards are there, in its folder or where they are put together.
+    /// The files in its folder.
+    pub(super) fn all_files(&self) -> BTreeSet<String> {
+        let shards = self.shards.iter().map(|(file, _)| file.clone());
+        let beside = self.files.iter().map(|(file, _)| format!("{BESIDE}/{file}"));
+        shards.chain(beside).chain([RECORD.to_owned()]).collect()
+    }
+
+    /// What of it is not as it was made, in words, by names and sizes; shards may lie in its folder or where they are put together.
     ///
     /// # Errors
     /// Kind `Output`: the system does not say. Kind `Config`: `out` is no place for an output.
-    pub(super) fn is_whole(&self, folder: &Path, out: &Path) -> Result<bool> {
+    pub(super) fn lacks(&self, folder: &Path, out: &Path) -> Result<Option<String>> {
         let moved = partial_path(out)?;
-        let is_in = |folder: &Path, (file, bytes): &(String, u64)| {
+        let wrong = |folder: &Path, file: &str, bytes: u64| {
             let path = folder.join(file);
             match files::metadata_of_link(&path) {
-                Ok(found) => Ok(found.is_file() && found.len() == *bytes),
-                Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(false),
+                Ok(found) if found.is_file() && found.len() == bytes => Ok(None),
+                Ok(found) if found.is_file() => {
+                    Ok(Some(format!("{file} has {} bytes, not {bytes}", found.len())))
+                }
+                Ok(_) => Ok(Some(format!("{file} is no file"))),
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Some(format!("it lacks {file}"))),
                 Err(cause) => Err(Error::output(format!("cannot look at {}: {cause}", path.display()))),
             }
         };
-        for shard in &self.shards {
-            if !is_in(folder, shard)? && !is_in(&moved, shard)? {
-                return Ok(false);
+        for (file, bytes) in &self.shards {
+            if let Some(wrong_here) = wrong(folder, file, *bytes)?
+                && wrong(&moved, file, *bytes)?.is_some()
+            {
+                return Ok(Some(wrong_here));
             }
         }
-        Ok(true)
+        for (file, bytes) in &self.files {
+            if let Some(wrong) = wrong(folder, &format!("{BESIDE}/{file}"), *bytes)? {
+                return Ok(Some(wrong));
+            }
+        }
+        Ok(None)
     }
+}
+
+/// The folder that relative paths start in now; nothing where the system does not say.
+pub(super) fn working_folder() -> String {
+    env::current_dir().map_or_else(|_| String::new(), |folder| folder.display().to_string())
 }

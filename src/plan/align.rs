@@ -19,13 +19,18 @@ const STACKS_MAX: usize = 256;
 
 /// Renames tensors of models whose names are the donor's but for a prefix, and notes it.
 pub(super) fn align(views: &mut Views<'_>) {
-    let donor = views.donor();
-    let Some(of_donor) = views.models.get(donor).map(Shape::of) else { return };
-    for (place, model) in views.models.iter_mut().enumerate() {
-        let is_known = |stack: &&str| of_donor.stacks.contains_key(*stack);
-        if place == donor || names::stacks(model.names()).keys().all(is_known) {
-            continue;
-        }
+    let Some(donor) = views.models.get(views.donor()) else { return };
+    let known = names::stacks(donor.names());
+    let has_others =
+        |model: &Model<'_>| names::stacks(model.names()).keys().any(|stack| !known.contains_key(stack));
+    let others: Vec<usize> =
+        (0..views.models.len()).filter(|place| has_others(&views.models[*place])).collect();
+    if others.is_empty() {
+        return;
+    }
+    let of_donor = Shape::of(donor);
+    for place in others {
+        let model = &mut views.models[place];
         let substitutions = substitutions(&Shape::of(model), &of_donor);
         let renamed = renamed(model, &of_donor.tensors, &substitutions);
         if renamed > 0 {

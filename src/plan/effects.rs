@@ -90,6 +90,9 @@ impl Planner<'_> {
             .filter(|(filter, _)| !names::is_head(filter) && !filter.contains("lm_head"))
             .filter(|(filter, _)| names.iter().all(|name| !name.contains(filter)))
             .collect();
+        if idle.is_empty() {
+            return Vec::new();
+        }
         idle.sort_unstable_by_key(|(filter, at)| (*at, *filter));
         let parts: HashSet<&str> = names.iter().flat_map(|name| name.split('.')).collect();
         let mut parts: Vec<&str> = parts.into_iter().filter(|part| part.parse::<u32>().is_err()).collect();

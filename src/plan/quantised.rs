@@ -57,6 +57,18 @@ enum Scheme {
     Microscaled,
 }
 
+impl Scheme {
+    /// Whether a tensor may be codes.
+    fn may_be_codes(self, name: &str, dtype: Dtype) -> bool {
+        match self {
+            Self::Microscaled => name.ends_with("_blocks"),
+            Self::Bytes { integers, .. } => {
+                [Dtype::F8_E4M3, Dtype::F8_E5M2].contains(&dtype) || integers && dtype == Dtype::I8
+            }
+        }
+    }
+}
+
 /// Makes floats of the models' quantised weights, where they are merged.
 pub(super) fn dequantise(views: &mut Views<'_>, method: &Method) {
     if is_plain_copy(views.config, method) {
@@ -144,6 +156,9 @@ struct Dequantised<'a> {
 impl<'a> Dequantised<'a> {
     /// `None` where a model has no codes.
     fn of(model: &Model<'a>, scheme: Scheme, inputs: &mut InputList) -> Result<Option<Self>> {
+        if !model.tensors.iter().any(|(name, view)| scheme.may_be_codes(name, view.dtype)) {
+            return Ok(None);
+        }
         let dtype = float_of(&model.config);
         let (first, count, bare) = (None, 0, 0);
         let scales =
@@ -181,15 +196,16 @@ impl<'a> Dequantised<'a> {
         scheme: Scheme,
         inputs: &mut InputList,
     ) -> Result<Option<(Cow<'a, str>, View<'a>)>> {
+        if !scheme.may_be_codes(name, view.dtype) {
+            return Ok(None);
+        }
         match scheme {
             Scheme::Microscaled => self.microscaled(model, name, view, inputs),
-            Scheme::Bytes { block, integers, stated } => {
+            Scheme::Bytes { block, stated, .. } => {
                 let scale =
                     SCALES.iter().find_map(|end| model.tensors.get_key_value(&*format!("{name}{end}")));
-                let is_float = [Dtype::F8_E4M3, Dtype::F8_E5M2].contains(&view.dtype);
-                let is_weight = scale.is_some() || name.ends_with(".weight");
-                let is_integer = integers && view.dtype == Dtype::I8 && is_weight;
-                if !(is_float || is_integer) {
+                // Other integers than weights are numbers.
+                if view.dtype == Dtype::I8 && scale.is_none() && !name.ends_with(".weight") {
                     return Ok(None);
                 }
                 if scale.is_none() {

@@ -56,16 +56,30 @@ impl Coverage {
 /// # Errors
 /// Kind `Input`: a tokenizer cannot be read.
 pub(crate) fn models(prepared: &Prepared) -> Result<Vec<Value>> {
-    let coverage = Coverage::of(prepared);
+    records(prepared, None)
+}
+
+/// The same, and what of them is read.
+///
+/// # Errors
+/// Kind `Input`: a tokenizer cannot be read.
+pub(super) fn covered_models(prepared: &Prepared) -> Result<Vec<Value>> {
+    records(prepared, Some(&Coverage::of(prepared)))
+}
+
+fn records(prepared: &Prepared, coverage: Option<&Coverage>) -> Result<Vec<Value>> {
+    let named = |key: &str, name: &str, source: usize| {
+        let mut found = named(key, name, &prepared.sources[source]);
+        if let Some(coverage) = coverage {
+            found["tensors"] = coverage.json(prepared, source);
+        }
+        found
+    };
     let of = |source: usize, name: &str| -> Result<Value> {
         let result = prepared.results.get(&source);
         let mut found = match result {
             Some(result) if !result.is_in_folder => json!({ "model": name }),
-            _ => {
-                let mut found = named("model", name, &prepared.sources[source]);
-                found["tensors"] = coverage.json(prepared, source);
-                found
-            }
+            _ => named("model", name, source),
         };
         if result.is_some() {
             found["merged"] = true.into();
@@ -82,9 +96,7 @@ pub(crate) fn models(prepared: &Prepared) -> Result<Vec<Value>> {
     let adapted = |model: &PlannedModel| -> Result<Value> {
         let mut found = of(model.source, &model.name)?;
         if let Some(adapter) = model.adapter {
-            let source = &prepared.sources[adapter];
-            found["adapter"] = named("adapter", &source.name, source);
-            found["adapter"]["tensors"] = coverage.json(prepared, adapter);
+            found["adapter"] = named("adapter", &prepared.sources[adapter].name, adapter);
         }
         Ok(found)
     };

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{inputs, made, manifest_in};
+use super::{inputs, made};
 use crate::Prepared;
 use crate::checkpoint::{Layout, Source, TOKENIZER};
 use crate::error::Result;
@@ -30,11 +30,18 @@ pub(crate) fn making(prepared: &Prepared) -> Result<Value> {
         (LAYOUT): layout_digest(&plan.layout),
     });
     if !prepared.sources.iter().any(Source::is_planned) {
+        let mut add = |name: &str, known: Value| match &mut making[format!("the input {name}")] {
+            Value::Array(all) => all.push(known),
+            none => *none = json!([known]),
+        };
+        for record in inputs::models(prepared)? {
+            let name = inputs::name_of(&record).unwrap_or_default().to_owned();
+            add(&name, unhashed(record));
+        }
         // Every source, whatever it is read for: models, adapters, files of elements, tokenizers, and those of other documents.
-        let sources =
-            prepared.sources.iter().enumerate().map(|(number, source)| source_of(prepared, number, source));
-        let sources = sources.collect::<Result<Vec<Value>>>()?;
-        making["an input"] = json!([unhashed(inputs::models(prepared)?.into()), sources]);
+        for (number, source) in prepared.sources.iter().enumerate() {
+            add(&source.name, source_of(prepared, number, source)?);
+        }
     }
     Ok(making)
 }
@@ -77,8 +84,8 @@ fn source_of(prepared: &Prepared, number: usize, source: &Source) -> Result<Valu
         // It is merged while it is read: of the other sources, which are here too.
         Some(result) if !result.is_in_folder => Ok(Value::Null),
         // It may have been merged again, to the same bytes at another time.
-        Some(_) => match manifest_in::<Value>(&source.folder.real()) {
-            Some(manifest) => Ok(json!({ "tensors": manifest["tensors"], "tokens": tokens })),
+        Some(result) => match &result.tensors {
+            Some(tensors) => Ok(json!({ "tensors": tensors, "tokens": tokens })),
             None => Ok(json!({ "files": stable(source)?, "tokens": tokens })),
         },
         None => Ok(json!({ "files": stable(source)?, "tokens": tokens })),

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::plan::Choices;
 use crate::stream::Watch;
-use crate::text::{cut_to, escaped, quoted};
+use crate::text::{cut_to, escaped, quoted, shell_word};
 use crate::{Options, merge, prepare_config};
 
 /// Which way is better.
@@ -299,12 +299,6 @@ fn clear_left(within: &Path) {
     }
 }
 
-/// A path as one word of the shell's.
-fn shell_word(path: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@".contains(c);
-    if path.chars().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', "'\\''")) }
-}
-
 /// The file itself, or the newest JSON file below a folder of that name, as lm-eval writes it.
 fn newest_json(out: &Path) -> Option<PathBuf> {
     if out.is_file() {
@@ -485,6 +479,5 @@ mod tests {
         assert_eq!(parsed("loading…\n{\"score\": 1.5}\n\n"), Some(json!({ "score": 1.5 })));
         assert_eq!(numbers(&parsed("3.25").unwrap()), [(String::new(), 3.25)]);
         assert_eq!(parsed("done\n"), None);
-        assert_eq!(shell_word("/tmp/a b'c"), "'/tmp/a b'\\''c'");
     }
 }

@@ -64,6 +64,7 @@ pub fn plan_again(output: &Output, remote: Remote) -> Result<Prepared> {
             Err(stages) => stages.survey(&choices, false, &mut AllFused).and_then(|planned| {
                 planned.ok_or_else(|| {
                     Error::config("the config has several results: this folder is one of them")
+                        .in_file(&file.path())
                 })
             }),
         },
@@ -89,7 +90,7 @@ pub fn inputs_changed(output: &Output, prepared: &Prepared) -> Result<Vec<Proble
         let name = name_of(recorded).unwrap_or_default();
         let error = Error::input(format!("input {name}: {what}"));
         let error = error.hint("give the merge's own inputs back their place, or merge again with these");
-        Problem { file: name.into(), tensor: None, error }
+        Problem { file: Some(name.into()), tensor: None, error }
     };
     let mut problems = Vec::new();
     for recorded in &recorded {
@@ -238,7 +239,7 @@ pub fn recompute(
                     )
                 };
                 let error = Error::input(what).in_file(&path).hint(hint);
-                problems.push(Problem { file: file.clone(), tensor: Some(name.to_string()), error });
+                problems.push(Problem { file: Some(file.clone()), tensor: Some(name.to_string()), error });
             }
             // It could not be read, which is among the findings.
             None => {}

@@ -340,6 +340,7 @@ pub fn merge_trapped(config: &Path, out: &Path, after: Step, act: impl Fn() + Sy
         budget,
         copy_tokenizer: true,
         model_card: true,
+        inputs_hashed: false,
         reads,
         cache: None,
         recall: false,
@@ -827,4 +828,9 @@ fn a_merge_needs_nobody_who_hears_of_it() {
         assert!(output.status.success(), "stuck, {more:?}");
         assert!(merged() == expected, "stuck, {more:?}");
     }
+    let output = start().arg("--json").stdout(full()).output().unwrap();
+    let said =
+        ["cannot write to standard output: No space left", "whatever else the command makes is complete"];
+    Ended::from(output).failed(4, &said);
+    assert!(merged() == expected, "full standard output");
 }

@@ -277,6 +277,7 @@ fn a_mended_merge_is_the_merge_of_known_thresholds() {
             budget,
             copy_tokenizer: true,
             model_card: true,
+            inputs_hashed: false,
             reads: Reads::Copied,
             cache: Some(at("cache")),
             recall,

@@ -365,6 +365,10 @@ fn summary(cases: &[Case], results: &BTreeMap<usize, (Vec<String>, Option<Taken>
     if let Some((name, most)) = taken().max_by_key(|(_, taken)| taken.cpu) {
         println!("most processor time: {:.2} s, {name}", most.cpu.as_secs_f64());
     }
+    let refused = taken().filter(|(_, taken)| !taken.status.success());
+    if let Some((name, most)) = refused.max_by_key(|(_, taken)| taken.cpu) {
+        println!("most processor time of those refused: {:.2} s, {name}", most.cpu.as_secs_f64());
+    }
     if let Some((name, most)) = taken().max_by_key(|(_, taken)| taken.peak_bytes) {
         println!("most memory: {} MB, {name}", most.peak_bytes / 1_000_000);
     }

@@ -178,6 +178,7 @@ pub fn run(folder: &Path, config: &str, out: &str, run: Run) -> Result<Report> {
         budget: run.budget,
         copy_tokenizer: true,
         model_card: true,
+        inputs_hashed: false,
         reads: Reads::Copied,
         cache: None,
         recall: false,

@@ -95,6 +95,7 @@ fn mixed_by(
         budget,
         copy_tokenizer: true,
         model_card: true,
+        inputs_hashed: false,
         reads: Reads::Mapped,
         cache: None,
         recall: false,

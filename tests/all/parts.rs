@@ -217,6 +217,157 @@ fn hashes_of_inputs_are_those_of_one_merge() {
     case.finish(&["--verify"]).succeeded();
     case.assert_is(&whole, "with hashes");
     assert!(String::from_utf8_lossy(&whole[Path::new("mergeforge.json")]).contains("sha256_verified"));
+    // Neither are they left out in silence, nor is more said than all parts were asked for.
+    case.all_parts(2);
+    let mut without = case;
+    without.words.retain(|word| word != "--hash-inputs");
+    for part in ["1/2", "2/2"] {
+        without.part(part).failed(2, &["holds a part of a different merge (changed: --hash-inputs)"]);
+    }
+    for (one, other) in [("1/2", "2/2"), ("2/2", "1/2")] {
+        without.part_with(one, &["--restart"]).succeeded();
+        without.part_with(other, &["--restart", "--hash-inputs"]).succeeded();
+        without.finish(&[]).failed(2, &["are parts of different merges (changed: --hash-inputs)"]);
+    }
+}
+
+#[test]
+fn a_part_that_lacks_a_file_beside_its_weights_is_made_again() {
+    let case = Case::example("ties.yml", &[]);
+    let whole = case.whole();
+    case.all_parts(3);
+    let beside = case.part_folder("1/3").join("beside");
+    let lacks = |what: &str| {
+        let ended = case.finish(&[]).failed(7, &["out: part 1 of 3 is not whole: ", what]);
+        assert!(ended.stderr.contains("hint: make it, and finish then: `mergeforge "), "{}", ended.stderr);
+        assert!(ended.stderr.contains("--part 1/3`"), "{}", ended.stderr);
+        let ended = case.part("1/3").succeeded();
+        assert!(ended.stderr.contains("part 1/3 is made: "), "{}", ended.stderr);
+    };
+    fs::remove_file(beside.join("tokenizer.json")).unwrap();
+    lacks("it lacks beside/tokenizer.json");
+    fs::write(beside.join("README.md"), "").unwrap();
+    lacks("beside/README.md has 0 bytes, not ");
+    fs::remove_dir_all(&beside).unwrap();
+    lacks("it lacks beside/");
+    case.finish(&[]).succeeded();
+    case.assert_is(&whole, "with the files made again");
+}
+
+#[test]
+fn a_part_without_its_record_is_made_again_and_nothing_foreign_is_removed() {
+    let case = Case::example("ties.yml", &[]);
+    let whole = case.whole();
+    case.all_parts(3);
+    for (part, restart) in [("1/3", &[][..]), ("2/3", &["--restart"])] {
+        let (folder, number) = (case.part_folder(part), &part[..1]);
+        let unread = format!("part {number} of 3 is there without a record that can be read: ");
+        for broken in [None, Some("{}")] {
+            let record = folder.join("part.json");
+            match broken {
+                None => fs::remove_file(&record).unwrap(),
+                Some(text) => fs::write(&record, text).unwrap(),
+            }
+            let ended = case.finish(&[]).failed(7, &[&unread, "part.json", "hint: make it"]);
+            assert!(ended.stderr.contains(&format!("--part {part}`")), "{}", ended.stderr);
+            for foreign in ["mine.txt", "model-00099-of-00099.safetensors", "beside/mine.txt"] {
+                fs::create_dir_all(folder.join("beside")).unwrap();
+                fs::write(folder.join(foreign), "mine").unwrap();
+                let before = files(&folder);
+                for flags in [&[][..], &["--restart"]] {
+                    let ended = case.part_with(part, flags).failed(4, &["-of-3 is in the way: it holds "]);
+                    assert!(ended.stderr.contains("hint: move that away; or remove "), "{}", ended.stderr);
+                }
+                assert!(files(&folder) == before, "{part}, {foreign}: something was removed");
+                fs::remove_file(folder.join(foreign)).unwrap();
+            }
+            if part != "1/3" {
+                fs::remove_dir(folder.join("beside")).unwrap();
+            }
+            case.part_with(part, restart).succeeded();
+        }
+    }
+    // Nor is it with a record: before, and not once all others are gone.
+    let foreign = case.part_folder("3/3").join("mine.txt");
+    fs::write(&foreign, "mine").unwrap();
+    let before = files(&case.part_folder("3/3"));
+    case.part_with("3/3", &["--restart"]).failed(4, &["3-of-3 is in the way: it holds \"mine.txt\""]);
+    assert!(files(&case.part_folder("3/3")) == before, "something was removed");
+    let ended = case.finish(&[]).succeeded();
+    let says = "3-of-3 stays, with what is none of its files: mine.txt";
+    assert!(ended.stderr.contains(says), "{}", ended.stderr);
+    fs::remove_dir_all(case.path().join("out.parts")).unwrap();
+    case.assert_is(&whole, "with the parts made again");
+}
+
+#[test]
+fn all_odd_parts_are_named_before_missing_ones() {
+    let case = Case::example("ties.yml", &[]);
+    case.all_parts(6);
+    fs::remove_dir_all(case.part_folder("6/6")).unwrap();
+    for part in ["1/6", "3/6"] {
+        case.part_with(part, &["--restart", "--seed", "7"]).succeeded();
+    }
+    // That it is not whole either is no matter yet.
+    fs::remove_file(models::safetensors_files(&case.part_folder("3/6")).remove(0)).unwrap();
+    let says = "2-of-6 and 1-of-6, 3-of-6 are parts of different merges (changed: the seed)";
+    let ended = case.finish(&[]).failed(2, &[says, "hint: make 1-of-6, 3-of-6 again as 2-of-6 was made: "]);
+    for command in ["--part 1/6 --restart`", "--part 3/6 --restart`"] {
+        assert!(ended.stderr.contains(command), "{}", ended.stderr);
+    }
+    assert!(!ended.stderr.contains("--seed"), "as the others: {}", ended.stderr);
+}
+
+#[test]
+fn what_is_begun_is_said_to_be_and_commands_work_from_another_folder() {
+    let case = Case::example("ties.yml", &[]);
+    let parts = case.path().join("out.parts");
+    fs::create_dir_all(parts.join("1-of-2.partial")).unwrap();
+    let says = ["out: part 2 of 2 is missing; part 1 of 2 is begun and not finished", "--part 1/2`"];
+    case.finish(&[]).failed(7, &says);
+    case.part("2/3").succeeded();
+    fs::create_dir(parts.join("3-of-3.partial")).unwrap();
+    let says = "out: part 1 of 3 is missing; part 3 of 3 is begun and not finished";
+    let here = case.finish(&[]).failed(7, &[says, "then: `mergeforge merge "]);
+    assert!(!here.stderr.contains("cd "), "{}", here.stderr);
+    let elsewhere = mergeforge().arg("finish").arg(case.out()).current_dir(case.path()).output().unwrap();
+    Ended::from(elsewhere).failed(7, &[says, &format!("`cd {ROOT} && mergeforge merge ")]);
+}
+
+#[test]
+fn what_is_in_the_way_of_parts_and_what_stays_of_them_is_said() {
+    let case = Case::example("ties.yml", &[]);
+    let whole = case.whole();
+    let parts = case.path().join("out.parts");
+    let in_the_way = |says: &str| {
+        case.part("1/2").failed(4, &[says, "hint: move or delete it"]);
+        case.finish(&[]).failed(4, &[says, "hint: move or delete it"]);
+    };
+    fs::write(&parts, "").unwrap();
+    in_the_way("out.parts is in the way: it is no folder");
+    fs::remove_file(&parts).unwrap();
+    fs::create_dir(&parts).unwrap();
+    fs::write(parts.join("1-of-2"), "").unwrap();
+    in_the_way("1-of-2 is in the way: it is no folder");
+    fs::remove_dir_all(&parts).unwrap();
+    case.all_parts(3);
+    case.part("1/2").succeeded();
+    fs::create_dir(parts.join("2-of-8.partial")).unwrap();
+    let ended = case.finish(&[]).succeeded();
+    let stays = "out.parts stays, with 1-of-2, 2-of-8.partial: `mergeforge finish ";
+    assert!(ended.stderr.contains(stays), "{}", ended.stderr);
+    let ended = case.finish(&[]).succeeded();
+    let removed = "out is there already: what was left of its parts is removed: 1-of-2\n";
+    assert!(ended.stderr.contains(removed), "{}", ended.stderr);
+    let stays = "out.parts stays, with 2-of-8.partial, where no whole part of ";
+    assert!(ended.stderr.contains(stays), "{}", ended.stderr);
+    assert_eq!(case.finish(&["--quiet"]).succeeded().stderr, "");
+    fs::remove_dir_all(&parts).unwrap();
+    // Of what is whole no part is made anew.
+    let whole_already = ["out is whole already, and no part of it is made again", "leave --restart out"];
+    case.part_with("1/2", &["--restart"]).failed(2, &whole_already);
+    case.part("1/2").succeeded();
+    case.assert_is(&whole, "with all that was in the way");
 }
 
 #[test]
@@ -323,11 +474,11 @@ fn parts_of_different_merges_are_refused() {
     let last = bytes.len() - 2;
     bytes[last] ^= 1;
     fs::write(&input, bytes).unwrap();
-    case.part("1/2")
-        .failed(2, &["1-of-2 holds a part of a different merge (changed: an input)", "--restart"]);
+    let changed = format!("(changed: the input {})", case.path().join("chat").display());
+    case.part("1/2").failed(2, &["1-of-2 holds a part of a different merge", &changed, "--restart"]);
     case.part("2/2").succeeded();
     let before = files(case.path());
-    case.finish(&[]).failed(2, &["are parts of different merges (changed: an input)", "--restart"]);
+    case.finish(&[]).failed(2, &["are parts of different merges", &changed, "--restart"]);
     assert!(files(case.path()) == before, "nothing is lost");
     for (flags, changed) in [
         (&["--seed", "5"][..], "the seed"),
@@ -362,19 +513,24 @@ fn damaged_parts_are_found_and_made_again() {
     flip(&shard(), usize::MAX);
     let ended =
         case.finish(&["--verify"]).failed(3, &["has other bytes than were written", "make part 2 again"]);
+    assert!(ended.stderr.contains("tensor \"model."), "by its name: {}", ended.stderr);
     assert!(ended.stderr.contains("--part 2/2`"), "{}", ended.stderr);
     // As the hint says.
-    fs::remove_file(shard()).unwrap();
-    case.finish(&[]).failed(7, &["part 2 of 2 is missing"]);
+    let lost = shard();
+    fs::remove_file(&lost).unwrap();
+    let lost = lost.file_name().unwrap().display().to_string();
+    case.finish(&[]).failed(7, &["out: part 2 of 2 is not whole: it lacks ", &lost, "hint: make it"]);
     case.part("2/2").succeeded();
     flip(&shard(), 20);
     case.finish(&[]).failed(3, &["its header is not the one that was written", "make part 2 again"]);
     File::options().write(true).open(shard()).unwrap().set_len(100).unwrap();
-    case.finish(&[]).failed(7, &["part 2 of 2 is missing"]);
+    case.finish(&[]).failed(7, &["part 2 of 2 is not whole: ", " has 100 bytes, not "]);
     case.part("2/2").succeeded();
     let config = case.part_folder("1/2").join("beside/config.json");
     flip(&config, 3);
-    case.finish(&[]).failed(3, &["config.json was changed after the merge", "make the first part again"]);
+    let ended =
+        case.finish(&[]).failed(3, &["config.json was changed after the merge", "make the first part again"]);
+    assert!(ended.stderr.contains("--part 1/2 --restart`"), "{}", ended.stderr);
     case.part_with("1/2", &["--restart"]).succeeded();
     let record = case.part_folder("2/2").join("part.json");
     let text = fs::read_to_string(&record).unwrap();
@@ -385,7 +541,12 @@ fn damaged_parts_are_found_and_made_again() {
         ("\"shape\":[", "\"shape\":[9223372036854775807,9,", 3, "cannot be understood"),
         ("\"blake3\":\"", "\"blake3\":\"x", 3, "cannot be understood"),
         ("\"part\":[2,2]", "\"part\":[1,2]", 3, "holds part 1 of 2"),
-        ("{\"format\"", "{\"for", 3, "no record of a part"),
+        (
+            "{\"format\"",
+            "{\"for",
+            7,
+            "is there without a record that can be read: part.json is no record of a part",
+        ),
     ] {
         assert!(text.contains(from), "{from}");
         fs::write(&record, text.replacen(from, to, 1)).unwrap();
@@ -515,7 +676,7 @@ fn two_at_once_make_a_part_once() {
                 match ended.code {
                     Some(0) => {}
                     Some(4) => {
-                        assert!(ended.stderr.contains("another merge is writing"), "{}", ended.stderr);
+                        assert!(ended.stderr.contains("another process is writing"), "{}", ended.stderr);
                         met += 1;
                     }
                     code => panic!("{code:?}: {}", ended.stderr),
@@ -693,4 +854,15 @@ fn what_has_no_parts_says_so() {
     let config = "merge_method: passthrough\nmodels:\n- model: DIR/out.parts/1-of-1/model\n";
     let case = Case::with(folder, "merge", config, &[]);
     case.part("1/1").failed(2, &["overlap"]);
+    // Nor may one be taken for a part that lost its record, by its files.
+    let Case { folder, .. } = case;
+    let weights = folder.path().join("out.parts/1-of-1/model.safetensors");
+    fs::rename(inside.join("model.safetensors"), &weights).unwrap();
+    fs::remove_dir_all(inside).unwrap();
+    let config = "merge_method: passthrough\nmodels:\n- model: DIR/out.parts/1-of-1\n";
+    let case = Case::with(folder, "merge", config, &[]);
+    for flags in [&[][..], &["--restart"]] {
+        case.part_with("1/1", flags).failed(2, &["overlap"]);
+        assert!(weights.is_file(), "an input is removed");
+    }
 }

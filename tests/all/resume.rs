@@ -79,10 +79,16 @@ impl Case {
 
     /// Starts a merge and ends it when so many tensors are finished.
     fn stopped_at(&self, tensors: usize, signal: Signal) -> Ended {
+        self.stopped_after(tensors, || {}, signal)
+    }
+
+    /// The same, after something else was done then.
+    fn stopped_after(&self, tensors: usize, done: impl FnOnce(), signal: Signal) -> Ended {
         let mut child = self.start(&[]);
         while self.noted() < tensors && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_micros(100));
         }
+        done();
         let _ = kill_process(Pid::from_child(&child), signal);
         let ended = Ended::from(child.wait_with_output().unwrap());
         assert_ne!(ended.code, Some(0), "it was over before the signal");
@@ -157,11 +163,10 @@ fn what_is_finished_is_not_merged_again() {
     let ended = case.merge(&[]).succeeded();
     assert!(read_megabytes(&ended.stderr) < 0.8 * whole_read, "{}", ended.stderr);
     let bytes = mergeforge::text::bytes((noted * 2 * ELEMENTS) as u64);
-    assert!(
-        ended.stderr.contains(&format!("{bytes} of 4.8 MB are finished, and this merge goes on from there")),
-        "{}",
-        ended.stderr
-    );
+    let goes_on = format!("{bytes} of 4.8 MB are finished, and this merge goes on from there");
+    let rest = mergeforge::text::bytes(((TENSORS - noted) * 2 * ELEMENTS) as u64);
+    let written = format!(", {rest} written, {bytes} were there)");
+    assert!(ended.stderr.contains(&goes_on) && ended.stderr.contains(&written), "{}", ended.stderr);
     assert_eq!(case.output(), whole);
 }
 
@@ -215,7 +220,8 @@ fn another_merge_is_refused_by_what_differs() {
     let before = fs::read(case.partial().join(".journal")).unwrap();
     let refused = |case: &Case, what: &str, more: &[&str]| {
         let says = [
-            "out.partial holds part of a different merge (changed: ",
+            "out.partial holds part of a different merge",
+            "(changed: ",
             what,
             "hint: give --restart to begin anew",
         ];
@@ -228,11 +234,13 @@ fn another_merge_is_refused_by_what_differs() {
     case.config = config;
     refused(&case, "the seed", &["--random-seed", "7"]);
     refused(&case, "the tensors or the sizes of shards", &["--out-shard-size", "1MB"]);
-    let input = models::safetensors_files(&case.path().join("a")).remove(0);
+    let a = case.path().join("a");
+    let input = models::safetensors_files(&a).remove(0);
+    let this_input = format!("(changed: the input {})", a.display());
     let times = fs::metadata(&input).unwrap().modified().unwrap();
     let file = File::options().write(true).open(&input).unwrap();
     file.set_modified(times + Duration::from_secs(5)).unwrap();
-    refused(&case, "an input", &[]);
+    refused(&case, &this_input, &[]);
     // Another content of the same size, header and time.
     let content = fs::read(&input).unwrap();
     let other: Vec<u8> = content
@@ -242,7 +250,7 @@ fn another_merge_is_refused_by_what_differs() {
         .collect();
     fs::write(&input, other).unwrap();
     file.set_modified(times).unwrap();
-    refused(&case, "an input", &[]);
+    refused(&case, &this_input, &[]);
     fs::write(&input, content).unwrap();
     file.set_modified(times).unwrap();
     // Of what is planned alone, too.
@@ -289,6 +297,12 @@ fn who_stops_a_merge_keeps_what_is_worth_it_and_hears_how_to_go_on() {
     assert_nothing_left(small.path());
     // 96 MB.
     let large = Case::new(20 * ELEMENTS);
+    // Nothing stays where somebody has taken it away.
+    let elsewhere = large.path().join("elsewhere");
+    let take_away = || fs::rename(large.partial(), &elsewhere).unwrap();
+    let ended = large.stopped_after(TENSORS - 4, take_away, Signal::TERM).failed(130, &["interrupted"]);
+    assert!(!ended.stderr.contains("are finished"), "{}", ended.stderr);
+    fs::remove_dir_all(elsewhere).unwrap();
     for signal in [Signal::INT, Signal::TERM] {
         let _ = fs::remove_dir_all(large.partial());
         let ended =

@@ -276,6 +276,7 @@ impl Case {
             budget: cut.budget(prepared),
             copy_tokenizer: true,
             model_card: true,
+            inputs_hashed: false,
             reads: Reads::Copied,
             cache: None,
             recall: false,

@@ -789,7 +789,7 @@ fn what_a_killed_merge_left_is_cleared_by_the_next() {
     fs::rename(left.join("mine"), left.join(".lock")).unwrap();
     let held = fs::File::open(left.join(".lock")).unwrap();
     held.lock().unwrap();
-    models.merge(&config, &[]).failed(4, &["another merge is writing", "out.stages"]);
+    models.merge(&config, &[]).failed(4, &["another process is writing", "out.stages"]);
     assert!(left.join(".lock").is_file());
 }
 

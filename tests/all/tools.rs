@@ -33,6 +33,22 @@ fn instructions_of_planted_code_are_counted() {
     assert_eq!(printed("kernel_cost.py", &["--self-test"]), "planted changes found\n");
 }
 
+/// Numbers that mean nothing are refused by their options.
+#[test]
+fn the_simulation_refuses_what_it_cannot_divide_by() {
+    for (option, value) in
+        [("--nodes", "0"), ("--nodes", "-1"), ("--cores", "x"), ("--store-read", "0"), ("--shard-gb", "nan")]
+    {
+        let mut command = Command::new("python3");
+        let ended =
+            command.arg(Path::new(ROOT).join("tools/scale.py")).args([option, value]).output().unwrap();
+        let talk = String::from_utf8(ended.stderr).unwrap();
+        let refusal = format!("error: argument {option}: {value} is not a ");
+        assert!(ended.status.code() == Some(2) && talk.contains(&refusal), "{talk}");
+    }
+    assert!(printed("scale.py", &["--check-page", "docs/scale.md"]).is_empty());
+}
+
 #[test]
 fn the_pictures_of_methods_are_what_merges_give() {
     assert_eq!(

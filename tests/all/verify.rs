@@ -14,6 +14,8 @@ use serde_json::{Value as Json, json};
 use crate::command::{Ended, ROOT, mergeforge, run};
 use crate::models::{self, Form, PLAIN, Tensors, stored};
 
+mod inputs;
+
 /// Three models in shards, merged to five, with small files beside them.
 struct Case {
     folder: tempfile::TempDir,
@@ -444,6 +446,7 @@ fn inputs_that_are_gone_or_changed_are_named() {
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);
     assert!(ended.stderr.contains("/one") && ended.stderr.contains("hint: "), "{}", ended.stderr);
     assert!(ended.stderr.lines().count() <= 3, "{}", ended.stderr);
+    assert!(ended.stderr.contains("/out: 6 tensors in 8 files, "), "{}", ended.stderr);
     fs::rename(case.at("moved"), &one).unwrap();
     // The config of the merge decides what is made again.
     with(
@@ -466,6 +469,7 @@ fn inputs_that_are_gone_or_changed_are_named() {
         "{}",
         ended.stderr
     );
+    assert!(!ended.stdout.contains("files have the SHA-256"), "{}", ended.stdout);
     case.verify(&["--hash-inputs", "--stream"]).failed(2, &["cannot be used with"]);
 }
 
@@ -684,6 +688,7 @@ fn memory_is_bounded_and_the_user_is_heard() {
     assert!((1 << 20..40 << 20).contains(&peak_bytes), "{peak_bytes} bytes for a tensor of {}", 2 * elements);
     let stopped = Output::open(&out).unwrap().verify(2, &Stopped).unwrap_err();
     assert_eq!(stopped.kind, Kind::Interrupted);
+    inputs::ends_when_asked(&out);
 }
 
 /// Layers that a config leaves out, and a model without a weight.

@@ -56,6 +56,7 @@ fn merge_two(folder: &Path, out: PathBuf, threads: usize, shard_bytes: u64, watc
         budget: Budget { threads, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: Some(16) },
         copy_tokenizer: false,
         model_card: false,
+        inputs_hashed: false,
         reads: Reads::Copied,
         cache: None,
         recall: false,

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{LOCK, MARK, clear, is_still_there, name_of};
+use super::{LOCK, MARK, clear, is_still_there, name_of, only_ours};
 use crate::checkpoint::journal::{JOURNAL, Left, left_in};
-use crate::checkpoint::out_folder::{partial_of, resolve};
+use crate::checkpoint::out_folder::{in_the_way, partial_of, resolve};
 use crate::error::{Error, Result};
 use crate::files::Folder;
+use crate::text::quoted;
 
 /// Checks that what a stopped merge has left at `out`, if anything, is of what is made, as far as that is said: keys that `making` lacks
 /// are not compared. A merge that is at work there is left to whoever makes the output, and so is what is not this user's.
@@ -58,6 +59,23 @@ pub fn remove_lock(out: &Path) {
         let journal = clear(&folder, &BTreeSet::from([JOURNAL.to_owned()]));
         let _ = journal.and_then(|()| folder.remove_file(LOCK)).and_then(|()| folder.sync());
     }
+}
+
+/// Checks that a folder holds nothing but these files, and what a merge that was killed once the folder had its name has left there.
+///
+/// # Errors
+/// Kind `Output`: it holds something else, which is named, or cannot be looked into.
+pub fn check_only(path: &Path, files: &BTreeSet<String>) -> Result<()> {
+    let opened = Folder::open(path).map_err(|cause| Error::writing(path, &cause))?;
+    // Files of weights are taken for a merge's whatever their numbers are.
+    let found = only_ours(&opened, Some(files.clone())).and_then(|found| {
+        match found.iter().find(|file| !files.contains(*file) && *file != JOURNAL) {
+            Some(other) => Err(format!("it holds {}, which is none of its files", quoted(other))),
+            None => Ok(()),
+        }
+    });
+    let hint = format!("move that away; or remove {} where nothing in it is of use", path.display());
+    found.map_err(|what| in_the_way(path, &what).hint(hint))
 }
 
 /// Removes a folder that holds these files, and `last`, which goes last: as long as that is there, they are known. What else is in the

@@ -15,7 +15,7 @@ fn a_partial_folder_belongs_to_one_merge() {
     let out = dir.path().join("out");
     let first = Partial::create(&out, Access::ANY, None).unwrap();
     let error = Partial::create(&out, Access::ANY, None).unwrap_err();
-    assert!(error.message.contains("another merge") && error.kind == Kind::Output);
+    assert!(error.message.contains("another process") && error.kind == Kind::Output);
     assert!(first.path().is_dir());
     drop(first);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -274,7 +274,7 @@ fn a_work_folder_goes_with_what_was_expected_in_it_and_no_more() {
     let work = WorkFolder::create(&path).unwrap();
     assert!(
         !work.was_left()
-            && WorkFolder::create(&path).unwrap_err().message.contains("another merge is writing")
+            && WorkFolder::create(&path).unwrap_err().message.contains("another process is writing")
     );
     result(&work, "merged/a/b");
     result(&work, "merged/c.partial");

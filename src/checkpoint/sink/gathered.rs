@@ -15,8 +15,10 @@ use super::{
     Finished, Layout, Making, OutFile, Partial, Shard, Sink, raise_open_file_limit, with_limit_hint,
 };
 use crate::checkpoint::file::Access;
+use crate::checkpoint::layout::OutTensor;
 use crate::error::{Error, Result};
 use crate::files::{File, Folder};
+use crate::text::quoted;
 use crate::threads;
 
 /// An output whose shards were made in parts.
@@ -24,6 +26,8 @@ use crate::threads;
 pub struct InParts<'a> {
     /// How they are laid out.
     pub layout: &'a Layout,
+    /// The tensors, in the order of the layout.
+    pub tensors: &'a [OutTensor],
     /// Of each shard the folder that it was made in.
     pub folders: &'a [PathBuf],
     /// Every tensor, in the order of the layout.
@@ -46,7 +50,7 @@ impl Sink {
     /// where it was moved before, or all are to be `read` again, by so many threads.
     ///
     /// # Errors
-    /// Kind `Output`: another merge is writing there, or the system refuses. Kind `Config`: something else is half made there, or the file
+    /// Kind `Output`: another process is writing there, or the system refuses. Kind `Config`: something else is half made there, or the file
     /// system has no locks. Kind `Input`: a shard is damaged. Kind `Unready`: one is in neither place. No shard is lost by any of these.
     pub fn gathered(
         out: &Path,
@@ -156,7 +160,8 @@ impl Found {
                 return Err(Error::interrupted());
             }
             if !is_same.map_err(|e| Error::reading(path, &e))? {
-                return damaged(format!("tensor {tensor} has other bytes than were written"));
+                let name = quoted(&made.tensors[tensor].name);
+                return damaged(format!("tensor {name} has other bytes than were written"));
             }
         }
         Ok(())

@@ -169,6 +169,7 @@ impl Case {
                 budget: Budget { threads, host_bytes: 64 << 20, device_bytes: 0, chunk_tiles: Some(1) },
                 copy_tokenizer: true,
                 model_card: true,
+                inputs_hashed: false,
                 reads,
                 cache: Some(cache),
                 recall: true,

@@ -429,7 +429,7 @@ pub fn run(words: Vec<OsString>, program: Vec<OsString>) -> u8 {
     };
     let delivered = || {
         let is_done =
-            "whatever else the command makes is complete: only what goes to standard output is missing";
+            "all that the command writes elsewhere is complete: only what goes to standard output is missing";
         show::delivered().map_err(|error| error.hint(is_done))
     };
     end(outcome.and_then(|()| delivered()))

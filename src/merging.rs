@@ -55,7 +55,6 @@ pub fn merge_part(
     watch: &dyn Watch,
     timeline: Timeline,
 ) -> Result<Report> {
-    parts::clear(prepared, options, part)?;
     parts::check_room(prepared, options, part)?;
     let layout = &prepared.plan.layout;
     let (out, layout) = (part.folder(&options.out)?, layout.part(&part.shards(layout)));
@@ -88,7 +87,11 @@ fn carry_out(
     let engines: Vec<Engine> =
         devices.map(|device| open_device(plan, device, &budget, watch)).collect::<Result<_>>()?;
     let making = options.stopped.making(&goal.making);
-    let (sink, left) = Sink::create(goal.out, goal.layout, access(sources), making)?;
+    let free = || match goal.part {
+        Some((part, _)) => parts::clear(prepared, options, part),
+        None => Ok(()),
+    };
+    let (sink, left) = Sink::create_for(goal.out, goal.layout, access(sources), making, &free)?;
     let (partial, kept) = sink.kept();
     let outcome = merge_to((sink, left), prepared, options, goal, &engines, watch, timeline);
     outcome.inspect_err(|_| {

@@ -6,6 +6,8 @@
 
 mod finish;
 mod record;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,20 +17,22 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use finish::few;
 pub use finish::{Done, Whole, finish, manifest};
-use record::{BESIDE, RECORD, Record, There};
+use record::{BESIDE, RECORD, Record, There, names_in};
 
 use crate::checkpoint::{
     Content, Destination, Layout, Sidecar, check_apart, check_destinations, check_left, check_only,
     check_out, partial_path, parts_of, remove_folder,
 };
 use crate::error::{Error, Result};
-use crate::files;
 use crate::hub::Remote;
 use crate::limits::PARTS_MAX;
 use crate::report::{self, FileRecord, Report, differences, output_files};
+use crate::text::few;
 use crate::{Options, Prepared, Stopped, free_for, places_of_inputs, preflight};
+
+/// So many parts, or what else there is, are named; the rest is counted.
+const NAMED_MAX: usize = 8;
 
 /// Which part of an output, of how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -170,14 +174,19 @@ fn files_of(prepared: &Prepared, part: Part) -> BTreeSet<String> {
     shards.chain(beside).chain([RECORD.to_owned()]).collect()
 }
 
-/// Removes what is there of a part that is to be made, if it is not whole, or is to be made anew.
+/// Removes what is there of a part that is to be made, if it is not whole, or is to be made anew: under the lock of its `.partial` folder,
+/// so that it is not what another process has just made.
 pub(crate) fn clear(prepared: &Prepared, options: &Options, part: Part) -> Result<()> {
     match looked_at(prepared, options, part)? {
         Seen::Made(place) => {
-            let refusal = Error::config(format!("{} is there already", place.display()));
-            Err(refusal.hint("give --restart to make it again"))
+            let refusal = Error::output(format!("{} is there by now", place.display()));
+            Err(refusal.hint("another process has made it meanwhile: there is nothing left to do"))
         }
-        Seen::Left(files) => remove(&part.folder(&options.out)?, &files),
+        Seen::Left(files) => {
+            remove(&part.folder(&options.out)?, &files)?;
+            let inputs: Vec<PathBuf> = places_of_inputs(prepared).collect();
+            check_destinations(&[destination(prepared, options, part)?], &inputs)
+        }
         Seen::Nothing => Ok(()),
     }
 }
@@ -190,15 +199,8 @@ pub fn check_room(prepared: &Prepared, options: &Options, part: Part) -> Result<
     let inputs: Vec<PathBuf> = places_of_inputs(prepared).collect();
     check_out(&options.out, &inputs)?;
     check_half_made(&options.out, || report::making(prepared))?;
-    let (folder, layout) = (part.folder(&options.out)?, &prepared.plan.layout);
-    preflight::check(prepared, part.shards(layout).len(), options)?;
-    let of_shards: u64 = layout.shards[part.shards(layout)].iter().map(|shard| shard.bytes).sum();
-    let others = if part.is_first() {
-        crate::output_bytes(prepared, options.copy_tokenizer) - layout.file_bytes
-    } else {
-        0
-    };
-    let destination = Destination { out: folder, bytes: of_shards + others, on_the_way_bytes: 0 };
+    preflight::check(prepared, part.shards(&prepared.plan.layout).len(), options)?;
+    let destination = destination(prepared, options, part)?;
     let beside = (destination.out.clone(), destination.bytes);
     if matches!(Record::read(&beside.0)?, There::Nothing) {
         check_destinations(&[destination], &inputs)?;
@@ -210,6 +212,18 @@ pub fn check_room(prepared: &Prepared, options: &Options, part: Part) -> Result<
         free_for(&prepared.absent(), &[(&beside.0, beside.1)])?;
     }
     Ok(())
+}
+
+/// Where a part goes, and how large it is.
+fn destination(prepared: &Prepared, options: &Options, part: Part) -> Result<Destination> {
+    let (out, layout) = (part.folder(&options.out)?, &prepared.plan.layout);
+    let of_shards: u64 = layout.shards[part.shards(layout)].iter().map(|shard| shard.bytes).sum();
+    let others = if part.is_first() {
+        crate::output_bytes(prepared, options.copy_tokenizer) - layout.file_bytes
+    } else {
+        0
+    };
+    Ok(Destination { out, bytes: of_shards + others, on_the_way_bytes: 0 })
 }
 
 /// Refuses an output beside which something else is half made: parts of it could not be put together.
@@ -257,18 +271,10 @@ fn remove(folder: &Path, files: &BTreeSet<String>) -> Result<()> {
         // By another process.
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty => {
-            let (what, stay) = (folder.display(), few(names_in(folder).into_iter()));
-            Err(Error::output(format!("{what} stays, with what is none of its files: {stay}")))
+            let (what, stay) = (folder.display(), few(&names_in(folder).unwrap_or_default(), NAMED_MAX));
+            let refusal = Error::output(format!("{what} stays, with what is none of its files: {stay}"));
+            Err(refusal.hint("move that away, or remove the folder where nothing in it is of use"))
         }
         removed => removed.map_err(|cause| Error::writing(folder, &cause)),
     }
-}
-
-/// What a folder holds, by name, as far as the system says so.
-fn names_in(folder: &Path) -> Vec<String> {
-    let entries = files::list(folder).into_iter().flatten().filter_map(io::Result::ok);
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort_unstable();
-    names
 }

@@ -81,6 +81,15 @@ pub fn labels<S: AsRef<str>>(paths: &[S]) -> Vec<String> {
     paths.iter().map(label).collect()
 }
 
+/// The first of some names; the rest is counted.
+pub fn few<S: AsRef<str>>(names: &[S], most: usize) -> String {
+    let first = names.iter().take(most).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(most) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
 /// A name from a file, as it may stand in a message: quoted, escaped, and cut.
 pub fn quoted(name: &str) -> String {
     const NAME_CHARS_MAX: usize = 200;

@@ -27,8 +27,8 @@ pub(super) const JOURNAL: &str = ".journal";
 /// stop and go on by the thousand.
 const KEPT_BYTES_MIN: u64 = if cfg!(test) { 4 << 10 } else { 64 << 20 };
 
-/// As many bytes of tensors may be finished before that is written down, and so much time pass between two of them: what is lost if the
-/// merge is killed, and made again. Unit tests do not depend on time.
+/// As many bytes of tensors may be finished before that is written down, if none is finished so much time after the last write: what is
+/// lost if the merge is killed, and made again. Unit tests do not depend on time.
 const UNWRITTEN_BYTES: u64 = KEPT_BYTES_MIN / 64;
 const UNWRITTEN_TIME: Duration = if cfg!(test) { Duration::MAX } else { Duration::from_millis(10) };
 

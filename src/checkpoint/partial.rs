@@ -83,8 +83,22 @@ impl Partial {
     /// Kind `Output`: another merge is at work there, or the folder is not ours. Kind `Config`: OUT holds something by now, or what was
     /// left is of another output.
     pub fn create(out: &Path, access: Access, making: Option<Making<'_>>) -> Result<Self> {
+        Self::create_for(out, access, making, &|| Ok(()))
+    }
+
+    /// The same; what is in OUT by then is for `free` to remove or to refuse: nobody else makes OUT meanwhile.
+    ///
+    /// # Errors
+    /// Those too of `free`.
+    pub fn create_for(
+        out: &Path,
+        access: Access,
+        making: Option<Making<'_>>,
+        free: &dyn Fn() -> Result<()>,
+    ) -> Result<Self> {
         let out = resolve(out).map_err(Error::output)?;
         let partial = Self::begin(partial_of(&out), out, access, making)?;
+        free()?;
         // Another merge may have held the lock until now, and taken the place.
         free_to_take(&partial.out, &partial.out)?;
         Ok(partial)
@@ -606,7 +620,7 @@ fn folders(files: &BTreeSet<String>) -> BTreeSet<&str> {
 
 fn in_use(path: &Path) -> Error {
     Error::output(format!("another process is writing {}", path.display()))
-        .hint("wait until it has ended; what is to be another output goes to another folder")
+        .hint("wait for it to end, or choose another output folder")
 }
 
 /// Between opening and locking, its owner may have removed the file: the lock would guard nothing.

@@ -56,6 +56,20 @@ impl Sink {
         access: Access,
         made: Option<Making<'_>>,
     ) -> Result<(Self, Vec<Finished>)> {
+        Self::create_for(out, layout, access, made, &|| Ok(()))
+    }
+
+    /// The same; what is in `out` by then is for `free` to remove or to refuse, while nobody else makes `out`.
+    ///
+    /// # Errors
+    /// Those too of `free`.
+    pub fn create_for(
+        out: &Path,
+        layout: &Layout,
+        access: Access,
+        made: Option<Making<'_>>,
+        free: &dyn Fn() -> Result<()>,
+    ) -> Result<(Self, Vec<Finished>)> {
         raise_open_file_limit();
         let mut sink = Self {
             storing: None,
@@ -65,7 +79,7 @@ impl Sink {
             file_bytes: layout.file_bytes,
             access,
             journal: None,
-            partial: Partial::create(out, access, made)?,
+            partial: Partial::create_for(out, access, made, free)?,
         };
         let mut finished = Vec::new();
         if let Some(making) = made {

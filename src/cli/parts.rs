@@ -198,13 +198,14 @@ pub(super) fn check(prepared: &Prepared, options: &Options, part: Option<Part>, 
 /// A part for programs, made now or before.
 pub(super) fn json(prepared: &Prepared, out: &Path, part: Part, report: Option<&Report>) -> Result<Json> {
     let layout = &prepared.plan.layout;
-    let (shards, folder) = (part.shards(layout), part.folder(out)?);
+    let shards = part.shards(layout);
+    // Once all are put together it is in the output.
+    let folder = if out.join(MANIFEST).is_file() { out.to_path_buf() } else { part.folder(out)? };
     let files: Map<String, Json> =
         layout.shards[shards.clone()].iter().map(|of| (of.file.clone(), of.bytes.into())).collect();
     let mut json = json!({
         "part": part.to_string(),
-        // Once all are put together it is in the output.
-        "folder": if out.join(MANIFEST).is_file() { out } else { &*folder },
+        "folder": folder,
         "made_before": report.is_none(), "files": files, "tensors": layout.tensors_in(&shards).len(),
     });
     if let Some(report) = report {
@@ -280,7 +281,7 @@ pub(super) struct FinishArgs {
     json: bool,
 }
 
-const ABOUT: &str = "Exit codes: 0 where OUT is there, made now or before; 7 where parts are missing, others as for all commands. Neither models nor the \
+const ABOUT: &str = "Exit codes: 0 where OUT is there, made now or before; 7 where parts are missing or not whole, others as for all commands. Neither models nor the \
                      config are needed. Shards are moved, so OUT has to be on the disk of its parts. OUT appears whole or not at all, with \
                      the bytes of a merge in one; whoever is stopped on the way runs this again.";
 

@@ -13,7 +13,7 @@ use crate::checkpoint::MANIFEST;
 use crate::error::{Error, Kind, Result};
 use crate::report::{InputRecord, Manifest};
 use crate::stream::Budget;
-use crate::text::{bytes as size, one_line};
+use crate::text::{bytes as size, few, one_line};
 use crate::verify::{Findings, Output, Problem, inputs_changed, plan_again, recompute, sample};
 use crate::{Prepared, hash_inputs, unhashed_bytes};
 
@@ -180,12 +180,8 @@ fn without_hashes(unknown: usize, all: usize) -> Error {
 
 fn unlisted(files: &[String]) -> Error {
     const NAMED_MAX: usize = 3;
-    let named = files.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let more = match files.len().saturating_sub(NAMED_MAX) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    Error::config(format!("{named}{more}: not of the merge, {MANIFEST} does not list it"))
+    let named = few(files, NAMED_MAX);
+    Error::config(format!("{named}: not of the merge, {MANIFEST} does not list it"))
 }
 
 /// That all files are as they should be.

@@ -6,22 +6,19 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::record::{BESIDE, Record, There, working_folder};
-use super::{Part, check_half_made, making_of_all, names_in, remove};
+use super::record::{BESIDE, Record, There, names_in, working_folder};
+use super::{NAMED_MAX, Part, check_half_made, making_of_all, remove};
 use crate::checkpoint::layout::DATA_BYTES_MAX;
 use crate::checkpoint::{
-    Access, Content, Finished, InParts, Layout, MANIFEST, ModelFolder, OutTensor, Sidecar, Sink, laid_out,
-    partial_path, parts_of, remove_lock,
+    Access, CARD, Content, Finished, InParts, Layout, MANIFEST, ModelFolder, OutTensor, Sidecar, Sink,
+    laid_out, partial_path, parts_of, remove_lock,
 };
 use crate::error::{Error, Kind, Result};
 use crate::files::{self, Folder};
 use crate::preflight::{Capacity, Requirements};
 use crate::report::{FileRecord, LAYOUT, Manifest, add_tensors, layout_digest, manifest_in};
 use crate::stream::{Merged, Watch};
-use crate::text::{quoted, shell_word};
-
-/// So many parts, or what else there is, are named; the rest is counted.
-const NAMED_MAX: usize = 8;
+use crate::text::{few, quoted, shell_word};
 
 /// So many elements an output has at most, whatever their type.
 const ELEMENTS_MAX: u64 = DATA_BYTES_MAX / 8;
@@ -62,8 +59,14 @@ pub struct Done {
 /// system has no locks. Kind `Input`: one is damaged. Kind `Output`: the system refuses, or another process is at work there. What is there
 /// of the parts stays.
 pub fn finish(out: &Path, read: bool, threads: usize, watch: &dyn Watch) -> Result<Done> {
-    let folder = parts_of(out)?;
     let is_there = || files::is_file(&out.join(MANIFEST));
+    let folder = match parts_of(out) {
+        // No parts are wanted of it any more, so nothing is in their way.
+        Err(refusal) if refusal.kind == Kind::Output && is_there() => {
+            return Ok(Done { made: None, left: None, removed: None, folder: out.into(), stays: None });
+        }
+        folder => folder?,
+    };
     if is_there() {
         return done_before(out, &folder);
     }
@@ -84,7 +87,7 @@ pub fn finish(out: &Path, read: bool, threads: usize, watch: &dyn Watch) -> Resu
     };
     sink.finish(&sidecars, &stop).map_err(to_go_on)?;
     let left = remove_all(&folder, &records).1.err();
-    let stays = some(names_in(&folder));
+    let stays = some(&names_in(&folder).unwrap_or_default());
     let Layout { shards, places, total_bytes, .. } = &joined.layout;
     let made =
         Whole { parts: records.len(), shards: shards.len(), tensors: places.len(), bytes: *total_bytes };
@@ -181,7 +184,8 @@ impl SomeParts {
         let changed: BTreeSet<String> =
             odd.iter().flat_map(|(_, (_, record))| record.changed(&most.making)).collect();
         let changed = changed.into_iter().collect::<Vec<_>>().join(", ");
-        let names = few(odd.iter().map(|(_, (folder, _))| name_of(folder)));
+        let names: Vec<String> = odd.iter().map(|(_, (folder, _))| name_of(folder)).collect();
+        let names = few(&names, NAMED_MAX);
         let numbers: Vec<usize> = odd.iter().map(|(number, _)| **number).collect();
         let what =
             format!("{} and {names} are parts of different merges (changed: {changed})", folder.display());
@@ -196,7 +200,7 @@ impl SomeParts {
         let is_missing =
             |number: &usize| !self.recorded.contains_key(number) && !self.not_whole.contains_key(number);
         let missing: Vec<usize> = (1..=of).filter(is_missing).collect();
-        let named = few(missing.iter().map(usize::to_string));
+        let named = few(&missing.iter().map(usize::to_string).collect::<Vec<_>>(), NAMED_MAX);
         let mut what: Vec<String> = match missing.len() {
             0 => Vec::new(),
             1 => vec![format!("part {named} of {of} is missing")],
@@ -274,18 +278,9 @@ impl Record {
     }
 }
 
-/// The first of some names; the rest is counted.
-pub(super) fn few(mut names: impl ExactSizeIterator<Item = String>) -> String {
-    let first = names.by_ref().take(NAMED_MAX).collect::<Vec<_>>().join(", ");
-    match names.len() {
-        0 => first,
-        more => format!("{first} and {more} more"),
-    }
-}
-
-/// The same, if there are any.
-fn some(names: Vec<String>) -> Option<String> {
-    (!names.is_empty()).then(|| few(names.into_iter()))
+/// Some names, if there are any.
+fn some(names: &[String]) -> Option<String> {
+    (!names.is_empty()).then(|| few(names, NAMED_MAX))
 }
 
 /// The last part of a part's folder.
@@ -382,6 +377,7 @@ impl Joined {
         for (file, _) in &record.files {
             let original = from.file(format!("{BESIDE}/{file}"));
             if let Some(FileRecord::Other { sha256, .. }) = self.manifest.files.get(file)
+                && file != CARD
                 && original.sha256(&|_| Ok(()))?.1 != *sha256
             {
                 let path = original.path();
@@ -446,7 +442,8 @@ fn done_before(out: &Path, folder: &Path) -> Result<Done> {
     }
     remove_lock(out);
     let (removed, all) = remove_all(folder, &records);
-    let (removed, stays, folder) = (some(removed), some(names_in(folder)), folder.to_path_buf());
+    let (removed, stays, folder) =
+        (some(&removed), some(&names_in(folder).unwrap_or_default()), folder.to_path_buf());
     Ok(Done { made: None, left: all.err(), removed, folder, stays })
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::Part;
 use crate::Prepared;
 use crate::cache::read_small;
-use crate::checkpoint::{Finished, OutTensor, in_the_way, partial_path};
+use crate::checkpoint::{CARD, Finished, OutTensor, in_the_way, partial_path};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::files;
@@ -25,7 +25,7 @@ pub(super) const RECORD: &str = "part.json";
 pub(super) const BESIDE: &str = "beside";
 
 /// The form that this program writes, and reads.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// What a part says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,33 +152,45 @@ impl Record {
             Err(cause) if cause.kind() == io::ErrorKind::NotADirectory => {
                 return Err(in_the_way(folder, "it is no folder"));
             }
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-                return match files::list(folder).map(|mut entries| entries.next().is_none()) {
-                    Ok(false) => Ok(There::Unrecorded(format!("it has no {RECORD}"))),
-                    Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                        Err(Error::reading(folder, &cause))
-                    }
-                    _ => Ok(There::Nothing),
-                };
-            }
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => match names_in(folder) {
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(There::Nothing),
+                Err(cause) => return Err(Error::reading(folder, &cause)),
+                Ok(names) if names.is_empty() => return Ok(There::Nothing),
+                // It has come meanwhile, or a network's file system remembered that it was not there.
+                Ok(names) if names.iter().any(|name| name == RECORD) => {
+                    read_small(&path, PART_BYTES_MAX).map_err(|cause| Error::reading(&path, &cause))?
+                }
+                Ok(_) => return Ok(There::Unrecorded(format!("it has no {RECORD}"))),
+            },
             Err(cause) => return Err(Error::reading(&path, &cause)),
         };
-        let record: Self = match serde_json::from_slice(&text) {
-            Ok(record) => record,
-            Err(cause) => return Ok(There::Unrecorded(format!("{RECORD} is no record of a part: {cause}"))),
-        };
-        if record.format != FORMAT {
-            let what = format!("{}: another version of mergeforge made this part", path.display());
-            let hint = format!("remove {}, and make this part again", folder.display());
-            return Err(Error::input(what).in_file(&path).hint(hint));
+        match Self::of_text(&text) {
+            Ok(Some(record)) => Ok(There::Recorded(Box::new(record))),
+            Ok(None) => {
+                let what = format!("{}: another version of mergeforge made this part", path.display());
+                let hint = format!("remove {}, and make this part again", folder.display());
+                Err(Error::input(what).in_file(&path).hint(hint))
+            }
+            Err(why) => Ok(There::Unrecorded(format!("{RECORD} is no record of a part: {why}"))),
         }
-        Ok(There::Recorded(Box::new(record)))
+    }
+
+    /// `None` of another version, whose records may have another form.
+    fn of_text(text: &[u8]) -> serde_json::Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u64,
+        }
+        let Version { format } = serde_json::from_slice(text)?;
+        if format == FORMAT { serde_json::from_slice(text).map(Some) } else { Ok(None) }
     }
 
     /// What differs, in words, where the part was made of something else.
     pub(super) fn changed(&self, making: &Value) -> Vec<String> {
-        let keys = making.as_object().into_iter().flatten().map(|(key, _)| key);
-        keys.filter(|key| self.making[*key] != making[*key]).cloned().collect()
+        let keys =
+            [&self.making, making].into_iter().filter_map(Value::as_object).flatten().map(|(key, _)| key);
+        let keys: BTreeSet<&String> = keys.filter(|key| self.making[*key] != making[*key]).collect();
+        keys.into_iter().cloned().collect()
     }
 
     /// The files in its folder.
@@ -194,12 +206,12 @@ impl Record {
     /// Kind `Output`: the system does not say. Kind `Config`: `out` is no place for an output.
     pub(super) fn lacks(&self, folder: &Path, out: &Path) -> Result<Option<String>> {
         let moved = partial_path(out)?;
-        let wrong = |folder: &Path, file: &str, bytes: u64| {
+        let wrong = |folder: &Path, file: &str, bytes: Option<u64>| {
             let path = folder.join(file);
             match files::metadata_of_link(&path) {
-                Ok(found) if found.is_file() && found.len() == bytes => Ok(None),
                 Ok(found) if found.is_file() => {
-                    Ok(Some(format!("{file} has {} bytes, not {bytes}", found.len())))
+                    let other = bytes.filter(|bytes| *bytes != found.len());
+                    Ok(other.map(|bytes| format!("{file} has {} bytes, not {bytes}", found.len())))
                 }
                 Ok(_) => Ok(Some(format!("{file} is no file"))),
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Some(format!("it lacks {file}"))),
@@ -207,19 +219,34 @@ impl Record {
             }
         };
         for (file, bytes) in &self.shards {
-            if let Some(wrong_here) = wrong(folder, file, *bytes)?
-                && wrong(&moved, file, *bytes)?.is_some()
+            if let Some(wrong_here) = wrong(folder, file, Some(*bytes))?
+                && wrong(&moved, file, Some(*bytes))?.is_some()
             {
                 return Ok(Some(wrong_here));
             }
         }
         for (file, bytes) in &self.files {
-            if let Some(wrong) = wrong(folder, &format!("{BESIDE}/{file}"), *bytes)? {
+            // Which people go on writing.
+            let bytes = Some(*bytes).filter(|_| file != CARD);
+            if let Some(wrong) = wrong(folder, &format!("{BESIDE}/{file}"), bytes)? {
                 return Ok(Some(wrong));
             }
         }
         Ok(None)
     }
+}
+
+/// What a folder holds, by name.
+///
+/// # Errors
+/// Those of the system.
+pub(super) fn names_in(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in files::list(folder)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// The folder that relative paths start in now; nothing where the system does not say.

@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::files;
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::plan::{Choices, PartlyHeldPolicy, Tensor};
+use crate::text::few;
 
 /// So many inputs or files are named; the rest is counted.
 const NAMED_MAX: usize = 3;
@@ -105,7 +106,7 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> R
         others.extend(changed);
     }
     if !others.is_empty() {
-        found.push(format!("inputs are not those that it was made of: {}", few(&others)));
+        found.push(format!("inputs are not those that it was made of: {}", few(&others, NAMED_MAX)));
     }
     let is_there = |tensor: &Tensor| recorded.tensors.contains_key(&*tensor.name);
     if recorded.tensors.len() != plan.tensors.len() || !plan.tensors.iter().all(is_there) {
@@ -126,14 +127,14 @@ pub(crate) fn differences(folder: &Path, prepared: &Prepared, copied: bool) -> R
         |file: &&Sidecar| !files::is_file(&folder.join(&file.file)) || known && !holds(folder, file);
     wrong.extend(wanted.iter().filter(is_wrong).map(|file| file.file.clone()));
     if !wrong.is_empty() {
-        found.push(format!("files are missing or hold something else: {}", few(&wrong)));
+        found.push(format!("files are missing or hold something else: {}", few(&wrong, NAMED_MAX)));
     }
     let is_wanted = |file: &Sidecar| wanted.iter().any(|wanted| wanted.file == file.file);
     let beyond =
         model_files(prepared, true).into_iter().filter(|file| !is_wanted(file)).map(|file| file.file);
     let beyond: Vec<String> = beyond.filter(|file| files::is_file(&folder.join(file))).collect();
     if !beyond.is_empty() {
-        found.push(format!("files are there that would not be: {}", few(&beyond)));
+        found.push(format!("files are there that would not be: {}", few(&beyond, NAMED_MAX)));
     }
     Ok(found)
 }
@@ -165,12 +166,4 @@ fn other_options(recorded: &Value, now: &Value) -> Vec<String> {
 fn named_beyond(inputs: &[Value], known: &[Value]) -> Vec<String> {
     let others = inputs.iter().filter(|input| !known.iter().any(|known| agree(known, input)));
     others.filter_map(name_of).map(str::to_owned).collect()
-}
-
-fn few(names: &[String]) -> String {
-    let first = names.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(NAMED_MAX) {
-        0 => first,
-        more => format!("{first} and {more} more"),
-    }
 }

@@ -829,8 +829,10 @@ fn a_merge_needs_nobody_who_hears_of_it() {
         assert!(merged() == expected, "stuck, {more:?}");
     }
     let output = start().arg("--json").stdout(full()).output().unwrap();
-    let said =
-        ["cannot write to standard output: No space left", "whatever else the command makes is complete"];
+    let said = [
+        "cannot write to standard output: No space left",
+        "all that the command writes elsewhere is complete",
+    ];
     Ended::from(output).failed(4, &said);
     assert!(merged() == expected, "full standard output");
 }

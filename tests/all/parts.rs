@@ -246,8 +246,8 @@ fn a_part_that_lacks_a_file_beside_its_weights_is_made_again() {
     };
     fs::remove_file(beside.join("tokenizer.json")).unwrap();
     lacks("it lacks beside/tokenizer.json");
-    fs::write(beside.join("README.md"), "").unwrap();
-    lacks("beside/README.md has 0 bytes, not ");
+    fs::write(beside.join("config.json"), "").unwrap();
+    lacks("beside/config.json has 0 bytes, not ");
     fs::remove_dir_all(&beside).unwrap();
     lacks("it lacks beside/");
     case.finish(&[]).succeeded();
@@ -298,6 +298,28 @@ fn a_part_without_its_record_is_made_again_and_nothing_foreign_is_removed() {
     assert!(ended.stderr.contains(says), "{}", ended.stderr);
     fs::remove_dir_all(case.path().join("out.parts")).unwrap();
     case.assert_is(&whole, "with the parts made again");
+}
+
+#[test]
+fn a_part_goes_once_it_can_be_made_anew() {
+    let case = Case::example("ties.yml", &[]);
+    let whole = case.whole();
+    case.all_parts(2);
+    let before = files(&case.path().join("out.parts"));
+    // Another process is at work, or something foreign is in the way.
+    let partial = case.path().join("out.parts/1-of-2.partial");
+    fs::create_dir(&partial).unwrap();
+    fs::write(partial.join("x"), "").unwrap();
+    case.part_with("1/2", &["--restart"]).failed(4, &["1-of-2.partial is in the way"]);
+    fs::remove_dir_all(&partial).unwrap();
+    assert!(files(&case.path().join("out.parts")) == before, "it is gone");
+    case.part_with("1/2", &["--restart"]).succeeded();
+    // Which people go on writing.
+    fs::write(case.part_folder("1/2").join("beside/README.md"), "mine").unwrap();
+    case.finish(&[]).succeeded();
+    assert_eq!(fs::read(case.out().join("README.md")).unwrap(), b"mine");
+    fs::write(case.out().join("README.md"), &whole[Path::new("README.md")]).unwrap();
+    case.assert_is(&whole, "but for the card");
 }
 
 #[test]
@@ -363,7 +385,11 @@ fn what_is_in_the_way_of_parts_and_what_stays_of_them_is_said() {
     assert!(ended.stderr.contains(stays), "{}", ended.stderr);
     assert_eq!(case.finish(&["--quiet"]).succeeded().stderr, "");
     fs::remove_dir_all(&parts).unwrap();
-    // Of what is whole no part is made anew.
+    // Of what is whole nothing is in the way, and no part is made anew.
+    fs::write(&parts, "").unwrap();
+    case.finish(&[]).succeeded();
+    case.part_with("1/2", &["--json"]).succeeded();
+    fs::remove_file(&parts).unwrap();
     let whole_already = ["out is whole already, and no part of it is made again", "leave --restart out"];
     case.part_with("1/2", &["--restart"]).failed(2, &whole_already);
     case.part("1/2").succeeded();
@@ -535,7 +561,7 @@ fn damaged_parts_are_found_and_made_again() {
     let record = case.part_folder("2/2").join("part.json");
     let text = fs::read_to_string(&record).unwrap();
     for (from, to, code, says) in [
-        ("{\"format\":1", "{\"format\":9", 3, "another version of mergeforge made this part"),
+        ("{\"format\":2", "{\"format\":9,\"new\":0", 3, "another version of mergeforge made this part"),
         ("\"first_shard\":", "\"first_shard\":1", 3, "leave shards out, or have some twice"),
         ("\"shape\":[", "\"shape\":[1,", 3, "have tensors in other places than were planned"),
         ("\"shape\":[", "\"shape\":[9223372036854775807,9,", 3, "cannot be understood"),

@@ -83,16 +83,29 @@ impl Case {
     }
 
     /// The same, after something else was done then.
-    fn stopped_after(&self, tensors: usize, done: impl FnOnce(), signal: Signal) -> Ended {
-        let mut child = self.start(&[]);
-        while self.noted() < tensors && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_micros(100));
+    fn stopped_after(&self, tensors: usize, done: impl Fn(), signal: Signal) -> Ended {
+        const TRIES: usize = 20;
+        for _ in 0..TRIES {
+            let mut child = self.start(&[]);
+            while self.noted() < tensors && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            // Held, so that it does not end meanwhile.
+            let pid = Pid::from_child(&child);
+            let _ = kill_process(pid, Signal::STOP);
+            if self.partial().is_dir() {
+                done();
+                let _ = kill_process(pid, signal);
+            }
+            let _ = kill_process(pid, Signal::CONT);
+            let ended = Ended::from(child.wait_with_output().unwrap());
+            if ended.code != Some(0) {
+                return ended;
+            }
+            // It was over before.
+            fs::remove_dir_all(self.path().join("out")).unwrap();
         }
-        done();
-        let _ = kill_process(Pid::from_child(&child), signal);
-        let ended = Ended::from(child.wait_with_output().unwrap());
-        assert_ne!(ended.code, Some(0), "it was over before the signal");
-        ended
+        panic!("{TRIES} merges were over before the signal");
     }
 
     /// The files of the output.

@@ -68,6 +68,7 @@ use mergekit::MergekitArgs;
 use progress::Progress;
 use reading::Reading;
 use resources::{cores, default_host_bytes, limits_on};
+use show::Moved;
 use warnings::{Warnings, checked, checked_space};
 
 /// Merge large model checkpoints: fast, exact, the same bytes everywhere.
@@ -555,15 +556,14 @@ fn merge_into(
         hashed?;
     }
     progress.expect(parts::amount(prepared, part).1, "written");
-    let before = progress.moved_bytes();
+    let before = progress.moved_since(Moved::default());
     let outcome = parts::merge(prepared, &options, part, progress, timeline);
     progress.finish();
     let Some(report) = outcome? else { return Ok(None) };
     show::odd_values(&prepared.plan, report.placed(), Some(MANIFEST));
     show::remarks(&report);
     if !flags.quiet {
-        let (read, written) = progress.moved_bytes();
-        parts::done(out, prepared, part, (read - before.0, written - before.1), started.elapsed())?;
+        parts::done(out, prepared, part, progress.moved_since(before), started.elapsed())?;
         show::shares(&report);
     }
     Ok(Some(report))

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value as Json, json};
 
 use super::progress::Progress;
+use super::show::Moved;
 use super::values::count;
 use super::{STARTED, cores, show};
 use crate::checkpoint::MANIFEST;
@@ -248,7 +249,7 @@ pub(super) fn done(
     out: &Path,
     prepared: &Prepared,
     part: Option<Part>,
-    moved: (u64, u64),
+    moved: Moved,
     elapsed: Duration,
 ) -> Result<()> {
     let into = part.map_or_else(|| Ok(out.to_path_buf()), |part| part.folder(out))?;

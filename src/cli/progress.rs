@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::host::{self, Host};
+use super::show::Moved;
 use super::{show, signals};
 use crate::error::{Error, Result};
 use crate::stream::Watch;
@@ -27,6 +28,7 @@ pub(super) struct Progress {
     lines: Option<Lines>,
     read: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
+    found: AtomicU64,
     stop: Arc<AtomicBool>,
     quiet: bool,
 }
@@ -70,7 +72,16 @@ impl Progress {
         let target = if drawn { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
         let lines = (!terminal && shown).then(Lines::default);
-        Ok(Self { hosted, bar, lines, read: Arc::default(), written: Arc::default(), stop, quiet })
+        Ok(Self {
+            hosted,
+            bar,
+            lines,
+            read: Arc::default(),
+            written: Arc::default(),
+            found: AtomicU64::default(),
+            stop,
+            quiet,
+        })
     }
 
     /// Progress of something else beside it, of so many bytes, that ends when this one is to stop.
@@ -83,6 +94,7 @@ impl Progress {
             lines: self.lines.as_ref().map(|_| Lines::default()),
             read: Arc::default(),
             written: Arc::default(),
+            found: AtomicU64::default(),
             stop: Arc::clone(&self.stop),
             quiet: self.quiet,
         };
@@ -146,6 +158,13 @@ impl Progress {
     pub(super) fn moved_bytes(&self) -> (u64, u64) {
         (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
     }
+
+    /// All that moved since, for whoever says what a merge did.
+    pub(super) fn moved_since(&self, before: Moved) -> Moved {
+        let (read, written) = self.moved_bytes();
+        let found = self.found.load(Ordering::Relaxed);
+        Moved { read: read - before.read, written: written - before.written, found: found - before.found }
+    }
 }
 
 impl Watch for Progress {
@@ -185,6 +204,7 @@ impl Watch for Progress {
     }
 
     fn goes_on(&self, finished: u64, all: u64) {
+        self.found.fetch_add(finished, Ordering::Relaxed);
         if !self.quiet {
             let (finished, all) = (bytes(finished), bytes(all));
             self.note(&format!("{finished} of {all} are finished, and this merge goes on from there"));

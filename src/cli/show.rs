@@ -241,12 +241,22 @@ fn left(out: &LeftOut) -> String {
     if *tensors == 1 { format!("{model}: {what}") } else { format!("{model}: {what} ({tensors} tensors)") }
 }
 
+/// Bytes that merges have moved.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Moved {
+    pub read: u64,
+    /// Chunks that were mended are written twice.
+    pub written: u64,
+    /// Those of the output that earlier merges had finished.
+    pub found: u64,
+}
+
 /// The end of a merge of so many tensors, with so many bytes.
 pub(super) fn done(
     out: &Path,
     prepared: &Prepared,
     (tensors, bytes_of_all): (usize, u64),
-    (read, written): (u64, u64),
+    Moved { read, written, found }: Moved,
     elapsed: Duration,
 ) {
     let plan = &prepared.plan;
@@ -254,15 +264,13 @@ pub(super) fn done(
     // Samples are read before the sweeps, and what was not held is read again.
     let again = if read > inputs { format!(" from inputs of {}", bytes(inputs)) } else { String::new() };
     let seconds = elapsed.as_secs_f64();
-    // What another merge had finished. Chunks that were mended are written twice.
-    let there = bytes_of_all.saturating_sub(written);
-    let and_there = if there > 0 { format!(", {} were there", bytes(there)) } else { String::new() };
+    let and_there = if found > 0 { format!(", {} were there", bytes(found)) } else { String::new() };
     talk(&one_line(&format!(
         "{tensors} tensors written to {} in {seconds:.2} s ({:.2} GB/s: {} read{again}, {} written{and_there})",
         out.display(),
         (read + written) as f64 / 1e9 / seconds,
         bytes(read),
-        bytes(bytes_of_all - there),
+        bytes(bytes_of_all.saturating_sub(found)),
     )));
 }
 

@@ -2,8 +2,8 @@
 //!
 //! `OUT.partial/.journal` begins with a line that says what is being made: all that the bytes of its tensors depend on. A line follows
 //! for each tensor that is finished, with the digest of its bytes. Before each line stands a digest of it, so that one that was cut off
-//! or torn is noticed: what follows it counts no more. Lines about small tensors wait for a moment, or until they are about much: a merge
-//! of a hundred thousand tensors would take as long to note them as to merge them.
+//! or torn is noticed: what follows it counts no more. Lines about small tensors wait for a moment, or until they are about much: where
+//! there are a hundred thousand of them, a fifth of the merge's time would go into writing each line by itself.
 //!
 //! A line is only believed if the tensor has that digest when the merge goes on. So no order of writes has to be kept: where the
 //! system put a line on the disk and not the tensor, the tensor is merged again.
